@@ -1,0 +1,151 @@
+"""The frames of a scene as one memory-mapped array, decoded and verified once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from divff_nerfstudio.files import DivffError, atomic_path, is_writable, user_cache_dir
+
+_FOLDER = ".divff_cache"
+_DAY = 86400.0
+
+
+class SceneError(DivffError):
+    """Something is wrong with a scene folder; the message names the file and the remedy in one sentence."""
+
+
+def decode_frame(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes a picture into RGB.
+
+    Grey and palette pictures are converted, an opaque alpha channel is dropped.
+
+    Raises:
+        SceneError: If the file is missing, truncated or not a picture that has red, green and blue in 8 bits.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            opaque = image.mode == "RGBA" and image.getextrema()[3] == (255, 255)
+            if image.mode not in ("RGB", "L", "P") and not opaque:
+                raise SceneError(f"{path} has image mode {image.mode}, which is not read: save it as 8-bit RGB.")
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise SceneError(f"{path} is missing: put it there, or take its id out of meta.json.") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SceneError(f"{path} is truncated or no picture ({error}): copy it anew from its source.") from None
+
+
+def frame_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture, from its header.
+
+    Raises:
+        SceneError: If the file is missing or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except FileNotFoundError:
+        raise SceneError(f"{path} is missing: put it there, or take its id out of meta.json.") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SceneError(f"{path} is truncated or no picture ({error}): copy it anew from its source.") from None
+
+
+def cache_folder(root: Path) -> Path:
+    """Folder for what is derived from the scene `root`: inside it, where it may be written to, else the user's."""
+    return root / _FOLDER if is_writable(root) else user_cache_dir(root)
+
+
+def _fingerprint(paths: Sequence[Path], width: int, height: int) -> str:
+    """Changes when a frame is added, removed, renamed, resized or written to."""
+    digest = hashlib.sha256(f"frames 1 {width}x{height}".encode())
+    missing = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            missing.append(path)
+            continue
+        digest.update(f"\n{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+    if missing:
+        more = f", as are {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise SceneError(f"{missing[0]} is missing{more}: put it there, or take its id out of meta.json.")
+    return digest.hexdigest()[:20]
+
+
+def _remove_old(folder: Path, keep: Path) -> None:
+    """Removes caches of frames that are no more, and what a killed process left."""
+    for path in (*folder.glob("frames-*.npy"), *folder.glob(".frames-*.tmp.npy")):
+        with contextlib.suppress(OSError):
+            if path != keep and (not path.name.startswith(".") or path.stat().st_mtime < time.time() - _DAY):
+                path.unlink()
+
+
+def open_frames(
+    root: Path, paths: Sequence[Path], width: int, height: int
+) -> UInt8[np.ndarray, "frames {height} {width} 3"]:
+    """Opens the decoded frames of a scene, decoding them first where that has not been done.
+
+    The array is memory-mapped and read-only, so that a long video costs no memory and processes share it. That it
+    exists under the frames' fingerprint (names, sizes, times of change) means that all of them have been verified.
+
+    Args:
+        root: Folder of the scene.
+        paths: The frames in the order of the result.
+        width: Width in pixels that all frames must have.
+        height: Height in pixels that all frames must have.
+
+    Raises:
+        SceneError: If a frame is missing, damaged or of another size, or the cache cannot be written.
+    """
+    shape = (len(paths), height, width, 3)
+    cache = cache_folder(root) / f"frames-{_fingerprint(paths, width, height)}.npy"
+    if (frames := _open_cache(cache, shape)) is not None:
+        return frames
+    try:
+        with atomic_path(cache) as temporary:
+            _decode_all(temporary, paths, shape)
+    except OSError as error:
+        raise SceneError(
+            f"The decoded frames cannot be kept in {cache.parent} ({error.strerror or error}): make room there, or "
+            "name another folder in the environment variable DIVFF_CACHE_DIR."
+        ) from error
+    _remove_old(cache.parent, cache)
+    frames = _open_cache(cache, shape)
+    if frames is None:
+        raise SceneError(f"{cache} changed while it was written: start again when no other process edits the scene.")
+    return frames
+
+
+def _open_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    try:
+        frames = np.load(cache, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return frames if frames.shape == shape and frames.dtype == np.uint8 else None
+
+
+def _decode_all(target: Path, paths: Sequence[Path], shape: tuple[int, ...]) -> None:
+    frames = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
+
+    def decode(index: int) -> None:
+        frame = decode_frame(paths[index])
+        if frame.shape != shape[1:]:
+            raise SceneError(
+                f"{paths[index]} is {frame.shape[1]}x{frame.shape[0]} where the scene's first frame is "
+                f"{shape[2]}x{shape[1]}: bring all frames to one size."
+            )
+        frames[index] = frame
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(decode, range(len(paths))))
+    frames.flush()

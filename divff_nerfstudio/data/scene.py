@@ -1,0 +1,323 @@
+"""An EPIC-Diff scene folder as a validated index."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+
+from divff_nerfstudio.data.frames import SceneError, decode_frame, frame_size, open_frames
+
+__all__ = ["SPLITS", "Scene", "SceneError", "Split", "load_scene"]
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+_KEYS = ("ids_all", "ids_train", "ids_val", "ids_test", "images", "poses", "nears", "fars", "intrinsics")
+_PRINCIPAL_POINT_TOLERANCE = 0.15
+"""How far, as a share of the frame's size, the principal point may lie from the middle."""
+_RIGID_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """The frames of a scene with their cameras, in ascending order of frame id.
+
+    Frames are addressed by their *index* 0..N-1 everywhere; the frame *id* (a key of ``meta.json``) is the row of the
+    published time tables, and the *video number* (in the image's file name) counts the frames of the video.
+    """
+
+    root: Path
+    """Folder of the scene."""
+    frame_ids: Int64[np.ndarray, "N"]
+    """Frame ids, ascending."""
+    image_paths: tuple[Path, ...]
+    """Picture of each frame."""
+    camera_to_worlds: Float32[np.ndarray, "N 3 4"]
+    """Poses: columns right, up, back, position (OpenGL)."""
+    nears: Float32[np.ndarray, "N"]
+    """Where the room begins, scene units."""
+    fars: Float32[np.ndarray, "N"]
+    """Where the room ends, scene units."""
+    intrinsics: Float32[np.ndarray, "3 3"]
+    """Pinhole camera of all frames, in pixels."""
+    width: int
+    """Width of the frames in pixels."""
+    height: int
+    """Height of the frames in pixels."""
+    splits: Mapping[Split, Int64[np.ndarray, "k"]]
+    """Indices of the frames for training, for evaluation while training, and for the final test."""
+    video_numbers: Int64[np.ndarray, "N"]
+    """Number of each frame in the video."""
+    video_dir: Path
+    """Folder of the video's frames ``frame_0000000123.jpg``; it need not exist."""
+    _index: Mapping[int, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_index", {int(frame_id): i for i, frame_id in enumerate(self.frame_ids)})
+
+    def __len__(self) -> int:
+        return len(self.frame_ids)
+
+    def __deepcopy__(self, memo: dict) -> Scene:
+        """Nothing here changes, and nerfstudio copies metadata deeply: share the memory map instead."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "frames"}
+
+    @property
+    def name(self) -> str:
+        """Name of the scene: that of its folder."""
+        return self.root.resolve().name
+
+    def index_of(self, frame_id: int) -> int:
+        """Index of the frame with this id.
+
+        Raises:
+            SceneError: If the scene has no such frame.
+        """
+        try:
+            return self._index[int(frame_id)]
+        except KeyError:
+            raise SceneError(
+                f"{self.root / 'meta.json'} has no frame {frame_id}: choose one of its ids, "
+                f"{self.frame_ids[0]} to {self.frame_ids[-1]}."
+            ) from None
+
+    def times(self, rows: int | None = None) -> Float32[np.ndarray, "N"]:
+        """Time of each frame, from 0 to 1.
+
+        Args:
+            rows: Number of rows of a time table that is indexed by frame id, as the published network's (1000); the
+                time is then id / (rows - 1). None spreads the scene's own ids over the whole range.
+
+        Raises:
+            SceneError: If an id has no row in the table.
+        """
+        ids = self.frame_ids.astype(np.float64)
+        if rows is None:
+            return ((ids - ids[0]) / (ids[-1] - ids[0])).astype(np.float32)
+        if rows < 2 or ids[-1] > rows - 1:
+            raise SceneError(
+                f"{self.root / 'meta.json'} has frame id {self.frame_ids[-1]}, which has no row among {rows} time "
+                "rows: set time-rows to more than the largest id, or leave it out."
+            )
+        return (ids / (rows - 1)).astype(np.float32)
+
+    @cached_property
+    def frames(self) -> UInt8[np.ndarray, "N height width 3"]:
+        """All frames, memory-mapped and read-only; the first access decodes and verifies them.
+
+        Raises:
+            SceneError: If a frame is missing, damaged or of another size.
+        """
+        return open_frames(self.root, self.image_paths, self.width, self.height)
+
+    def frame(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+        """A copy of one frame."""
+        return np.array(self.frames[index])
+
+    def video_frame_path(self, number: int) -> Path | None:
+        """Picture of frame `number` of the video, if there is one."""
+        path = self.video_dir / f"frame_{number:010d}.jpg"
+        return path if path.is_file() else None
+
+    def video_frame(self, number: int) -> UInt8[np.ndarray, "video_height video_width 3"]:
+        """Decodes frame `number` of the video.
+
+        Raises:
+            SceneError: If it is missing or damaged.
+        """
+        return decode_frame(self.video_dir / f"frame_{number:010d}.jpg")
+
+    @cached_property
+    def video_numbers_available(self) -> Int64[np.ndarray, "M"]:
+        """Numbers of the video's frames that exist, ascending."""
+        names = (re.fullmatch(r"frame_(\d+)\.jpg", path.name) for path in self.video_dir.glob("frame_*.jpg"))
+        return np.array(sorted(int(match[1]) for match in names if match), np.int64)
+
+
+def load_scene(root: Path | str, check_frames: bool = True, video_dir: Path | str | None = None) -> Scene:
+    """Opens an EPIC-Diff scene folder and finds everything that is wrong in it.
+
+    Args:
+        root: Folder with ``meta.json`` and ``frames/``.
+        check_frames: Decode and verify all frames now (which is remembered, so it costs time once), not at their
+            first use.
+        video_dir: Folder of the video's frames, if it is not ``ROOT/high_res_video``.
+
+    Raises:
+        SceneError: For the first fault, in one sentence with the file and the remedy.
+    """
+    root = Path(root)
+    meta_path = root / "meta.json"
+    meta = _read_meta(meta_path)
+    frame_ids = _ids(meta_path, meta, "ids_all")
+    splits = _splits(meta_path, meta, frame_ids)
+    names = _per_frame(meta_path, meta, "images", frame_ids)
+    poses = _poses(meta_path, _per_frame(meta_path, meta, "poses", frame_ids), frame_ids)
+    nears, fars = _near_far(meta_path, meta, frame_ids)
+    image_paths = tuple(root / "frames" / _plain_name(meta_path, name) for name in names)
+    width, height = frame_size(image_paths[0])
+    intrinsics = _intrinsics(meta_path, meta, image_paths[0], width, height)
+    if video_dir is not None and not Path(video_dir).is_dir():
+        raise SceneError(f"{video_dir} is no folder: give the folder of the video's frames, or leave video-dir out.")
+    scene = Scene(
+        root=root,
+        frame_ids=frame_ids,
+        image_paths=image_paths,
+        camera_to_worlds=poses,
+        nears=nears,
+        fars=fars,
+        intrinsics=intrinsics,
+        width=width,
+        height=height,
+        splits=splits,
+        video_numbers=np.array([_video_number(meta_path, path) for path in image_paths], np.int64),
+        video_dir=root / "high_res_video" if video_dir is None else Path(video_dir),
+    )
+    if check_frames:
+        _ = scene.frames
+    return scene
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise SceneError(f"{path} is missing: give the folder of an EPIC-Diff scene as --data.") from None
+    except (ValueError, OSError) as error:
+        raise SceneError(f"{path} is not readable JSON ({error}): copy it anew from its source.") from None
+    if not isinstance(meta, dict):
+        raise SceneError(f"{path} holds no dictionary: copy it anew from its source.")
+    missing = [key for key in _KEYS if key not in meta]
+    if missing:
+        raise SceneError(f"{path} lacks {', '.join(missing)}: add what EPIC-Diff's format asks for.")
+    for key in ("images", "poses", "nears", "fars"):
+        if not isinstance(meta[key], dict):
+            raise SceneError(f"{path} has no dictionary from frame id to value in {key}: write it as EPIC-Diff does.")
+    return meta
+
+
+def _ids(path: Path, meta: dict[str, Any], key: str) -> np.ndarray:
+    ids = meta[key]
+    if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise SceneError(f"{path} has something else than frame ids (0, 1, ...) in {key}: write whole numbers there.")
+    if not ids:
+        raise SceneError(f"{path} has no frame in {key}: every split needs at least one.")
+    unique = np.unique(np.array(ids, np.int64))
+    if len(unique) < len(ids):
+        twice = next(i for i in unique if ids.count(int(i)) > 1)
+        raise SceneError(f"{path} names frame {twice} twice in {key}: take one away.")
+    return unique
+
+
+def _splits(path: Path, meta: dict[str, Any], frame_ids: np.ndarray) -> dict[Split, np.ndarray]:
+    ids = {split: _ids(path, meta, f"ids_{split}") for split in SPLITS}
+    for split in SPLITS:
+        unknown = np.setdiff1d(ids[split], frame_ids)
+        if len(unknown):
+            raise SceneError(f"{path} has frame {unknown[0]} in ids_{split} but not in ids_all: add it there.")
+    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+        both = np.intersect1d(ids[first], ids[second])
+        if len(both):
+            raise SceneError(
+                f"{path} has frame {both[0]} in ids_{first} and in ids_{second}: leave it in one of them, or the "
+                "evaluation is on frames that were trained on."
+            )
+    return {split: np.searchsorted(frame_ids, ids[split]) for split in SPLITS}
+
+
+def _per_frame(path: Path, meta: dict[str, Any], key: str, frame_ids: np.ndarray) -> list[Any]:
+    values = meta[key]
+    missing = [int(i) for i in frame_ids if str(i) not in values]
+    if missing:
+        raise SceneError(f"{path} has no entry in {key} for frame {missing[0]}: add it, or take the id out of ids_all.")
+    return [values[str(i)] for i in frame_ids]
+
+
+def _numbers(value: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """As an array of this shape, or None if it is none of finite numbers."""
+    try:
+        array = np.array(value, np.float64)
+    except (TypeError, ValueError):
+        return None
+    return array if array.shape == shape and np.isfinite(array).all() else None
+
+
+def _poses(path: Path, values: list[Any], frame_ids: np.ndarray) -> np.ndarray:
+    poses = np.empty((len(values), 3, 4))
+    for i, value in enumerate(values):
+        pose = _numbers(value, (3, 4))
+        if pose is None:
+            raise SceneError(f"{path} has no 3x4 matrix of finite numbers as pose of frame {frame_ids[i]}: mend it.")
+        poses[i] = pose
+    rotations = poses[:, :, :3]
+    error = np.abs(rotations.transpose(0, 2, 1) @ rotations - np.eye(3)).max((1, 2))
+    bad = np.flatnonzero((error > _RIGID_TOLERANCE) | (np.linalg.det(rotations) < 0))
+    if len(bad):
+        raise SceneError(
+            f"{path} has a pose of frame {frame_ids[bad[0]]} whose first three columns are no rotation: write a "
+            "camera-to-world matrix with columns right, up, back, without scale."
+        )
+    return poses.astype(np.float32)
+
+
+def _near_far(path: Path, meta: dict[str, Any], frame_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    bounds = {}
+    for key in ("nears", "fars"):
+        values = _per_frame(path, meta, key, frame_ids)
+        for frame_id, value in zip(frame_ids, values, strict=True):
+            if _numbers(value, ()) is None:
+                raise SceneError(f"{path} has no finite number in {key} for frame {frame_id}: write its distance.")
+        bounds[key] = np.array(values, np.float32)
+    bad = np.flatnonzero((bounds["nears"] <= 0) | (bounds["nears"] >= bounds["fars"]))
+    if len(bad):
+        i = bad[0]
+        raise SceneError(
+            f"{path} has near {bounds['nears'][i]:g} and far {bounds['fars'][i]:g} for frame {frame_ids[i]}: "
+            "write distances with 0 < near < far."
+        )
+    return bounds["nears"], bounds["fars"]
+
+
+def _plain_name(path: Path, name: Any) -> str:
+    if not isinstance(name, str) or not name or name != Path(name).name:
+        raise SceneError(f"{path} has {name!r} in images, which is no plain file name: name a file in frames/.")
+    return name
+
+
+def _video_number(path: Path, image: Path) -> int:
+    match = re.search(r"(\d+)$", image.stem)
+    if match is None:
+        raise SceneError(f"{path} names the image {image.name}, which ends in no number: call it IMG_0000000123.bmp.")
+    return int(match[1])
+
+
+def _intrinsics(path: Path, meta: dict[str, Any], image: Path, width: int, height: int) -> np.ndarray:
+    K = _numbers(meta["intrinsics"], (3, 3))
+    if K is None:
+        raise SceneError(f"{path} has no 3x3 matrix of finite numbers as intrinsics: write fx, fy, cx, cy in pixels.")
+    if K[0, 0] <= 0 or K[1, 1] <= 0 or K[0, 1] != 0 or K[1, 0] != 0 or not np.array_equal(K[2], (0, 0, 1)):
+        raise SceneError(f"{path} has intrinsics that are no pinhole camera: write [[fx,0,cx],[0,fy,cy],[0,0,1]].")
+    for key, size in (("image_w", width), ("image_h", height)):
+        if key in meta and meta[key] != size:
+            raise SceneError(
+                f"{image} is {width}x{height} where {path} has {key} = {meta[key]}: scale the frames to the size of "
+                "the intrinsics, or the intrinsics (and image_w, image_h) to the frames."
+            )
+    offset = np.abs(K[:2, 2] - (width / 2, height / 2)) / (width, height)
+    if (offset > _PRINCIPAL_POINT_TOLERANCE).any():
+        raise SceneError(
+            f"{image} is {width}x{height}, which does not fit the intrinsics of {path} (principal point "
+            f"{K[0, 2]:g}, {K[1, 2]:g}): scale the frames to the intrinsics, or the intrinsics to the frames."
+        )
+    return K.astype(np.float32)

@@ -1,0 +1,251 @@
+"""Rays, colours and feature targets for training, pictures for evaluation, from memory-mapped frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+
+import numpy as np
+import torch
+import tyro
+from jaxtyping import Float, Int
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
+from torch import Tensor
+
+from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
+from divff_nerfstudio.data.rays import camera_directions, pixel_areas, pixel_grid
+from divff_nerfstudio.data.scene import Scene, SceneError
+
+if TYPE_CHECKING:
+    from divff_nerfstudio.features.store import FeatureStore
+
+FeatureTargets = dict[str, tuple[Float[Tensor, "rays dimension"], "torch.Tensor"]]
+"""For each kind of feature: the rays' targets, and which of them have one."""
+
+
+class SceneDataset(InputDataset):
+    """The frames of one split as nerfstudio's pictures, read from the scene's memory map."""
+
+    def __init__(self, dataparser_outputs: Any, scale_factor: float = 1.0):
+        super().__init__(dataparser_outputs, scale_factor)
+        if scale_factor != 1.0:
+            raise SceneError("camera-res-scale-factor must be 1: scale the scene's frames and intrinsics instead.")
+        self.scene: Scene = self.metadata["scene"]
+        self.scene_indices: Int[Tensor, "frames"] = self.metadata["indices"]
+
+    def get_numpy_image(self, image_idx: int) -> np.ndarray:
+        """One frame, (H, W, 3) uint8."""
+        return self.scene.frame(int(self.scene_indices[image_idx]))
+
+    def get_metadata(self, data: dict) -> dict:
+        """Adds the frame's index in the scene."""
+        return {"frame_index": int(self.scene_indices[data["image_idx"]])}
+
+
+class PixelBatches:
+    """Draws pixels of a split at random, with their rays and colours.
+
+    All frames share one camera model, so that what a pixel's ray has in the camera's own frame is tabulated once; a
+    ray costs one rotation. Draws come from torch's global generator, whose saved state restores them.
+
+    Args:
+        dataset: The split.
+        num_rays_per_batch: Rays in each batch.
+        device: Where the rays shall be.
+    """
+
+    def __init__(self, dataset: SceneDataset, num_rays_per_batch: int, device: torch.device | str):
+        self.num_rays_per_batch = num_rays_per_batch
+        self.device = device
+        scene = dataset.scene
+        self.height, self.width = scene.height, scene.width
+        self._pixels = np.asarray(scene.frames).reshape(-1, 3)
+        self._scene_indices = dataset.scene_indices
+        cameras = dataset.cameras
+        self._rotations = cameras.camera_to_worlds[:, :, :3].to(device)
+        self._origins = cameras.camera_to_worlds[:, :, 3].to(device)
+        metadata = dataset.metadata
+        self._per_frame = torch.stack([metadata[key] for key in ("times", "nears", "fars")], -1).to(device)
+        intrinsics = torch.cat([getattr(cameras, name)[0] for name in ("fx", "fy", "cx", "cy")])
+        coords = pixel_grid(self.height, self.width).reshape(-1, 2)
+        directions, norms = camera_directions(coords, intrinsics)
+        self._per_pixel = torch.cat((directions, norms, pixel_areas(coords, intrinsics)), -1).to(device)
+
+    def draw(self) -> tuple[RayBundle, dict[str, Tensor]]:
+        """One batch.
+
+        Returns:
+            The rays, and "image" (colours, R x 3, 0..1) with "indices" (camera, row, column; on the CPU).
+        """
+        area = self.height * self.width
+        drawn = torch.randint(len(self._scene_indices) * area, (self.num_rays_per_batch,))
+        camera, pixel = drawn // area, drawn % area
+        colours = self._pixels[(self._scene_indices[camera] * area + pixel).numpy()]
+        indices = torch.stack((camera, pixel // self.width, pixel % self.width), -1)
+        image = torch.from_numpy(colours).to(self.device).float() / 255.0
+        return self.rays(camera, pixel), {"image": image, "indices": indices}
+
+    def rays(self, camera: Int[Tensor, "rays"], pixel: Int[Tensor, "rays"]) -> RayBundle:
+        """Rays through pixel centres.
+
+        Args:
+            camera: Frame within the split.
+            pixel: row * width + column.
+        """
+        camera, pixel = camera.to(self.device), pixel.to(self.device)
+        per_pixel, per_frame = self._per_pixel[pixel], self._per_frame[camera]
+        directions = torch.einsum("rij,rj->ri", self._rotations[camera], per_pixel[:, :3])
+        return RayBundle(
+            origins=self._origins[camera],
+            directions=directions,
+            pixel_area=per_pixel[:, 4:5],
+            camera_indices=camera[:, None],
+            times=per_frame[:, 0:1],
+            nears=per_frame[:, 1:2],
+            fars=per_frame[:, 2:3],
+            metadata={"camera_directions": per_pixel[:, :3], "directions_norm": per_pixel[:, 3:4]},
+        )
+
+
+@dataclass
+class DivFFDataManagerConfig(VanillaDataManagerConfig):
+    """Options of the data manager."""
+
+    _target: type = field(default_factory=lambda: DivFFDataManager)
+    """Target class to instantiate."""
+    dataparser: AnnotatedDataParserUnion = field(default_factory=EpicDiffDataParserConfig)
+    """Specifies the dataparser used to unpack the data."""
+    features: Literal["auto", "none"] = "auto"
+    """Feature targets: those that `divff extract` has stored for the scene, or none (geometry only)."""
+    feature_dir: Optional[Path] = None  # noqa: UP045
+    """Folder of the feature stores, if it is not the place where `divff extract` puts them."""
+
+    # Options of nerfstudio's that have no meaning here: all frames are always at hand, at one size, for single pixels.
+    train_num_images_to_sample_from: tyro.conf.Suppress[int] = -1
+    train_num_times_to_repeat_images: tyro.conf.Suppress[int] = -1
+    eval_num_images_to_sample_from: tyro.conf.Suppress[int] = -1
+    eval_num_times_to_repeat_images: tyro.conf.Suppress[int] = -1
+    eval_image_indices: tyro.conf.Suppress[Optional[tuple[int, ...]]] = (0,)  # noqa: UP045
+    collate_fn: tyro.conf.Suppress[Any] = VanillaDataManagerConfig.collate_fn
+    camera_res_scale_factor: tyro.conf.Suppress[float] = 1.0
+    patch_size: tyro.conf.Suppress[int] = 1
+    pixel_sampler: Annotated[Any, tyro.conf.Suppress] = None
+    masks_on_gpu: tyro.conf.Suppress[bool] = False
+    images_on_gpu: tyro.conf.Suppress[bool] = False
+
+
+class DivFFDataManager(VanillaDataManager[SceneDataset]):
+    """nerfstudio's data manager without a copy of the video in memory, and with feature targets.
+
+    Only frames of the training split are ever drawn for training, and only their features are looked up.
+
+    Attributes:
+        feature_stores: The opened stores by kind ("image", "video", "regulariser"); empty without features.
+        feature_start_step: Training step from which on batches carry feature targets; the schedule sets it.
+    """
+
+    config: DivFFDataManagerConfig
+    train_dataset: SceneDataset
+    eval_dataset: SceneDataset
+    train_pixel_sampler: Optional[PixelBatches] = None  # noqa: UP045  # pyright: ignore[reportIncompatibleVariableOverride]
+    eval_pixel_sampler: Optional[PixelBatches] = None  # noqa: UP045  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, config: DivFFDataManagerConfig, *args: Any, **kwargs: Any):
+        self.feature_stores: dict[str, FeatureStore] = {}
+        self.feature_start_step = 0
+        super().__init__(config, *args, **kwargs)
+
+    def create_train_dataset(self) -> SceneDataset:
+        """The training frames; opens the feature stores and hands their dimensions on to the model."""
+        dataset = super().create_train_dataset()
+        if self.config.features == "auto":
+            self.feature_stores = _open_feature_stores(dataset.scene, self.config.feature_dir)
+        dataset.metadata["feature_dims"] = {kind: store.dimension for kind, store in self.feature_stores.items()}
+        return dataset
+
+    def setup_train(self) -> None:
+        """Prepares drawing training rays, and where each training frame lies in the feature stores."""
+        self.train_pixel_sampler = PixelBatches(self.train_dataset, self.config.train_num_rays_per_batch, self.device)
+        frame_ids = self.train_dataset.metadata["frame_ids"].numpy()
+        self._store_frames = {
+            kind: torch.from_numpy(_frames_in_store(store, frame_ids, self.train_dataset.scene))
+            for kind, store in self.feature_stores.items()
+        }
+
+    def setup_eval(self) -> None:
+        """Prepares drawing evaluation rays, and whole pictures."""
+        self.eval_pixel_sampler = PixelBatches(self.eval_dataset, self.config.eval_num_rays_per_batch, self.device)
+        self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
+        self.eval_dataloader = RandIndicesEvalDataloader(self.eval_dataset, device=self.device)
+
+    def with_features(self, step: int) -> bool:
+        """Whether training batches of this step carry feature targets."""
+        return bool(self.feature_stores) and step >= self.feature_start_step
+
+    def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
+        """Rays of training frames.
+
+        Returns:
+            The rays (with times, nears, fars, and "camera_directions" in their metadata), and a batch of "image"
+            (R x 3, 0..1), "indices" (R x 3: camera, row, column) and, from `feature_start_step` on, "features".
+        """
+        assert self.train_pixel_sampler is not None
+        self.train_count += 1
+        rays, drawn = self.train_pixel_sampler.draw()
+        batch: dict[str, Any] = dict(drawn)
+        if self.with_features(step):
+            batch["features"] = self._feature_targets(drawn["indices"])
+        return rays, batch
+
+    def next_eval(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
+        """Rays of evaluation frames with their colours."""
+        assert self.eval_pixel_sampler is not None
+        self.eval_count += 1
+        rays, batch = self.eval_pixel_sampler.draw()
+        return rays, dict(batch)
+
+    def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:
+        """A random evaluation frame: its camera, and "image" (H, W, 3), "image_idx", "frame_index" (in the scene)."""
+        return next(self.eval_dataloader)  # pyright: ignore[reportReturnType]
+
+    def _feature_targets(self, indices: Int[Tensor, "rays 3"]) -> FeatureTargets:
+        camera, row, col = indices.unbind(-1)
+        targets = {}
+        for kind, store in self.feature_stores.items():
+            features, valid = store.lookup(self._store_frames[kind][camera], row, col)
+            targets[kind] = (features.to(self.device), valid.to(self.device))
+        return targets
+
+
+def _extract_line(scene: Scene) -> str:
+    return f"run `divff extract --data {scene.root}`"
+
+
+def _open_feature_stores(scene: Scene, feature_dir: Path | None) -> dict[str, FeatureStore]:
+    """Opens what `divff extract` has written for a scene; nothing, if there is nothing."""
+    from divff_nerfstudio.features.store import FeatureStore, store_root  # noqa: PLC0415
+
+    root = store_root(scene.root, feature_dir)
+    return {path.parent.name: FeatureStore.open(path.parent) for path in sorted(root.glob("*/header.json"))}
+
+
+def _frames_in_store(store: FeatureStore, frame_ids: np.ndarray, scene: Scene) -> np.ndarray:
+    """Position of each frame in a feature store.
+
+    Raises:
+        SceneError: If it lacks one of them, or was made from frames of another size.
+    """
+    positions: Mapping[int, int] = {int(frame_id): i for i, frame_id in enumerate(store.frame_ids)}
+    missing = [int(frame_id) for frame_id in frame_ids if int(frame_id) not in positions]
+    if missing:
+        raise SceneError(
+            f"{store.path} has no features of training frame {missing[0]} of {scene.root}: {_extract_line(scene)}."
+        )
+    return np.array([positions[int(frame_id)] for frame_id in frame_ids], np.int64)

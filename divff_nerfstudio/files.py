@@ -1,0 +1,290 @@
+"""Reading and writing files safely: atomic writes, restricted pickles, checked configs, places for caches."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import os
+import pickle
+import secrets
+import tempfile
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import yaml
+
+
+class DivffError(RuntimeError):
+    """Base of all errors that a user can mend; the message is one sentence with the file and the remedy."""
+
+
+class UnsafePickleError(DivffError):
+    """A pickle holds something else than plain data and NumPy arrays, or cannot be read."""
+
+
+class UnsafeConfigError(DivffError):
+    """A ``config.yml`` asks for Python objects that no configuration of ours contains."""
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Gives a temporary path beside `path` that takes its place when the block ends without an error.
+
+    Readers see the old content or the whole new one, never a part, and two writers do not mix. The temporary name
+    keeps the suffix, since many writers choose the format by it. A directory may be written, too; it takes the place
+    only of a path that does not exist yet.
+
+    Args:
+        path: Where the content shall be. Its folder is made if necessary.
+
+    Yields:
+        The path to write to; it does not exist yet.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        yield temporary
+        if temporary.is_file():
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+            temporary.unlink()
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files may be made in `folder`, by its mode bits, too: an administrator passes every other check."""
+    return folder.is_dir() and bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK)
+
+
+def user_cache_dir(scene_root: Path | str) -> Path:
+    """Place for what is computed from a scene whose own folder must not be written to.
+
+    It lies in ``$DIVFF_CACHE_DIR``, else ``$XDG_CACHE_HOME/divff``, else ``~/.cache/divff``, else, where a home cannot
+    be written to, in the folder for temporary files. It is not made here.
+
+    Args:
+        scene_root: Folder of the scene; two scenes of one name in different places get different folders.
+    """
+    root = Path(scene_root).resolve()
+    chosen = os.environ.get("DIVFF_CACHE_DIR")
+    if chosen:
+        base = Path(chosen)
+    else:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        existing = next((folder for folder in (home, *home.parents) if folder.exists()), home)
+        base = (home if is_writable(existing) else Path(tempfile.gettempdir())) / "divff"
+    return base / f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}"
+
+
+class _Dtype:
+    """What a pickle says of a data type, taken down without letting NumPy act on it."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False):
+        del align, copy
+        self.code = code
+        self.order = "|"
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[2] is not None or state[3] is not None:
+            raise UnsafePickleError("structured arrays")
+        self.order = state[1]
+
+    def numpy(self) -> np.dtype:
+        dtype = np.dtype(self.code)
+        if dtype.kind not in "biufcSU":
+            raise UnsafePickleError(f"arrays of data type {dtype}")
+        return dtype.newbyteorder(self.order)
+
+
+class _Array:
+    """What a pickle says of an array; it becomes one only after its parts have been looked at."""
+
+    def __init__(self, *reconstruct_arguments: Any):
+        del reconstruct_arguments
+        self.state: tuple | None = None
+
+    def __setstate__(self, state: tuple) -> None:
+        self.state = state
+
+    def numpy(self) -> np.ndarray:
+        if self.state is None:
+            raise UnsafePickleError("an array without content")
+        _, shape, dtype, fortran, raw = self.state
+        if not isinstance(dtype, _Dtype):
+            raise UnsafePickleError("arrays without a data type")
+        dtype = dtype.numpy()
+        if not isinstance(raw, (bytes, bytearray)):
+            raise UnsafePickleError("arrays of Python objects")
+        return np.frombuffer(bytes(raw), dtype).reshape(shape, order="F" if fortran else "C").copy(order="K")
+
+
+def _array_of_buffer(raw: bytes, dtype: _Dtype, shape: tuple, order: str) -> _Array:
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", raw))
+    return array
+
+
+def _scalar(dtype: _Dtype, raw: bytes) -> Any:
+    return np.frombuffer(raw, dtype.numpy())[0]
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise UnsafePickleError(f"text in {encoding}")
+    return text.encode("latin-1")
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _latin1,
+    ("builtins", "bytes"): bytes,
+    ("builtins", "bytearray"): bytearray,
+    ("__builtin__", "bytes"): bytes,
+    ("__builtin__", "bytearray"): bytearray,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _array_of_buffer for core in ("core", "_core")},
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise UnsafePickleError(f"{module}.{name}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Turns what was taken down into arrays, and refuses everything that is not plain data."""
+    if isinstance(value, _Array):
+        return value.numpy()
+    if isinstance(value, dict):
+        return {_plain(key): _plain(content) for key, content in value.items()}
+    if isinstance(value, list):
+        return [_plain(content) for content in value]
+    if isinstance(value, tuple):
+        return tuple(_plain(content) for content in value)
+    if value is None or isinstance(value, (str, bytes, bool, int, float, np.generic)):
+        return value
+    raise UnsafePickleError(f"an object of {type(value).__name__}")
+
+
+def restricted_unpickle(path: Path | str) -> Any:
+    """Reads a pickle that may come from a stranger.
+
+    A pickle is a program; this reader runs none of it. It admits lists, dictionaries, tuples, strings, bytes, numbers,
+    None and NumPy arrays and scalars of numbers, truth values or text (as written by NumPy 1 and 2).
+
+    Args:
+        path: The pickle.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        UnsafePickleError: If it holds, or asks for, anything else, or cannot be read.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            return _plain(_PlainUnpickler(file).load())
+    except UnsafePickleError as error:
+        raise UnsafePickleError(
+            f"{path} is refused because it holds {error}, and only plain data and NumPy arrays are read from pickles: "
+            "write it anew with lists, dictionaries, strings and arrays."
+        ) from None
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise UnsafePickleError(f"{path} is not a readable pickle ({error}): fetch or write it anew.") from error
+
+
+_PLAIN_TAGS = frozenset(
+    f"python/{name}"
+    for name in ("none", "bool", "str", "unicode", "bytes", "int", "long", "float", "complex", "list", "tuple", "dict")
+)
+_OURS = ("nerfstudio", "divff_nerfstudio")
+_OPTIMIZERS = ("torch.optim",)
+_PATHS = frozenset(("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"))
+_FUNCTIONS = frozenset(
+    f"nerfstudio.data.utils.nerfstudio_collate.{name}" for name in ("nerfstudio_collate", "variable_res_collate")
+)
+
+
+def _class_of(name: str, packages: tuple[str, ...]) -> type | None:
+    """The class called `name`, if it is defined in one of `packages`."""
+
+    def inside(module: str) -> bool:
+        return any(module == package or module.startswith(package + ".") for package in packages)
+
+    module, _, attribute = name.rpartition(".")
+    if not inside(module):
+        return None
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError:
+        return None
+    return found if isinstance(found, type) and inside(found.__module__) else None
+
+
+def _tag_is_safe(tag: str) -> bool:
+    kind, _, name = tag.partition(":")
+    if not kind.startswith("python/"):
+        return True
+    if kind in _PLAIN_TAGS:
+        return True
+    if kind == "python/name":
+        return name in _FUNCTIONS or _class_of(name, _OURS + _OPTIMIZERS) is not None
+    if kind == "python/object":
+        found = _class_of(name, _OURS)
+        return found is not None and is_dataclass(found)
+    if kind == "python/object/apply":
+        module, _, attribute = name.rpartition(".")
+        if module in ("pathlib", "pathlib._local"):
+            return attribute in _PATHS
+        if name == "collections.OrderedDict":
+            return True
+        found = _class_of(name, _OURS)
+        return found is not None and issubclass(found, Enum)
+    return False
+
+
+def check_config_yaml(path: Path | str) -> None:
+    """Refuses a run's ``config.yml`` that could execute code when nerfstudio reads it.
+
+    nerfstudio reads it with a YAML loader that builds any Python object and calls any function. Those of our runs name
+    configuration dataclasses, classes of nerfstudio and of this package, optimizers, enumerations and paths only.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UnsafeConfigError: If it names anything else, or is no YAML.
+    """
+    path = Path(path)
+
+    def refuse(reason: str) -> NoReturn:
+        raise UnsafeConfigError(f"{path} is refused because {reason}: use the config.yml that ns-train wrote.")
+
+    if not path.is_file():
+        refuse("there is no such file")
+    try:
+        for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
+            tag = getattr(event, "tag", None)
+            if tag is None:
+                continue
+            short = tag.removeprefix("tag:yaml.org,2002:")
+            if not _tag_is_safe(short):
+                refuse(f"it asks for {short}, which no configuration of ours contains")
+    except (yaml.YAMLError, UnicodeDecodeError):
+        refuse("it is not readable YAML")
