@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Any, Literal, Optional
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.data.pixel_samplers import PixelSamplerConfig
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from torch import Tensor
 
@@ -37,6 +38,8 @@ class SceneDataset(InputDataset):
         super().__init__(dataparser_outputs, scale_factor)
         if scale_factor != 1.0:
             raise SceneError("camera-res-scale-factor must be 1: scale the scene's frames and intrinsics instead.")
+        if "scene" not in self.metadata:
+            raise SceneError("The method divff reads EPIC-Diff scenes only: choose the dataparser epic-diff.")
         self.scene: Scene = self.metadata["scene"]
         self.scene_indices: Int[Tensor, "frames"] = self.metadata["indices"]
 
@@ -133,10 +136,9 @@ class DivFFDataManagerConfig(VanillaDataManagerConfig):
     eval_num_images_to_sample_from: tyro.conf.Suppress[int] = -1
     eval_num_times_to_repeat_images: tyro.conf.Suppress[int] = -1
     eval_image_indices: tyro.conf.Suppress[Optional[tuple[int, ...]]] = (0,)  # noqa: UP045
-    collate_fn: tyro.conf.Suppress[Any] = VanillaDataManagerConfig.collate_fn
     camera_res_scale_factor: tyro.conf.Suppress[float] = 1.0
     patch_size: tyro.conf.Suppress[int] = 1
-    pixel_sampler: Annotated[Any, tyro.conf.Suppress] = None
+    pixel_sampler: tyro.conf.Suppress[PixelSamplerConfig] = field(default_factory=PixelSamplerConfig)
     masks_on_gpu: tyro.conf.Suppress[bool] = False
     images_on_gpu: tyro.conf.Suppress[bool] = False
 
@@ -151,11 +153,11 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         feature_start_step: Training step from which on batches carry feature targets; the schedule sets it.
     """
 
-    config: DivFFDataManagerConfig
+    config: DivFFDataManagerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     train_dataset: SceneDataset
     eval_dataset: SceneDataset
-    train_pixel_sampler: Optional[PixelBatches] = None  # noqa: UP045  # pyright: ignore[reportIncompatibleVariableOverride]
-    eval_pixel_sampler: Optional[PixelBatches] = None  # noqa: UP045  # pyright: ignore[reportIncompatibleVariableOverride]
+    train_pixel_sampler: PixelBatches | None  # pyright: ignore[reportIncompatibleVariableOverride]
+    eval_pixel_sampler: PixelBatches | None  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: DivFFDataManagerConfig, *args: Any, **kwargs: Any):
         self.feature_stores: dict[str, FeatureStore] = {}
@@ -172,7 +174,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
 
     def setup_train(self) -> None:
         """Prepares drawing training rays, and where each training frame lies in the feature stores."""
-        self.train_pixel_sampler = PixelBatches(self.train_dataset, self.config.train_num_rays_per_batch, self.device)
+        rays = self.config.train_num_rays_per_batch
+        self.train_pixel_sampler = PixelBatches(self.train_dataset, rays, self.device)  # pyright: ignore
         frame_ids = self.train_dataset.metadata["frame_ids"].numpy()
         self._store_frames = {
             kind: torch.from_numpy(_frames_in_store(store, frame_ids, self.train_dataset.scene))
@@ -181,7 +184,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
 
     def setup_eval(self) -> None:
         """Prepares drawing evaluation rays, and whole pictures."""
-        self.eval_pixel_sampler = PixelBatches(self.eval_dataset, self.config.eval_num_rays_per_batch, self.device)
+        rays = self.config.eval_num_rays_per_batch
+        self.eval_pixel_sampler = PixelBatches(self.eval_dataset, rays, self.device)  # pyright: ignore
         self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
         self.eval_dataloader = RandIndicesEvalDataloader(self.eval_dataset, device=self.device)
 

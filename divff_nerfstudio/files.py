@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import yaml
@@ -90,12 +90,12 @@ class _Dtype:
     def __init__(self, code: str, align: bool = False, copy: bool = False):
         del align, copy
         self.code = code
-        self.order = "|"
+        self.order: Literal["<", ">"] = "<"
 
     def __setstate__(self, state: tuple) -> None:
-        if state[2] is not None or state[3] is not None:
+        if any(part is not None for part in state[2:5]):
             raise UnsafePickleError("structured arrays")
-        self.order = state[1]
+        self.order = ">" if state[1] == ">" else "<"
 
     def numpy(self) -> np.dtype:
         dtype = np.dtype(self.code)

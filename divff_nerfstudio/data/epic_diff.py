@@ -17,7 +17,7 @@ from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
 from divff_nerfstudio.data.scene import Scene, load_scene
 
-_BOX_QUANTILE = 0.02
+_BOX_QUANTILE = 0.05
 """Share of the frustums' far corners that may stick out of the scene box on either side of each axis."""
 
 
@@ -40,7 +40,7 @@ class EpicDiffDataParserConfig(DataParserConfig):
 class EpicDiff(DataParser):
     """Gives nerfstudio the frames of a scene with cameras, times and bounds; poses stay as they are."""
 
-    config: EpicDiffDataParserConfig
+    config: EpicDiffDataParserConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     includes_time = True
 
     def __init__(self, config: EpicDiffDataParserConfig):
