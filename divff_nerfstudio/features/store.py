@@ -1,0 +1,478 @@
+"""Memory-mapped store of the features that are distilled: one folder per scene and kind of features.
+
+A folder holds ``header.json`` (what was extracted, by what, see `StoreHeader`), ``table.npy`` (R, D) float16 with the
+distinct features of all frames, ``offsets.npy`` (F + 1,) int64 with the first row of each frame in the table, and
+``index.npy`` (F or 1, h, w) uint16 with each place's row within its frame's part of the table. The value 65535 says
+that a place has no feature. A single index serves all frames where features lie on a fixed grid.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt16
+from torch import Tensor
+
+from divff_nerfstudio.files import DivffError, atomic_path, is_writable, user_cache_dir
+
+if TYPE_CHECKING:
+    from divff_nerfstudio.data.scene import Scene
+
+FORMAT = 1
+NO_FEATURE = 65535
+HEADER, TABLE, OFFSETS, INDEX = "header.json", "table.npy", "offsets.npy", "index.npy"
+_ROWS, _PROGRESS = "rows.npy", "progress"
+_NPY_HEADER_BYTES = 128
+
+
+class FeatureStoreError(DivffError):
+    """A feature store is missing, damaged, in use, or was made with other settings."""
+
+
+@dataclass(frozen=True)
+class StoreHeader:
+    """What a feature store holds and how it was made; equal headers mean equal features."""
+
+    kind: str
+    """Kind of features: "image", "video" or "regulariser"."""
+    source: str
+    """Registered name of the feature source."""
+    model: str
+    """Model of the source, as given by the user."""
+    fingerprint: str
+    """SHA-256 of the model's weights."""
+    dimension: int
+    """Length D of a feature."""
+    frame_ids: list[int]
+    """Ids of the scene's frames, in the order of the store."""
+    image_size: list[int]
+    """Height and width of the scene's frames in pixels."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """All options of the source that change its features."""
+    text_encoder: dict[str, Any] | None = None
+    """How to build the text encoder that speaks the features' language, or None where there is none."""
+    negatives: list[str] = field(default_factory=list)
+    """Phrases that a query is compared with."""
+    shared_index: bool = False
+    """Whether one index serves all frames."""
+    format: int = FORMAT
+    """Version of the store's layout."""
+
+    def differences(self, other: StoreHeader) -> list[str]:
+        """Names every entry in which `other` differs, as ``name: this -> other``."""
+        mine, others = _flat(asdict(self)), _flat(asdict(other))
+        found = []
+        for name in sorted(mine.keys() | others.keys()):
+            if mine.get(name) == others.get(name):
+                continue
+            if name == "frame_ids":
+                found.append(f"frame_ids: {len(self.frame_ids)} frames -> {len(other.frame_ids)} frames, or other ids")
+            else:
+                found.append(f"{name}: {mine.get(name, 'absent')} -> {others.get(name, 'absent')}")
+        return found
+
+    def write(self, path: Path) -> None:
+        """Writes the header as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> StoreHeader:
+        """Reads a header.
+
+        Raises:
+            FeatureStoreError: If it is missing, damaged, or of another version.
+        """
+        remedy = "remove its folder and run `divff extract` again"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FeatureStoreError(f"There is no feature store at {path.parent}: run `divff extract`.") from None
+        except (OSError, ValueError) as error:
+            raise FeatureStoreError(f"{path} cannot be read ({error}): {remedy}.") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise FeatureStoreError(f"{path} is not a feature store of version {FORMAT}: {remedy}.")
+        known = {entry.name for entry in fields(cls)}
+        try:
+            return cls(**{name: value for name, value in content.items() if name in known})
+        except TypeError as error:
+            raise FeatureStoreError(f"{path} lacks entries ({error}): {remedy}.") from None
+
+
+@dataclass(frozen=True)
+class FrameFeatures:
+    """Features of one frame: a table of distinct features and, for every place, the row that holds there."""
+
+    index: UInt16[np.ndarray, "h w"]
+    """Row of the table, or 65535 where there is no feature; any resolution that covers the whole frame."""
+    table: Float[np.ndarray, "n D"]
+    """Distinct features."""
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {prefix: content}
+    flat = {}
+    for name, value in content.items():
+        flat.update(_flat(value, f"{prefix}.{name}" if prefix else str(name)))
+    return flat
+
+
+def store_root(scene: Scene, override: Path | None = None) -> Path:
+    """Folder with the scene's feature stores, one below it per kind.
+
+    Args:
+        scene: The scene.
+        override: A folder chosen by the user; it wins.
+
+    Returns:
+        ``SCENE/features`` where the scene's folder may be written to, else a folder in the user's cache.
+    """
+    if override is not None:
+        return Path(override)
+    return (scene.root if is_writable(scene.root) else user_cache_dir(scene.root)) / "features"
+
+
+def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """Header of an .npy file in a fixed number of bytes, so that the shape can be filled in at the end."""
+    described = repr({"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+    room = _NPY_HEADER_BYTES - 10
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", room) + described.ljust(room - 1).encode("latin1") + b"\n"
+
+
+def _as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+class FeatureStore:
+    """A finished feature store, memory-mapped: what is not looked up is not read."""
+
+    def __init__(self, directory: Path, header: StoreHeader, arrays: dict[str, np.ndarray]):
+        self.directory = directory
+        self.header = header
+        self._table = arrays[TABLE]
+        self._offsets = np.asarray(arrays[OFFSETS])
+        self._index = arrays[INDEX]
+
+    @classmethod
+    def open(cls, directory: Path | str) -> FeatureStore:
+        """Opens a store and checks that it is whole.
+
+        Args:
+            directory: Its folder.
+
+        Raises:
+            FeatureStoreError: If it is missing, or one of its files is truncated or does not fit the header.
+        """
+        directory = Path(directory)
+        header = StoreHeader.read(directory / HEADER)
+        frames = len(header.frame_ids)
+        arrays = {}
+
+        def refuse(name: str, reason: str) -> FeatureStoreError:
+            return FeatureStoreError(
+                f"{directory / name} {reason}: remove {directory} and run "
+                f"`divff extract --sources {header.kind}` again."
+            )
+
+        for name in (TABLE, OFFSETS, INDEX):
+            try:
+                arrays[name] = np.load(directory / name, mmap_mode="r", allow_pickle=False)
+            except FileNotFoundError:
+                raise refuse(name, "is missing") from None
+            except (OSError, ValueError, EOFError):
+                raise refuse(name, "is truncated or damaged") from None
+        table, offsets, index = arrays[TABLE], arrays[OFFSETS], arrays[INDEX]
+        if table.dtype != np.float16 or table.ndim != 2 or table.shape[1] != header.dimension:
+            raise refuse(TABLE, f"does not hold half-precision features of length {header.dimension}")
+        if offsets.dtype != np.int64 or offsets.shape != (frames + 1,):
+            raise refuse(OFFSETS, f"does not fit the header's {frames} frames")
+        if offsets[0] != 0 or offsets[-1] != len(table) or np.any(np.diff(offsets) < 0):
+            raise refuse(OFFSETS, "does not fit the table of features")
+        if index.dtype != np.uint16 or index.ndim != 3 or len(index) != (1 if header.shared_index else frames):
+            raise refuse(INDEX, f"does not fit the header's {frames} frames")
+        return cls(directory, header, arrays)
+
+    @property
+    def dimension(self) -> int:
+        """Length of a feature."""
+        return self.header.dimension
+
+    def __len__(self) -> int:
+        return len(self.header.frame_ids)
+
+    def lookup(
+        self,
+        frame: Int[Tensor, "n"] | np.ndarray,
+        row: Int[Tensor, "n"] | np.ndarray,
+        col: Int[Tensor, "n"] | np.ndarray,
+    ) -> tuple[Float[Tensor, "n D"], Bool[Tensor, "n"]]:
+        """Features at pixels of frames.
+
+        Args:
+            frame: Index of the frame in the scene.
+            row: Pixel row in the scene's frame; its centre is looked up.
+            col: Pixel column in the scene's frame.
+
+        Returns:
+            The features, zero where there is none, and where there is one.
+        """
+        frame, row, col = _as_numpy(frame), _as_numpy(row), _as_numpy(col)
+        height, width = self.header.image_size
+        _, index_height, index_width = self._index.shape
+        # The centre (row + 1/2) / height * index_height, in whole numbers: exact at every size.
+        index_row = (2 * row.astype(np.int64) + 1) * index_height // (2 * height)
+        index_col = (2 * col.astype(np.int64) + 1) * index_width // (2 * width)
+        plane = np.zeros_like(frame) if self.header.shared_index else frame
+        local = self._index[plane, index_row, index_col]
+        valid = local != NO_FEATURE
+        rows = (self._offsets[frame] + local)[valid]
+        found = torch.from_numpy(self._table[rows]).float()
+        valid_tensor = torch.from_numpy(valid)
+        if len(found) == len(valid):
+            return found, valid_tensor
+        features = found.new_zeros(len(valid), self.dimension)
+        features[valid_tensor] = found
+        return features, valid_tensor
+
+    def frame_features(self, i: int) -> tuple[UInt16[np.ndarray, "h w"], Float[np.ndarray, "n D"]]:
+        """Index and table of the frame with index `i` in the scene; 65535 marks places without a feature."""
+        index = np.array(self._index[0 if self.header.shared_index else i])
+        return index, self._table[self._offsets[i] : self._offsets[i + 1]].astype(np.float32)
+
+
+class FeatureWriter:
+    """Writes a store frame by frame; stopped at any moment, it goes on at the frame where it stopped.
+
+    What is unfinished lies in a hidden folder beside the store and takes its place by a rename at the end. One writer
+    at a time works on a store.
+    """
+
+    def __init__(
+        self, directory: Path | str, header: StoreHeader, row_length: int | None = None, overwrite: bool = False
+    ):
+        """Opens a new store, or one that was not finished.
+
+        Args:
+            directory: Folder of the store.
+            header: What it will hold. A store that exists must have an equal header.
+            row_length: Length of the rows that are appended, where `finish` reduces them to the header's dimension;
+                None where they are kept as they are.
+            overwrite: Throw away what exists and differs.
+
+        Raises:
+            FeatureStoreError: If what exists was made with other settings (it says which), or another writer is at it.
+        """
+        self.directory = Path(directory)
+        self.header = header
+        self.row_length = row_length or header.dimension
+        self._rows_name = TABLE if row_length is None else _ROWS
+        self.finished = False
+        self._partial = self.directory.with_name(f".{self.directory.name}.partial")
+        try:
+            self.directory.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.directory.with_name(f".{self.directory.name}.lock")).open("w")
+        except OSError as error:
+            raise FeatureStoreError(
+                f"{self.directory} cannot be written ({error.strerror}): choose another folder with --output."
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise FeatureStoreError(
+                f"Another extraction is writing {self.directory}: wait until it has ended."
+            ) from None
+        try:
+            self._open(overwrite)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, overwrite: bool) -> None:
+        if self.directory.exists() and not overwrite:
+            existing = StoreHeader.read(self.directory / HEADER)
+            self._refuse_differences(self.directory, existing)
+            FeatureStore.open(self.directory)
+            self.finished = True
+            self._offsets = []
+            return
+        if (self._partial / HEADER).exists():
+            try:
+                self._refuse_differences(self._partial, StoreHeader.read(self._partial / HEADER))
+            except FeatureStoreError:
+                if not overwrite:
+                    raise
+                shutil.rmtree(self._partial)
+        elif self._partial.exists():
+            shutil.rmtree(self._partial)
+        if not self._partial.exists():
+            self._partial.mkdir()
+            self.header.write(self._partial / "header.tmp")
+            (self._partial / "header.tmp").replace(self._partial / HEADER)
+        self._resume()
+
+    def _refuse_differences(self, where: Path, existing: StoreHeader) -> None:
+        differences = existing.differences(self.header)
+        if differences:
+            raise FeatureStoreError(
+                f"The features in {where} were extracted with other settings ({'; '.join(differences)}): "
+                "choose another folder with --output, or replace them with --overwrite."
+            )
+
+    def _resume(self) -> None:
+        """Opens the files behind the last frame that is whole in all of them."""
+
+        def opened(name: str) -> Any:
+            path = self._partial / name
+            path.touch()
+            return path.open("r+b")
+
+        self._progress, self._rows, self._index = opened(_PROGRESS), opened(self._rows_name), opened(INDEX)
+        records = self._progress.read()
+        record = struct.calcsize("<qii")
+        known = [struct.unpack_from("<qii", records, at) for at in range(0, len(records) - record + 1, record)]
+        row_bytes, index_bytes = self._size(self._rows), self._size(self._index)
+        self._offsets, self._index_shape = [0], None
+        for number, (end, height, width) in enumerate(known):
+            planes = 1 if self.header.shared_index else number + 1
+            if _NPY_HEADER_BYTES + end * self.row_length * 2 > row_bytes:
+                break
+            if _NPY_HEADER_BYTES + planes * height * width * 2 > index_bytes:
+                break
+            self._offsets.append(end)
+            self._index_shape = (height, width)
+        self._progress.truncate(len(self) * record)
+        for file, end in (
+            (self._progress, len(self) * record),
+            (self._rows, self._rows_end),
+            (self._index, self._index_end),
+        ):
+            file.truncate(end)
+            file.seek(end)
+
+    @staticmethod
+    def _size(file: Any) -> int:
+        return os.fstat(file.fileno()).st_size
+
+    @property
+    def _rows_end(self) -> int:
+        return _NPY_HEADER_BYTES + self._offsets[-1] * self.row_length * 2
+
+    @property
+    def _index_end(self) -> int:
+        if self._index_shape is None:
+            return _NPY_HEADER_BYTES
+        planes = 1 if self.header.shared_index else len(self)
+        return _NPY_HEADER_BYTES + planes * self._index_shape[0] * self._index_shape[1] * 2
+
+    def __len__(self) -> int:
+        """Number of frames that are stored."""
+        return len(self.header.frame_ids) if self.finished else len(self._offsets) - 1
+
+    def append(self, features: FrameFeatures) -> None:
+        """Stores the next frame's features.
+
+        Raises:
+            ValueError: If their shapes do not fit the store.
+        """
+        table = np.ascontiguousarray(features.table, dtype=np.float16)
+        index = np.ascontiguousarray(features.index, dtype=np.uint16)
+        if table.ndim != 2 or table.shape[1] != self.row_length or len(table) > NO_FEATURE:
+            raise ValueError(f"A table of shape {table.shape} does not fit rows of length {self.row_length}.")
+        if index.ndim != 2 or self._index_shape not in (None, index.shape):
+            raise ValueError(f"An index of shape {index.shape} does not fit {self._index_shape}.")
+        used = index[index != NO_FEATURE]
+        if used.size and used.max() >= len(table):
+            raise ValueError(f"The index points beyond the {len(table)} rows of the table.")
+        if not np.isfinite(table).all():
+            raise ValueError("The features are not finite.")
+        first = self._index_shape is None
+        self._index_shape = index.shape
+        self._rows.write(table.tobytes())
+        self._rows.flush()
+        if first or not self.header.shared_index:
+            self._index.write(index.tobytes())
+            self._index.flush()
+        self._offsets.append(self._offsets[-1] + len(table))
+        self._progress.write(struct.pack("<qii", self._offsets[-1], *index.shape))
+        self._progress.flush()
+
+    def finish(self, reduce: Callable[[np.ndarray], Iterable[np.ndarray]] | None = None) -> FeatureStore:
+        """Completes the store and puts it in its place.
+
+        Args:
+            reduce: Turns all rows that were appended, (R, row_length), into the rows to keep, (R, D), chunk by chunk.
+
+        Returns:
+            The finished store.
+        """
+        if self.finished:
+            return FeatureStore.open(self.directory)
+        if len(self) != len(self.header.frame_ids) or self._index_shape is None:
+            raise ValueError(f"{len(self)} of {len(self.header.frame_ids)} frames are stored.")
+        if (reduce is None) != (self._rows_name == TABLE):
+            raise ValueError("Rows are reduced if, and only if, the writer was opened with their length.")
+        rows = self._offsets[-1]
+        self._head(self._rows, np.dtype(np.float16), (rows, self.row_length))
+        planes = 1 if self.header.shared_index else len(self)
+        self._head(self._index, np.dtype(np.uint16), (planes, *self._index_shape))
+        if reduce is not None:
+            self._reduce(reduce)
+        np.save(self._partial / OFFSETS, np.asarray(self._offsets, dtype=np.int64))
+        self._close_files()
+        replaced = None
+        if self.directory.exists():
+            replaced = self.directory.with_name(f".{self.directory.name}.replaced")
+            shutil.rmtree(replaced, ignore_errors=True)
+            self.directory.rename(replaced)
+        self._partial.rename(self.directory)
+        if replaced is not None:
+            shutil.rmtree(replaced)
+        for name in (_PROGRESS, _ROWS):
+            (self.directory / name).unlink(missing_ok=True)
+        self.finished = True
+        return FeatureStore.open(self.directory)
+
+    @staticmethod
+    def _head(file: Any, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+        file.seek(0)
+        file.write(_npy_header(dtype, shape))
+        file.flush()
+        os.fsync(file.fileno())
+
+    def _reduce(self, reduce: Callable[[np.ndarray], Iterable[np.ndarray]]) -> None:
+        rows = 0
+        with atomic_path(self._partial / TABLE) as path, path.open("wb") as file:
+            file.seek(_NPY_HEADER_BYTES)
+            for chunk in reduce(np.load(self._partial / self._rows_name, mmap_mode="r")):
+                file.write(np.ascontiguousarray(chunk, dtype=np.float16).tobytes())
+                rows += len(chunk)
+            self._head(file, np.dtype(np.float16), (rows, self.header.dimension))
+
+    def _close_files(self) -> None:
+        for file in (self._progress, self._rows, self._index):
+            file.close()
+
+    def close(self) -> None:
+        """Lets go of the files; what is stored stays for the next writer."""
+        if self._lock.closed:
+            return
+        if self._offsets:
+            self._close_files()
+        self._lock.close()
+
+    def __enter__(self) -> FeatureWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
