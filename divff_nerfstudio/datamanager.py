@@ -234,7 +234,7 @@ def _extract_line(scene: Scene) -> str:
 
 def _open_feature_stores(scene: Scene, feature_dir: Path | None) -> dict[str, FeatureStore]:
     """Opens what `divff extract` has written for a scene; nothing, if there is nothing."""
-    from divff_nerfstudio.features.store import FeatureStore, store_root  # noqa: PLC0415
+    from divff_nerfstudio.features.store import FeatureStore, store_root
 
     root = store_root(scene.root, feature_dir)
     return {path.parent.name: FeatureStore.open(path.parent) for path in sorted(root.glob("*/header.json"))}
