@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional
+from typing import Any, Literal, Optional
 
 import numpy as np
 import torch
 import tyro
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
@@ -20,14 +19,13 @@ from nerfstudio.data.pixel_samplers import PixelSamplerConfig
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from torch import Tensor
 
+from divff_nerfstudio.data.annotations import check_annotations
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.data.rays import camera_directions, pixel_areas, pixel_grid
 from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.features.store import FeatureStore, store_root
 
-if TYPE_CHECKING:
-    from divff_nerfstudio.features.store import FeatureStore
-
-FeatureTargets = dict[str, tuple[Float[Tensor, "rays dimension"], "torch.Tensor"]]
+FeatureTargets = dict[str, tuple[Float[Tensor, "rays dimension"], Bool[Tensor, "rays"]]]
 """For each kind of feature: the rays' targets, and which of them have one."""
 
 
@@ -173,17 +171,13 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         return dataset
 
     def setup_train(self) -> None:
-        """Prepares drawing training rays, and where each training frame lies in the feature stores."""
+        """Prepares drawing training rays."""
         rays = self.config.train_num_rays_per_batch
         self.train_pixel_sampler = PixelBatches(self.train_dataset, rays, self.device)  # pyright: ignore
-        frame_ids = self.train_dataset.metadata["frame_ids"].numpy()
-        self._store_frames = {
-            kind: torch.from_numpy(_frames_in_store(store, frame_ids, self.train_dataset.scene))
-            for kind, store in self.feature_stores.items()
-        }
 
     def setup_eval(self) -> None:
-        """Prepares drawing evaluation rays, and whole pictures."""
+        """Prepares drawing evaluation rays and whole pictures, and finds faults in annotations before training."""
+        check_annotations(self.eval_dataset.scene)
         rays = self.config.eval_num_rays_per_batch
         self.eval_pixel_sampler = PixelBatches(self.eval_dataset, rays, self.device)  # pyright: ignore
         self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
@@ -221,35 +215,42 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
 
     def _feature_targets(self, indices: Int[Tensor, "rays 3"]) -> FeatureTargets:
         camera, row, col = indices.unbind(-1)
+        frame = self.train_dataset.scene_indices[camera]
         targets = {}
         for kind, store in self.feature_stores.items():
-            features, valid = store.lookup(self._store_frames[kind][camera], row, col)
+            features, valid = store.lookup(frame, row, col)
             targets[kind] = (features.to(self.device), valid.to(self.device))
         return targets
 
 
-def _extract_line(scene: Scene) -> str:
-    return f"run `divff extract --data {scene.root}`"
-
-
 def _open_feature_stores(scene: Scene, feature_dir: Path | None) -> dict[str, FeatureStore]:
-    """Opens what `divff extract` has written for a scene; nothing, if there is nothing."""
-    from divff_nerfstudio.features.store import FeatureStore, store_root
-
-    root = store_root(scene.root, feature_dir)
-    return {path.parent.name: FeatureStore.open(path.parent) for path in sorted(root.glob("*/header.json"))}
-
-
-def _frames_in_store(store: FeatureStore, frame_ids: np.ndarray, scene: Scene) -> np.ndarray:
-    """Position of each frame in a feature store.
+    """Opens what `divff extract` has written for a scene, by kind; nothing, if there is nothing.
 
     Raises:
-        SceneError: If it lacks one of them, or was made from frames of another size.
+        SceneError: If a store was made from other frames, or the folder that the user named has none.
     """
-    positions: Mapping[int, int] = {int(frame_id): i for i, frame_id in enumerate(store.frame_ids)}
-    missing = [int(frame_id) for frame_id in frame_ids if int(frame_id) not in positions]
-    if missing:
+    root = store_root(scene, feature_dir)
+    folders = sorted(path.parent for path in root.glob("*/header.json") if not path.parent.name.startswith("."))
+    stores = {folder.name: FeatureStore.open(folder) for folder in folders}
+    if feature_dir is not None and not stores:
         raise SceneError(
-            f"{store.path} has no features of training frame {missing[0]} of {scene.root}: {_extract_line(scene)}."
+            f"{feature_dir} holds no features: leave feature-dir out, or run "
+            f"`divff extract --data {scene.root} --output {feature_dir}`."
         )
-    return np.array([positions[int(frame_id)] for frame_id in frame_ids], np.int64)
+    for store in stores.values():
+        _require_same_frames(store, scene)
+    return stores
+
+
+def _require_same_frames(store: FeatureStore, scene: Scene) -> None:
+    height, width = store.header.image_size
+    if (height, width) != (scene.height, scene.width):
+        difference = f"from frames of {width}x{height} where those of {scene.root} are {scene.width}x{scene.height}"
+    elif store.header.frame_ids != scene.frame_ids.tolist():
+        difference = f"from other frames than {scene.root / 'meta.json'} names"
+    else:
+        return
+    raise SceneError(
+        f"The features in {store.directory} were extracted {difference}: run "
+        f"`divff extract --data {scene.root} --overwrite`."
+    )
