@@ -15,6 +15,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 from torch import Tensor
 
+from divff_nerfstudio.data.annotations import clean_query
 from divff_nerfstudio.files import DivffError
 
 FeatureKind = Literal["image", "video"]
@@ -235,7 +236,7 @@ class Query:
             there = " and ".join(self.encoders) or "no"
             raise QueryError(f"This run has {there} features, not {kind} features: extract them with `divff extract`.")
         prefix = config.prefix_video if kind == "video" else ""
-        asked = [prefix + phrase.removeprefix("#C C ") for phrase in phrases]
+        asked = [prefix + clean_query(phrase) if kind == "video" else phrase for phrase in phrases]
         return self._encode(kind, asked), self._encode(kind, self.negatives(kind, config))
 
     def _encode(self, kind: str, phrases: Sequence[str]) -> Tensor:

@@ -1,0 +1,107 @@
+"""One figure for every held-out frame: target, prediction, layers, masks and relevancies, with their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+
+from divff_nerfstudio.evaluation.tiles import Picture, as_picture, caption, column_of, marked, outlined, row_of
+from divff_nerfstudio.files import atomic_path
+from divff_nerfstudio.query import OVERLAY_OFFSET, overlay
+
+if TYPE_CHECKING:
+    from divff_nerfstudio.evaluation.run import FrameResult, Task
+
+CELL_HEIGHT = 180
+"""Height of a picture in a figure, in pixels; its width follows from the frame's shape."""
+_LABEL_HEIGHT = 26
+_COLUMNS = 5
+_TRUTH = (255, 255, 255)
+
+
+def cell_size(height: int, width: int, cell_height: int = CELL_HEIGHT) -> tuple[int, int]:
+    """Height and width of a cell for frames of a size, both even."""
+    return cell_height // 2 * 2, max(2, round(cell_height * width / height / 2) * 2)
+
+
+def frame_figure(result: FrameResult, tasks: Mapping[str, Task]) -> Picture:
+    """The figure of one frame.
+
+    The annotation's outline is drawn in white over masks and relevancies; each mask says its average precision, each
+    relevancy its threshold and the frame's IoU there.
+
+    Args:
+        result: The scored frame.
+        tasks: The tasks of the evaluation, by name.
+    """
+    size = cell_size(*result.target.shape[:2])
+    cells = [
+        (as_picture(result.target, size), f"target: frame {result.frame_id}"),
+        (as_picture(result.outputs["rgb"], size), f"prediction: {_score(result, 'psnr', 'PSNR', ' dB')}"),
+        (as_picture(result.outputs["rgb_static"], size), "static"),
+        (as_picture(result.outputs["rgb_dynamic"], size), "dynamic"),
+        (as_picture(result.outputs["rgb_actor"], size), "actor"),
+    ]
+    for name, score in (("moving", "moving_ap"), ("dynamic", "dynamic_ap"), ("actor", "actor_ap")):
+        mask = as_picture(result.outputs[f"mask_{name}"], size, smooth=False)
+        if name == "moving" and result.moving is not None:
+            mask = outlined(mask, result.moving, (255, 140, 0))
+        cells.append((mask, f"{name} mask: {_score(result, score, 'AP')}"))
+    cells.append((as_picture(_scaled(result.outputs["depth"]), size), "depth"))
+    cells.append((as_picture(_scaled(result.outputs["uncertainty"]), size), "uncertainty"))
+    for name, relevancies in result.relevancies.items():
+        task = tasks[name]
+        truth = task.annotations.masks[result.index]
+        cells += [relevancy_cell(result, task, i, size) for i in range(relevancies.shape[-1]) if truth[..., i].any()]
+    rows = []
+    for start in range(0, len(cells), _COLUMNS):
+        part = cells[start : start + _COLUMNS]
+        rows.append(
+            row_of([column_of([picture, caption(text, size[1], _LABEL_HEIGHT)], gap=0) for picture, text in part])
+        )
+    return column_of(rows, gap=8)
+
+
+def relevancy_cell(result: FrameResult, task: Task, i: int, size: tuple[int, int]) -> tuple[Picture, str]:
+    """The answer to one class of a task in one frame: overlay with the annotation's outline, and what it says.
+
+    Returns:
+        The picture, with a ring around the most relevant pixel, and its label with threshold and IoU.
+    """
+    scores = result.relevancies[task.name][..., i]
+    truth = task.annotations.masks[result.index][..., i]
+    image = overlay(
+        torch.from_numpy(result.outputs["rgb"]), torch.from_numpy(scores[..., None]), OVERLAY_OFFSET[task.kind]
+    )
+    row, col = divmod(int(scores.argmax()), scores.shape[1])
+    picture = outlined(as_picture(image.numpy(), size), truth, _TRUTH)
+    picture = marked(picture, (row + 0.5) / scores.shape[0], (col + 0.5) / scores.shape[1])
+    found = scores > task.threshold
+    iou = (found & truth).sum() / max((found | truth).sum(), 1)
+    return picture, f"{task.annotations.names[i]}: IoU {iou:.2f} at {task.threshold:g}"
+
+
+def save_frame_figure(folder: Path, result: FrameResult, tasks: Mapping[str, Task]) -> Path:
+    """Writes the figure of a frame as ``frame_<id>.png`` and returns its path."""
+    path = folder / f"frame_{result.frame_id:06d}.png"
+    with atomic_path(path) as temporary:
+        Image.fromarray(frame_figure(result, tasks)).save(temporary)
+    return path
+
+
+def _score(result: FrameResult, key: str, name: str, unit: str = "") -> str:
+    if key not in result.scores:
+        return f"no {name}"
+    return f"{name} {result.scores[key]:.2f}{unit}"
+
+
+def _scaled(image: Float[np.ndarray, "height width 1"]) -> Float[np.ndarray, "height width 1"]:
+    """Stretched to 0..1, with one per cent of outliers clipped at each end."""
+    low, high = np.quantile(image, (0.01, 0.99))
+    return np.clip((image - low) / max(high - low, 1e-6), 0, 1)

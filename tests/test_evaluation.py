@@ -1,0 +1,318 @@
+"""Scores against known answers, figures, videos and the evaluation of a whole scene."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import small_scene
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics import average_precision_score
+
+from divff_nerfstudio.evaluation.metrics import ClassScores, average_precision, psnr, ssim
+from divff_nerfstudio.evaluation.run import EvaluationError, evaluate, evaluate_scene
+from divff_nerfstudio.evaluation.tiles import (
+    BACKGROUND,
+    as_picture,
+    blank,
+    caption,
+    column_of,
+    marked,
+    outlined,
+    row_of,
+)
+from divff_nerfstudio.evaluation.videos import (
+    central_frame,
+    chosen_frames,
+    scene_cameras,
+    two_row_pictures,
+    write_two_row_video,
+    write_video,
+)
+
+
+@pytest.fixture(scope="module")
+def scene_root(tmp_path_factory) -> Path:
+    return small_scene.write(tmp_path_factory.mktemp("scene"))
+
+
+@pytest.fixture
+def datamanager(scene_root):
+    return small_scene.datamanager(scene_root)
+
+
+def test_psnr_of_a_known_error():
+    target = np.full((4, 5, 3), 0.5)
+    assert psnr(target + 0.1, target) == pytest.approx(20.0)
+    assert psnr(target, target) == 100.0
+    half = np.zeros((4, 5), bool)
+    half[:2] = True
+    image = target.copy()
+    image[2:] += 0.3
+    image[:2] += 0.01
+    assert psnr(image, target, half) == pytest.approx(40.0)
+    assert psnr(image, target, np.zeros((4, 5), bool)) is None
+
+
+def test_ssim_of_equal_and_of_noisy_pictures():
+    image = np.random.default_rng(0).random((20, 30, 3))
+    assert ssim(image, image) == pytest.approx(1.0)
+    noisy = ssim(image, np.random.default_rng(1).random((20, 30, 3)))
+    assert noisy is not None and abs(noisy) < 0.2
+    assert ssim(image[:8], image[:8]) is None
+
+
+def test_average_precision_of_a_known_ranking():
+    scores, truth = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False])
+    assert average_precision(scores, truth) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    assert average_precision(scores, np.zeros(4, bool)) is None
+
+
+@st.composite
+def annotated_frames(draw):
+    classes, frames = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    generator = np.random.default_rng(draw(st.integers(0, 10_000)))
+    scores = generator.random((frames, 6, 7, classes)) if draw(st.booleans()) else np.full((frames, 6, 7, classes), 0.5)
+    truth = generator.random((frames, 6, 7, classes)) < draw(st.sampled_from([0.02, 0.3]))
+    truth &= generator.random((frames, 1, 1, classes)) < 0.6
+    return scores.astype(np.float32), truth
+
+
+@given(annotated_frames(), st.floats(0.05, 0.95))
+@settings(deadline=None, max_examples=60)
+def test_class_scores_agree_with_counting_by_hand(frames, threshold):
+    scores, truth = frames
+    names = [f"class {i}" for i in range(truth.shape[-1])]
+    summed = ClassScores(names, threshold)
+    for frame in zip(scores, truth, strict=True):
+        summed.add(*frame)
+    per_class, published, sound, precisions = summed.per_class(), [], [], []
+    for i, name in enumerate(names):
+        has = truth[..., i].any(axis=(1, 2))
+        found = scores[..., i] > np.float32(threshold)
+        there = [(found[f] & truth[f, ..., i], found[f] | truth[f, ..., i]) for f in np.flatnonzero(has)]
+        iou = sum(both.sum() for both, _ in there) / max(sum(either.sum() for _, either in there), 1)
+        published.append(iou)
+        assert per_class[name]["iou"] == pytest.approx(iou)
+        assert per_class[name]["frames"] == has.sum()
+        if not has.any():
+            assert set(per_class[name]) == {"frames", "iou"} and iou == 0
+            continue
+        sound.append((found & truth[..., i]).sum() / (found | truth[..., i]).sum())
+        precisions.append(average_precision_score(truth[..., i].ravel(), scores[..., i].ravel()))
+        assert per_class[name]["iou_sound"] == pytest.approx(sound[-1])
+        assert per_class[name]["ap"] == pytest.approx(precisions[-1], abs=2e-3)
+        every = [
+            ((scores[..., i] > t) & truth[..., i]).sum() / ((scores[..., i] > t) | truth[..., i]).sum()
+            for t in np.unique(scores[..., i]) - 1e-6
+        ]
+        assert per_class[name]["iou_oracle"] == pytest.approx(max(every), abs=2e-3)
+    totals = summed.totals()
+    assert totals["miou"] == pytest.approx(np.mean(published))
+    if sound:
+        assert totals["miou_sound"] == pytest.approx(np.mean(sound))
+        assert totals["ap"] == pytest.approx(np.mean(precisions), abs=2e-3)
+    else:
+        assert totals == {"miou": 0.0}
+    assert all(math.isfinite(value) for value in totals.values())
+
+
+def test_false_positives_where_a_class_is_absent_count_only_in_the_sound_convention():
+    summed = ClassScores(["mug"], 0.7)
+    truth = np.zeros((2, 10, 10, 1), bool)
+    truth[0, :5] = True
+    scores = np.where(truth, 0.9, 0.1)
+    scores[1] = 0.95
+    for frame in zip(scores, truth, strict=True):
+        summed.add(*frame)
+    assert summed.per_class()["mug"]["iou"] == 1.0
+    assert summed.per_class()["mug"]["iou_sound"] == pytest.approx(50 / 150)
+    assert summed.per_class()["mug"]["ap"] == pytest.approx(50 / 150, abs=1e-6)
+
+
+def test_class_scores_without_a_frame_say_nothing():
+    assert ClassScores(["mug"], 0.7).totals() == {}
+    with pytest.raises(ValueError, match="classes"):
+        ClassScores(["mug"], 0.7).add(np.zeros((2, 2, 2)), np.zeros((2, 2, 2), bool))
+
+
+def test_a_model_that_knows_the_scene_gets_the_scores_it_deserves(datamanager):
+    model = small_scene.KnowingModel(error=0.1)
+    evaluation = evaluate(model, datamanager, small_scene.make_query())
+    totals = evaluation.totals
+    assert list(evaluation.frames) == list(small_scene.TEST)
+    assert totals["psnr"] == pytest.approx(20.0, abs=0.01)
+    for key in ("moving_ap", "moving_ap_ever", "dynamic_ap", "dynamic_ap_ever", "actor_ap", "object_ap"):
+        assert totals[key] == pytest.approx(1.0), key
+    assert totals["psnr_static_room"] == 100.0
+    nearest = [psnr(small_scene.picture(i - 1) / 255.0, small_scene.picture(i) / 255.0) for i in small_scene.TEST]
+    assert totals["psnr_nearest_frame"] == pytest.approx(np.mean(nearest), abs=1e-4)  # of two as near, the earlier
+    assert totals["object_miou"] == pytest.approx(2 / 3)  # the class never annotated counts as 0
+    assert totals["object_miou_sound"] == pytest.approx(1.0)
+    assert totals["affordance_miou"] == pytest.approx(1.0)
+    assert set(evaluation.classes["object"]) == set(small_scene.OBJECTS)
+    assert evaluation.thresholds == {"object": 0.7, "affordance": 0.54}
+
+
+def test_evaluation_ignores_and_restores_what_the_viewer_is_set_to(datamanager):
+    model, query = small_scene.KnowingModel(), small_scene.make_query(text="mug")
+    model.answer = query.answer
+    evaluate(model, datamanager, query)
+    assert all(not hidden for _, hidden, _ in model.seen)
+    assert model.visibility.hide_actor and model.answer == query.answer
+
+
+def test_flat_scores_are_finite_and_figures_are_written(datamanager, tmp_path):
+    scores = evaluate_scene(small_scene.KnowingModel(), datamanager, small_scene.make_query(), tmp_path, get_std=True)
+    assert all(isinstance(value, float) and math.isfinite(value) for value in scores.values())
+    json.dumps(scores, allow_nan=False)
+    assert scores["moving_ap_std"] == 0.0 and "object_miou_std" not in scores
+    figures = sorted(path.name for path in tmp_path.iterdir())
+    assert figures == ["frame_000004.png", "frame_000008.png"]
+    assert Image.open(tmp_path / figures[0]).size[0] > 1000
+
+
+def test_what_is_not_there_is_left_out(scene_root, tmp_path):
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(scene_root, bare)
+    for folder in ("annotations", "object_annotations", "affordance_annotations", "ground_truth"):
+        shutil.rmtree(bare / folder)
+    scores = evaluate_scene(small_scene.KnowingModel(), small_scene.datamanager(bare), small_scene.make_query())
+    assert set(scores) == {"psnr", "ssim", "psnr_nearest_frame"}
+
+
+def test_no_features_no_classes(datamanager):
+    model = small_scene.KnowingModel()
+    model.render_features = lambda camera: {}
+    scores = evaluate_scene(model, datamanager, small_scene.make_query())
+    assert "psnr" in scores and not any(key.startswith(("object", "affordance")) for key in scores)
+
+
+def test_frames_that_were_trained_on_are_refused(scene_root):
+    with pytest.raises(EvaluationError, match="trained on"):
+        evaluate(small_scene.KnowingModel(), small_scene.datamanager(scene_root, "train"), small_scene.make_query())
+
+
+def test_pictures_are_brought_to_size_and_joined():
+    image = np.zeros((2, 3, 1))
+    image[0, 0] = 1.0
+    large = as_picture(image, (20, 30), smooth=False)
+    assert large.shape == (20, 30, 3) and (large[:10, :10] == 255).all() and large[10:].max() == 0
+    joined = column_of([row_of([large, large]), large])
+    assert joined.shape == (44, 64, 3) and (joined[30, 50] == BACKGROUND).all()
+
+
+def test_outline_is_the_border_of_the_mask():
+    mask = np.zeros((6, 6), bool)
+    mask[1:5, 1:5] = True
+    drawn = outlined(np.zeros((6, 6, 3), np.uint8), mask, (255, 0, 0))
+    assert (drawn[..., 0] > 0).sum() == 12 and drawn[2, 2, 0] == 0 and drawn[1, 1, 0] == 255
+
+
+def test_words_fit_their_cells():
+    for text in ("mug", "a very long query that can never fit into so narrow a strip of pixels", ""):
+        strip = caption(text, 120, 24)
+        assert strip.shape == (24, 120, 3)
+        assert (strip[:, :2] == BACKGROUND).all() and (strip[:, -2:] == BACKGROUND).all()
+    assert caption("mug", 120, 24).std() > 0
+    assert blank((90, 160), ["one", "two"]).shape == (90, 160, 3)
+    assert blank((10, 160), ["one", "two", "three"]).shape == (10, 160, 3)
+
+
+def test_a_ring_marks_the_point():
+    drawn = marked(np.zeros((100, 200, 3), np.uint8), 0.5, 0.25)
+    rows, cols = np.nonzero(drawn.max(axis=-1))
+    assert abs(rows.mean() - 50) < 1.5 and abs(cols.mean() - 50) < 1.5
+
+
+def read_back(path: Path) -> tuple[dict, list[np.ndarray]]:
+    reader = imageio_ffmpeg.read_frames(str(path))
+    meta = next(reader)
+    width, height = meta["size"]
+    return meta, [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+
+
+def test_video_decodes_to_what_was_written(tmp_path):
+    pictures = [np.full((31, 45, 3), value, np.uint8) for value in (0, 60, 120, 180, 240)]
+    assert write_video(tmp_path / "out.mp4", iter(pictures), fps=5) == 5
+    meta, frames = read_back(tmp_path / "out.mp4")
+    assert meta["codec"] == "h264" and meta["pix_fmt"].startswith("yuv420p") and meta["fps"] == 5
+    assert meta["size"] == (46, 32) and len(frames) == 5
+    for frame, picture in zip(frames, pictures, strict=True):
+        assert abs(float(frame.mean()) - float(picture.mean())) < 3
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_an_interrupted_video_leaves_nothing_and_keeps_the_old_one(tmp_path):
+    write_video(tmp_path / "out.mp4", [np.zeros((32, 32, 3), np.uint8)])
+    before = (tmp_path / "out.mp4").read_bytes()
+
+    def failing():
+        yield np.zeros((32, 32, 3), np.uint8)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_video(tmp_path / "out.mp4", failing())
+    assert (tmp_path / "out.mp4").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    with pytest.raises(EvaluationError, match="no picture"):
+        write_video(tmp_path / "none.mp4", [])
+
+
+def test_frames_are_chosen_evenly():
+    assert chosen_frames(5, None) == [0, 1, 2, 3, 4]
+    assert chosen_frames(11, 3) == [0, 5, 10]
+    assert chosen_frames(3, 10) == [0, 1, 2]
+    assert chosen_frames(9, 1) == [0]
+
+
+def test_cameras_of_all_frames_have_their_own_pose_and_time(datamanager):
+    scene, cameras = datamanager.train_dataset.scene, scene_cameras(datamanager)
+    assert len(cameras) == small_scene.FRAMES
+    np.testing.assert_allclose(cameras.times[:, 0].numpy(), scene.times())
+    np.testing.assert_allclose(cameras.camera_to_worlds.numpy(), scene.camera_to_worlds)
+    for name in ("fx", "fy", "cx", "cy"):
+        assert float(getattr(cameras, name)[3]) == float(getattr(datamanager.train_dataset.cameras, name)[0])
+    assert central_frame(scene) in (5, 6)  # the camera slides along a line
+
+
+def test_two_row_video_shows_own_and_fixed_viewpoint_at_the_same_times(datamanager, tmp_path):
+    model, query = small_scene.KnowingModel(), small_scene.make_query(text="mug")
+    model.answer = query.answer
+    count = write_two_row_video(tmp_path / "v.mp4", model, datamanager, query, frames=3, fixed_frame=7, cell_height=48)
+    assert count == 3
+    assert [(frame, round(x, 4)) for frame, _, x in model.seen] == [
+        (0, 0.0), (0, 0.07), (6, 0.06), (6, 0.07), (11, 0.11), (11, 0.07),
+    ]  # fmt: skip
+    meta, frames = read_back(tmp_path / "v.mp4")
+    width = 6 * 80 + 5 * 4
+    assert meta["size"] == (width, 2 * 48 + 28 + 2 * 4) and len(frames) == 3
+    (picture,) = two_row_pictures(model, datamanager, query, [6], 7, 48)
+    expected = as_picture(small_scene.picture(6) / 255.0, (48, 80))
+    np.testing.assert_array_equal(picture[:48, :80], expected)
+    relevant = picture[:48, -80:].astype(int)
+    mug = as_picture((small_scene.layers(6) == 1)[..., None].astype(float), (48, 80), smooth=False)[..., 0] > 0
+    assert (relevant[..., 0] - relevant[..., 2])[mug].mean() > 80
+
+
+def test_video_without_a_query_has_no_relevancy(datamanager):
+    (picture,) = two_row_pictures(small_scene.KnowingModel(), datamanager, small_scene.make_query(), [0], 0, 48)
+    assert picture.shape[1] == 5 * 80 + 4 * 4
+
+
+def test_ffmpeg_that_fails_is_reported(tmp_path, monkeypatch):
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    with pytest.raises((EvaluationError, OSError)):
+        write_video(tmp_path / "x" / "out.mp4", [np.zeros((256, 256, 3), np.uint8)] * 40)
+    assert list((tmp_path / "x").iterdir()) == []
