@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
+from html.parser import HTMLParser
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -16,6 +19,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from divff_nerfstudio.evaluation.metrics import ClassScores, average_precision, psnr, ssim
+from divff_nerfstudio.evaluation.report import Gallery, Report, report_page, save_report, save_scores
 from divff_nerfstudio.evaluation.run import EvaluationError, evaluate, evaluate_scene
 from divff_nerfstudio.evaluation.tiles import (
     BACKGROUND,
@@ -316,3 +320,64 @@ def test_ffmpeg_that_fails_is_reported(tmp_path, monkeypatch):
     with pytest.raises((EvaluationError, OSError)):
         write_video(tmp_path / "x" / "out.mp4", [np.zeros((256, 256, 3), np.uint8)] * 40)
     assert list((tmp_path / "x").iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def report(scene_root, tmp_path_factory) -> Report:
+    folder = tmp_path_factory.mktemp("report")
+    gallery = Gallery(folder / "frames")
+    model, datamanager = small_scene.KnowingModel(), small_scene.datamanager(scene_root)
+    evaluation = evaluate(model, datamanager, small_scene.make_query(), gallery.add)
+    write_video(folder / "video.mp4", [np.zeros((32, 32, 3), np.uint8)] * 2)
+    return Report(
+        title="A <scene> & more",
+        introduction="Two sentences.",
+        evaluation=evaluation,
+        gallery=gallery,
+        facts={"Scene": "<b>tiny</b>"},
+        targets={"psnr": 25.0, "moving_ap": 0.8},
+        video=folder / "video.mp4",
+        commands=[("Open the viewer.", "ns-viewer --load-config 'a b.yml'")],
+    )
+
+
+class Page(HTMLParser):
+    """Tags, sources of pictures and videos, and the words of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.sources, self.words = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name == "src" and value]
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def test_report_stands_alone_and_says_what_was_reached(report, tmp_path):
+    save_report(tmp_path / "report.html", report)
+    page = Page((tmp_path / "report.html").read_text())
+    assert "A <scene> & more" in page.words and "<b>tiny</b>" in page.words and "b" not in page.tags
+    assert "≥ 25.00 missed by 5.00" in page.words and "≥ 0.80 reached" in page.words
+    assert "take the mug" in page.words and "never shown" in page.words
+    assert all(source.startswith("data:") for source in page.sources)
+    pictures = [source for source in page.sources if source.startswith("data:image")]
+    assert len(pictures) == 3 + 2  # an answer for each annotated class, a figure for each test frame
+    decoded = Image.open(io.BytesIO(base64.b64decode(pictures[0].partition(",")[2])))
+    assert decoded.size == (300, 180)
+
+
+def test_a_large_video_is_linked(report, monkeypatch):
+    monkeypatch.setattr("divff_nerfstudio.evaluation.report.LARGEST_VIDEO", 10)
+    page = Page(report_page(report, report.video.parent))
+    assert "video.mp4" in page.sources
+
+
+def test_scores_are_saved_as_plain_json(report, tmp_path):
+    save_scores(tmp_path / "scores.json", report.evaluation, {"Scene": "tiny"})
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["totals"] == report.evaluation.totals
+    assert set(scores["frames"]) == {"4", "8"} and scores["classes"]["object"]["mug"]["frames"] == 2

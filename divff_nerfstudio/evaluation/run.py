@@ -119,10 +119,10 @@ def evaluate(
     """Renders every held-out frame of the data manager's evaluation split and scores it.
 
     Scores per frame, averaged over the frames that have them: "psnr" (dB), "ssim", "psnr_nearest_frame" (of the
-    training frame next in time, the earlier of two, as a baseline); "moving_ap" (average precision of `mask_moving` against the
-    annotation; frames with an empty one are skipped); with ground truth "dynamic_ap" and "actor_ap" (each layer's mask
-    against its own pixels), "moving_ap_ever" and "dynamic_ap_ever" (objects count before they first move, too) and
-    "psnr_static_room" (`rgb_static` against the room without objects and actor).
+    training frame next in time, the earlier of two, as a baseline); "moving_ap" (average precision of `mask_moving`
+    against the annotation; frames with an empty one are skipped). With ground truth: "dynamic_ap" and "actor_ap" (each
+    layer's mask against its own pixels), "moving_ap_ever" and "dynamic_ap_ever" (objects count before they first move,
+    too) and "psnr_static_room" (`rgb_static` against the room without objects and actor).
 
     Scores over the scene: for "object" (image features) and "affordance" (video features) "_miou", "_miou_sound",
     "_ap" and "_miou_oracle", see `ClassScores`.

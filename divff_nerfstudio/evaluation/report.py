@@ -1,0 +1,235 @@
+"""One HTML page about a trained scene that needs no other file: scores, answers, figures and the video."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from divff_nerfstudio.evaluation.figures import cell_size, relevancy_cell, save_frame_figure
+from divff_nerfstudio.evaluation.run import Evaluation, FrameResult, Task
+from divff_nerfstudio.evaluation.tiles import Picture
+from divff_nerfstudio.files import atomic_path
+
+LARGEST_VIDEO = 16 * 2**20
+"""A video of more bytes is linked to, not put into the page."""
+
+_ROWS: tuple[tuple[str, str, str, str], ...] = (
+    ("psnr", "PSNR", "dB", "new views and times, over whole test frames"),
+    ("ssim", "SSIM", "", "structural similarity of the same"),
+    ("moving_ap", "Moving mask", "AP", "everything that moves against the annotation"),
+    ("moving_ap_ever", "Moving mask, ever", "AP", "objects count before they first move, too"),
+    ("dynamic_ap", "Dynamic layer", "AP", "its mask against moved objects alone"),
+    ("dynamic_ap_ever", "Dynamic layer, ever", "AP", "objects count before they first move, too"),
+    ("actor_ap", "Actor layer", "AP", "its mask against the camera wearer alone"),
+    ("psnr_static_room", "Static room", "dB", "the static layer against the room without objects and actor"),
+    ("object_ap", "Objects", "AP", "image features, no threshold, mean over classes"),
+    (
+        "object_miou",
+        "Objects, published",
+        "mIoU",
+        "at the fixed threshold; a class is asked only where it is annotated",
+    ),
+    ("object_miou_sound", "Objects, sound", "mIoU", "at the fixed threshold; every class in every annotated frame"),
+    ("object_miou_oracle", "Objects, oracle", "mIoU", "threshold tuned on these frames: an upper bound, no result"),
+    ("affordance_ap", "Affordances", "AP", "video features, no threshold, mean over queries"),
+    ("affordance_miou", "Affordances, published", "mIoU", "at the fixed threshold, asked only where annotated"),
+    ("affordance_miou_sound", "Affordances, sound", "mIoU", "every query in every annotated frame"),
+    ("affordance_miou_oracle", "Affordances, oracle", "mIoU", "threshold tuned on these frames: no result"),
+)
+
+_STYLE = """
+:root { --ground: #f6f7f9; --card: #fff; --ink: #1b1f27; --faded: #626b7a; --line: #e2e5ea; --mark: #2257c5;
+  --good: #17803d; --bad: #b3401f; }
+@media (prefers-color-scheme: dark) { :root { --ground: #15171c; --card: #1e2128; --ink: #e9ebf0; --faded: #9aa3b2;
+  --line: #30343d; --mark: #8ab0ff; --good: #62c787; --bad: #ef8f6c; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1180px; margin: 0 auto; padding: 36px 24px 64px; }
+h1 { font-size: 28px; line-height: 1.2; margin: 0 0 4px; }
+h2 { font-size: 19px; margin: 40px 0 12px; }
+p { margin: 0 0 12px; max-width: 78ch; } .faded { color: var(--faded); }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 10px; margin: 20px 0 0; }
+dl div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 8px 12px; }
+dt { color: var(--faded); font-size: 12px; } dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: 7px 12px; text-align: left; border-bottom: 1px solid var(--line); }
+th { font-size: 12px; color: var(--faded); font-weight: 600; white-space: nowrap; }
+tr:last-child td { border-bottom: 0; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.value { font-weight: 650; } .good { color: var(--good); } .bad { color: var(--bad); }
+.answers { display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); gap: 14px; }
+figure { margin: 0; } figure img { width: 100%; border-radius: 6px; display: block; }
+figcaption { color: var(--faded); font-size: 13px; margin-top: 4px; }
+.figures figure { margin-bottom: 20px; } video { width: 100%; border-radius: 8px; background: #000; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px; overflow-x: auto;
+  margin: 0 0 10px; font-size: 13px; }
+a { color: var(--mark); }
+"""
+
+
+@dataclass
+class Gallery:
+    """Collects the pictures of an evaluation: pass `add` to `evaluate` as `on_frame`.
+
+    Figures go to files as they come; of the answers, one small picture per class is kept.
+    """
+
+    folder: Path
+    """Where the figures are written."""
+    figures: list[Path] = field(default_factory=list)
+    """Their files, one a frame."""
+    answers: dict[tuple[str, str], tuple[int, Picture, str]] = field(default_factory=dict)
+    """By task and class, from the frame that shows most of the class: its pixels, the overlay and the label."""
+
+    def add(self, result: FrameResult, tasks: Mapping[str, Task]) -> None:
+        """Takes what is wanted of a frame."""
+        self.figures.append(save_frame_figure(self.folder, result, tasks))
+        size = cell_size(*result.target.shape[:2])
+        for name in result.relevancies:
+            task = tasks[name]
+            areas = task.annotations.masks[result.index].sum(axis=(0, 1))
+            for i, label in enumerate(task.annotations.names):
+                if areas[i] > self.answers.get((name, label), (0,))[0]:
+                    picture, text = relevancy_cell(result, task, i, size)
+                    self.answers[name, label] = int(areas[i]), picture, f"{text}, frame {result.frame_id}"
+
+
+@dataclass
+class Report:
+    """What the page says."""
+
+    title: str
+    """Heading."""
+    introduction: str
+    """A sentence or two under it."""
+    evaluation: Evaluation
+    """The scores."""
+    gallery: Gallery
+    """The pictures."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Short facts by name: scene, frames, seconds, hardware."""
+    targets: Mapping[str, float] = field(default_factory=dict)
+    """What a score should reach at least, by its name."""
+    video: Path | None = None
+    """An .mp4 file."""
+    commands: Sequence[tuple[str, str]] = ()
+    """What to type next: a sentence and a command."""
+
+
+def save_scores(path: Path, evaluation: Evaluation, facts: Mapping[str, str]) -> None:
+    """Writes all scores, per frame, class and total, as JSON (finite numbers only)."""
+    with atomic_path(path) as temporary:
+        content = {"facts": dict(facts), **asdict(evaluation)}
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def save_report(path: Path, report: Report) -> None:
+    """Writes the page."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(report_page(report, path.parent), encoding="utf-8")
+
+
+def report_page(report: Report, folder: Path) -> str:
+    """The page as HTML; every text in it is escaped.
+
+    Args:
+        report: What it says.
+        folder: Where it will lie; a video too large for the page is linked from there.
+    """
+    parts = [f"<h1>{escape(report.title)}</h1><p class=faded>{escape(report.introduction)}</p>"]
+    if report.facts:
+        facts = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in report.facts.items())
+        parts.append(f"<dl>{''.join(facts)}</dl>")
+    if report.video is not None:
+        parts.append(f"<h2>The scene over time</h2>{_video(report.video, folder)}")
+    parts.append(f"<h2>Scores on held-out frames</h2>{_score_table(report)}")
+    if report.gallery.answers:
+        answers = (_figure(picture, text) for _, picture, text in report.gallery.answers.values())
+        parts.append(
+            "<h2>Queries</h2><p class=faded>Relevancy of each annotated class and action in the test frame that shows "
+            "most of it; the white outline is the annotation, the ring the most relevant pixel. IoU is of this frame "
+            f"alone, at the fixed threshold.</p><div class=answers>{''.join(answers)}</div>"
+        )
+    for task, classes in report.evaluation.classes.items():
+        parts.append(f"<h2>{escape(task.capitalize())}s one by one</h2>{_class_table(classes)}")
+    if report.gallery.figures:
+        figures = (_figure(np.asarray(Image.open(path).convert("RGB")), path.stem) for path in report.gallery.figures)
+        parts.append(f"<h2>Test frames</h2><div class=figures>{''.join(figures)}</div>")
+    if report.commands:
+        commands = (f"<p>{escape(text)}</p><pre>{escape(command)}</pre>" for text, command in report.commands)
+        parts.append(f"<h2>Next</h2>{''.join(commands)}")
+    return (
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head>"
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def _score_table(report: Report) -> str:
+    totals = report.evaluation.totals
+    rows = []
+    for key, name, unit, meaning in _ROWS:
+        if key not in totals:
+            continue
+        value, target = totals[key], report.targets.get(key)
+        baseline = f"{totals['psnr_nearest_frame']:.2f}, nearest training frame" if key == "psnr" else ""
+        if target is None:
+            wanted = ""
+        elif value >= target:
+            wanted = f"<span class=good>≥ {target:.2f} reached</span>"
+        else:
+            wanted = f"<span class=bad>≥ {target:.2f} missed by {target - value:.2f}</span>"
+        rows.append(
+            f"<tr><td>{escape(name)}</td><td class='number value'>{value:.2f} {unit}</td><td class=number>{wanted}</td>"
+            f"<td>{baseline}</td><td class=faded>{escape(meaning)}</td></tr>"
+        )
+    head = "<tr><th>Score<th class=number>Value<th class=number>Target<th>Baseline<th>What it says</tr>"
+    return f"<div class=wide><table>{head}{''.join(rows)}</table></div>"
+
+
+def _class_table(classes: Mapping[str, Mapping[str, float]]) -> str:
+    columns = (
+        ("frames", "Frames", "d"),
+        ("ap", "AP", ".2f"),
+        ("iou", "IoU, published", ".2f"),
+        ("iou_sound", "IoU, sound", ".2f"),
+        ("iou_oracle", "IoU, oracle", ".2f"),
+        ("threshold_oracle", "Oracle threshold", ".2f"),
+    )
+    head = "<tr><th>Class" + "".join(f"<th class=number>{title}" for _, title, _ in columns) + "</tr>"
+    rows = []
+    for name, scores in classes.items():
+        cells = (format(scores[key], style) if key in scores else "" for key, _, style in columns)
+        numbers = "".join(f"<td class=number>{cell}</td>" for cell in cells)
+        rows.append(f"<tr><td>{escape(name)}</td>{numbers}</tr>")
+    return f"<div class=wide><table>{head}{''.join(rows)}</table></div>"
+
+
+def _figure(picture: Picture, text: str) -> str:
+    packed = io.BytesIO()
+    Image.fromarray(picture).save(packed, format="JPEG", quality=90)
+    data = base64.b64encode(packed.getvalue()).decode()
+    words = escape(text)
+    return f"<figure><img alt='{words}' src='data:image/jpeg;base64,{data}'><figcaption>{words}</figcaption></figure>"
+
+
+def _video(path: Path, folder: Path) -> str:
+    relative = escape(path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.resolve().as_uri())
+    if path.stat().st_size <= LARGEST_VIDEO:
+        source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    else:
+        source = relative
+    return (
+        f"<video controls loop muted playsinline src='{source}'></video><p class=faded>Above the camera wearer's own "
+        f"view, below the same times from a fixed viewpoint. File: <a href='{relative}'>{escape(path.name)}</a></p>"
+    )
