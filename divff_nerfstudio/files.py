@@ -133,7 +133,8 @@ def _array_of_buffer(raw: bytes, dtype: _Dtype, shape: tuple, order: str) -> _Ar
 
 
 def _scalar(dtype: _Dtype, raw: bytes) -> Any:
-    return np.frombuffer(raw, dtype.numpy())[0]
+    numpy_dtype = dtype.numpy()
+    return np.frombuffer(raw, numpy_dtype)[0] if numpy_dtype.itemsize else numpy_dtype.type()
 
 
 def _latin1(text: str, encoding: str) -> bytes:

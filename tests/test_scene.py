@@ -1,0 +1,324 @@
+"""Scene folders: what is read from a good one, and what is said of a bad one."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY_FRAMES, TINY_HEIGHT, TINY_WIDTH, tiny_poses
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from divff_nerfstudio.data import frames as frames_module
+from divff_nerfstudio.data.frames import cache_folder, decode_frame, open_frames
+from divff_nerfstudio.data.scene import SceneError, load_scene
+from divff_nerfstudio.files import user_cache_dir
+
+EditMeta = Callable[[Callable[[dict], object]], None]
+
+
+def refused(root: Path, *words: str, **options: object) -> str:
+    """Expects one sentence that holds the words."""
+    with pytest.raises(SceneError) as error:
+        load_scene(root, **options)  # pyright: ignore[reportArgumentType]
+    message = str(error.value)
+    for word in words:
+        assert word in message, message
+    assert message.endswith(".") and "\n" not in message
+    return message
+
+
+def test_a_scene_is_read_as_written(tiny_scene: Path) -> None:
+    scene = load_scene(tiny_scene)
+    assert len(scene) == TINY_FRAMES and (scene.width, scene.height) == (TINY_WIDTH, TINY_HEIGHT)
+    assert scene.frame_ids.tolist() == list(range(10, 26, 2))
+    assert scene.video_numbers.tolist() == list(range(100, 140, 5))
+    assert {split: i.tolist() for split, i in scene.splits.items()} == {
+        "train": [1, 3, 5, 7],
+        "val": [2, 6],
+        "test": [0, 4],
+    }
+    np.testing.assert_allclose(scene.camera_to_worlds, tiny_poses(TINY_FRAMES), atol=1e-6)
+    np.testing.assert_allclose(scene.nears, 0.5 + 0.01 * scene.frame_ids, rtol=1e-6)
+    assert scene.index_of(12) == 1
+    with pytest.raises(SceneError, match="no frame 11"):
+        scene.index_of(11)
+    for i, path in enumerate(scene.image_paths):
+        np.testing.assert_array_equal(scene.frame(i), np.asarray(Image.open(path)))
+    assert isinstance(scene.frames, np.memmap) and not scene.frames.flags.writeable
+
+
+def test_ids_come_in_any_order(tiny_scene: Path, edit_meta: EditMeta) -> None:
+    before = load_scene(tiny_scene)
+
+    def shuffle(meta: dict) -> None:
+        for key in ("ids_all", "ids_train", "ids_val", "ids_test"):
+            meta[key].reverse()
+        meta["poses"] = dict(reversed(meta["poses"].items()))
+
+    edit_meta(shuffle)
+    after = load_scene(tiny_scene)
+    assert after.image_paths == before.image_paths
+    np.testing.assert_array_equal(after.camera_to_worlds, before.camera_to_worlds)
+    assert all(np.array_equal(after.splits[split], before.splits[split]) for split in before.splits)
+
+
+def test_times(tiny_scene: Path) -> None:
+    scene = load_scene(tiny_scene)
+    np.testing.assert_allclose(scene.times(), np.linspace(0, 1, TINY_FRAMES), atol=1e-6)
+    np.testing.assert_allclose(scene.times(rows=1000), scene.frame_ids / 999, rtol=1e-6)
+    assert scene.times(rows=25)[-1] == 1.0
+    with pytest.raises(SceneError, match=r"frame id 24.*24 time rows"):
+        scene.times(rows=24)
+
+
+def test_video_frames(tiny_scene: Path, tmp_path: Path) -> None:
+    scene = load_scene(tiny_scene)
+    assert scene.video_numbers_available.tolist() == list(range(100, 136))
+    assert scene.video_frame_path(101) == tiny_scene / "high_res_video" / "frame_0000000101.jpg"
+    assert scene.video_frame_path(99) is None
+    assert scene.video_frame(101).shape == (2 * TINY_HEIGHT, 2 * TINY_WIDTH, 3)
+    with pytest.raises(SceneError, match=r"frame_0000000099.jpg is missing"):
+        scene.video_frame(99)
+    (tmp_path / "video").mkdir()
+    assert load_scene(tiny_scene, video_dir=tmp_path / "video").video_numbers_available.size == 0
+    refused(tiny_scene, "nowhere", video_dir=tmp_path / "nowhere")
+
+
+def test_a_scene_is_shared_by_copies_and_pickled_without_its_frames(tiny_scene: Path) -> None:
+    scene = load_scene(tiny_scene)
+    assert copy.deepcopy({"scene": scene})["scene"] is scene
+    content = pickle.dumps(scene)
+    assert len(content) < scene.frames.nbytes
+    np.testing.assert_array_equal(pickle.loads(content).frames, scene.frames)
+
+
+ID = "12"
+META_FAULTS: dict[str, tuple[Callable[[dict], object], tuple[str, ...]]] = {
+    "no ids": (lambda m: m.pop("ids_val"), ("lacks ids_val",)),
+    "empty split": (lambda m: m["ids_test"].clear(), ("no frame in ids_test",)),
+    "empty scene": (lambda m: m["ids_all"].clear(), ("no frame in ids_all",)),
+    "unknown id": (lambda m: m["ids_train"].append(99), ("frame 99 in ids_train",)),
+    "id twice": (lambda m: m["ids_train"].append(12), ("frame 12 twice in ids_train",)),
+    "test trained on": (lambda m: m["ids_train"].append(10), ("frame 10 in ids_train and in ids_test",)),
+    "val trained on": (lambda m: m["ids_train"].append(14), ("frame 14 in ids_train and in ids_val",)),
+    "val tested": (lambda m: m["ids_val"].append(10), ("frame 10 in ids_val and in ids_test",)),
+    "text as id": (lambda m: m["ids_all"].append("x"), ("ids_all", "whole numbers")),
+    "truth as id": (lambda m: m["ids_all"].append(True), ("ids_all", "whole numbers")),
+    "ids no list": (lambda m: m.update(ids_all={"10": 1}), ("ids_all", "whole numbers")),
+    "no pose": (lambda m: m["poses"].pop(ID), ("no entry in poses for frame 12",)),
+    "no image": (lambda m: m["images"].pop(ID), ("no entry in images for frame 12",)),
+    "no near": (lambda m: m["nears"].pop(ID), ("no entry in nears for frame 12",)),
+    "no far": (lambda m: m["fars"].pop(ID), ("no entry in fars for frame 12",)),
+    "poses no dictionary": (lambda m: m.update(poses=[1, 2]), ("poses",)),
+    "NaN pose": (lambda m: m["poses"][ID][1].__setitem__(3, float("nan")), ("pose of frame 12",)),
+    "pose of text": (lambda m: m["poses"].update({ID: "pose"}), ("pose of frame 12",)),
+    "4x4 pose": (lambda m: m["poses"][ID].append([0, 0, 0, 1]), ("pose of frame 12",)),
+    "ragged pose": (lambda m: m["poses"][ID][0].pop(), ("pose of frame 12",)),
+    "scaled pose": (lambda m: m["poses"][ID].__setitem__(0, [2, 0, 0, 0]), ("pose of frame 12", "no rotation")),
+    "mirrored pose": (
+        lambda m: m["poses"].update({ID: [[-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]}),
+        ("pose of frame 12", "no rotation"),
+    ),
+    "near beyond far": (lambda m: m["nears"].update({ID: 9.0}), ("near 9 ", "frame 12")),
+    "near at far": (lambda m: m["nears"].update({ID: 3.0}) or m["fars"].update({ID: 3.0}), ("near 3 and far 3",)),
+    "near zero": (lambda m: m["nears"].update({ID: 0.0}), ("near 0 ", "frame 12")),
+    "far infinite": (lambda m: m["fars"].update({ID: float("inf")}), ("fars for frame 12",)),
+    "near text": (lambda m: m["nears"].update({ID: "close"}), ("nears for frame 12",)),
+    "near none": (lambda m: m["nears"].update({ID: None}), ("nears for frame 12",)),
+    "path as image": (lambda m: m["images"].update({ID: "../meta.json"}), ("../meta.json", "plain file name")),
+    "no number in image": (lambda m: m["images"].update({ID: "first.bmp"}), ("first.bmp", "number")),
+    "image gone": (lambda m: m["images"].update({ID: "IMG_1.bmp"}), ("frames/IMG_1.bmp is missing",)),
+    "intrinsics short": (lambda m: m["intrinsics"].pop(), ("intrinsics",)),
+    "intrinsics NaN": (lambda m: m["intrinsics"][0].__setitem__(0, float("nan")), ("intrinsics",)),
+    "focal negative": (lambda m: m["intrinsics"][0].__setitem__(0, -20.0), ("no pinhole camera",)),
+    "skew": (lambda m: m["intrinsics"][0].__setitem__(1, 1.0), ("no pinhole camera",)),
+    "another width": (lambda m: m.update(image_w=48), ("24x16", "image_w = 48")),
+    "another height": (lambda m: m.update(image_h=32.0), ("24x16", "image_h = 32")),
+    "twice the intrinsics": (
+        lambda m: m.update(intrinsics=[[40, 0, 24], [0, 42, 16], [0, 0, 1]]),
+        ("24x16", "principal point 24, 16"),
+    ),
+    "half the intrinsics": (
+        lambda m: m.update(intrinsics=[[10, 0, 6], [0, 10, 4], [0, 0, 1]]),
+        ("24x16", "principal point 6, 4"),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", META_FAULTS)
+def test_faults_in_meta_json_are_named(tiny_scene: Path, edit_meta: EditMeta, fault: str) -> None:
+    change, words = META_FAULTS[fault]
+    edit_meta(change)
+    refused(tiny_scene, str(tiny_scene / "meta.json") if "missing" not in words[0] else "", *words)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"ids_all": [1]}', "null"])
+def test_a_broken_meta_json_is_named(tiny_scene: Path, content: str) -> None:
+    (tiny_scene / "meta.json").write_text(content)
+    refused(tiny_scene, str(tiny_scene / "meta.json"))
+
+
+def test_no_scene_at_all(tmp_path: Path) -> None:
+    refused(tmp_path, "meta.json is missing", "--data")
+    refused(tmp_path / "nowhere", "meta.json is missing")
+
+
+@settings(max_examples=25, deadline=None)
+@given(frame=st.integers(0, TINY_FRAMES - 1), share=st.floats(0, 0.97))
+def test_a_truncated_frame_is_named(tmp_path_factory: pytest.TempPathFactory, frame: int, share: float) -> None:
+    from conftest import write_tiny_scene
+
+    root = write_tiny_scene(tmp_path_factory.mktemp("cut") / "tiny")
+    path = root / "frames" / f"IMG_{100 + 5 * frame:010d}.bmp"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    refused(root, str(path), "truncated or no picture")
+
+
+def test_missing_frames_are_counted(tiny_scene: Path) -> None:
+    for number in (110, 115, 120):
+        (tiny_scene / "frames" / f"IMG_{number:010d}.bmp").unlink()
+    refused(tiny_scene, "IMG_0000000110.bmp is missing, as are 2 more")
+
+
+def test_a_frame_of_another_size_is_named(tiny_scene: Path) -> None:
+    Image.new("RGB", (12, 8)).save(tiny_scene / "frames" / "IMG_0000000110.bmp")
+    refused(tiny_scene, "IMG_0000000110.bmp is 12x8", "24x16")
+
+
+def test_frames_are_not_touched_before_they_are_needed_if_so_asked(tiny_scene: Path) -> None:
+    (tiny_scene / "frames" / "IMG_0000000110.bmp").write_bytes(b"")
+    scene = load_scene(tiny_scene, check_frames=False)
+    with pytest.raises(SceneError, match="IMG_0000000110"):
+        _ = scene.frames
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
+def test_pictures_that_mean_colours_are_converted(tmp_path: Path, mode: str) -> None:
+    picture = Image.new("RGB", (4, 3), (200, 0, 0)).convert(mode)
+    picture.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(decode_frame(tmp_path / "a.png"), np.asarray(picture.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("I;16", "png"), ("1", "png"), ("F", "tiff"), ("CMYK", "jpg"), ("LA", "png")]
+)
+def test_other_pictures_are_refused(tmp_path: Path, mode: str, suffix: str) -> None:
+    Image.new(mode, (4, 3)).save(tmp_path / f"a.{suffix}")
+    with pytest.raises(SceneError, match=f"image mode {mode}"):
+        decode_frame(tmp_path / f"a.{suffix}")
+
+
+def test_a_transparent_picture_is_refused(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 3), (1, 2, 3, 100)).save(tmp_path / "a.png")
+    with pytest.raises(SceneError, match="image mode RGBA"):
+        decode_frame(tmp_path / "a.png")
+
+
+def only_cache(root: Path) -> Path:
+    (path,) = (path for path in cache_folder(root).iterdir())
+    return path
+
+
+def test_frames_are_decoded_once(tiny_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = np.array(load_scene(tiny_scene).frames)
+    monkeypatch.setattr(frames_module, "decode_frame", lambda path: pytest.fail(f"{path} was decoded again"))
+    np.testing.assert_array_equal(load_scene(tiny_scene).frames, first)
+
+
+def test_a_changed_frame_is_decoded_again(tiny_scene: Path) -> None:
+    load_scene(tiny_scene)
+    before = only_cache(tiny_scene)
+    path = tiny_scene / "frames" / "IMG_0000000110.bmp"
+    Image.new("RGB", (TINY_WIDTH, TINY_HEIGHT), (1, 2, 3)).save(path)
+    os.utime(path, ns=(1, 1))
+    assert (load_scene(tiny_scene).frame(2) == (1, 2, 3)).all()
+    assert only_cache(tiny_scene) != before
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-1], lambda content: b"x" * 200])
+def test_a_damaged_cache_is_rebuilt(tiny_scene: Path, damage: Callable[[bytes], bytes]) -> None:
+    first = np.array(load_scene(tiny_scene).frames)
+    cache = only_cache(tiny_scene)
+    cache.write_bytes(damage(cache.read_bytes()))
+    np.testing.assert_array_equal(load_scene(tiny_scene).frames, first)
+
+
+def test_what_killed_processes_left_goes_away(tiny_scene: Path) -> None:
+    folder = cache_folder(tiny_scene)
+    folder.mkdir()
+    old, new = folder / ".frames-a.1-1.tmp.npy", folder / ".frames-a.2-2.tmp.npy"
+    old.touch()
+    new.touch()
+    os.utime(old, (1, 1))
+    load_scene(tiny_scene)
+    assert not old.exists() and new.exists()
+
+
+def test_a_shared_scene_is_never_written_to(tiny_scene: Path, own_cache: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tiny_scene.rglob("*")}
+    tiny_scene.chmod(0o555)
+    try:
+        scene = load_scene(tiny_scene)
+        assert {path: path.stat().st_mtime_ns for path in tiny_scene.rglob("*")} == before
+        assert (
+            only_cache(tiny_scene).parent == user_cache_dir(tiny_scene) and own_cache in only_cache(tiny_scene).parents
+        )
+        np.testing.assert_array_equal(scene.frame(0), np.asarray(Image.open(scene.image_paths[0])))
+    finally:
+        tiny_scene.chmod(0o755)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tiny_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tiny_scene / "a file").touch()
+    monkeypatch.setenv("DIVFF_CACHE_DIR", str(tiny_scene / "a file"))
+    tiny_scene.chmod(0o555)
+    try:
+        refused(tiny_scene, "a file", "DIVFF_CACHE_DIR")
+    finally:
+        tiny_scene.chmod(0o755)
+
+
+def test_threads_at_once_see_whole_frames(tiny_scene: Path) -> None:
+    scene = load_scene(tiny_scene, check_frames=False)
+    results: list[np.ndarray] = []
+
+    def read() -> None:
+        results.append(np.array(open_frames(scene.root, scene.image_paths, scene.width, scene.height)))
+
+    threads = [threading.Thread(target=read) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 6 and all(np.array_equal(result, results[0]) for result in results)
+    assert only_cache(tiny_scene).name.startswith("frames-")
+
+
+def _sum_of_frames(root: Path) -> int:
+    return int(load_scene(root).frames.sum())
+
+
+def test_processes_at_once_see_whole_frames(tiny_scene: Path) -> None:
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        sums = pool.map(_sum_of_frames, [tiny_scene] * 6, chunksize=1)
+    expected = sum(
+        int(np.asarray(Image.open(path)).astype(np.int64).sum()) for path in sorted((tiny_scene / "frames").iterdir())
+    )
+    assert sums == [expected] * 6
+
+
+def test_the_kitchen(kitchen_small: Path) -> None:
+    scene = load_scene(kitchen_small)
+    assert len(scene) == 80 and (scene.width, scene.height) == (114, 64)
+    assert {split: len(indices) for split, indices in scene.splits.items()} == {"train": 70, "val": 5, "test": 5}
+    assert scene.video_numbers[0] == 31
