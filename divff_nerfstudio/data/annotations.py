@@ -54,8 +54,8 @@ class LabelledMasks:
 
 def resize_nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
     """Takes the value at each new pixel's centre; the first two axes are rows and columns."""
-    rows = ((np.arange(height) + 0.5) * (values.shape[0] / height)).astype(np.int64)
-    cols = ((np.arange(width) + 0.5) * (values.shape[1] / width)).astype(np.int64)
+    rows = (2 * np.arange(height) + 1) * values.shape[0] // (2 * height)
+    cols = (2 * np.arange(width) + 1) * values.shape[1] // (2 * width)
     return values[rows[:, None], cols[None, :]]
 
 
@@ -151,7 +151,11 @@ def via_masks(scene: Scene, path: Path, size: tuple[int, int] = VIA_SIZE) -> Lab
         files = {number: entry["fname"] for number, entry in project["file"].items()}
         views = {number: str(view["fid_list"][0]) for number, view in project.get("view", {}).items()}
         regions = [
-            (files[views.get(str(region["vid"]), str(region["vid"]))], region["xy"], region["av"].get(key))
+            (
+                files[views.get(str(region["vid"]), str(region["vid"]))],
+                [float(number) for number in region["xy"]],
+                int(region["av"].get(key) or 0),
+            )
             for region in project["metadata"].values()
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -160,11 +164,10 @@ def via_masks(scene: Scene, path: Path, size: tuple[int, int] = VIA_SIZE) -> Lab
         ) from None
     frame_of = _frame_finder(scene)
     class_maps: dict[int, np.ndarray] = {}
-    for name, outline, option in regions:
+    for name, outline, number in regions:
         index = frame_of(name)
         if index is None:
             continue
-        number = 0 if option in (None, "") else int(option)
         if number not in options:
             raise SceneError(f"{path} has a region of class {number} in {name}, which it does not name: name it.")
         class_map = class_maps.setdefault(index, np.full((scene.height, scene.width), -1, np.int64))
@@ -307,7 +310,9 @@ def _inside(path: Path, outline: list[float], size: tuple[int, int], scene: Scen
     """Rows and columns of the scene's pixels whose centre lies in a region of the annotator."""
     from skimage.draw import polygon
 
-    shape, *numbers = outline
+    shape, *numbers = outline or (0,)
+    if not np.isfinite(numbers).all():
+        raise SceneError(f"{path} has a region whose corners are no finite numbers: draw it anew.")
     if shape in (6, 7) and len(numbers) >= 6 and len(numbers) % 2 == 0:
         points = np.array(numbers, np.float64).reshape(-1, 2)
     elif shape == 2 and len(numbers) == 4:
@@ -318,7 +323,7 @@ def _inside(path: Path, outline: list[float], size: tuple[int, int], scene: Scen
         angles = np.linspace(0, 2 * math.pi, 64, endpoint=False)
         points = np.array((x, y)) + np.array((radii[0], radii[-1])) * np.stack((np.cos(angles), np.sin(angles)), -1)
     else:
-        raise SceneError(f"{path} has a region of shape {shape} with {len(numbers)} numbers: draw it as a polygon.")
+        raise SceneError(f"{path} has a region of shape {shape:g} with {len(numbers)} numbers: draw it as a polygon.")
     points = points * (scene.width / size[0], scene.height / size[1]) - 0.5
     return polygon(points[:, 1], points[:, 0], (scene.height, scene.width))
 

@@ -1,0 +1,297 @@
+"""Moving masks, object and affordance annotations, ground truth."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import shutil
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY_HEIGHT, TINY_WIDTH
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from divff_nerfstudio.data.annotations import (
+    LabelledMasks,
+    affordance_annotations,
+    check_annotations,
+    clean_query,
+    ground_truth,
+    moving_mask,
+    object_annotations,
+    resize_nearest,
+)
+from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
+from divff_nerfstudio.files import UnsafePickleError
+
+MASK = Path("annotations") / "IMG_0000000100.bmp"
+VIA = Path("object_annotations") / "te.json"
+AFFORDANCES = Path("affordance_annotations") / "aff_annotations.pkl"
+
+
+def box(rows: slice, cols: slice) -> np.ndarray:
+    mask = np.zeros((TINY_HEIGHT, TINY_WIDTH), bool)
+    mask[rows, cols] = True
+    return mask
+
+
+def edit_json(path: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@given(height=st.integers(1, 40), width=st.integers(1, 40), factor=st.integers(1, 4))
+def test_nearest_keeps_pixels_at_whole_factors(height: int, width: int, factor: int) -> None:
+    values = np.arange(height * width).reshape(height, width)
+    large = resize_nearest(values, height * factor, width * factor)
+    np.testing.assert_array_equal(large, values.repeat(factor, 0).repeat(factor, 1))
+    np.testing.assert_array_equal(resize_nearest(large, height, width), values)
+
+
+@given(old=st.integers(1, 50), new=st.integers(1, 50))
+def test_nearest_takes_the_pixel_at_the_new_centre(old: int, new: int) -> None:
+    taken = resize_nearest(np.arange(old)[:, None], new, 1)[:, 0]
+    centres = [Fraction(2 * i + 1, 2 * new) * old for i in range(new)]
+    assert taken.tolist() == [math.floor(centre) for centre in centres]
+
+
+def test_moving_masks(tiny_scene: Path) -> None:
+    scene = load_scene(tiny_scene)
+    np.testing.assert_array_equal(moving_mask(scene, 0), box(slice(10, None), slice(4, 12)))
+    assert moving_mask(scene, 4) is None, "an empty mask says nothing"
+    assert moving_mask(scene, 1) is None, "not annotated"
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_moving_masks_of_any_kind_and_size(tiny_scene: Path, mode: str) -> None:
+    expected = box(slice(3, 9), slice(2, 20))
+    large = Image.fromarray(expected.repeat(3, 0).repeat(3, 1))
+    large.convert("L").convert(mode).save(tiny_scene / MASK)
+    np.testing.assert_array_equal(moving_mask(load_scene(tiny_scene), 0), expected)
+
+
+def test_objects(tiny_scene: Path) -> None:
+    found = object_annotations(load_scene(tiny_scene))
+    assert found is not None and found.names == ("cup", "pan") and list(found.masks) == [0]
+    pan = box(slice(6, 12), slice(8, 14))
+    cup = box(slice(2, 8), slice(2, 10)) & ~box(slice(2, 4), slice(2, 4)) & ~pan
+    np.testing.assert_array_equal(found.masks[0][..., 0], cup)
+    np.testing.assert_array_equal(found.masks[0][..., 1], pan)
+
+
+def test_objects_lie_beside_the_scenes_as_published(tiny_scene: Path) -> None:
+    scene = load_scene(tiny_scene)
+    inside = object_annotations(scene), affordance_annotations(scene)
+    for folder in ("object_annotations", "affordance_annotations"):
+        (tiny_scene.parent / folder).mkdir()
+        shutil.move(tiny_scene / folder, tiny_scene.parent / folder / "tiny")
+    beside = object_annotations(scene), affordance_annotations(scene)
+    for first, second in zip(inside, beside, strict=True):
+        assert first is not None and second is not None and first.names == second.names
+        np.testing.assert_array_equal(first.masks[0], second.masks[0])
+
+
+def test_no_annotations(tiny_scene: Path) -> None:
+    for folder in ("annotations", "object_annotations", "affordance_annotations", "ground_truth"):
+        shutil.rmtree(tiny_scene / folder)
+    scene = load_scene(tiny_scene)
+    assert object_annotations(scene) is None and affordance_annotations(scene) is None
+    assert moving_mask(scene, 0) is None and ground_truth(scene) is None
+    check_annotations(scene)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ([2, 40, 33.75, 80, 33.75], box(slice(2, 4), slice(2, 6))),
+        ([6, 40, 33.75, 120, 33.75, 120, 67.5, 40, 67.5], box(slice(2, 4), slice(2, 6))),
+        ([3, 240, 135, 1000], box(slice(None), slice(None))),
+        ([4, 240, 135, 61, 1000], box(slice(None), slice(9, 15))),
+    ],
+)
+def test_shapes_of_the_annotator(tiny_scene: Path, shape: list[float], expected: np.ndarray) -> None:
+    edit_json(tiny_scene / VIA, lambda p: p.update(metadata={"a": {"vid": "1", "xy": shape, "av": {"1": "2"}}}))
+    found = object_annotations(load_scene(tiny_scene))
+    assert found is not None
+    np.testing.assert_array_equal(found.masks[0][..., 1], expected)
+
+
+def test_frames_are_found_by_number_and_through_views(tiny_scene: Path) -> None:
+    def change(project: dict) -> None:
+        project["file"] = {"7": {"fname": "folder/frame_0000000120.png"}}
+        project["view"] = {"1": {"fid_list": ["7"]}}
+
+    edit_json(tiny_scene / VIA, change)
+    found = object_annotations(load_scene(tiny_scene))
+    assert found is not None and list(found.masks) == [4]
+
+
+VIA_FAULTS: dict[str, tuple[Callable[[dict], object], str]] = {
+    "no attribute": (lambda p: p.pop("attribute"), "Image Annotator"),
+    "no files": (lambda p: p["file"].clear(), "Image Annotator"),
+    "no outline": (lambda p: p["metadata"]["1_a"].pop("xy"), "Image Annotator"),
+    "unknown class": (lambda p: p["metadata"]["1_b"]["av"].update({"1": "9"}), "class 9"),
+    "class of text": (lambda p: p["metadata"]["1_b"]["av"].update({"1": "cup"}), "Image Annotator"),
+    "a point": (lambda p: p["metadata"]["1_a"].update(xy=[1, 5, 5]), "shape 1"),
+    "a line": (lambda p: p["metadata"]["1_a"].update(xy=[7, 5, 5, 6, 6]), "shape 7"),
+    "half a corner": (lambda p: p["metadata"]["1_a"].update(xy=[7, 5, 5, 6, 6, 7, 7, 8]), "shape 7"),
+    "empty outline": (lambda p: p["metadata"]["1_a"].update(xy=[]), "shape 0 with 0 numbers"),
+    "outline of text": (lambda p: p["metadata"]["1_a"].update(xy=[7, "a", "b", 1, 1, 2, 2]), "Image Annotator"),
+    "corner nowhere": (lambda p: p["metadata"]["1_a"].update(xy=[7, 1, float("nan"), 1, 1, 2, 2]), "finite"),
+    "other scene": (lambda p: p["file"]["1"].update(fname="IMG_0000000999.jpg"), "no frame of"),
+    "nothing": (lambda p: p["metadata"].clear(), "annotates nothing"),
+}
+
+
+@pytest.mark.parametrize("fault", VIA_FAULTS)
+def test_faults_in_object_annotations_are_named(tiny_scene: Path, fault: str) -> None:
+    change, words = VIA_FAULTS[fault]
+    edit_json(tiny_scene / VIA, change)
+    with pytest.raises(SceneError, match=words) as error:
+        check_annotations(load_scene(tiny_scene))
+    assert str(tiny_scene / VIA) in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"metadata": 3}'])
+def test_broken_object_annotations_are_named(tiny_scene: Path, content: str) -> None:
+    (tiny_scene / VIA).write_text(content)
+    with pytest.raises(SceneError, match=r"te\.json is no project"):
+        object_annotations(load_scene(tiny_scene))
+
+
+def test_affordances(tiny_scene: Path) -> None:
+    found = affordance_annotations(load_scene(tiny_scene))
+    assert found is not None and found.names == ("takes the cup", "cooks pasta") and list(found.masks) == [0]
+    np.testing.assert_array_equal(found.masks[0][..., 1], box(slice(8, 12), slice(10, 20)))
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("#C C takes the knife", "takes the knife"),
+        (" #C C  cuts spagethi ", "cuts pasta"),
+        ("#C C", ""),
+        ("opens #C C", "opens #C C"),
+    ],
+)
+def test_queries_are_cleaned(text: str, clean: str) -> None:
+    assert clean_query(text) == clean
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"images": {}},
+        {"text_queries": [3], "images": {}},
+        {"text_queries": ["a"], "images": {"IMG_0000000100.jpg": np.zeros((4, 4))}},
+        {"text_queries": ["a"], "images": {"IMG_0000000100.jpg": np.zeros((4, 4, 2))}},
+        {"text_queries": ["a"], "images": {"IMG_0000000100.jpg": np.zeros((0, 4, 1))}},
+        {"text_queries": ["a"], "images": {"IMG_0000000100.jpg": "mask"}},
+        {"text_queries": ["a"], "images": {"IMG_0000000999.jpg": np.zeros((4, 4, 1))}},
+        {"text_queries": ["a"], "images": {}},
+    ],
+)
+def test_faults_in_affordances_are_named(tiny_scene: Path, content: object) -> None:
+    (tiny_scene / AFFORDANCES).write_bytes(pickle.dumps(content))
+    with pytest.raises(SceneError, match=r"aff_annotations\.pkl"):
+        check_annotations(load_scene(tiny_scene))
+
+
+def test_affordances_run_nothing(tiny_scene: Path) -> None:
+    (tiny_scene / AFFORDANCES).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(UnsafePickleError, match=r"aff_annotations\.pkl is refused"):
+        check_annotations(load_scene(tiny_scene))
+
+
+def write_mask_folder(folder: Path, scene: Scene) -> LabelledMasks:
+    masks = {0: np.stack((box(slice(2), slice(3)), box(slice(5, 9), slice(7))), -1), 3: np.zeros((16, 24, 2), bool)}
+    masks[3][..., 1] = box(slice(1), slice(1))
+    for index, mask in masks.items():
+        for channel, name in enumerate(("blue bowl", "pan")):
+            if mask[..., channel].any():
+                path = folder / name / f"{scene.image_paths[index].stem}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask[..., channel].astype(np.uint8) * 255).save(path)
+    return LabelledMasks(("blue bowl", "pan"), masks)
+
+
+@pytest.mark.parametrize("read", [object_annotations, affordance_annotations])
+def test_a_folder_of_masks_serves_as_well(
+    tiny_scene: Path, tmp_path: Path, read: Callable[..., LabelledMasks | None]
+) -> None:
+    scene = load_scene(tiny_scene)
+    expected = write_mask_folder(tmp_path / "masks", scene)
+    given_folder = read(scene, tmp_path / "masks")
+    place = tiny_scene / ("object_annotations" if read is object_annotations else "affordance_annotations")
+    shutil.rmtree(place)
+    shutil.copytree(tmp_path / "masks", place)
+    for found in (given_folder, read(scene)):
+        assert found is not None and found.names == expected.names and list(found.masks) == [0, 3]
+        for index, mask in expected.masks.items():
+            np.testing.assert_array_equal(found.masks[index], mask)
+
+
+def test_annotations_may_be_named(tiny_scene: Path, tmp_path: Path) -> None:
+    scene = load_scene(tiny_scene)
+    shutil.move(tiny_scene / VIA, tmp_path / "mine.json")
+    assert object_annotations(scene) is None
+    found = object_annotations(scene, tmp_path / "mine.json")
+    assert found is not None and found.names == ("cup", "pan")
+    with pytest.raises(SceneError, match=r"nowhere\.json is missing"):
+        object_annotations(scene, tmp_path / "nowhere.json")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SceneError, match="annotates nothing"):
+        object_annotations(scene, tmp_path / "empty")
+
+
+def test_a_truncated_mask_is_named(tiny_scene: Path) -> None:
+    content = (tiny_scene / MASK).read_bytes()
+    (tiny_scene / MASK).write_bytes(content[: len(content) // 2])
+    with pytest.raises(SceneError, match=r"IMG_0000000100\.bmp is truncated"):
+        check_annotations(load_scene(tiny_scene))
+
+
+def test_ground_truth(tiny_scene: Path) -> None:
+    truth = ground_truth(load_scene(tiny_scene))
+    assert truth is not None
+    assert [entry["name"] for entry in truth.instance_table] == ["room", "cup", "arm"]
+    np.testing.assert_array_equal(truth.layers(1) == 2, box(slice(10, None), slice(4, 12)))
+    np.testing.assert_array_equal(truth.layers_ever(1) == 1, box(slice(2, 8), slice(2, 10)))
+    np.testing.assert_array_equal(truth.instances(1), truth.layers_ever(1))
+    assert truth.depth(1).dtype == np.float32 and (truth.depth(1) == 2).all()
+    room = truth.clean_room(0)
+    assert room is not None and (room == (90, 80, 70)).all() and truth.clean_room(1) is None
+    assert truth.clean_room_depth(0) is not None and truth.clean_room_depth(1) is None
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:99])])
+def test_damaged_ground_truth_is_named(tiny_scene: Path, damage: Callable[[Path], object]) -> None:
+    damage(tiny_scene / "ground_truth" / "frames" / "IMG_0000000105.npz")
+    truth = ground_truth(load_scene(tiny_scene))
+    assert truth is not None
+    with pytest.raises(SceneError, match=r"IMG_0000000105\.npz is missing or damaged"):
+        truth.layers(1)
+
+
+def test_the_kitchen_agrees_with_its_renderer(kitchen_small: Path) -> None:
+    scene = load_scene(kitchen_small)
+    truth, objects = ground_truth(scene), object_annotations(scene)
+    affordances = affordance_annotations(scene)
+    assert truth is not None and objects is not None and affordances is not None
+    assert "drinks from the red mug" in affordances.names
+    ids = {entry["name"]: entry["id"] for entry in truth.instance_table}
+    both = either = 0
+    for index in scene.splits["test"]:
+        np.testing.assert_array_equal(moving_mask(scene, index), truth.layers(index) > 0)
+        shown = truth.instances(index)[..., None] == [ids[name] for name in objects.names]
+        both += (shown & objects.masks[index]).sum((0, 1))
+        either += (shown | objects.masks[index]).sum((0, 1))
+    assert (both / either > 0.95).all(), dict(zip(objects.names, both / either, strict=True))
