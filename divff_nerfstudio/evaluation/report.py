@@ -152,6 +152,9 @@ def report_page(report: Report, folder: Path) -> str:
     if report.video is not None:
         parts.append(f"<h2>The scene over time</h2>{_video(report.video, folder)}")
     parts.append(f"<h2>Scores on held-out frames</h2>{_score_table(report)}")
+    if report.evaluation.thresholds:
+        fixed = ", ".join(f"{task}s {level:g}" for task, level in report.evaluation.thresholds.items())
+        parts.append(f"<p class=faded>Fixed thresholds of relevancy: {escape(fixed)}.</p>")
     if report.gallery.answers:
         answers = (_figure(picture, text) for _, picture, text in report.gallery.answers.values())
         parts.append(

@@ -1,0 +1,78 @@
+"""The command `divff`: one subcommand for each thing to do beside nerfstudio's own commands."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from divff_nerfstudio import __version__
+from divff_nerfstudio.files import DivffError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("divff_nerfstudio.demo:DemoConfig", "from nothing to a trained, evaluated and queried scene"),
+    "demo-scene": (
+        "divff_nerfstudio.data.demo_scene:DemoSceneConfig",
+        "write a procedural kitchen in EPIC-Diff's layout",
+    ),
+    "extract": (
+        "divff_nerfstudio.features.extract:ExtractConfig",
+        "extract the features of a scene that are distilled",
+    ),
+    "evaluate": ("divff_nerfstudio.evaluation.commands:EvaluateConfig", "score a trained scene on its test frames"),
+    "video": ("divff_nerfstudio.evaluation.commands:VideoConfig", "write the two-row video of a trained scene"),
+    "view": ("divff_nerfstudio.evaluation.commands:ViewConfig", "open the viewer, for this machine alone"),
+}
+"""Each subcommand's dataclass, which has a method `main`, and what it does. Only the one asked for is imported."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand.
+
+    Args:
+        arguments: What was typed behind `divff`; None: what was.
+
+    Returns:
+        The exit status: 0, or 1 after an error that the user can mend, which is printed as one sentence.
+    """
+    typed = sys.argv[1:] if arguments is None else list(arguments)
+    name = _parser().parse_args(typed[:1]).command
+    module, _, attribute = COMMANDS[name][0].partition(":")
+
+    import tyro
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True, soft_wrap=True)
+
+    try:
+        config = getattr(importlib.import_module(module), attribute)
+        tyro.cli(config, args=typed[1:], prog=f"divff {name}", description=config.__doc__).main()
+    except DivffError as error:
+        console.print(f"[bold red]Error:[/] {escape(str(error))}")
+        return 1
+    except KeyboardInterrupt:
+        console.print("Interrupted.")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The parser of the first word."""
+    lines = (f"  {name:<12}{purpose}" for name, (_, purpose) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="divff",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Dynamic image-video feature fields for egocentric video.",
+        epilog="commands:\n" + "\n".join(lines) + "\n\n"
+        "Each has its own --help. Training, rendering and viewing: ns-train divff, ns-eval, ns-render, ns-viewer.",
+        usage="divff [-h] [--version] COMMAND ...",
+    )
+    parser.add_argument("--version", action="version", version=f"divff-nerfstudio {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""`divff demo`: from nothing to a trained, evaluated and queried scene, in stages that are not done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Optional
+
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.markup import escape
+
+from divff_nerfstudio import __version__
+from divff_nerfstudio.files import DivffError, atomic_path
+
+TARGETS = {"moving_ap": 0.80, "object_ap": 0.50, "affordance_ap": 0.35, "psnr_static_room": 22.0}
+"""What the demo should reach on its test frames."""
+PSNR_ABOVE_NEAREST = 3.0
+"""How far its PSNR should be above that of copying the training frame next in time, in dB."""
+
+
+class DemoError(DivffError):
+    """A stage of the demo did not succeed."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the demo that leaves files behind."""
+
+    name: str
+    """What it is called on the console and in its marker's file name."""
+    purpose: str
+    """What it does, in words."""
+    run: Callable[[], None]
+    """Does it; returns when its files are complete, raises otherwise."""
+    leaves: Path
+    """A file of it that the next stages need; where it is gone, the stage is done again."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What its files depend on; with other settings it is done again."""
+
+
+def run_stages(stages: Sequence[Stage], markers: Path, seconds: dict[str, float]) -> None:
+    """Runs stages one after the other, leaving out those that an earlier call has finished.
+
+    A stage is done again if its settings have changed, its file is gone, or a stage before it was done again.
+
+    Args:
+        stages: In their order.
+        markers: Folder where a file says of each finished stage with which settings, and how long it took.
+        seconds: Gets, as they finish, the seconds that each stage took, in this call or an earlier one.
+    """
+    renewed = False
+    for number, stage in enumerate(stages, start=1):
+        marker = markers / f"{stage.name}.json"
+        settings = {"version": __version__, **stage.settings}
+        finished = _read(marker)
+        title = f"{number}/{len(stages)} {stage.name}: {stage.purpose}"
+        if not renewed and finished is not None and finished.get("settings") == settings and stage.leaves.exists():
+            CONSOLE.print(f"[green]{escape(title)}[/] was done before ({finished['seconds']:.0f} s)")
+            seconds[stage.name] = finished["seconds"]
+            continue
+        renewed = True
+        marker.unlink(missing_ok=True)
+        CONSOLE.rule(f"[bold]{escape(title)}")
+        start = time.perf_counter()
+        stage.run()
+        seconds[stage.name] = time.perf_counter() - start
+        with atomic_path(marker) as temporary:
+            temporary.write_text(json.dumps({"settings": settings, "seconds": seconds[stage.name]}), encoding="utf-8")
+        CONSOLE.print(f"[green]{escape(stage.name)}[/] took {seconds[stage.name]:.0f} s")
+
+
+def _read(marker: Path) -> dict[str, Any] | None:
+    """A marker's content, or None if there is no readable one."""
+    try:
+        content = json.loads(marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and isinstance(content.get("seconds"), float) else None
+
+
+def run_module(module: str, *arguments: str) -> None:
+    """Runs a module of this Python as a program of its own, so that its memory is free again afterwards.
+
+    Raises:
+        DemoError: If it fails; what it printed stands above.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        raise DemoError(
+            f"`{shlex.join(command)}` ended with status {status}: mend what it says above and run `divff demo` again, "
+            "which goes on from here."
+        )
+
+
+@dataclass
+class DemoConfig:
+    """Makes a scene, its features, a trained model, scores, a video and a report. A second call goes on where the first
+    one was interrupted, and repeats nothing.
+    """
+
+    output: Path = Path("divff-demo")
+    """Folder for everything."""
+    scene: Optional[Path] = None  # noqa: UP045
+    """Scene of your own in EPIC-Diff's layout; by default a procedural kitchen is made."""
+    query: str = ""
+    """Phrase shown in the video and set in the run's configuration; by default an object of the scene's annotations."""
+    video_frames: int = 24
+    """Frames of the video, evenly spaced over the scene."""
+    train: tuple[str, ...] = ()
+    """Further options for ns-train, as it takes them, behind all others of the demo's."""
+
+    def main(self) -> None:
+        """Runs the demo."""
+        Demo(self).run()
+
+
+class Demo:
+    """The stages of the demo and what they share.
+
+    Args:
+        config: Its options.
+    """
+
+    def __init__(self, config: DemoConfig):
+        self.config = config
+        self.output = config.output.resolve()
+        self.scene = (config.scene or self.output / "scene").resolve()
+        self.training = {"scene": str(self.scene), "query": config.query, "options": list(config.train)}
+        self.video = self.output / "video.mp4"
+        self.report = self.output / "report.html"
+        self.seconds: dict[str, float] = {}
+
+    @cached_property
+    def run_folder(self) -> Path:
+        """Where training writes; another one for other options, so that no foreign checkpoint is resumed."""
+        options = hashlib.sha256(json.dumps([__version__, self.training]).encode()).hexdigest()[:8]
+        return self.output / "runs" / "demo" / "divff" / options
+
+    @property
+    def run_config(self) -> Path:
+        """The run's config.yml."""
+        return self.run_folder / "config.yml"
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Everything to do, in order."""
+        scene, meta = {"scene": str(self.scene)}, self.scene / "meta.json"
+        video = {"frames": self.config.video_frames}
+        made = [Stage("scene", "a procedural kitchen", self.make_scene, meta)] if self.config.scene is None else []
+        return [
+            *made,
+            Stage("features", "image, video and regulariser features of every frame", self.extract, meta, scene),
+            Stage("training", "geometry, then features, then both", self.train, self.run_config, self.training),
+            Stage("video", "what the camera saw, and a fixed viewpoint", self.render, self.video, video),
+            Stage("report", "scores of the test frames, on one page", self.evaluate, self.report),
+        ]
+
+    def run(self) -> None:
+        """Runs what is not done yet, and says what to do next."""
+        start = time.perf_counter()
+        run_stages(self.stages, self.output / "stages", self.seconds)
+        CONSOLE.rule("[bold green]Done")
+        CONSOLE.print(f"This call took {time.perf_counter() - start:.0f} s. Open {escape(str(self.report))}")
+        CONSOLE.print(f"Ask the scene yourself:\n\n  {escape(self.viewer_command)}\n", soft_wrap=True)
+
+    @property
+    def viewer_command(self) -> str:
+        """The line that opens the viewer on the trained scene."""
+        command = ["ns-viewer", "--load-config", str(self.run_config), "--viewer.websocket-host", "127.0.0.1"]
+        return shlex.join(command)
+
+    @cached_property
+    def query(self) -> str:
+        """What is asked in the video."""
+        if self.config.query:
+            return self.config.query
+        from divff_nerfstudio.data.annotations import object_annotations
+        from divff_nerfstudio.data.scene import load_scene
+
+        objects = object_annotations(load_scene(self.scene))
+        return objects.names[0] if objects is not None and objects.names else ""
+
+    @cached_property
+    def pipeline(self) -> tuple[Any, int]:
+        """The trained pipeline and its step."""
+        from divff_nerfstudio.evaluation.commands import open_run
+
+        return open_run(self.run_config)
+
+    def make_scene(self) -> None:
+        """Writes the procedural kitchen."""
+        run_module("divff_nerfstudio.cli", "demo-scene", str(self.scene))
+
+    def extract(self) -> None:
+        """Extracts the features of the scene."""
+        run_module("divff_nerfstudio.cli", "extract", "--data", str(self.scene))
+
+    def train(self) -> None:
+        """Trains, from the last checkpoint of an interrupted training if there is one."""
+        checkpoints = self.run_folder / "nerfstudio_models"
+        resumed = ["--load-dir", str(checkpoints)] if any(checkpoints.glob("step-*.ckpt")) else []
+        run_module(
+            "nerfstudio.scripts.train",
+            "divff",
+            *("--data", str(self.scene)),
+            *("--output-dir", str(self.output / "runs"), "--experiment-name", "demo"),
+            *("--timestamp", self.run_folder.name),
+            *("--vis", "tensorboard", "--pipeline.query.text", self.query),
+            *resumed,
+            *self.config.train,
+        )
+
+    def render(self) -> None:
+        """Writes the two-row video."""
+        from divff_nerfstudio.evaluation.videos import write_two_row_video
+
+        pipeline, _ = self.pipeline
+        write_two_row_video(
+            self.video, pipeline.model, pipeline.datamanager, pipeline.query, frames=self.config.video_frames
+        )
+
+    def evaluate(self) -> None:
+        """Scores the test frames and writes the page."""
+        from divff_nerfstudio.evaluation.commands import run_facts
+        from divff_nerfstudio.evaluation.report import Gallery, Report, save_report, save_scores
+        from divff_nerfstudio.evaluation.run import evaluate
+
+        pipeline, step = self.pipeline
+        gallery = Gallery(self.output / "frames")
+        evaluation = evaluate(pipeline.model, pipeline.datamanager, pipeline.query, gallery.add)
+        facts = run_facts(pipeline, step)
+        facts |= {name.capitalize(): f"{duration:.0f} s" for name, duration in self.seconds.items()}
+        facts["Peak memory of this call"] = f"{peak_memory() / 2**30:.1f} GiB"
+        targets = dict(TARGETS)
+        if "psnr_nearest_frame" in evaluation.totals:
+            targets["psnr"] = evaluation.totals["psnr_nearest_frame"] + PSNR_ABOVE_NEAREST
+        save_scores(self.output / "scores.json", evaluation, facts)
+        scene = pipeline.datamanager.train_dataset.metadata["scene"]
+        introduction = (
+            f"Learned from {len(scene.splits['train'])} frames of one egocentric video. All scores and figures are of "
+            f"the {len(scene.splits['test'])} test frames, which training has never seen."
+        )
+        another = shlex.join(["divff", "video", "--load-config", str(self.run_config), "--query", self.query])
+        commands = [("Ask the scene in the browser:", self.viewer_command), ("Another query in the video:", another)]
+        save_report(
+            self.report,
+            Report(scene.name, introduction, evaluation, gallery, facts, targets, self.video, commands),
+        )
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process or of any that it has started and ended, in bytes."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

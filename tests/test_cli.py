@@ -1,0 +1,130 @@
+"""The command `divff`, as typed."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import small_scene
+import tyro
+
+from divff_nerfstudio import __version__
+from divff_nerfstudio.cli import COMMANDS, main
+from divff_nerfstudio.evaluation.commands import EvaluateConfig, VideoConfig, ViewConfig, hardware, open_run
+from divff_nerfstudio.files import UnsafeConfigError
+
+
+def test_help_is_fast_and_imports_nothing_heavy():
+    code = (
+        "import sys; from divff_nerfstudio.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print('heavy:', [name for name in ('torch', 'nerfstudio', 'sklearn', 'open_clip') if name in sys.modules])"
+    )
+    start = time.perf_counter()
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert time.perf_counter() - start < 3
+    assert "heavy: []" in shown
+    for name, (_, purpose) in COMMANDS.items():
+        assert name in shown and purpose in shown
+
+
+def test_version_and_wrong_commands(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0 and __version__ in capsys.readouterr().out
+    for words in ([], ["paint"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 2
+    assert "demo-scene" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_a_documented_dataclass_with_a_main(name):
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    config = getattr(importlib.import_module(module), attribute)
+    assert dataclasses.is_dataclass(config) and config.__doc__ and callable(config.main)
+    with pytest.raises(SystemExit) as stopped:
+        tyro.cli(config, args=["--help"])
+    assert stopped.value.code == 0
+
+
+@pytest.mark.parametrize("name", ["view", "evaluate", "video"])
+def test_a_config_that_runs_code_is_refused_in_one_sentence(name, tmp_path, capsys):
+    flag = tmp_path / "it-ran"
+    config = tmp_path / "config.yml"
+    config.write_text(f'!!python/object/apply:os.system ["touch {flag}"]\n')
+    assert main([name, "--load-config", str(config)]) == 1
+    shown = capsys.readouterr()
+    assert not flag.exists()
+    assert "os.system" in shown.err and "Traceback" not in shown.err + shown.out
+    assert shown.err.count("\n") == 1
+
+
+def test_a_missing_run_is_one_sentence(tmp_path, capsys):
+    assert main(["evaluate", "--load-config", str(tmp_path / "config.yml")]) == 1
+    assert "config.yml" in capsys.readouterr().err
+    with pytest.raises(UnsafeConfigError):
+        open_run(tmp_path / "config.yml")
+
+
+def test_the_viewer_listens_on_this_machine_only(monkeypatch, tmp_path):
+    """nerfstudio's script takes 10 s to import; only what it is called with matters here."""
+    started = []
+    script = SimpleNamespace(
+        ViewerConfigWithoutNumRays=lambda **options: options,
+        RunViewer=lambda load_config, viewer: SimpleNamespace(main=lambda: started.append((load_config, viewer))),
+    )
+    monkeypatch.setitem(sys.modules, "nerfstudio.scripts.viewer.run_viewer", script)
+    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.check_config_yaml", lambda path: None)
+    config = tmp_path / "config.yml"
+    ViewConfig(load_config=config).main()
+    ViewConfig(load_config=config, host="0.0.0.0", port=7010).main()
+    assert started == [
+        (config, {"websocket_host": "127.0.0.1", "websocket_port": None}),
+        (config, {"websocket_host": "0.0.0.0", "websocket_port": 7010}),
+    ]
+
+
+class Stand:
+    """A pipeline of the tiny scene's model."""
+
+    def __init__(self, root: Path):
+        self.model, self.query = small_scene.KnowingModel(), small_scene.make_query()
+        self.datamanager = small_scene.datamanager(root)
+        self.model.answer = self.query.answer
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    stand = Stand(small_scene.write(tmp_path / "scene"))
+    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.open_run", lambda config: (stand, 999))
+    (tmp_path / "run").mkdir()
+    return stand, tmp_path / "run" / "config.yml"
+
+
+def test_evaluate_writes_scores_figures_and_a_page(trained):
+    _, config = trained
+    evaluation = EvaluateConfig(load_config=config).main()
+    folder = config.parent / "evaluation"
+    assert evaluation.totals["moving_ap"] == 1.0
+    assert {path.name for path in folder.iterdir()} == {"frames", "report.html", "scores.json"}
+    page = (folder / "report.html").read_text()
+    assert "12 at 40x24 (9 train, 1 val, 2 test)" in page and "1000" in page and hardware() in page
+
+
+def test_video_asks_and_hides(trained):
+    stand, config = trained
+    options = {"query": "bowl", "hide_actor": True, "hide_dynamic": True, "frames": 2, "cell_height": 32}
+    path = VideoConfig(load_config=config, **options).main()
+    assert path == config.parent / "video.mp4" and path.stat().st_size > 0
+    assert stand.query.phrases == ("bowl",)
+    assert stand.model.visibility.hide_actor and stand.model.visibility.hide_dynamic
+    assert len(stand.model.seen) == 4

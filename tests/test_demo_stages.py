@@ -1,0 +1,155 @@
+"""The demo's stages: kept, skipped, repeated when they must be; and its programs as they are called."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import small_scene
+
+from divff_nerfstudio import demo
+from divff_nerfstudio.demo import Demo, DemoConfig, DemoError, Stage, run_module, run_stages
+
+
+class Chain:
+    """Three stages that count how often each has run."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.ran, self.settings, self.failing = folder, [], {}, ""
+
+    def stage(self, name: str) -> Stage:
+        def run():
+            if name == self.failing:
+                raise DemoError("no")
+            self.ran.append(name)
+            (self.folder / name).write_text("")
+
+        return Stage(name, "a test", run, self.folder / name, self.settings.get(name, {}))
+
+    def __call__(self) -> list[str]:
+        self.ran, self.seconds = [], {}
+        run_stages([self.stage(name) for name in "abc"], self.folder / "stages", self.seconds)
+        return self.ran
+
+
+@pytest.fixture
+def chain(tmp_path):
+    return Chain(tmp_path)
+
+
+def test_finished_stages_are_not_repeated(chain):
+    assert chain() == ["a", "b", "c"]
+    first = dict(chain.seconds)
+    assert chain() == []
+    assert chain.seconds == first
+
+
+def test_an_interrupted_chain_goes_on_where_it_stopped(chain):
+    chain.failing = "b"
+    with pytest.raises(DemoError):
+        chain()
+    chain.failing = ""
+    assert chain() == ["b", "c"]
+
+
+def test_other_settings_or_a_lost_file_repeat_a_stage_and_what_follows(chain):
+    chain()
+    chain.settings = {"b": {"length": 3}}
+    assert chain() == ["b", "c"]
+    assert chain() == []
+    (chain.folder / "a").unlink()
+    assert chain() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"seconds": "x"}'])
+def test_a_damaged_marker_repeats_the_stage(chain, content):
+    chain()
+    (chain.folder / "stages" / "c.json").write_text(content)
+    assert chain() == ["c"]
+
+
+def test_a_stage_that_fails_again_is_not_held_for_finished(chain):
+    chain()
+    chain.settings, chain.failing = {"b": {"length": 3}}, "b"
+    with pytest.raises(DemoError):
+        chain()
+    chain.settings, chain.failing = {}, ""
+    assert chain() == ["b", "c"]
+
+
+def test_a_program_that_fails_is_named(tmp_path):
+    run_module("json.tool", "--help")
+    with pytest.raises(DemoError, match="json"):
+        run_module("json.tool", str(tmp_path / "missing.json"))
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A demo whose programs are recorded, and whose model knows the tiny scene."""
+    called = []
+
+    def record(module, *arguments):
+        called.append([module, *arguments])
+        if "demo-scene" in arguments:
+            small_scene.write(Path(arguments[-1]))
+        if module == "nerfstudio.scripts.train":
+            folder = demonstration.run_folder / "nerfstudio_models"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "step-000000010.ckpt").write_text("")
+            demonstration.run_config.write_text("")
+
+    class Stand:
+        model, query = small_scene.KnowingModel(), small_scene.make_query()
+
+        @property
+        def datamanager(self):
+            return small_scene.datamanager(tmp_path / "out" / "scene")
+
+    monkeypatch.setattr(demo, "run_module", record)
+    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.open_run", lambda config: (Stand(), 99))
+    demonstration = Demo(DemoConfig(output=tmp_path / "out", video_frames=2, train=("--max-num-iterations", "11")))
+    return demonstration, called
+
+
+def test_the_demo_makes_a_scene_features_a_model_a_video_and_a_report(made, capsys):
+    demonstration, called = made
+    demonstration.run()
+    assert [words[:2] for words in called] == [
+        ["divff_nerfstudio.cli", "demo-scene"],
+        ["divff_nerfstudio.cli", "extract"],
+        ["nerfstudio.scripts.train", "divff"],
+    ]
+    train = called[2]
+    assert train[train.index("--pipeline.query.text") + 1] in small_scene.OBJECTS
+    assert train[-2:] == ["--max-num-iterations", "11"]
+    assert train[train.index("--timestamp") + 1] == demonstration.run_folder.name
+    page = demonstration.report.read_text()
+    assert "Training" in page and "GiB" in page and "reached" in page and "data:video/mp4" in page
+    scores = json.loads((demonstration.output / "scores.json").read_text())
+    assert scores["totals"]["moving_ap"] == 1.0
+    shown = capsys.readouterr().out
+    command = next(line for line in shown.splitlines() if line.strip().startswith("ns-viewer"))
+    assert shlex.split(command)[-2:] == ["--viewer.websocket-host", "127.0.0.1"]
+    called.clear()
+    Demo(demonstration.config).run()
+    assert called == []
+
+
+def test_an_interrupted_training_is_resumed_and_other_options_start_anew(made):
+    demonstration, called = made
+    demonstration.run()
+    (demonstration.output / "stages" / "training.json").unlink()
+    called.clear()
+    demonstration.run()
+    (train,) = called
+    assert train[train.index("--load-dir") + 1] == str(demonstration.run_folder / "nerfstudio_models")
+    other = Demo(DemoConfig(output=demonstration.output, train=("--max-num-iterations", "12")))
+    assert other.run_folder != demonstration.run_folder
+
+
+def test_a_scene_of_ones_own_is_not_written(tmp_path):
+    own = Demo(DemoConfig(output=tmp_path / "out", scene=tmp_path / "mine"))
+    assert [stage.name for stage in own.stages] == ["features", "training", "video", "report"]
+    assert own.scene == tmp_path / "mine"
