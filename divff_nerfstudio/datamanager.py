@@ -67,7 +67,7 @@ class PixelBatches:
         self.device = device
         scene = dataset.scene
         self.height, self.width = scene.height, scene.width
-        self._pixels = np.asarray(scene.frames).reshape(-1, 3)
+        self.pixels = np.asarray(scene.frames).reshape(-1, 3)
         self._scene_indices = dataset.scene_indices
         cameras = dataset.cameras
         self._rotations = cameras.camera_to_worlds[:, :, :3].to(device)
@@ -88,7 +88,7 @@ class PixelBatches:
         area = self.height * self.width
         drawn = torch.randint(len(self._scene_indices) * area, (self.num_rays_per_batch,))
         camera, pixel = drawn // area, drawn % area
-        colours = self._pixels[(self._scene_indices[camera] * area + pixel).numpy()]
+        colours = self.pixels[(self._scene_indices[camera] * area + pixel).numpy()]
         indices = torch.stack((camera, pixel // self.width, pixel % self.width), -1)
         image = torch.from_numpy(colours).to(self.device).float() / 255.0
         return self.rays(camera, pixel), {"image": image, "indices": indices}

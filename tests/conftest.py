@@ -25,15 +25,15 @@ def tiny_poses(count: int) -> np.ndarray:
     return np.concatenate((rotations, np.stack((angles, 0.1 * angles, zero), -1)[:, :, None]), 2)
 
 
-def write_tiny_scene(root: Path) -> Path:
-    """Writes eight frames with all that a scene can have: annotations, video frames, ground truth."""
+def write_tiny_scene(root: Path, frames: int = TINY_FRAMES, extras: bool = True) -> Path:
+    """Writes a scene; with `extras`, it has all that a scene can have: annotations, video frames, ground truth."""
     random = np.random.default_rng(0)
     width, height = TINY_WIDTH, TINY_HEIGHT
-    ids = [10 + 2 * i for i in range(TINY_FRAMES)]
-    numbers = [100 + 5 * i for i in range(TINY_FRAMES)]
+    ids = [10 + 2 * i for i in range(frames)]
+    numbers = [100 + 5 * i for i in range(frames)]
     test, val = ids[0::4], ids[2::4]
     train = [i for i in ids if i not in test + val]
-    poses = tiny_poses(TINY_FRAMES)
+    poses = tiny_poses(frames)
     meta = {
         "ids_all": ids,
         "ids_train": train,
@@ -47,16 +47,24 @@ def write_tiny_scene(root: Path) -> Path:
         "image_w": float(width),
         "image_h": float(height),
     }
-    for folder in ("frames", "annotations", "high_res_video", "object_annotations", "affordance_annotations"):
-        (root / folder).mkdir(parents=True)
+    (root / "frames").mkdir(parents=True)
     (root / "meta.json").write_text(json.dumps(meta))
     for number in numbers:
         picture = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(picture).save(root / "frames" / f"IMG_{number:010d}.bmp")
+    if extras:
+        _write_extras(root, numbers, [n for i, n in zip(ids, numbers, strict=True) if i in test])
+    return root
+
+
+def _write_extras(root: Path, numbers: list[int], tests: list[int]) -> None:
+    random = np.random.default_rng(1)
+    width, height = TINY_WIDTH, TINY_HEIGHT
+    for folder in ("annotations", "high_res_video", "object_annotations", "affordance_annotations"):
+        (root / folder).mkdir()
     for number in range(numbers[0], numbers[-1] + 1):
         picture = random.integers(0, 256, (2 * height, 2 * width, 3), dtype=np.uint8)
         Image.fromarray(picture).save(root / "high_res_video" / f"frame_{number:010d}.jpg")
-    tests = [n for i, n in zip(ids, numbers, strict=True) if i in test]
     for number, filled in zip(tests, (True, False), strict=True):
         mask = np.zeros((height, width), np.uint8)
         mask[10:, 4:12] = filled
@@ -68,7 +76,6 @@ def write_tiny_scene(root: Path) -> Path:
     content = {"text_queries": list(TINY_QUERIES), "images": {f"IMG_{tests[0]:010d}.jpg": masks}}
     (root / "affordance_annotations" / "aff_annotations.pkl").write_bytes(pickle.dumps(content))
     _write_ground_truth(root / "ground_truth", numbers, tests)
-    return root
 
 
 def _write_objects(path: Path, number: int) -> None:

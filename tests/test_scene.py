@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY_FRAMES, TINY_HEIGHT, TINY_WIDTH, tiny_poses
+from conftest import TINY_FRAMES, TINY_HEIGHT, TINY_WIDTH, tiny_poses, write_tiny_scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -175,8 +175,6 @@ def test_no_scene_at_all(tmp_path: Path) -> None:
 @settings(max_examples=25, deadline=None)
 @given(frame=st.integers(0, TINY_FRAMES - 1), share=st.floats(0, 0.97))
 def test_a_truncated_frame_is_named(tmp_path_factory: pytest.TempPathFactory, frame: int, share: float) -> None:
-    from conftest import write_tiny_scene
-
     root = write_tiny_scene(tmp_path_factory.mktemp("cut") / "tiny")
     path = root / "frames" / f"IMG_{100 + 5 * frame:010d}.bmp"
     content = path.read_bytes()

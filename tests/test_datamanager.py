@@ -1,0 +1,237 @@
+"""Rays, colours and feature targets; nothing of the other splits is trained on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_FRAMES, TINY_HEIGHT, TINY_WIDTH, write_tiny_scene
+from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
+from PIL import Image
+
+from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
+from divff_nerfstudio.data.scene import SceneError, load_scene
+from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfig, SceneDataset
+from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader, store_root
+
+
+def manager(root: Path, test_mode: str = "val", **options: object) -> DivFFDataManager:
+    config = DivFFDataManagerConfig(dataparser=EpicDiffDataParserConfig(data=root), **options)  # pyright: ignore
+    found = config.setup(device="cpu", test_mode=test_mode)
+    assert isinstance(found, DivFFDataManager)
+    return found
+
+
+def write_features(root: Path, kind: str = "image", folder: Path | None = None, **changes: object) -> np.ndarray:
+    """Stores one feature per frame and half of the picture: [frame index, left or right]; the last row has none."""
+    scene = load_scene(root)
+    entries = {
+        "kind": kind,
+        "source": "test",
+        "model": "none",
+        "fingerprint": "0",
+        "dimension": 2,
+        "frame_ids": scene.frame_ids.tolist(),
+        "image_size": [scene.height, scene.width],
+        **changes,
+    }
+    index = np.zeros((TINY_HEIGHT // 2, TINY_WIDTH // 2), np.uint16)
+    index[:, TINY_WIDTH // 4 :] = 1
+    index[-1] = 65535
+    with FeatureWriter((folder or store_root(scene)) / kind, StoreHeader(**entries)) as writer:  # pyright: ignore
+        for frame in range(len(entries["frame_ids"])):
+            writer.append(FrameFeatures(index, np.array([[frame, 0], [frame, 1]], np.float32)))
+        writer.finish()
+    return index
+
+
+def test_training_rays(tiny_scene: Path) -> None:
+    data = manager(tiny_scene, train_num_rays_per_batch=500)
+    scene = data.train_dataset.scene
+    rays, batch = data.next_train(0)
+    camera, row, col = batch["indices"].unbind(-1)
+    assert "features" not in batch and batch["indices"].shape == (500, 3) and data.get_train_rays_per_batch() == 500
+    train = scene.splits["train"]
+    assert set(camera.tolist()) == set(range(len(train)))
+    assert set(row.tolist()) == set(range(TINY_HEIGHT)) and set(col.tolist()) == set(range(TINY_WIDTH))
+    expected = scene.frames[train[camera.numpy()], row.numpy(), col.numpy()].astype(np.float32) / 255
+    np.testing.assert_array_equal(batch["image"], expected)
+    assert rays.times is not None and rays.nears is not None and rays.fars is not None
+    for values, of_scene in ((rays.times, scene.times()), (rays.nears, scene.nears), (rays.fars, scene.fars)):
+        np.testing.assert_array_equal(values[:, 0], of_scene[train[camera.numpy()]])
+
+
+@pytest.mark.parametrize("pixel_centres", [True, False])
+def test_rays_are_those_of_nerfstudios_cameras(tiny_scene: Path, pixel_centres: bool) -> None:
+    parser = EpicDiffDataParserConfig(data=tiny_scene, pixel_centres=pixel_centres)
+    data = DivFFDataManagerConfig(dataparser=parser).setup(device="cpu")
+    rays, batch = data.next_train(0)
+    cameras = data.train_dataset.cameras
+    camera, coords = batch["indices"][:, :1], batch["indices"][:, 1:] + 0.5
+    expected = cameras.generate_rays(camera, coords)
+    for name in ("origins", "directions", "pixel_area", "camera_indices", "times"):
+        torch.testing.assert_close(getattr(rays, name), getattr(expected, name), atol=1e-6, rtol=1e-6, msg=name)
+    torch.testing.assert_close(rays.metadata["directions_norm"], expected.metadata["directions_norm"])
+    rotations = cameras.camera_to_worlds[camera[:, 0], :, :3]
+    back = torch.einsum("rji,rj->ri", rotations, expected.directions)
+    torch.testing.assert_close(rays.metadata["camera_directions"], back, atol=1e-6, rtol=1e-6)
+    assert len(rays[::2]) == len(rays) // 2 and rays[::2].metadata["camera_directions"].shape[0] == len(rays) // 2
+
+
+def test_nothing_but_training_frames_is_drawn(tiny_scene: Path) -> None:
+    """Every frame is filled with its index, in colour and in features: no other index may ever come out."""
+    scene = load_scene(tiny_scene)
+    for index, path in enumerate(scene.image_paths):
+        Image.new("RGB", (TINY_WIDTH, TINY_HEIGHT), (index, 0, 0)).save(path)
+    write_features(tiny_scene)
+    data = manager(tiny_scene, train_num_rays_per_batch=300)
+    allowed = set(scene.splits["train"].tolist())
+    colours, features = set(), set()
+    for step in range(20):
+        _, batch = data.next_train(step)
+        colours |= set((batch["image"][:, 0] * 255).round().int().tolist())
+        targets, valid = batch["features"]["image"]
+        features |= set(targets[valid][:, 0].int().tolist())
+    assert colours == features == allowed and len(allowed) < TINY_FRAMES
+
+
+@pytest.mark.parametrize(("test_mode", "split"), [("val", "val"), ("test", "test")])
+def test_evaluation_has_its_own_split(tiny_scene: Path, test_mode: str, split: str) -> None:
+    data = manager(tiny_scene, test_mode)
+    scene = data.eval_dataset.scene
+    indices = scene.splits[split]  # pyright: ignore[reportArgumentType]
+    assert isinstance(data.fixed_indices_eval_dataloader, FixedIndicesEvalDataloader)
+    seen = []
+    for camera, batch in data.fixed_indices_eval_dataloader:
+        index = batch["frame_index"]
+        seen.append(index)
+        assert camera.shape == (1,) and camera.times.item() == pytest.approx(scene.times()[index])
+        np.testing.assert_array_equal((batch["image"] * 255).round().byte(), scene.frames[index])
+        assert camera.generate_rays(0).directions.shape == (TINY_HEIGHT, TINY_WIDTH, 3)
+    assert seen == indices.tolist()
+    rays, batch = data.next_eval(0)
+    expected = scene.frames[indices[batch["indices"][:, 0].numpy()], batch["indices"][:, 1], batch["indices"][:, 2]]
+    np.testing.assert_array_equal((batch["image"] * 255).round().byte(), expected)
+    assert rays.times is not None and len(rays) == data.get_eval_rays_per_batch()
+    camera, batch = data.next_eval_image(0)
+    assert batch["frame_index"] in indices and batch["image"].shape == (TINY_HEIGHT, TINY_WIDTH, 3)
+
+
+def test_inference_prepares_no_batches(tiny_scene: Path) -> None:
+    data = manager(tiny_scene, "inference")
+    assert data.train_pixel_sampler is None and not hasattr(data, "eval_dataloader")
+    assert len(data.train_dataset) == 4 and data.train_dataset.get_image_float32(1).dtype == torch.float32
+    assert data.train_dataset[0]["image"].shape == (TINY_HEIGHT, TINY_WIDTH, 3)
+    assert data.get_train_rays_per_batch() == data.config.train_num_rays_per_batch
+    assert data.get_datapath() == tiny_scene
+
+
+def test_the_saved_random_state_restores_the_batches(tiny_scene: Path) -> None:
+    data = manager(tiny_scene)
+    torch.manual_seed(3)
+    data.next_train(0)
+    state = torch.get_rng_state()
+    first = [data.next_train(step) for step in range(3)]
+    torch.set_rng_state(state)
+    again = [manager(tiny_scene).next_train(step) for step in range(1)] + [data.next_train(step) for step in (1, 2)]
+    for (rays, batch), (other_rays, other_batch) in zip(first, again, strict=True):
+        assert torch.equal(batch["indices"], other_batch["indices"]) and torch.equal(
+            batch["image"], other_batch["image"]
+        )
+        assert torch.equal(rays.directions, other_rays.directions)
+
+
+def test_the_video_is_never_copied(tiny_scene: Path) -> None:
+    data = manager(tiny_scene)
+    assert data.train_pixel_sampler is not None
+    scene = data.train_dataset.scene
+    assert data.eval_dataset.scene is scene and data.train_dataset.metadata["scene"] is scene
+    assert np.shares_memory(data.train_pixel_sampler.pixels, scene.frames)
+
+
+def test_the_number_of_rays_can_be_changed_as_exporters_do(tiny_scene: Path) -> None:
+    data = manager(tiny_scene)
+    assert data.train_pixel_sampler is not None
+    data.train_pixel_sampler.num_rays_per_batch = 7
+    assert len(data.next_train(0)[0]) == 7 and data.get_train_rays_per_batch() == 7
+
+
+def test_features_come_from_their_step_on(tiny_scene: Path) -> None:
+    index = write_features(tiny_scene)
+    write_features(tiny_scene, "video")
+    data = manager(tiny_scene)
+    assert data.train_dataset.metadata["feature_dims"] == {"image": 2, "video": 2}
+    data.feature_start_step = 10
+    assert "features" not in data.next_train(9)[1]
+    _, batch = data.next_train(10)
+    assert set(batch["features"]) == {"image", "video"}
+    camera, row, col = batch["indices"].unbind(-1)
+    targets, valid = batch["features"]["image"]
+    assert targets.dtype == torch.float32 and valid.dtype == torch.bool
+    half = index[row.numpy() // 2, col.numpy() // 2]
+    np.testing.assert_array_equal(valid, half != 65535)
+    expected = np.stack((data.train_dataset.scene.splits["train"][camera.numpy()], half), -1)
+    np.testing.assert_array_equal(targets[valid], expected[valid.numpy()])
+
+
+def test_features_can_be_left_out_or_lie_elsewhere(tiny_scene: Path, tmp_path: Path) -> None:
+    assert manager(tiny_scene).train_dataset.metadata["feature_dims"] == {}
+    write_features(tiny_scene)
+    without = manager(tiny_scene, features="none")
+    assert without.feature_stores == {} and not without.with_features(10**6)
+    write_features(tiny_scene, "regulariser", tmp_path / "elsewhere")
+    assert set(manager(tiny_scene, feature_dir=tmp_path / "elsewhere").feature_stores) == {"regulariser"}
+    with pytest.raises(SceneError, match=r"nowhere holds no features.*divff extract --data"):
+        manager(tiny_scene, feature_dir=tmp_path / "nowhere")
+
+
+def test_unfinished_features_are_not_opened(tiny_scene: Path) -> None:
+    write_features(tiny_scene)
+    folder = store_root(load_scene(tiny_scene))
+    (folder / "image").rename(folder / ".image.partial")
+    assert manager(tiny_scene).feature_stores == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"frame_ids": [10, 12, 14]}, "other frames"), ({"image_size": [32, 48]}, "48x32")]
+)
+def test_features_of_other_frames_are_refused(tiny_scene: Path, changes: dict, words: str) -> None:
+    write_features(tiny_scene, **changes)
+    with pytest.raises(SceneError, match=words) as error:
+        manager(tiny_scene)
+    assert f"divff extract --data {tiny_scene}" in str(error.value)
+
+
+def test_what_it_cannot_do_is_said(tiny_scene: Path) -> None:
+    with pytest.raises(SceneError, match="camera-res-scale-factor"):
+        manager(tiny_scene, camera_res_scale_factor=0.5)
+    (tiny_scene / "object_annotations" / "te.json").write_text("{")
+    with pytest.raises(SceneError, match=r"te\.json"):
+        manager(tiny_scene)
+
+
+def test_other_dataparsers_are_refused(tiny_scene: Path) -> None:
+    outputs = EpicDiffDataParserConfig(data=tiny_scene).setup().get_dataparser_outputs("train")
+    outputs.metadata.pop("scene")
+    with pytest.raises(SceneError, match="epic-diff"):
+        SceneDataset(outputs)
+
+
+def test_drawing_is_a_small_part_of_a_training_step(kitchen_small: Path) -> None:
+    data = manager(kitchen_small, train_num_rays_per_batch=1024, features="none")
+    data.next_train(0)
+    durations = []
+    for step in range(20):
+        start = time.process_time()
+        data.next_train(step)
+        durations.append(time.process_time() - start)
+    assert np.median(durations) < 0.005
+
+
+def test_many_frames(tmp_path: Path) -> None:
+    root = write_tiny_scene(tmp_path / "long", frames=1200, extras=False)
+    data = manager(root)
+    assert len(data.train_dataset) == 600 and data.next_train(0)[0].times.max() <= 1
