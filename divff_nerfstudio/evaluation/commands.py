@@ -14,7 +14,8 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 
 from divff_nerfstudio.evaluation.report import Gallery, Report, save_report, save_scores
-from divff_nerfstudio.evaluation.run import Evaluation, evaluate
+from divff_nerfstudio.evaluation.results import Evaluation
+from divff_nerfstudio.evaluation.run import evaluate
 from divff_nerfstudio.evaluation.videos import write_two_row_video
 from divff_nerfstudio.files import DivffError, check_config_yaml
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
 
+from divff_nerfstudio.evaluation.results import FrameResult, Task
 from divff_nerfstudio.evaluation.tiles import Picture, as_picture, caption, column_of, marked, outlined, row_of
 from divff_nerfstudio.files import atomic_path
 from divff_nerfstudio.query import OVERLAY_OFFSET, overlay
-
-if TYPE_CHECKING:
-    from divff_nerfstudio.evaluation.run import FrameResult, Task
 
 CELL_HEIGHT = 180
 """Height of a picture in a figure, in pixels; its width follows from the frame's shape."""

@@ -14,36 +14,13 @@ import numpy as np
 from PIL import Image
 
 from divff_nerfstudio.evaluation.figures import cell_size, relevancy_cell, save_frame_figure
-from divff_nerfstudio.evaluation.run import Evaluation, FrameResult, Task
+from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task
+from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
 from divff_nerfstudio.evaluation.tiles import Picture
 from divff_nerfstudio.files import atomic_path
 
 LARGEST_VIDEO = 16 * 2**20
 """A video of more bytes is linked to, not put into the page."""
-
-_ROWS: tuple[tuple[str, str, str, str], ...] = (
-    ("psnr", "PSNR", "dB", "new views and times, over whole test frames"),
-    ("ssim", "SSIM", "", "structural similarity of the same"),
-    ("moving_ap", "Moving mask", "AP", "everything that moves against the annotation"),
-    ("moving_ap_ever", "Moving mask, ever", "AP", "objects count before they first move, too"),
-    ("dynamic_ap", "Dynamic layer", "AP", "its mask against moved objects alone"),
-    ("dynamic_ap_ever", "Dynamic layer, ever", "AP", "objects count before they first move, too"),
-    ("actor_ap", "Actor layer", "AP", "its mask against the camera wearer alone"),
-    ("psnr_static_room", "Static room", "dB", "the static layer against the room without objects and actor"),
-    ("object_ap", "Objects", "AP", "image features, no threshold, mean over classes"),
-    (
-        "object_miou",
-        "Objects, published",
-        "mIoU",
-        "at the fixed threshold; a class is asked only where it is annotated",
-    ),
-    ("object_miou_sound", "Objects, sound", "mIoU", "at the fixed threshold; every class in every annotated frame"),
-    ("object_miou_oracle", "Objects, oracle", "mIoU", "threshold tuned on these frames: an upper bound, no result"),
-    ("affordance_ap", "Affordances", "AP", "video features, no threshold, mean over queries"),
-    ("affordance_miou", "Affordances, published", "mIoU", "at the fixed threshold, asked only where annotated"),
-    ("affordance_miou_sound", "Affordances, sound", "mIoU", "every query in every annotated frame"),
-    ("affordance_miou_oracle", "Affordances, oracle", "mIoU", "threshold tuned on these frames: no result"),
-)
 
 _STYLE = """
 :root { --ground: #f6f7f9; --card: #fff; --ink: #1b1f27; --faded: #626b7a; --line: #e2e5ea; --mark: #2257c5;
@@ -181,8 +158,8 @@ def report_page(report: Report, folder: Path) -> str:
 def _score_table(report: Report) -> str:
     totals = report.evaluation.totals
     rows = []
-    for key, name, unit, meaning in _ROWS:
-        if key not in totals:
+    for key, score in (FRAME_SCORES | SCENE_SCORES).items():
+        if key not in totals or key == "psnr_nearest_frame":
             continue
         value, target = totals[key], report.targets.get(key)
         baseline = f"{totals['psnr_nearest_frame']:.2f}, nearest training frame" if key == "psnr" else ""
@@ -193,8 +170,8 @@ def _score_table(report: Report) -> str:
         else:
             wanted = f"<span class=bad>≥ {target:.2f} missed by {target - value:.2f}</span>"
         rows.append(
-            f"<tr><td>{escape(name)}</td><td class='number value'>{value:.2f} {unit}</td><td class=number>{wanted}</td>"
-            f"<td>{baseline}</td><td class=faded>{escape(meaning)}</td></tr>"
+            f"<tr><td>{escape(score.title)}</td><td class='number value'>{value:.2f} {score.unit}</td>"
+            f"<td class=number>{wanted}</td><td>{baseline}</td><td class=faded>{escape(score.meaning)}</td></tr>"
         )
     head = "<tr><th>Score<th class=number>Value<th class=number>Target<th>Baseline<th>What it says</tr>"
     return f"<div class=wide><table>{head}{''.join(rows)}</table></div>"

@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
 from torch import Tensor
 
-from divff_nerfstudio.data.annotations import (
-    GroundTruth,
-    LabelledMasks,
-    affordance_annotations,
-    ground_truth,
-    moving_mask,
-    object_annotations,
-)
+from divff_nerfstudio.data.annotations import affordance_annotations, ground_truth, moving_mask, object_annotations
 from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.evaluation.figures import save_frame_figure
-from divff_nerfstudio.evaluation.metrics import (
-    AFFORDANCE_THRESHOLD,
-    OBJECT_THRESHOLD,
-    ClassScores,
-    average_precision,
-    psnr,
-    ssim,
-)
+from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD, ClassScores
+from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task
+from divff_nerfstudio.evaluation.scores import frame_scores
 from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.query import Query
 
@@ -62,54 +49,6 @@ class Renderer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Task:
-    """A set of classes to find by their names."""
-
-    name: str
-    """Prefix of its scores: object or affordance."""
-    kind: str
-    """Kind of features that answers."""
-    threshold: float
-    """Fixed relevancy above which a pixel counts as found."""
-    annotations: LabelledMasks
-    """Classes and masks."""
-
-
-@dataclass
-class FrameResult:
-    """Everything about one held-out frame; it is dropped before the next is rendered."""
-
-    index: int
-    """Index in the scene."""
-    frame_id: int
-    """Id in the scene."""
-    target: Float[np.ndarray, "height width 3"]
-    """The frame, 0..1."""
-    outputs: dict[str, Float[np.ndarray, "height width channels"]]
-    """The model's pictures of it."""
-    moving: Bool[np.ndarray, "height width"] | None
-    """Annotated mask of what moves."""
-    relevancies: dict[str, Float[np.ndarray, "height width classes"]] = field(default_factory=dict)
-    """By name of the task, where the frame is annotated for it."""
-    scores: dict[str, float] = field(default_factory=dict)
-    """What this frame alone contributes."""
-
-
-@dataclass
-class Evaluation:
-    """Scores of a scene."""
-
-    totals: dict[str, float]
-    """Scores over the held-out frames; what cannot be told is left out."""
-    frames: dict[int, dict[str, float]]
-    """By frame id."""
-    classes: dict[str, dict[str, dict[str, float]]]
-    """By task and class."""
-    thresholds: dict[str, float]
-    """Fixed threshold of each task."""
-
-
 def evaluate(
     model: Renderer,
     datamanager: DivFFDataManager,
@@ -118,11 +57,7 @@ def evaluate(
 ) -> Evaluation:
     """Renders every held-out frame of the data manager's evaluation split and scores it.
 
-    Scores per frame, averaged over the frames that have them: "psnr" (dB), "ssim", "psnr_nearest_frame" (of the
-    training frame next in time, the earlier of two, as a baseline); "moving_ap" (average precision of `mask_moving`
-    against the annotation; frames with an empty one are skipped). With ground truth: "dynamic_ap" and "actor_ap" (each
-    layer's mask against its own pixels), "moving_ap_ever" and "dynamic_ap_ever" (objects count before they first move,
-    too) and "psnr_static_room" (`rgb_static` against the room without objects and actor).
+    The scores of single frames are averaged over the frames that have them: those of `scores.FRAME_SCORES`.
 
     Scores over the scene: for "object" (image features) and "affordance" (video features) "_miou", "_miou_sound",
     "_ap" and "_miou_oracle", see `ClassScores`.
@@ -150,9 +85,20 @@ def evaluate(
                 raise EvaluationError(
                     f"Frame {scene.frame_ids[index]} of {scene.root} was trained on: evaluate held-out frames only."
                 )
-            result = _render(model, query, scene, camera, batch, index, tasks)
             nearest = min(trained, key=lambda i: (abs(int(scene.frame_ids[i] - scene.frame_ids[index])), i))
-            result.scores = _frame_scores(result, scene.frame(nearest) / 255.0, truth)
+            result = FrameResult(
+                index=index,
+                frame_id=int(scene.frame_ids[index]),
+                target=np.asarray(batch["image"].cpu().numpy(), np.float32),
+                outputs={
+                    key: image.cpu().float().numpy() for key, image in model.get_outputs_for_camera(camera).items()
+                },
+                nearest=scene.frame(nearest) / np.float32(255),
+                moving=moving_mask(scene, index),
+                truth=truth,
+                relevancies=_relevancies(model, query, camera, index, tasks),
+            )
+            result.scores = frame_scores(result)
             for name, scores in result.relevancies.items():
                 classes[name].add(scores, tasks[name].annotations.masks[index])
             frames[result.frame_id] = result.scores
@@ -225,50 +171,17 @@ def find_tasks(scene: Scene) -> dict[str, Task]:
     return {name: Task(name, kind, level, masks) for name, kind, level, masks in found if masks is not None}
 
 
-def _render(
-    model: Renderer,
-    query: Query,
-    scene: Scene,
-    camera: Cameras,
-    batch: dict[str, Any],
-    index: int,
-    tasks: Mapping[str, Task],
-) -> FrameResult:
-    outputs = {name: image.cpu().float().numpy() for name, image in model.get_outputs_for_camera(camera).items()}
+def _relevancies(
+    model: Renderer, query: Query, camera: Cameras, index: int, tasks: Mapping[str, Task]
+) -> dict[str, Float[np.ndarray, "height width classes"]]:
+    """Relevancy of every class of the tasks that a frame is annotated for."""
     asked = [task for task in tasks.values() if index in task.annotations.masks and task.kind in query.kinds]
     features = model.render_features(camera) if asked else {}
-    relevancies = {
+    return {
         task.name: query.relevancies(features[task.kind], task.kind, task.annotations.names).cpu().float().numpy()
         for task in asked
         if task.kind in features
     }
-    target = np.asarray(batch["image"].cpu().numpy(), np.float32)
-    return FrameResult(
-        index, int(scene.frame_ids[index]), target, outputs, moving_mask(scene, index), relevancies=relevancies
-    )
-
-
-def _frame_scores(
-    result: FrameResult, nearest: Float[np.ndarray, "height width 3"], truth: GroundTruth | None
-) -> dict[str, float]:
-    outputs, target = result.outputs, result.target
-    scores = {
-        "psnr": psnr(outputs["rgb"], target),
-        "ssim": ssim(outputs["rgb"], target),
-        "psnr_nearest_frame": psnr(nearest, target),
-    }
-    if result.moving is not None:
-        scores["moving_ap"] = average_precision(outputs["mask_moving"][..., 0], result.moving)
-    if truth is not None:
-        layers, ever = truth.layers(result.index), truth.layers_ever(result.index)
-        scores["moving_ap_ever"] = average_precision(outputs["mask_moving"][..., 0], ever > 0)
-        scores["dynamic_ap"] = average_precision(outputs["mask_dynamic"][..., 0], layers == 1)
-        scores["dynamic_ap_ever"] = average_precision(outputs["mask_dynamic"][..., 0], ever == 1)
-        scores["actor_ap"] = average_precision(outputs["mask_actor"][..., 0], layers == 2)
-        room = truth.clean_room(result.index)
-        if room is not None:
-            scores["psnr_static_room"] = psnr(outputs["rgb_static"], room / 255.0)
-    return {name: score for name, score in scores.items() if score is not None}
 
 
 def _means(frames: Mapping[int, dict[str, float]]) -> dict[str, float]:
