@@ -233,7 +233,7 @@ def _class_of(name: str, packages: tuple[str, ...]) -> type | None:
         return None
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError:
+    except Exception:  # importing may fail in any way, and what cannot be imported is refused
         return None
     return found if isinstance(found, type) and inside(found.__module__) else None
 

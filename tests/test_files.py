@@ -213,7 +213,7 @@ def test_our_own_config_passes(tmp_path: Path) -> None:
         "a: !!python/name:nerfstudio.utils.scripts.run_command ''",
         "a: !!python/name:nerfstudio.utils.scripts.subprocess ''",
         "a: !!python/name:nerfstudio.utils.scripts.nothing ''",
-        "a: !!python/name:nerfstudio.utils.eval_utils.Path ''",
+        "a: !!python/name:nerfstudio.configs.base_config.Path ''",
         "a: !!python/name:nerfstudio_evil.thing ''",
         "a: !!python/name:builtins.eval ''",
         "a: !!python/module:os ''",
