@@ -115,8 +115,8 @@ class DemoConfig:
     """Phrase shown in the video and set in the run's configuration; by default an object of the scene's annotations."""
     video_frames: int = 24
     """Frames of the video, evenly spaced over the scene."""
-    train: tuple[str, ...] = ()
-    """Further options for ns-train, as it takes them, behind all others of the demo's."""
+    train_options: str = ""
+    """Further options of ns-train, quoted and with an equals sign: --train-options="--max-num-iterations 500"."""
 
     def main(self) -> None:
         """Runs the demo."""
@@ -134,7 +134,7 @@ class Demo:
         self.config = config
         self.output = config.output.resolve()
         self.scene = (config.scene or self.output / "scene").resolve()
-        self.training = {"scene": str(self.scene), "query": config.query, "options": list(config.train)}
+        self.training = {"scene": str(self.scene), "query": config.query, "options": config.train_options}
         self.video = self.output / "video.mp4"
         self.report = self.output / "report.html"
         self.seconds: dict[str, float] = {}
@@ -216,7 +216,7 @@ class Demo:
             *("--timestamp", self.run_folder.name),
             *("--vis", "tensorboard", "--pipeline.query.text", self.query),
             *resumed,
-            *self.config.train,
+            *shlex.split(self.config.train_options),
         )
 
     def render(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import small_scene
+import tyro
 
 from divff_nerfstudio import demo
 from divff_nerfstudio.demo import Demo, DemoConfig, DemoError, Stage, run_module, run_stages
@@ -109,7 +110,8 @@ def made(tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo, "run_module", record)
     monkeypatch.setattr("divff_nerfstudio.evaluation.commands.open_run", lambda config: (Stand(), 99))
-    demonstration = Demo(DemoConfig(output=tmp_path / "out", video_frames=2, train=("--max-num-iterations", "11")))
+    typed = ["--output", str(tmp_path / "out"), "--video-frames", "2", "--train-options=--max-num-iterations 11"]
+    demonstration = Demo(tyro.cli(DemoConfig, args=typed))
     return demonstration, called
 
 
@@ -145,7 +147,7 @@ def test_an_interrupted_training_is_resumed_and_other_options_start_anew(made):
     demonstration.run()
     (train,) = called
     assert train[train.index("--load-dir") + 1] == str(demonstration.run_folder / "nerfstudio_models")
-    other = Demo(DemoConfig(output=demonstration.output, train=("--max-num-iterations", "12")))
+    other = Demo(DemoConfig(output=demonstration.output, train_options="--max-num-iterations 12"))
     assert other.run_folder != demonstration.run_folder
 
 
