@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from divff_nerfstudio.data.annotations import clean_query
 from divff_nerfstudio.files import DivffError
+
+if TYPE_CHECKING:
+    from divff_nerfstudio.features.store import FeatureStore
 
 FeatureKind = Literal["image", "video"]
 Encode = Callable[[Sequence[str]], Float[Tensor, "phrases dim"]]
@@ -253,6 +256,37 @@ class Query:
             while len(self._remembered) > _REMEMBERED:
                 self._remembered.popitem(last=False)
         return torch.stack([known[phrase] for phrase in phrases])
+
+
+def build_query(
+    config: QueryConfig, stores: Mapping[str, FeatureStore], make_encoder: Callable[[dict[str, Any]], Encode]
+) -> Query:
+    """Makes the query of a scene's feature stores.
+
+    Args:
+        config: The query to begin with.
+        stores: The scene's stores by kind; those without a text encoder (the regulariser's) cannot be asked.
+        make_encoder: Builds a text encoder from the entry of a store's header; called at the first phrase, not before.
+    """
+    asked = {kind: store.header for kind, store in stores.items() if store.header.text_encoder is not None}
+    return Query(
+        config,
+        {kind: _LazyEncoder(make_encoder, header.text_encoder or {}) for kind, header in asked.items()},
+        {kind: header.negatives for kind, header in asked.items()},
+    )
+
+
+class _LazyEncoder:
+    """A text encoder that is built when the first phrase comes, so that headless training never loads one."""
+
+    def __init__(self, make_encoder: Callable[[dict[str, Any]], Encode], settings: dict[str, Any]):
+        self._make_encoder, self._settings = make_encoder, settings
+        self._encoder: Encode | None = None
+
+    def __call__(self, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
+        if self._encoder is None:
+            self._encoder = self._make_encoder(self._settings)
+        return self._encoder(phrases)
 
 
 def split_phrases(text: str) -> tuple[str, ...]:

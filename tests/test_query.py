@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from divff_nerfstudio.query import (
     Query,
     QueryConfig,
     QueryError,
+    build_query,
     overlay,
     relevancy,
     split_phrases,
@@ -145,6 +148,25 @@ def test_a_query_that_cannot_be_answered_leaves_the_old_one():
     with pytest.raises(QueryError, match="text encoder of the image features cannot be used"):
         query.ask(text="a word unknown to the encoder")
     assert query.config == QueryConfig(text="mug")
+
+
+def test_the_query_of_feature_stores_builds_each_encoder_once_and_late():
+    built = []
+
+    def make_encoder(settings):
+        built.append(settings["name"])
+        return Encoder()
+
+    def store(text_encoder, negatives=()):
+        return SimpleNamespace(header=SimpleNamespace(text_encoder=text_encoder, negatives=list(negatives)))
+
+    stores = {"image": store({"name": "demo"}, ["things"]), "video": store({"name": "ego"}), "regulariser": store(None)}
+    query = build_query(QueryConfig(), stores, make_encoder)  # pyright: ignore[reportArgumentType]
+    assert query.kinds == ("image", "video") and built == []
+    assert query.negatives("image") == ("things",) and query.negatives("video") == PUBLISHED_NEGATIVES["video"]
+    query.ask(text="mug")
+    query.ask(text="bowl")
+    assert built == ["demo"]
 
 
 def test_a_failing_encoder_does_not_stop_a_render():
