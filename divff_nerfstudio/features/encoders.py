@@ -1,0 +1,303 @@
+"""OpenCLIP models as encoders of pictures, clips and words: any model that open_clip knows, or a folder with one.
+
+An encoder is named in one of these ways:
+
+* ``demo``: the small encoder that comes with this package (`demo_encoder/`); it knows the demo's world only;
+* ``MODEL/TAG``, such as ``ViT-B-16/laion2b_s34b_b88k``: a model of open_clip and the tag of its weights;
+* ``MODEL/FILE``, such as ``ViT-B-16//data/open_clip_pytorch_model.bin``: a model of open_clip and a file of weights;
+* a folder with ``open_clip_config.json`` and ``open_clip_model.safetensors``, as open_clip itself writes it. It may
+  add ``clip_tower.safetensors``, a second image tower for clips of the video, which reads the pictures of a clip side
+  by side in one (described by "clip_tower" in the JSON), and ``bpe_merges.txt.gz``, the vocabulary of its tokenizer.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from divff_nerfstudio.files import DivffError
+
+DEMO_ENCODER = Path(__file__).parent / "demo_encoder"
+CONFIG, WEIGHTS, CLIP_WEIGHTS, MERGES = (
+    "open_clip_config.json",
+    "open_clip_model.safetensors",
+    "clip_tower.safetensors",
+    "bpe_merges.txt.gz",
+)
+_BATCH = {"cpu": 64, "cuda": 512}
+
+
+class EncoderError(DivffError):
+    """An encoder is not to be had; the message says what to fetch and where to put it."""
+
+
+class Encoder:
+    """A contrastive model of open_clip with what belongs to it.
+
+    Args:
+        name: How the user named it.
+        model: The model, with `visual` and `encode_text`.
+        tokenizer: Turns phrases into tokens.
+        mean: Mean that the model's colours (0 to 1) are normalised by.
+        std: Standard deviation that they are normalised by.
+        clip_tower: Image tower for mosaics of a clip's pictures, if the model has one.
+        clip_length: Pictures in such a mosaic, a square number.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        tokenizer: Callable[[list[str]], Int[Tensor, "phrases context"]],
+        mean: Sequence[float],
+        std: Sequence[float],
+        clip_tower: nn.Module | None = None,
+        clip_length: int = 4,
+    ):
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        self.clip_tower = None if clip_tower is None else clip_tower.eval().requires_grad_(False)
+        self.clip_length = clip_length
+        self.fingerprint = _fingerprint(model, clip_tower)
+        self._tokenizer = tokenizer
+        self._mean, self._std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+        self.device = torch.device("cpu")
+        size = getattr(model.visual, "image_size", 224)
+        self.input_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
+        """Height and width of the pictures that the model takes."""
+        self.dimension = self.encode_text(["a"]).shape[-1]
+        """Length of an embedding."""
+
+    def to(self, device: torch.device) -> Encoder:
+        """Moves the model; in half precision where the device is a GPU."""
+        self.device = device
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self.model.to(device=device, dtype=dtype)
+        if self.clip_tower is not None:
+            self.clip_tower.to(device=device, dtype=dtype)
+        return self
+
+    @torch.inference_mode()
+    def encode_text(self, phrases: Sequence[str], normalise: bool = True) -> Float[Tensor, "phrases dim"]:
+        """Embeddings of phrases."""
+        tokens = self._tokenizer(list(phrases)).to(self.device)
+        found = self.model.encode_text(tokens).float().cpu()  # pyright: ignore[reportCallIssue]
+        return normalize(found, dim=-1) if normalise else found
+
+    @torch.inference_mode()
+    def encode_images(self, pictures: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> Float[Tensor, "n dim"]:
+        """Embeddings of unit length of pictures, each stretched to the model's input."""
+        return self._encode(self.model.visual, self._stretched(pictures, self.input_size))
+
+    @torch.inference_mode()
+    def encode_clips(self, clips: UInt8[np.ndarray, "n length height width 3"]) -> Float[Tensor, "n dim"]:
+        """Embeddings of unit length of clips of pictures.
+
+        With a tower for clips, of the pictures side by side; without, the mean of the pictures' embeddings.
+        """
+        count, length = clips.shape[:2]
+        if self.clip_tower is None:
+            return normalize(
+                self.encode_images(clips.reshape(-1, *clips.shape[2:])).view(count, length, -1).mean(1), dim=-1
+            )
+        side = round(length**0.5)
+        if length != self.clip_length:
+            raise EncoderError(f"{self.name} takes clips of {self.clip_length} pictures, not {length}.")
+        size = (self.input_size[0] // side, self.input_size[1] // side)
+        small = self._stretched(clips.reshape(-1, *clips.shape[2:]), size)
+        mosaics = small.view(count, side, side, 3, *size).permute(0, 3, 1, 4, 2, 5).reshape(count, 3, *self.input_size)
+        return self._encode(self.clip_tower, mosaics)
+
+    @torch.inference_mode()
+    def patch_tokens(
+        self, picture: UInt8[np.ndarray, "_ _ 3"], scale: float = 1.0
+    ) -> Float[Tensor, "rows columns width"]:
+        """Tokens of the image tower's last layer, over the whole of a picture.
+
+        A vision transformer sees the picture in its own shape, its position embeddings stretched to it; other towers
+        see it stretched to their input.
+
+        Args:
+            picture: The picture.
+            scale: Height that the transformer sees, over its usual one.
+        """
+        tower: Any = self.model.visual
+        height, width = self.input_size
+        if hasattr(tower, "positional_embedding") and hasattr(tower, "patch_size"):
+            patch_height, patch_width = tower.patch_size
+            rows = max(1, round(height * scale / patch_height))
+            columns = max(1, round(rows * patch_height * picture.shape[1] / picture.shape[0] / patch_width))
+            height, width = rows * patch_height, columns * patch_width
+            tower = _with_positions(tower, rows, columns)
+        tokens = tower.forward_intermediates(
+            self._normalised(self._stretched([picture], (height, width))),
+            indices=1,
+            normalize_intermediates=True,
+            intermediates_only=True,
+        )
+        return tokens["image_intermediates"][-1][0].permute(1, 2, 0).float().cpu()
+
+    def _encode(self, tower: Any, pictures: UInt8[Tensor, "n 3 height width"]) -> Float[Tensor, "n dim"]:
+        if len(pictures) == 0:
+            return torch.zeros(0, self.dimension)
+        batches = pictures.split(_BATCH.get(self.device.type, 64))
+        return normalize(torch.cat([tower(self._normalised(batch)).float().cpu() for batch in batches]), dim=-1)
+
+    def _normalised(self, pictures: UInt8[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 height width"]:
+        scaled = (pictures.float() / 255 - self._mean) / self._std
+        return scaled.to(self.device, next(self.model.parameters()).dtype)
+
+    @staticmethod
+    def _stretched(
+        pictures: Iterable[UInt8[np.ndarray, "_ _ 3"]], size: tuple[int, int]
+    ) -> UInt8[Tensor, "n 3 height width"]:
+        resized = [
+            np.asarray(
+                Image.fromarray(np.ascontiguousarray(picture)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+            )
+            for picture in pictures
+        ]
+        stacked = np.stack(resized) if resized else np.zeros((0, *size, 3), np.uint8)
+        return torch.from_numpy(stacked).permute(0, 3, 1, 2)
+
+
+def _with_positions(tower: Any, rows: int, columns: int) -> Any:
+    """The same tower with its position embeddings stretched to another grid."""
+    from open_clip.model import resize_pos_embed
+
+    state = {"visual.positional_embedding": tower.positional_embedding.float()}
+    resize_pos_embed(state, SimpleNamespace(visual=SimpleNamespace(grid_size=(rows, columns))))
+    stretched = copy.copy(tower)
+    stretched._parameters = dict(tower._parameters)
+    positions = state["visual.positional_embedding"].to(tower.positional_embedding)
+    stretched._parameters["positional_embedding"] = nn.Parameter(positions, requires_grad=False)
+    return stretched
+
+
+def _fingerprint(*modules: nn.Module | None) -> str:
+    """SHA-256 over the names and values of all weights, in single precision."""
+    digest = hashlib.sha256()
+    for module in modules:
+        if module is not None:
+            for name, weight in sorted(module.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(weight.detach().cpu().float().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def load_encoder(name: str, device: torch.device | str = "cpu") -> Encoder:
+    """Loads an encoder; the last one is remembered.
+
+    Args:
+        name: One of the ways above.
+        device: Device to compute on.
+
+    Raises:
+        EncoderError: If it is not to be had, or its files do not fit one another.
+    """
+    folder = DEMO_ENCODER if name == "demo" else Path(name)
+    if (folder / CONFIG).is_file():
+        encoder = _from_folder(name, folder)
+    elif name == "demo" or folder.is_dir():
+        raise EncoderError(f"{folder / CONFIG} is missing: give a folder as open_clip writes it, or MODEL/TAG.")
+    else:
+        encoder = _from_open_clip(name)
+    return encoder.to(torch.device(device))
+
+
+def _from_folder(name: str, folder: Path) -> Encoder:
+    import open_clip
+    from open_clip.transformer import LayerNorm, VisionTransformer
+    from safetensors.torch import load_file
+
+    def weights(file: str) -> dict[str, Tensor]:
+        try:
+            return {key: value.float() for key, value in load_file(folder / file).items()}
+        except FileNotFoundError:
+            raise EncoderError(f"{folder / file} is missing: copy the encoder's folder anew.") from None
+        except Exception as error:  # safetensors has errors of its own
+            raise EncoderError(f"{folder / file} is truncated or damaged ({error}): copy it anew.") from None
+
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        shape, preprocess = config["model_cfg"], config.get("preprocess_cfg", {})
+        custom = shape.get("custom_text", False)
+        arguments = {key: value for key, value in shape.items() if key != "custom_text"}
+        model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**arguments)
+        model.load_state_dict(weights(WEIGHTS))
+        clip_tower = None
+        if "clip_tower" in config:
+            clip_tower = VisionTransformer(**config["clip_tower"], norm_layer=LayerNorm)
+            clip_tower.load_state_dict(weights(CLIP_WEIGHTS))
+        text = shape["text_cfg"]
+        vocabulary: dict[str, Any] = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
+        tokenizer = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **vocabulary)
+    except EncoderError:
+        raise
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise EncoderError(f"The encoder in {folder} cannot be built ({reason}): copy its folder anew.") from error
+    mean = preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN)
+    std = preprocess.get("std", open_clip.OPENAI_DATASET_STD)
+    return Encoder(name, model, tokenizer, mean, std, clip_tower, config.get("clip_length", 4))
+
+
+def _from_open_clip(name: str) -> Encoder:
+    import open_clip
+
+    if name.startswith("hf-hub:"):
+        architecture, weights = name, None
+    else:
+        architecture, _, weights = name.partition("/")
+        if architecture not in open_clip.list_models():
+            raise EncoderError(
+                f"There is no encoder {name}: give demo, MODEL/TAG such as ViT-B-16/laion2b_s34b_b88k, MODEL/FILE with "
+                "a file of weights, or a folder; `open_clip.list_pretrained()` names models and tags."
+            )
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        if weights not in tags and not Path(weights).is_file():
+            raise EncoderError(
+                f"{weights or 'Nothing'} is neither a file nor a tag of weights of {architecture}: give one of "
+                f"{', '.join(tags) or 'your own files'}."
+            )
+    try:
+        model = open_clip.create_model(architecture, pretrained=weights)
+        tokenizer = open_clip.get_tokenizer(architecture)
+    except Exception as error:  # whatever a download, a hub or an unpickler may raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if weights and Path(weights).is_file():
+            raise EncoderError(f"{weights} does not fit {architecture} ({reason}): give its own weights.") from error
+        raise EncoderError(
+            f"The weights of {name} cannot be had ({reason}): fetch {_where(architecture, weights)} where there is a "
+            f"network, put it anywhere on this machine, and give --encoder {architecture}/PATH_OF_THE_FILE."
+        ) from error
+    visual: Any = model.visual
+    mean = getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
+    std = getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
+    return Encoder(name, model, tokenizer, mean, std)
+
+
+def _where(architecture: str, tag: str | None) -> str:
+    """Where a person finds weights."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    known = get_pretrained_cfg(architecture, tag) if tag else {}
+    if hub := known.get("hf_hub"):
+        return (
+            f"open_clip_model.safetensors or open_clip_pytorch_model.bin from https://huggingface.co/{hub.strip('/')}"
+        )
+    return known.get("url") or f"its files from https://huggingface.co/{architecture.removeprefix('hf-hub:')}"

@@ -1,0 +1,72 @@
+"""What feature sources look at: the sharpest picture of a frame, and short clips of the video around it."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from divff_nerfstudio.data.scene import Scene
+
+_REMEMBERED = 64
+"""Decoded pictures that are kept; the clips of neighbouring frames share them, so that each is decoded once."""
+
+
+class Pictures:
+    """Pictures of a scene, from the frames of the video where there are any, else from the sampled frames.
+
+    Args:
+        scene: The scene.
+    """
+
+    def __init__(self, scene: Scene):
+        self.scene = scene
+        self._frame_of_number = {int(number): i for i, number in enumerate(scene.video_numbers)}
+        self._picture = lru_cache(maxsize=_REMEMBERED)(self._decode)
+
+    @cached_property
+    def has_video(self) -> bool:
+        """Whether the scene has video frames between the sampled ones."""
+        return len(self.scene.video_numbers_available) > 0
+
+    @cached_property
+    def all_in_video(self) -> bool:
+        """Whether the video's frames include every sampled one."""
+        return bool(np.isin(self.scene.video_numbers, self.scene.video_numbers_available).all())
+
+    @cached_property
+    def numbers(self) -> Int64[np.ndarray, "M"]:
+        """Video numbers that clips are made of, ascending."""
+        return self.scene.video_numbers_available if self.has_video else np.sort(self.scene.video_numbers)
+
+    def sharpest(self, i: int) -> UInt8[np.ndarray, "height width 3"]:
+        """Picture of the frame with index `i`: the video's, which is larger as a rule, if it has all of them."""
+        return self._picture(int(self.scene.video_numbers[i])) if self.all_in_video else self.scene.frame(i)
+
+    def clip_numbers(self, i: int, length: int, stride: int) -> list[int]:
+        """Video numbers of the clip that starts at the frame with index `i`.
+
+        At the end of the video the clip is shifted back, so that it lies inside as a whole; a number that is missing
+        is replaced by the nearest one that there is.
+
+        Args:
+            i: Index of the frame.
+            length: Pictures of a clip.
+            stride: Video frames from one to the next.
+        """
+        wanted = int(self.scene.video_numbers[i]) + stride * np.arange(length)
+        wanted = wanted - max(0, int(wanted[-1] - self.numbers[-1]))
+        after = np.searchsorted(self.numbers, wanted).clip(0, len(self.numbers) - 1)
+        before = (after - 1).clip(0)
+        nearer = np.abs(self.numbers[before] - wanted) <= np.abs(self.numbers[after] - wanted)
+        return np.where(nearer, self.numbers[before], self.numbers[after]).tolist()
+
+    def clip(self, i: int, length: int, stride: int) -> UInt8[np.ndarray, "length height width 3"]:
+        """The clip of `clip_numbers`, as pictures."""
+        return np.stack([self._picture(number) for number in self.clip_numbers(i, length, stride)])
+
+    def _decode(self, number: int) -> UInt8[np.ndarray, "height width 3"]:
+        if self.has_video:
+            return self.scene.video_frame(number)
+        return self.scene.frame(self._frame_of_number[number])
