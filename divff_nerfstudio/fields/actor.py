@@ -1,0 +1,91 @@
+"""The actor layer: the camera wearer's arms and hands, in the camera's space and time."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from nerfstudio.field_components.mlp import MLP
+from torch import Tensor, nn
+
+from divff_nerfstudio.fields.dynamic import moving_layer
+from divff_nerfstudio.fields.encodings import positional_encoding
+from divff_nerfstudio.fields.layers import LayerSamples, SamplePoints
+from divff_nerfstudio.fields.space import SceneSpace
+from divff_nerfstudio.fields.time_code import LowRankTimeCode
+
+
+class ActorField(nn.Module):
+    """Density, colour and uncertainty of places in front of the camera at times.
+
+    A smooth network on few octaves and low-rank time codes: it can follow two arms and cannot draw the room.
+
+    Args:
+        space: The scene's units.
+        octaves: Frequencies of the encoded point.
+        hidden: Width of the network.
+        encoding_dim: Length of the encoding that is handed on.
+        time_octaves: Frequencies of the time code.
+        density_shift: Start of the raw density.
+        largest_uncertainty: Bound of the uncertainty.
+    """
+
+    def __init__(
+        self,
+        space: SceneSpace,
+        octaves: int,
+        hidden: int,
+        encoding_dim: int,
+        time_octaves: int,
+        density_shift: float,
+        largest_uncertainty: float,
+    ):
+        super().__init__()
+        self.space = space
+        self.density_shift = density_shift
+        self.largest_uncertainty = largest_uncertainty
+        self.encoding = positional_encoding(3, octaves)
+        self.time_code = LowRankTimeCode(time_octaves)
+        self.network = MLP(
+            self.encoding.get_out_dim() + self.time_code.out_dim,
+            num_layers=4,
+            layer_width=hidden,
+            out_dim=5 + encoding_dim,
+        )
+
+    def encode(self, camera_positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points dim"]:
+        """Encodes points in camera space."""
+        return self.encoding(camera_positions / self.space.length)
+
+    def forward(self, points: SamplePoints) -> LayerSamples:
+        """The layer at samples."""
+        codes = points.per_sample(self.time_code(points.times))
+        raw = self.network(torch.cat((self.encode(points.camera_positions.reshape(-1, 3)), codes), -1))
+        return moving_layer(raw, points, self.space, self.density_shift, self.largest_uncertainty)
+
+
+class ActorShadow(nn.Module):
+    """How much of the static layer's light the actor takes away: its shadow (as in D^2NeRF, Wu 2022).
+
+    Shadows of arms are darker than the arms themselves are different from the room, and belong to no layer: without
+    this, the actor's density draws them. One evaluation per ray, at the depth of the static layer.
+
+    Args:
+        actor: Whose encoding and time codes are shared.
+        hidden: Width of the network.
+    """
+
+    def __init__(self, actor: ActorField, hidden: int):
+        super().__init__()
+        in_dim = actor.encoding.get_out_dim() + actor.time_code.out_dim
+        self.network = MLP(in_dim, num_layers=3, layer_width=hidden, out_dim=1)
+        last = self.network.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, -4.0)
+
+    def forward(
+        self, actor: ActorField, camera_positions: Float[Tensor, "rays 3"], times: Float[Tensor, "rays 1"]
+    ) -> Float[Tensor, "rays"]:
+        """Share of light taken, in [0, 1], at points of the static layer in camera space."""
+        inputs = torch.cat((actor.encode(camera_positions), actor.time_code(times)), -1)
+        return torch.sigmoid(self.network(inputs)[:, 0])

@@ -1,0 +1,86 @@
+"""The dynamic layer: objects that rest most of the time and are moved now and then, in world space and time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from nerfstudio.field_components.mlp import MLP
+from torch import Tensor, nn
+
+from divff_nerfstudio.fields.encodings import GridEncoding, Implementation
+from divff_nerfstudio.fields.layers import LayerSamples, SamplePoints
+from divff_nerfstudio.fields.space import SceneSpace, density_from
+from divff_nerfstudio.fields.time_code import LowRankTimeCode
+
+
+class DynamicField(nn.Module):
+    """Density, colour and uncertainty of places at times.
+
+    Args:
+        space: The scene's units.
+        implementation: Encoding of places.
+        resolutions: See `GridEncoding`.
+        channels: See `GridEncoding`.
+        hidden: Width of the network.
+        encoding_dim: Length of the encoding that is handed on.
+        time_octaves: Frequencies of the time code.
+        density_shift: Start of the raw density.
+        largest_uncertainty: Bound of the uncertainty, so that it cannot explain a wrong colour away.
+    """
+
+    def __init__(
+        self,
+        space: SceneSpace,
+        implementation: Implementation,
+        resolutions: Sequence[int],
+        channels: int,
+        hidden: int,
+        encoding_dim: int,
+        time_octaves: int,
+        density_shift: float,
+        largest_uncertainty: float,
+    ):
+        super().__init__()
+        self.space = space
+        self.density_shift = density_shift
+        self.largest_uncertainty = largest_uncertainty
+        self.grid = GridEncoding(implementation, resolutions, channels)
+        self.time_code = LowRankTimeCode(time_octaves)
+        self.network = MLP(
+            self.grid.out_dim + self.time_code.out_dim, num_layers=4, layer_width=hidden, out_dim=5 + encoding_dim
+        )
+
+    def raw(self, positions: Float[Tensor, "points 3"], codes: Float[Tensor, "points dim"]) -> Tensor:
+        """The network's outputs: density, colour (3), uncertainty, encoding."""
+        return self.network(torch.cat((self.grid(self.space.to_unit_cube(positions)), codes), -1))
+
+    def density(
+        self, positions: Float[Tensor, "points 3"], times: Float[Tensor, "points 1"]
+    ) -> Float[Tensor, "points"]:
+        """Density alone."""
+        return density_from(self.raw(positions, self.time_code(times))[:, 0], self.space, self.density_shift)
+
+    def forward(self, points: SamplePoints) -> LayerSamples:
+        """The layer at samples."""
+        codes = points.per_sample(self.time_code(points.times))
+        raw = self.raw(points.positions.reshape(-1, 3), codes)
+        return moving_layer(raw, points, self.space, self.density_shift, self.largest_uncertainty)
+
+
+def moving_layer(
+    raw: Float[Tensor, "points outputs"],
+    points: SamplePoints,
+    space: SceneSpace,
+    density_shift: float,
+    largest_uncertainty: float,
+) -> LayerSamples:
+    """A layer that moves from its network's outputs: density, colour (3), uncertainty, encoding."""
+    shape = points.positions.shape[:2]
+    return LayerSamples(
+        density=density_from(raw[:, 0], space, density_shift).view(shape),
+        rgb=torch.sigmoid(raw[:, 1:4]).view(*shape, 3),
+        uncertainty=(largest_uncertainty * torch.sigmoid(raw[:, 4] - 1)).view(shape),
+        encoding=raw[:, 5:].view(*shape, -1),
+    )

@@ -1,0 +1,138 @@
+"""Spatial encodings: planes that are fast on a CPU, hash grids for GPUs, behind one constructor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from nerfstudio.field_components.encodings import Encoding, HashEncoding, NeRFEncoding
+from torch import Tensor, nn
+
+Implementation = Literal["planes", "hash", "tcnn"]
+
+
+class PlaneEncoding(Encoding):
+    """Axis-aligned feature planes at several resolutions, multiplied with each other (K-planes, Fridovich-Keil 2023).
+
+    A point's bilinear corners are summed by `embedding_bag` over channels-last rows, which on a CPU is several times
+    cheaper than `grid_sample` and an order of magnitude cheaper than a hash grid in PyTorch.
+
+    Args:
+        resolutions: Points along each side of the three spatial planes, per level.
+        channels: Features per level; the output has `len(resolutions) * channels`.
+        time_resolution: Points in time of three further planes (x, y, z by time); 0: space only.
+    """
+
+    def __init__(self, resolutions: Sequence[int], channels: int, time_resolution: int = 0):
+        super().__init__(in_dim=4 if time_resolution else 3)
+        self.resolutions = tuple(resolutions)
+        self.channels = channels
+        self.time_resolution = time_resolution
+        self.space = nn.ParameterList(
+            nn.Parameter(torch.empty(3 * size * size, channels).uniform_(0.1, 0.5)) for size in resolutions
+        )
+        # Time planes start at one, so that every place is at rest (K-planes).
+        self.time = nn.ParameterList(
+            nn.Parameter(torch.ones(3 * size * time_resolution, channels))
+            for size in (resolutions if time_resolution else ())
+        )
+
+    def get_out_dim(self) -> int:
+        return len(self.resolutions) * self.channels
+
+    def forward(
+        self, in_tensor: Float[Tensor, "points dims"], times: Float[Tensor, "points 1"] | None = None
+    ) -> Float[Tensor, "points features"]:
+        """Features of points.
+
+        Args:
+            in_tensor: Coordinates in [0, 1]; what lies outside takes the value at the border.
+            times: Times in [0, 1], where there are time planes.
+        """
+        first, second = in_tensor[:, [0, 0, 1]], in_tensor[:, [1, 2, 2]]
+        levels = []
+        for level, size in enumerate(self.resolutions):
+            features = _interpolate(self.space[level], first, second, size, size)
+            if self.time_resolution:
+                assert times is not None
+                in_time = times.expand(-1, 3)
+                features = features * _interpolate(self.time[level], in_tensor, in_time, size, self.time_resolution)
+            levels.append(features)
+        return torch.cat(levels, dim=-1)
+
+
+def _interpolate(
+    table: Float[Tensor, "rows channels"],
+    u: Float[Tensor, "points 3"],
+    v: Float[Tensor, "points 3"],
+    width: int,
+    height: int,
+) -> Float[Tensor, "points channels"]:
+    """Bilinear values of three planes stacked in one table, multiplied over the planes."""
+    x, y = u.clamp(0, 1) * (width - 1), v.clamp(0, 1) * (height - 1)
+    left, top = x.floor().clamp_max(width - 2), y.floor().clamp_max(height - 2)
+    x, y = x - left, y - top
+    plane = torch.arange(3, device=u.device) * (width * height)
+    corner = plane + top.long() * width + left.long()
+    rows = torch.stack((corner, corner + 1, corner + width, corner + width + 1), -1)
+    shares = torch.stack(((1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y), -1)
+    values = F.embedding_bag(rows.view(-1, 4), table, per_sample_weights=shares.view(-1, 4).to(table), mode="sum")
+    return values.view(-1, 3, table.shape[-1]).prod(1)
+
+
+class GridEncoding(nn.Module):
+    """A spatial encoding of points in the unit cube, by planes or by a hash grid.
+
+    Args:
+        implementation: "planes", "hash" (nerfstudio's hash grid in PyTorch) or "tcnn" (the same in tinycudann).
+        resolutions: Resolutions of the planes; a hash grid spans the range from the first to the last.
+        channels: Features per level of the planes.
+        hash_levels: Levels of a hash grid.
+        log2_hashmap_size: Size of a hash grid's tables.
+    """
+
+    def __init__(
+        self,
+        implementation: Implementation,
+        resolutions: Sequence[int],
+        channels: int,
+        hash_levels: int = 12,
+        log2_hashmap_size: int = 18,
+    ):
+        super().__init__()
+        if implementation == "planes":
+            self.encoding: Encoding = PlaneEncoding(resolutions, channels)
+        else:
+            self.encoding = HashEncoding(
+                num_levels=hash_levels,
+                min_res=16,
+                max_res=4 * max(resolutions),
+                log2_hashmap_size=log2_hashmap_size,
+                implementation="tcnn" if implementation == "tcnn" else "torch",
+            )
+        self.out_dim = self.encoding.get_out_dim()
+
+    def forward(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points features"]:
+        """Features of points in the unit cube."""
+        return self.encoding(positions).float()
+
+
+def positional_encoding(in_dim: int, octaves: int) -> NeRFEncoding:
+    """[x, sin(2^k pi x), cos(2^k pi x)] for k < octaves, for coordinates of about [-1, 1]."""
+    return NeRFEncoding(
+        in_dim=in_dim, num_frequencies=octaves, min_freq_exp=-1.0, max_freq_exp=octaves - 2.0, include_input=True
+    )
+
+
+def implementation_for(device: str) -> Implementation:
+    """The fastest implementation on a kind of device: planes on a CPU, tinycudann's hash grid on CUDA where it is."""
+    if device != "cuda":
+        return "planes"
+    try:
+        import tinycudann  # noqa: F401
+    except (ImportError, OSError):
+        return "hash"
+    return "tcnn"

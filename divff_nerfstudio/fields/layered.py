@@ -1,0 +1,129 @@
+"""The three fields of the default method as one: samples in, the three layers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from nerfstudio.configs.base_config import InstantiateConfig
+from torch import Tensor, nn
+
+from divff_nerfstudio.fields.actor import ActorField, ActorShadow
+from divff_nerfstudio.fields.dynamic import DynamicField
+from divff_nerfstudio.fields.encodings import Implementation
+from divff_nerfstudio.fields.layers import Layer, LayerSamples, SamplePoints
+from divff_nerfstudio.fields.proposal import ProposalField
+from divff_nerfstudio.fields.space import SceneSpace
+from divff_nerfstudio.fields.static import StaticField
+from divff_nerfstudio.fields.time_code import octaves_for
+
+
+@dataclass
+class LayeredFieldConfig(InstantiateConfig):
+    """Sizes of the three fields."""
+
+    _target: type = field(default_factory=lambda: LayeredField)
+    """target class to instantiate"""
+    implementation: Literal["auto", "planes", "hash", "tcnn"] = "auto"
+    """Encoding of places. "auto" is settled when training starts: planes on a CPU, a hash grid on CUDA."""
+    static_resolutions: tuple[int, ...] = (64, 128)
+    """Resolutions of the static layer's planes."""
+    static_channels: int = 16
+    """Channels per resolution of the static layer."""
+    dynamic_resolutions: tuple[int, ...] = (64,)
+    """Resolutions of the dynamic layer's planes."""
+    dynamic_channels: int = 16
+    """Channels per resolution of the dynamic layer."""
+    dynamic_hidden: int = 64
+    """Width of the dynamic layer's network."""
+    actor_octaves: int = 5
+    """Frequencies of the actor's encoded point; the slowest has a period of two lengths of the scene."""
+    actor_hidden: int = 96
+    """Width of the actor's network."""
+    hidden: int = 64
+    """Width of the static layer's networks and of the shadow's."""
+    encoding_dim: int = 15
+    """Length of each layer's encoding, which the semantic heads read."""
+    density_shift: float = -2.0
+    """Raw density at which the dynamic and actor layers start: they are nearly transparent at first."""
+    largest_uncertainty: float = 0.2
+    """Bound of the uncertainty of a sample's colour; unbounded, it explains the actor away."""
+    shadow: bool = True
+    """Model the actor's shadow, which darkens the static layer."""
+
+
+class LayeredField(nn.Module):
+    """Static, dynamic and actor field, the actor's shadow and the proposal field.
+
+    Args:
+        config: Sizes.
+        space: The scene's units.
+        num_frames: Frames of the training split, which bound the frequencies of the time codes.
+    """
+
+    def __init__(self, config: LayeredFieldConfig, space: SceneSpace, num_frames: int):
+        super().__init__()
+        if config.implementation == "auto":
+            raise ValueError("The field's implementation must be settled before it is built.")
+        implementation: Implementation = config.implementation
+        self.config = config
+        self.space = space
+        octaves = octaves_for(num_frames)
+        self.proposal = ProposalField(space)
+        self.static = StaticField(
+            space,
+            implementation,
+            config.static_resolutions,
+            config.static_channels,
+            config.hidden,
+            config.encoding_dim,
+        )
+        self.dynamic = DynamicField(
+            space,
+            implementation,
+            config.dynamic_resolutions,
+            config.dynamic_channels,
+            config.dynamic_hidden,
+            config.encoding_dim,
+            octaves,
+            config.density_shift,
+            config.largest_uncertainty,
+        )
+        self.actor = ActorField(
+            space,
+            config.actor_octaves,
+            config.actor_hidden,
+            config.encoding_dim,
+            octaves,
+            config.density_shift,
+            config.largest_uncertainty,
+        )
+        self.actor_shadow = ActorShadow(self.actor, config.hidden) if config.shadow else None
+
+    def forward(self, points: SamplePoints, layers: Sequence[Layer]) -> dict[Layer, LayerSamples]:
+        """The asked layers at samples."""
+        fields: dict[Layer, nn.Module] = {"static": self.static, "dynamic": self.dynamic, "actor": self.actor}
+        return {layer: fields[layer](points) for layer in layers}
+
+    def shadow(
+        self, camera_positions: Float[Tensor, "rays 3"], times: Float[Tensor, "rays 1"]
+    ) -> Float[Tensor, "rays"]:
+        """Share of the static layer's light that the actor takes away where the rays meet that layer."""
+        if self.actor_shadow is None:
+            return torch.zeros_like(times[:, 0])
+        return self.actor_shadow(self.actor, camera_positions, times)
+
+    def time_code(self, times: Float[Tensor, "rays 1"]) -> Float[Tensor, "rays dim"]:
+        """The dynamic layer's code of times, which tells the semantic heads when it is."""
+        return self.dynamic.time_code(times)
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by the group of their optimizer: "grids" learn faster than "networks"."""
+        groups: dict[str, list[nn.Parameter]] = {"grids": [], "networks": []}
+        for name, parameter in self.named_parameters():
+            is_grid = ".grid." in name or name.startswith(("proposal.room.", "proposal.camera."))
+            groups["grids" if is_grid else "networks"].append(parameter)
+        return groups

@@ -1,0 +1,40 @@
+"""Where samples are worth their cost: a small field for proposal sampling, of all three layers at once."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from nerfstudio.field_components.mlp import MLP
+from torch import Tensor, nn
+
+from divff_nerfstudio.fields.encodings import PlaneEncoding
+from divff_nerfstudio.fields.space import SceneSpace, density_from
+
+
+class ProposalField(nn.Module):
+    """Density of the room and whatever rests or moves in it, plus density before the camera at times.
+
+    Args:
+        space: The scene's units.
+        resolution: Resolution of the room's planes.
+        channels: Channels of them.
+        camera_resolution: Resolution of the planes before the camera, and in time.
+    """
+
+    def __init__(self, space: SceneSpace, resolution: int = 64, channels: int = 8, camera_resolution: int = 32):
+        super().__init__()
+        self.space = space
+        self.room = PlaneEncoding((resolution,), channels)
+        self.room_network = MLP(self.room.get_out_dim(), num_layers=2, layer_width=16, out_dim=1)
+        self.camera = PlaneEncoding((camera_resolution,), channels // 2, time_resolution=camera_resolution)
+        self.camera_network = MLP(self.camera.get_out_dim(), num_layers=2, layer_width=16, out_dim=1)
+
+    def forward(
+        self,
+        positions: Float[Tensor, "points 3"],
+        camera_positions: Float[Tensor, "points 3"],
+        times: Float[Tensor, "points 1"],
+    ) -> Float[Tensor, "points"]:
+        """Density in 1 / scene unit."""
+        room = self.room_network(self.room(self.space.to_unit_cube(positions)))
+        camera = self.camera_network(self.camera(self.space.to_camera_cube(camera_positions), times))
+        return density_from(room[:, 0], self.space) + density_from(camera[:, 0], self.space, shift=-2.0)

@@ -1,0 +1,50 @@
+"""The scene's units: a box around the room, a length of the scene, and densities in those units."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from nerfstudio.field_components.activations import trunc_exp
+from torch import Tensor, nn
+
+NEAREST = 0.03
+"""Distance from the camera, in lengths of the scene, at which the actor's depth coordinate starts."""
+FARTHEST = 1.5
+"""Distance at which it ends."""
+
+
+class SceneSpace(nn.Module):
+    """Maps the scene's arbitrary units onto those of the networks.
+
+    Args:
+        box: Least and largest corner of the room, in scene units.
+        length: A length of the scene, such as the distance to its far end, in scene units.
+    """
+
+    box: Tensor
+    length: Tensor
+
+    def __init__(self, box: Float[Tensor, "2 3"], length: float):
+        super().__init__()
+        self.register_buffer("box", box.clone().float())
+        self.register_buffer("length", torch.tensor(float(length)))
+
+    def to_unit_cube(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
+        """World positions as coordinates in the box; what lies outside is moved to its border."""
+        return ((positions - self.box[0]) / (self.box[1] - self.box[0])).clamp(0, 1)
+
+    def to_camera_cube(
+        self, camera_positions: Float[Tensor, "points 3"], half_angle_tangent: float = 1.1
+    ) -> Float[Tensor, "points 3"]:
+        """Camera positions as (right, up, logarithm of the distance), each in [0, 1], in the camera's field of view."""
+        distance = (-camera_positions[:, 2:]).clamp_min(1e-4 * float(self.length))
+        across = camera_positions[:, :2] / distance / (2 * half_angle_tangent) + 0.5
+        depth = torch.log((distance / self.length / NEAREST).clamp_min(1)) / math.log(FARTHEST / NEAREST)
+        return torch.cat((across, depth), -1).clamp(0, 1)
+
+
+def density_from(raw: Float[Tensor, "*bs"], space: SceneSpace, shift: float = 0.0) -> Float[Tensor, "*bs"]:
+    """Density in 1 / scene unit from a network's raw output; a negative shift starts transparent."""
+    return trunc_exp(raw + shift) * (10.0 / space.length)

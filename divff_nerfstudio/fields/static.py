@@ -1,0 +1,53 @@
+"""The static layer: what stays, in world space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nerfstudio.field_components.mlp import MLP
+from torch import nn
+
+from divff_nerfstudio.fields.encodings import GridEncoding, Implementation
+from divff_nerfstudio.fields.layers import LayerSamples, SamplePoints
+from divff_nerfstudio.fields.space import SceneSpace, density_from
+
+
+class StaticField(nn.Module):
+    """Density and colour of places, the same at all times and from all sides.
+
+    Without view dependence nothing that moves with the camera can hide in this layer.
+
+    Args:
+        space: The scene's units.
+        implementation: Encoding of places.
+        resolutions: See `GridEncoding`.
+        channels: See `GridEncoding`.
+        hidden: Width of the networks.
+        encoding_dim: Length of the encoding that is handed on.
+    """
+
+    def __init__(
+        self,
+        space: SceneSpace,
+        implementation: Implementation,
+        resolutions: Sequence[int],
+        channels: int,
+        hidden: int,
+        encoding_dim: int,
+    ):
+        super().__init__()
+        self.space = space
+        self.grid = GridEncoding(implementation, resolutions, channels)
+        self.network = MLP(self.grid.out_dim, num_layers=2, layer_width=hidden, out_dim=1 + encoding_dim)
+        self.colour = MLP(encoding_dim, num_layers=2, layer_width=hidden, out_dim=3, out_activation=nn.Sigmoid())
+
+    def forward(self, points: SamplePoints) -> LayerSamples:
+        """The layer at samples."""
+        shape = points.positions.shape[:2]
+        hidden = self.network(self.grid(self.space.to_unit_cube(points.positions.reshape(-1, 3))))
+        encoding = hidden[:, 1:]
+        return LayerSamples(
+            density=density_from(hidden[:, 0], self.space).view(shape),
+            rgb=self.colour(encoding).view(*shape, 3),
+            encoding=encoding.view(*shape, -1),
+        )

@@ -1,0 +1,131 @@
+"""nerfstudio's pipeline with the query, its panel, and scores that sum over a scene."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import torch
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+
+from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfig
+from divff_nerfstudio.features.pca import fit_feature_basis
+from divff_nerfstudio.features.text import text_encoder
+from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.model import DivFFModel, DivFFModelConfig
+from divff_nerfstudio.panel import QueryPanel
+from divff_nerfstudio.query import QueryConfig, build_query
+
+
+class CheckpointError(DivffError):
+    """A checkpoint does not fit the run's configuration."""
+
+
+@dataclass
+class DivFFPipelineConfig(VanillaPipelineConfig):
+    """Options of the pipeline."""
+
+    _target: type = field(default_factory=lambda: DivFFPipeline)
+    """target class to instantiate"""
+    datamanager: DivFFDataManagerConfig = field(default_factory=DivFFDataManagerConfig)
+    """specifies the datamanager config"""
+    model: DivFFModelConfig = field(default_factory=DivFFModelConfig)
+    """specifies the model config"""
+    query: QueryConfig = field(default_factory=QueryConfig)
+    """what is asked of the scene, in the viewer at first and in ns-render"""
+
+
+class DivFFPipeline(VanillaPipeline):
+    """Data, model, query and panel of one scene.
+
+    Attributes:
+        query: What is asked of the scene; its answers are the model's last outputs.
+        panel: The viewer's elements.
+    """
+
+    config: DivFFPipelineConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    datamanager: DivFFDataManager
+    model: DivFFModel
+
+    def __init__(
+        self,
+        config: DivFFPipelineConfig,
+        device: str,
+        test_mode: Literal["test", "val", "inference"] = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
+        grad_scaler: Optional[GradScaler] = None,  # noqa: UP045
+    ):
+        super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)  # pyright: ignore
+        stores = self.datamanager.feature_stores
+        self.datamanager.feature_start_step = config.model.heads_from
+        self.query = build_query(config.query, stores, text_encoder)
+        self.model.answer = self.query.answer
+        if "image" in stores:
+            self.model.feature_basis = fit_feature_basis(stores["image"].table)
+        scene = self.datamanager.train_dataset.scene
+        rows = config.datamanager.dataparser.time_rows  # pyright: ignore[reportAttributeAccessIssue]
+        self.panel = QueryPanel(self.query, self.model.visibility, scene.frame_ids, scene.times(rows))
+
+    def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """Losses of a step, at its place in the schedule."""
+        self.model.update_to_step(step)
+        return super().get_train_loss_dict(step)
+
+    def get_average_eval_image_metrics(
+        self,
+        step: Optional[int] = None,  # noqa: UP045
+        output_path: Optional[Path] = None,  # noqa: UP045
+        get_std: bool = False,
+    ) -> dict[str, float]:
+        """Scores over the held-out frames, counts summed over the scene, finite numbers only."""
+        from divff_nerfstudio.evaluation.run import evaluate_scene
+
+        self.eval()
+        scores = evaluate_scene(self.model, self.datamanager, self.query, output_path, get_std)
+        self.train()
+        return scores
+
+    def load_pipeline(self, loaded_state: Mapping[str, Any], step: int) -> None:
+        """Loads a checkpoint's weights, all of them and no others.
+
+        Raises:
+            CheckpointError: If names or shapes differ from those of this configuration and scene.
+        """
+        state = {key.replace("module.", ""): value for key, value in loaded_state.items()}
+        own = self.state_dict()
+        wrong = sorted(state.keys() ^ own.keys()) + sorted(
+            key for key in state.keys() & own.keys() if state[key].shape != own[key].shape
+        )
+        if wrong:
+            what = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+            hint = " (the scene's features are missing or others: see `divff extract`)" if _semantic(wrong) else ""
+            raise CheckpointError(
+                f"The checkpoint does not fit this configuration and scene: {what} differ{hint}; "
+                "use the config.yml that was written beside it."
+            )
+        self.model.update_to_step(step)
+        self.load_state_dict(dict(state), strict=True)
+
+
+def _semantic(names: list[str]) -> bool:
+    return all("semantic" in name for name in names)
+
+
+def random_state() -> dict[str, Tensor]:
+    """State of torch's generators, from which all sampling comes."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Tensor]) -> None:
+    """Restores what `random_state` has returned; a generator of an absent device is left out."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

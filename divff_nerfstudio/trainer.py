@@ -1,0 +1,150 @@
+"""nerfstudio's trainer with settings by device, checkpoints that are never half-written, and exact resumption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+
+from divff_nerfstudio.fields.encodings import implementation_for
+from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.pipeline import DivFFPipelineConfig, random_state, restore_random_state
+
+ITERATIONS = {"cuda": 20000, "cpu": 4000}
+"""Training steps by kind of device, unless said otherwise."""
+RAYS = {"cuda": 4096, "cpu": 512}
+"""Rays per step by kind of device, unless said otherwise."""
+STATIC_SHARE, HEADS_SHARE, JOINT_SHARE = 0.1, 0.75, 0.92
+"""Parts of the training at which the static layer is joined, the heads begin, and all is trained together."""
+
+
+class TrainingError(DivffError):
+    """Training cannot start or go on."""
+
+
+@dataclass
+class FastAdamConfig(AdamOptimizerConfig):
+    """Adam with a shorter memory of squared gradients, which suits grids."""
+
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of the running means of gradients and of their squares."""
+    eps: float = 1e-15
+    """Added to the denominator."""
+
+
+@dataclass
+class DivFFTrainerConfig(TrainerConfig):
+    """Configuration of a training run."""
+
+    _target: type = field(default_factory=lambda: DivFFTrainer)
+    """target class to instantiate"""
+    pipeline: DivFFPipelineConfig = field(default_factory=DivFFPipelineConfig)
+    """pipeline configuration"""
+    max_num_iterations: int = 0
+    """Maximum number of iterations to run. 0: by device, settled when training starts."""
+
+    def settle(self) -> None:
+        """Settles what depends on the device and on the length of the run; what the user has chosen stays."""
+        device = "cuda" if self.machine.device_type == "cuda" else "cpu"
+        self.max_num_iterations = self.max_num_iterations or ITERATIONS[device]
+        steps, model, data = self.max_num_iterations, self.pipeline.model, self.pipeline.datamanager
+        if model.fields.implementation == "auto":
+            model.fields.implementation = implementation_for(device)
+        data.train_num_rays_per_batch = data.train_num_rays_per_batch or RAYS[device]
+        model.static_until = model.static_until or round(STATIC_SHARE * steps)
+        model.heads_from = model.heads_from or round(HEADS_SHARE * steps)
+        model.joint_from = model.joint_from or round(JOINT_SHARE * steps)
+        for group in self.optimizers.values():
+            if group["scheduler"] is not None:
+                group["scheduler"].max_steps = steps
+
+    def save_config(self) -> None:
+        """Writes config.yml with everything settled, so that a checkpoint opens on any device."""
+        self.settle()
+        super().save_config()
+
+
+class DivFFTrainer(Trainer):
+    """Trains a scene.
+
+    A checkpoint holds the state of the random generators: training resumed from it draws what the unbroken run drew.
+    """
+
+    config: DivFFTrainerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, config: DivFFTrainerConfig, local_rank: int = 0, world_size: int = 1):
+        config.settle()
+        super().__init__(config, local_rank, world_size)
+
+    @check_main_thread
+    def save_checkpoint(self, step: int) -> None:
+        """Writes a checkpoint under a temporary name and renames it; older ones go when it is complete."""
+        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        state = {
+            "step": step,
+            "pipeline": self.pipeline.state_dict(),
+            "optimizers": {name: _plain(each.state_dict()) for name, each in self.optimizers.optimizers.items()},
+            "schedulers": {name: _plain(each.state_dict()) for name, each in self.optimizers.schedulers.items()},
+            "scalers": self.grad_scaler.state_dict(),
+            "random": random_state(),
+        }
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+        if self.config.save_only_latest_checkpoint:
+            for other in self.checkpoint_dir.glob("*.ckpt"):
+                if other != path:
+                    other.unlink()
+
+    def _load_checkpoint(self) -> None:
+        path = self._checkpoint_to_load()
+        if path is None:
+            CONSOLE.print("No checkpoint to load, so training from scratch.")
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever torch raises about a file that is no checkpoint
+            reason = str(error).splitlines()[0]
+            raise TrainingError(f"{path} is no readable checkpoint ({reason}): resume from another one.") from error
+        self._start_step = state["step"] + 1
+        self.pipeline.load_pipeline(state["pipeline"], state["step"])
+        self.optimizers.load_optimizers(state["optimizers"])
+        if self.config.load_scheduler:
+            self.optimizers.load_schedulers(state["schedulers"])
+        self.grad_scaler.load_state_dict(state["scalers"])
+        restore_random_state(state["random"])
+        CONSOLE.print(f"Resuming at step {self._start_step} from {path}")
+
+    def _checkpoint_to_load(self) -> Path | None:
+        """The checkpoint to resume from, if any is asked for."""
+        config = self.config
+        if config.load_checkpoint is not None:
+            path = config.load_checkpoint
+        elif config.load_dir is None:
+            return None
+        elif config.load_step is not None:
+            path = config.load_dir / f"step-{config.load_step:09d}.ckpt"
+        else:
+            found = sorted(config.load_dir.glob("step-*.ckpt"))
+            if not found:
+                raise TrainingError(f"{config.load_dir} holds no checkpoint: give the folder with step-*.ckpt files.")
+            path = found[-1]
+        if not path.is_file():
+            raise TrainingError(f"The checkpoint {path} does not exist: see which ones its folder holds.")
+        return path
+
+
+def _plain(state: Any) -> Any:
+    """A state without NumPy scalars, which the safe loader refuses."""
+    if isinstance(state, dict):
+        return {key: _plain(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_plain(value) for value in state)
+    return state.item() if hasattr(state, "item") and not isinstance(state, Tensor) else state
