@@ -395,7 +395,7 @@ class DivFFModel(Model):
         )
         rise = max(1, (config.heads_from - config.static_until) // 4)
         ramp = min(1.0, (self.step - config.static_until) / rise)
-        losses["mask"] = config.mask_weight * ramp * sum(mask.mean() for mask in masks.values())
+        losses["mask"] = config.mask_weight * ramp * torch.stack([mask.mean() for mask in masks.values()]).sum()
         if config.persistence_weight > 0:
             losses["persistence"] = config.persistence_weight * self._persistence(outputs)
         return losses
@@ -451,7 +451,7 @@ class _LazyFeatures(dict[str, Tensor]):
         self._model, self._code = model, code
 
     def __contains__(self, kind: object) -> bool:
-        return self._model.semantic is not None and kind in self._model.semantic.heads
+        return isinstance(kind, str) and self._model.semantic is not None and kind in self._model.semantic.heads
 
     def __missing__(self, kind: str) -> Tensor:
         if kind not in self:

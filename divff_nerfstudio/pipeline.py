@@ -31,9 +31,13 @@ class DivFFPipelineConfig(VanillaPipelineConfig):
 
     _target: type = field(default_factory=lambda: DivFFPipeline)
     """target class to instantiate"""
-    datamanager: DivFFDataManagerConfig = field(default_factory=DivFFDataManagerConfig)
+    datamanager: DivFFDataManagerConfig = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default_factory=DivFFDataManagerConfig
+    )
     """specifies the datamanager config"""
-    model: DivFFModelConfig = field(default_factory=DivFFModelConfig)
+    model: DivFFModelConfig = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default_factory=DivFFModelConfig
+    )
     """specifies the model config"""
     query: QueryConfig = field(default_factory=QueryConfig)
     """what is asked of the scene, in the viewer at first and in ns-render"""
@@ -48,8 +52,8 @@ class DivFFPipeline(VanillaPipeline):
     """
 
     config: DivFFPipelineConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    datamanager: DivFFDataManager
-    model: DivFFModel
+    datamanager: DivFFDataManager  # pyright: ignore[reportIncompatibleVariableOverride]
+    model: DivFFModel  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(
         self,

@@ -67,7 +67,7 @@ def composite(
     optical = summed * deltas
     share = (1 - torch.exp(-optical)) / (summed + 1e-6)
     transmittance = torch.exp(-(torch.cumsum(optical, -1) - optical))
-    alphas = {layer: density * share for layer, density in densities.items()}
+    alphas: dict[Layer, Tensor] = {layer: density * share for layer, density in densities.items()}
     return Composite(weights={layer: alpha * transmittance for layer, alpha in alphas.items()}, alphas=alphas)
 
 

@@ -45,7 +45,9 @@ class DivFFTrainerConfig(TrainerConfig):
 
     _target: type = field(default_factory=lambda: DivFFTrainer)
     """target class to instantiate"""
-    pipeline: DivFFPipelineConfig = field(default_factory=DivFFPipelineConfig)
+    pipeline: DivFFPipelineConfig = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default_factory=DivFFPipelineConfig
+    )
     """pipeline configuration"""
     max_num_iterations: int = 0
     """Maximum number of iterations to run. 0: by device, settled when training starts."""

@@ -203,6 +203,11 @@ class FeatureStore:
         return cls(directory, header, arrays)
 
     @property
+    def table(self) -> Float[np.ndarray, "R D"]:
+        """The distinct features of all frames, memory-mapped, in half precision."""
+        return self._table
+
+    @property
     def dimension(self) -> int:
         """Length of a feature."""
         return self.header.dimension
