@@ -1,0 +1,100 @@
+"""Measures what runs per step and per view, on the machine at hand; prints JSON.
+
+python scripts/bench.py --data SCENE [--rays 1024] [--width 228 --height 128]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+
+@dataclass
+class Bench:
+    """Times a training step of the geometry, a rendered view and a feature look-up of the method divff."""
+
+    data: Path
+    """A scene folder in the EPIC-Diff layout."""
+    rays: int = 1024
+    """Rays per training step."""
+    width: int = 228
+    """Width of the rendered view, in pixels."""
+    height: int = 128
+    """Height of the rendered view, in pixels."""
+    repeats: int = 5
+    """Of how many runs the median is taken, after one that is not counted."""
+    threads: int = 1
+    """Threads of PyTorch."""
+
+    def main(self) -> None:
+        """Runs all measurements and prints them."""
+        torch.set_num_threads(self.threads)
+        torch.manual_seed(0)
+        pipeline = self._pipeline()
+        model, data = pipeline.model, pipeline.datamanager
+        model.train()
+        model.update_to_step(model.config.static_until)
+
+        def step() -> None:
+            model.zero_grad()
+            _, losses, _ = pipeline.get_train_loss_dict(model.config.static_until)
+            torch.stack(list(losses.values())).sum().backward()
+
+        camera, _ = data.next_eval_image(0)
+        camera.rescale_output_resolution(self.width / int(camera.width))
+        results = {
+            "geometry_step": {"rays": self.rays, **self._measure(step)},
+            "render_view": {
+                "width": int(camera.width),
+                "height": int(camera.height),
+                **self._measure(lambda: model.get_outputs_for_camera(camera)),
+            },
+            "next_batch": self._measure(lambda: data.next_train(0)),
+        }
+        for kind, store in data.feature_stores.items():
+            draw = [torch.randint(size, (4096,)).numpy() for size in (len(store), *store.header.image_size)]
+            results[f"lookup_4096_{kind}"] = self._measure(lambda store=store, draw=draw: store.lookup(*draw))
+        print(json.dumps({"machine": _machine(), "threads": self.threads, "results": results}, indent=2))
+
+    def _pipeline(self):
+        from divff_nerfstudio.registry import divff
+
+        config = divff.config
+        config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
+        config.pipeline.datamanager.data = self.data
+        config.pipeline.datamanager.train_num_rays_per_batch = self.rays
+        config.settle()
+        return config.pipeline.setup(device=config.machine.device_type, test_mode="test")
+
+    def _measure(self, run: Callable[[], object]) -> dict[str, float]:
+        run()
+        seconds, cpu_seconds = [], []
+        for _ in range(self.repeats):
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - wall)
+            cpu_seconds.append(time.process_time() - cpu)
+        return {
+            "seconds": round(statistics.median(seconds), 5),
+            "cpu_seconds": round(statistics.median(cpu_seconds), 5),
+        }
+
+
+def _machine() -> dict[str, object]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpu": gpu}
+
+
+if __name__ == "__main__":
+    tyro.cli(Bench).main()
