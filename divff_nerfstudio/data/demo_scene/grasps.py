@@ -65,7 +65,8 @@ def grasp_of(kind: str, bounds: ndarray, side: int) -> Grasp:
         at = np.array([side * (radius + 0.006), -0.012, 0.52 * height])
         return Grasp(at, hand_rotation(np.array([-0.22 * side, 1.0, -0.12]), np.array([-side, -0.15, -0.1])), 0.42)
     if kind in RIM:
-        at = np.array([side * (high[0] + 0.004), -0.015, max(0.72 * height, 0.03)])
+        reach = high[0] if side > 0 else -low[0]
+        at = np.array([side * (reach + 0.004), -0.015, max(0.72 * height, 0.03)])
         return Grasp(at, hand_rotation(np.array([-0.25 * side, 0.95, -0.2]), np.array([-0.9 * side, -0.1, 0.25])), 0.36)
     if kind == "cereal box":
         at = np.array([side * (high[0] + 0.006), 0.0, 0.6 * height])

@@ -173,11 +173,11 @@ def _box_corners(bounds: ndarray) -> ndarray:
 
 def _windows(stage: Stage, camera: Camera) -> ndarray:
     """For every part the pixels that its box can cover: first column, end column, first row, end row, (P, 4)."""
-    corners = (stage.corners - camera.position) @ camera.rotation
-    ahead = -corners[..., 2]
+    corners: ndarray = np.subtract(stage.corners, camera.position) @ camera.rotation
+    ahead = np.negative(corners[..., 2])
     with np.errstate(divide="ignore", invalid="ignore"):
         x = corners[..., 0] / ahead * camera.focal + camera.width / 2
-        y = -corners[..., 1] / ahead * camera.focal + camera.height / 2
+        y = camera.height / 2 - corners[..., 1] / ahead * camera.focal
     limits = np.stack([x.min(1) - 0.5, x.max(1) + 0.5, y.min(1) - 0.5, y.max(1) + 0.5], axis=1)
     size = np.array([camera.width, camera.width, camera.height, camera.height])
     near = ahead.min(1) < NEAREST_CORNER
@@ -321,8 +321,8 @@ def shade(
     fixed = np.zeros(len(order), dtype=bool)
     seen = ids[order]
     found, begin = np.unique(seen, return_index=True)
-    for k, start, end in zip(found, begin, [*begin[1:], len(order)], strict=True):
-        part, body = stage.parts[k], stage.bodies[stage.body_of[k]]
+    for k, start, end in zip(map(int, found), begin.tolist(), [*begin[1:].tolist(), len(order)], strict=True):
+        part, body = stage.parts[k], stage.bodies[int(stage.body_of[k])]
         rotation = stage.rotations[k].astype(np.float32)
         own = (points[start:end] - stage.positions[k].astype(np.float32)) @ rotation
         facing = part.primitive.normals(own).astype(np.float32)
