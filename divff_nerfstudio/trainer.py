@@ -50,7 +50,7 @@ class DivFFTrainerConfig(TrainerConfig):
     )
     """pipeline configuration"""
     max_num_iterations: int = 0
-    """Maximum number of iterations to run. 0: by device, settled when training starts."""
+    """Step at which training ends, resumed or not. 0: by device, settled when training starts."""
 
     def settle(self) -> None:
         """Settles what depends on the device and on the length of the run; what the user has chosen stays."""
@@ -85,9 +85,30 @@ class DivFFTrainer(Trainer):
         config.settle()
         super().__init__(config, local_rank, world_size)
 
+    def train(self) -> None:
+        """Trains the steps that are left: a resumed run ends where the unbroken one would have ended.
+
+        Raises:
+            TrainingError: If none are left.
+        """
+        total = self.config.max_num_iterations
+        if self._start_step >= total:
+            raise TrainingError(
+                f"The checkpoint has {self._start_step} of {total} steps behind it: give more with max-num-iterations."
+            )
+        self.config.max_num_iterations = total - self._start_step  # nerfstudio counts from where it starts
+        try:
+            super().train()
+        finally:
+            self.config.max_num_iterations = total
+
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:
-        """Writes a checkpoint under a temporary name and renames it; older ones go when it is complete."""
+        """Writes a checkpoint under a temporary name and renames it; older ones go when it is complete.
+
+        The temporary file lies outside the folder of checkpoints, in which nerfstudio's commands take every file, even
+        one that a killed process has left, for a checkpoint.
+        """
         self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
         state = {
@@ -98,8 +119,10 @@ class DivFFTrainer(Trainer):
             "scalers": self.grad_scaler.state_dict(),
             "random": random_state(),
         }
-        with atomic_path(path) as temporary:
+        unfinished = self.base_dir / path.name
+        with atomic_path(unfinished) as temporary:
             torch.save(state, temporary)
+        unfinished.replace(path)
         if self.config.save_only_latest_checkpoint:
             for other in self.checkpoint_dir.glob("*.ckpt"):
                 if other != path:

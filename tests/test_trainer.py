@@ -1,0 +1,172 @@
+"""Settings by device, checkpoints, and training that goes on exactly where it stopped."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny_run
+import torch
+from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.utils import writer
+
+from divff_nerfstudio.files import atomic_path, check_config_yaml
+from divff_nerfstudio.pipeline import random_state, restore_random_state
+from divff_nerfstudio.registry import divff
+from divff_nerfstudio.trainer import (
+    HEADS_SHARE,
+    ITERATIONS,
+    JOINT_SHARE,
+    RAYS,
+    STATIC_SHARE,
+    DivFFTrainer,
+    DivFFTrainerConfig,
+    TrainingError,
+)
+
+STEPS = 12
+
+
+def fresh(device: str = "cpu") -> DivFFTrainerConfig:
+    config = copy.deepcopy(divff.config)
+    assert isinstance(config, DivFFTrainerConfig)
+    config.machine.device_type = device  # pyright: ignore[reportAttributeAccessIssue]
+    return config
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_settles_by_device(device):
+    config = fresh(device)
+    config.settle()
+    steps, model = config.max_num_iterations, config.pipeline.model
+    assert steps == ITERATIONS[device]
+    assert config.pipeline.datamanager.train_num_rays_per_batch == RAYS[device]
+    assert model.fields.implementation in (("planes",) if device == "cpu" else ("hash", "tcnn"))
+    shares = [round(share * steps) for share in (STATIC_SHARE, HEADS_SHARE, JOINT_SHARE)]
+    assert [model.static_until, model.heads_from, model.joint_from] == shares == sorted(shares)
+    assert all(group["scheduler"].max_steps == steps for group in config.optimizers.values())
+    again = copy.deepcopy(config)
+    again.settle()
+    assert again == config
+
+
+def test_keeps_what_the_user_has_chosen():
+    config = fresh()
+    config.max_num_iterations = 70
+    config.pipeline.datamanager.train_num_rays_per_batch = 9
+    model = config.pipeline.model
+    model.fields.implementation, model.static_until, model.heads_from, model.joint_from = "hash", 3, 40, 50
+    config.settle()
+    assert config.max_num_iterations == 70 and config.pipeline.datamanager.train_num_rays_per_batch == 9
+    assert (model.fields.implementation, model.static_until, model.heads_from, model.joint_from) == ("hash", 3, 40, 50)
+
+
+def test_config_is_written_settled_and_passes_the_check(tiny_scene, tmp_path):
+    config = tiny_run.config(tiny_scene, tmp_path)
+    config.save_config()
+    path = config.get_base_dir() / "config.yml"
+    check_config_yaml(path)
+    text = path.read_text()
+    assert "implementation: planes" in text and f"heads_from: {round(HEADS_SHARE * STEPS)}" in text
+
+
+Start = Callable[..., DivFFTrainer]
+
+
+@pytest.fixture
+def start(tiny_scene: Path, tmp_path: Path) -> Start:
+    """Sets a training up; features are written for it first, so that heads are trained, too."""
+    tiny_run.write_features(tiny_scene, tmp_path / "encoder")
+
+    def begin(name: str, seed: int = 0, **changes) -> DivFFTrainer:
+        config = tiny_run.config(tiny_scene, tmp_path / name, STEPS)
+        for key, value in changes.items():
+            setattr(config, key, value)
+        writer.EVENT_WRITERS.clear()
+        writer.GLOBAL_BUFFER.clear()
+        torch.manual_seed(seed)
+        trainer = config.setup(local_rank=0, world_size=1)
+        assert isinstance(trainer, DivFFTrainer)
+        trainer.setup()
+        return trainer
+
+    return begin
+
+
+@pytest.mark.parametrize("broken_after", [1, 6, 10])
+def test_resumed_training_is_the_unbroken_one(start: Start, broken_after):
+    """Broken in each phase of the schedule: static alone or all layers, with frozen geometry, together."""
+    kept = {"steps_per_save": broken_after, "save_only_latest_checkpoint": False}
+    unbroken = start("unbroken", **kept)
+    unbroken.train()
+    folder = unbroken.checkpoint_dir
+    resumed = start("resumed", seed=99, load_dir=folder, load_step=broken_after)
+    before = tiny_run.parameters(resumed.pipeline.model)
+    resumed.train()
+    assert resumed.step == unbroken.step == STEPS - 1
+    expected, found = tiny_run.parameters(unbroken.pipeline.model), tiny_run.parameters(resumed.pipeline.model)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=0, atol=1e-6), name
+    assert any(not torch.equal(before[name], value) for name, value in found.items())
+    rates = [[group["lr"] for group in each.param_groups] for each in _optimizers(unbroken)]
+    assert rates == [[group["lr"] for group in each.param_groups] for each in _optimizers(resumed)]
+
+
+def _optimizers(trainer: DivFFTrainer) -> list[torch.optim.Optimizer]:
+    assert isinstance(trainer.optimizers, Optimizers)
+    return list(trainer.optimizers.optimizers.values())
+
+
+def test_a_finished_run_is_not_overwritten_by_resuming(start: Start):
+    first = start("first")
+    first.train()
+    assert first.config.max_num_iterations == STEPS
+    again = start("again", load_dir=first.checkpoint_dir)
+    with pytest.raises(TrainingError, match=f"{STEPS} of {STEPS} steps"):
+        again.train()
+    assert not again.checkpoint_dir.exists()
+
+
+def test_checkpoint_is_whole_safe_and_alone(start: Start, monkeypatch):
+    trainer = start("run")
+    folder = trainer.checkpoint_dir
+    trainer.save_checkpoint(3)
+    trainer.save_checkpoint(4)
+    assert [path.name for path in folder.iterdir()] == ["step-000000004.ckpt"]
+    state = torch.load(folder / "step-000000004.ckpt", weights_only=True)
+    assert state["step"] == 4 and state["pipeline"].keys() == trainer.pipeline.state_dict().keys()
+
+    def interrupted(state, path):
+        Path(path).write_bytes(b"half")
+        assert [found.name for found in folder.iterdir()] == ["step-000000004.ckpt"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save_checkpoint(5)
+    assert [path.name for path in folder.iterdir()] == ["step-000000004.ckpt"]
+    assert not list(folder.parent.rglob("*step-000000005*"))
+
+
+def test_unreadable_and_missing_checkpoints_are_named(start: Start, tmp_path):
+    bad = tmp_path / "step-000000001.ckpt"
+    with atomic_path(bad) as path:
+        path.write_bytes(b"no checkpoint")
+    with pytest.raises(TrainingError, match="no readable checkpoint"):
+        start("bad", load_checkpoint=bad)
+    with pytest.raises(TrainingError, match="does not exist"):
+        start("missing", load_dir=tmp_path, load_step=7)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TrainingError, match="holds no checkpoint"):
+        start("empty", load_dir=tmp_path / "empty")
+
+
+def test_random_state_is_restored():
+    state = random_state()
+    drawn = torch.rand(3)
+    torch.rand(5)
+    restore_random_state(state)
+    assert torch.equal(torch.rand(3), drawn)

@@ -1,0 +1,80 @@
+"""A training run so small that tests can afford it: tiny fields, few rays, random features with a random encoder."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from nerfstudio.models.base_model import Model
+from test_feature_encoders import write_encoder
+
+from divff_nerfstudio.data.scene import load_scene
+from divff_nerfstudio.features.encoders import load_encoder
+from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader
+from divff_nerfstudio.fields.layered import LayeredFieldConfig
+from divff_nerfstudio.fields.semantic_heads import SemanticHeadsConfig
+from divff_nerfstudio.model import DivFFModelConfig
+from divff_nerfstudio.registry import divff
+from divff_nerfstudio.trainer import DivFFTrainerConfig
+
+FIELDS = {"static_resolutions": (8, 16), "static_channels": 4, "dynamic_resolutions": (8,), "dynamic_channels": 4}
+NETWORKS = {"dynamic_hidden": 16, "actor_hidden": 16, "hidden": 16, "encoding_dim": 5}
+
+
+def shrink(model: DivFFModelConfig) -> DivFFModelConfig:
+    """Makes a model's configuration tiny."""
+    model.fields = LayeredFieldConfig(**FIELDS, **NETWORKS)
+    model.heads = SemanticHeadsConfig(resolutions=(8,), channels=4, hidden=16, samples=4)
+    model.num_proposal_samples, model.num_samples = 12, 8
+    return model
+
+
+def config(scene: Path, output: Path, steps: int = 12) -> DivFFTrainerConfig:
+    """The registered method on a scene, tiny, on the CPU, without a viewer."""
+    chosen = copy.deepcopy(divff.config)
+    assert isinstance(chosen, DivFFTrainerConfig)
+    chosen.machine.device_type = "cpu"
+    chosen.vis = "tensorboard"
+    chosen.output_dir, chosen.experiment_name, chosen.timestamp = output, "tiny", "run"
+    chosen.max_num_iterations = steps
+    chosen.pipeline.datamanager.dataparser.data = scene
+    chosen.pipeline.datamanager.train_num_rays_per_batch = 32
+    chosen.pipeline.datamanager.eval_num_rays_per_batch = 32
+    shrink(chosen.pipeline.model)
+    return chosen
+
+
+def write_features(root: Path, encoder_folder: Path) -> str:
+    """Writes random image, video and regulariser features of a scene, and the encoder that answers for them."""
+    name = write_encoder(encoder_folder)
+    encoder = load_encoder(name)
+    scene = load_scene(root)
+    random = np.random.default_rng(0)
+    for kind, dimension in (("image", encoder.dimension), ("video", encoder.dimension), ("regulariser", 6)):
+        asked = kind != "regulariser"
+        header = StoreHeader(
+            kind=kind,
+            source="random",
+            model=name,
+            fingerprint=encoder.fingerprint,
+            dimension=dimension,
+            frame_ids=scene.frame_ids.tolist(),
+            image_size=[scene.height, scene.width],
+            text_encoder={"encoder": name, "fingerprint": encoder.fingerprint} if asked else None,
+            negatives=["cu"] if asked else [],
+        )
+        with FeatureWriter(root / "features" / kind, header) as writer:
+            for _ in scene.frame_ids:
+                table = random.normal(size=(3, dimension))
+                table /= np.linalg.norm(table, axis=1, keepdims=True)
+                index = random.integers(0, 3, (scene.height // 4, scene.width // 4)).astype(np.uint16)
+                writer.append(FrameFeatures(index, table))
+            writer.finish()
+    return name
+
+
+def parameters(model: Model) -> dict[str, torch.Tensor]:
+    """Copies of a model's parameters by name."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
