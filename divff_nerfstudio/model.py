@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Optional
 
 import torch
@@ -45,7 +45,7 @@ PICTURES = (
     "uncertainty",
 )
 """What every view is rendered to, in the viewer's order. Depth is the distance along the unit ray, in scene units."""
-_CODE = "code"
+_CODE, _CROP = "code", "crop"
 
 Answer = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
 """Adds outputs to a view's pictures from its features by kind: see `Query.answer`."""
@@ -205,15 +205,19 @@ class DivFFModel(Model):
         return rendered
 
     def _bounded(self, rays: RayBundle) -> RayBundle:
-        """Rays with a time, and with the near and far of the training frame next in time, widened."""
-        if rays.times is None:
-            rays.times = torch.full_like(rays.origins[..., :1], self.config.default_time)
-        if rays.nears is None or rays.fars is None:
-            rays.nears, rays.fars = (
-                values[_nearest(self.train_times, rays.times)] for values in (self.train_nears, self.train_fars)
-            )
-        rays.nears, rays.fars = rays.nears * self.config.nearest, rays.fars * self.config.farthest
-        return rays
+        """Rays with a time, and with the near and far of the training frame next in time, widened, and cropped."""
+        times, nears, fars = rays.times, rays.nears, rays.fars
+        if times is None:
+            times = torch.full_like(rays.origins[..., :1], self.config.default_time)
+        if nears is None or fars is None:
+            nears, fars = (values[_nearest(self.train_times, times)] for values in (self.train_nears, self.train_fars))
+        nears, fars = nears * self.config.nearest, fars * self.config.farthest
+        if _CROP in rays.metadata:
+            enter, leave = rays.metadata[_CROP].split(1, -1)
+            # A ray that misses the box keeps an interval too thin to show anything.
+            nears = nears.maximum(enter.minimum(fars))
+            fars = fars.minimum(leave).maximum(nears * (1 + 1e-5))
+        return replace(rays, times=times, nears=nears, fars=fars)
 
     def _render(self, rays: RayBundle) -> dict[str, Any]:
         config = self.config
@@ -351,6 +355,9 @@ class DivFFModel(Model):
         rays = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
         rotation = camera.camera_to_worlds.reshape(-1, camera.camera_to_worlds.shape[-2], 4)[0, :3, :3]
         rays.metadata = {"camera_directions": rays.directions @ rotation.to(rays.directions)}
+        if rays.nears is not None and rays.fars is not None:
+            rays.metadata[_CROP] = torch.cat((rays.nears, rays.fars), -1)
+            rays.nears = rays.fars = None
         outputs = self.get_outputs_for_camera_ray_bundle(rays)
         self.train(was_training)
         return outputs
