@@ -29,17 +29,17 @@ class LayeredFieldConfig(InstantiateConfig):
     """target class to instantiate"""
     implementation: Literal["auto", "planes", "hash", "tcnn"] = "auto"
     """Encoding of places. "auto" is settled when training starts: planes on a CPU, a hash grid on CUDA."""
-    static_resolutions: tuple[int, ...] = (64, 128)
+    static_resolutions: tuple[int, ...] = (64, 160)
     """Resolutions of the static layer's planes."""
     static_channels: int = 16
     """Channels per resolution of the static layer."""
-    dynamic_resolutions: tuple[int, ...] = (64,)
+    dynamic_resolutions: tuple[int, ...] = (128,)
     """Resolutions of the dynamic layer's planes."""
     dynamic_channels: int = 16
     """Channels per resolution of the dynamic layer."""
     dynamic_hidden: int = 64
     """Width of the dynamic layer's network."""
-    actor_octaves: int = 5
+    actor_octaves: int = 6
     """Frequencies of the actor's encoded point; the slowest has a period of two lengths of the scene."""
     actor_hidden: int = 96
     """Width of the actor's network."""
@@ -121,9 +121,10 @@ class LayeredField(nn.Module):
         return self.dynamic.time_code(times)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by the group of their optimizer: "grids" learn faster than "networks"."""
-        groups: dict[str, list[nn.Parameter]] = {"grids": [], "networks": []}
+        """Parameters by the group of their optimizer: "grids" learn fastest, "actor" faster than other "networks"."""
+        groups: dict[str, list[nn.Parameter]] = {"grids": [], "networks": [], "actor": []}
         for name, parameter in self.named_parameters():
             is_grid = ".grid." in name or name.startswith(("proposal.room.", "proposal.camera."))
-            groups["grids" if is_grid else "networks"].append(parameter)
+            group = "grids" if is_grid else "actor" if name.startswith("actor") else "networks"
+            groups[group].append(parameter)
         return groups
