@@ -1,0 +1,359 @@
+"""The model: its outputs, its schedule, and what its cameras may lack."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import tiny_run
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import OrientedBox, SceneBox
+
+from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
+from divff_nerfstudio.features.pca import fit_feature_basis
+from divff_nerfstudio.fields.layers import LAYERS
+from divff_nerfstudio.model import PICTURES, DivFFModel, DivFFModelConfig, _nearest
+from divff_nerfstudio.pipeline import CheckpointError, DivFFPipeline
+
+CHANNELS = {
+    **dict.fromkeys(PICTURES, 1),
+    **{name: 3 for name in PICTURES if name.startswith("rgb")},
+}
+STATIC_UNTIL, HEADS_FROM, JOINT_FROM = 4, 8, 10
+WIDTH, HEIGHT = 12, 7
+
+
+def make_model(features: bool = True, frames: int = 5, **options) -> DivFFModel:
+    """A tiny model of some frames; the later a frame, the farther its near and far."""
+    torch.manual_seed(0)
+    config = tiny_run.shrink(DivFFModelConfig(**options))
+    config.fields.implementation = "planes"
+    config.static_until, config.heads_from, config.joint_from = STATIC_UNTIL, HEADS_FROM, JOINT_FROM
+    times = torch.linspace(0, 1, frames)
+    metadata = {"times": times, "nears": 0.5 + times, "fars": 3 + times}
+    if features:
+        metadata["feature_dims"] = {"image": 12, "video": 12, "regulariser": 6}
+    box = SceneBox(torch.tensor([[-3.0, -3, -5], [3, 3, 1]]))
+    model = config.setup(scene_box=box, num_train_data=frames, metadata=metadata)
+    assert isinstance(model, DivFFModel)
+    model.update_to_step(JOINT_FROM)
+    return model
+
+
+def camera(time: float | None = 0.3, x: float = 0.0) -> Cameras:
+    pose = torch.eye(4)[None, :3]
+    pose[:, 0, 3] = x
+    times = None if time is None else torch.tensor([[time]])
+    return Cameras(pose, 10.0, 10.0, WIDTH / 2, HEIGHT / 2, WIDTH, HEIGHT, times=times)
+
+
+def batch_of(rays: int = 16) -> dict:
+    valid = torch.arange(rays) % 3 > 0
+    features = {kind: (torch.randn(rays, dim), valid) for kind, dim in (("image", 12), ("video", 12))}
+    return {"image": torch.rand(rays, 3), "features": {**features, "regulariser": (torch.randn(rays, 6), valid)}}
+
+
+def bundle(model: DivFFModel, rays: int = 16, time: float = 0.3):
+    found = camera(time).generate_rays(0, keep_shape=True).flatten()[:rays]
+    found.metadata = {"camera_directions": found.directions}
+    return found
+
+
+def losses_at(model: DivFFModel, step: int) -> dict[str, torch.Tensor]:
+    """Losses of one step, and the gradients of their sum."""
+    torch.manual_seed(step)
+    model.train()
+    model.update_to_step(step)
+    model.zero_grad()
+    outputs = model(bundle(model))
+    losses = model.get_loss_dict(outputs, batch_of())
+    torch.stack(list(losses.values())).sum().backward()
+    return losses
+
+
+def taught(model: DivFFModel) -> set[str]:
+    """Parts of the model that got a gradient."""
+    names = [name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    return {".".join(name.split(".")[:2]) for name in names}
+
+
+def test_outputs_have_their_names_in_order_shapes_and_ranges():
+    model = make_model()
+    model.update_to_step(HEADS_FROM - 1)
+    outputs = model.get_outputs_for_camera(camera())
+    assert tuple(outputs) == PICTURES
+    assert PICTURES[:3] == ("rgb", "depth", "accumulation")
+    for name, picture in outputs.items():
+        assert picture.shape == (HEIGHT, WIDTH, CHANNELS[name]) and picture.isfinite().all(), name
+        assert name == "depth" or (picture.min() >= 0 and picture.max() <= 1), name
+    assert torch.allclose(outputs["mask_moving"], outputs["mask_dynamic"] + outputs["mask_actor"], atol=1e-6)
+    assert (outputs["mask_moving"] <= outputs["accumulation"] + 1e-5).all()
+    assert (outputs["uncertainty"] >= model.config.least_uncertainty).all()
+    assert model.render_features(camera()) == {}
+
+
+def test_features_and_answers_follow_the_pictures():
+    model = make_model()
+    model.feature_basis = fit_feature_basis(torch.randn(50, 12))
+    model.answer = lambda outputs, features: {"relevancy": features["image"][..., :1]}
+    outputs = model.get_outputs_for_camera(camera())
+    assert tuple(outputs) == (*PICTURES, "features_pca", "relevancy")
+    assert outputs["features_pca"].shape == (HEIGHT, WIDTH, 3)
+    features = model.render_features(camera())
+    assert {kind: values.shape for kind, values in features.items()} == {
+        "image": (HEIGHT, WIDTH, 12),
+        "video": (HEIGHT, WIDTH, 12),
+        "regulariser": (HEIGHT, WIDTH, 6),
+    }
+    for values in features.values():
+        assert torch.allclose(values.norm(dim=-1), torch.ones(HEIGHT, WIDTH), atol=1e-5)
+    assert torch.equal(outputs["relevancy"], features["image"][..., :1])
+
+
+def test_answer_is_called_once_a_view_and_decodes_only_what_it_asks_for(monkeypatch):
+    model = make_model(eval_num_rays_per_chunk=20)
+    decoded, calls = [], []
+    decode = model.decode_features
+    monkeypatch.setattr(model, "decode_features", lambda code, kind: decoded.append(kind) or decode(code, kind))
+
+    def answer(outputs, features):
+        calls.append(tuple(outputs))
+        assert "video" in features and "sound" not in features and decoded == []
+        with pytest.raises(KeyError):
+            features["sound"]
+        return {"relevancy": features["video"][..., :1]}
+
+    model.answer = answer
+    model.get_outputs_for_camera(camera())
+    assert calls == [PICTURES] and decoded == ["video"]
+
+
+def test_without_features_there_are_pictures_alone():
+    model = make_model(features=False)
+    model.answer = lambda outputs, features: pytest.fail("nothing can be asked")
+    assert tuple(model.get_outputs_for_camera(camera())) == PICTURES
+    assert "heads" not in model.get_param_groups() and model.render_features(camera()) == {}
+
+
+def test_hidden_layers_are_gone_and_what_is_behind_them_shows():
+    model = make_model()
+    for layer in ("dynamic", "actor"):
+        getattr(model.field, layer).density_shift = 3.0
+    shown = model.get_outputs_for_camera(camera())
+    assert shown["mask_actor"].mean() > 0.1 and shown["mask_dynamic"].mean() > 0.1
+    for layer, other in (("actor", "dynamic"), ("dynamic", "actor")):
+        setattr(model.visibility, f"hide_{layer}", True)
+        hidden = model.get_outputs_for_camera(camera())
+        assert not hidden[f"mask_{layer}"].any() and not hidden[f"rgb_{layer}"].any()
+        assert tuple(hidden) == tuple(shown)
+        assert hidden[f"mask_{other}"].mean() > shown[f"mask_{other}"].mean()
+        setattr(model.visibility, f"hide_{layer}", False)
+    again = model.get_outputs_for_camera(camera())
+    assert all(torch.equal(again[name], shown[name]) for name in PICTURES)
+
+
+def test_training_always_sees_all_layers():
+    model = make_model()
+    model.visibility.hide_actor = True
+    model.train()
+    assert set(model(bundle(model))["masks"]) == {"dynamic", "actor"}
+
+
+def test_a_camera_without_time_shows_the_default_time():
+    model = make_model(default_time=0.75)
+    timeless = model.get_outputs_for_camera(camera(None))
+    known = model.get_outputs_for_camera(camera(0.75))
+    other = model.get_outputs_for_camera(camera(0.1))
+    for name in PICTURES:
+        assert torch.equal(timeless[name], known[name])
+    assert not torch.equal(timeless["rgb"], other["rgb"])
+
+
+def test_views_are_the_same_whatever_their_cameras_index():
+    model = make_model()
+    model.eval()
+    one, other = bundle(model), bundle(model)
+    other.camera_indices = torch.full_like(other.camera_indices, 3)
+    assert one.camera_indices.eq(0).all()
+    found, expected = model(other), model(one)
+    assert all(torch.equal(found[name], expected[name]) for name in PICTURES)
+
+
+def test_rendering_the_same_rays_twice_gives_the_same():
+    model = make_model()
+    model.eval()
+    rays = bundle(model)
+    first, second = model(rays), model(rays)
+    assert all(torch.equal(first[name], second[name]) for name in PICTURES)
+
+
+@pytest.mark.parametrize(("time", "frame"), [(0.0, 0), (0.1, 0), (0.13, 1), (0.9, 4), (1.0, 4), (1.3, 4), (-1.0, 0)])
+def test_near_and_far_are_those_of_the_frame_next_in_time(time, frame):
+    model = make_model()
+    bounded = model._bounded(bundle(model, time=time))
+    assert bounded.nears is not None and bounded.fars is not None
+    times = torch.linspace(0, 1, 5)
+    assert torch.allclose(bounded.nears, (0.5 + times[frame]) * model.config.nearest)
+    assert torch.allclose(bounded.fars, (3 + times[frame]) * model.config.farthest)
+
+
+def test_nearest_time_of_few_frames():
+    assert _nearest(torch.tensor([0.4]), torch.tensor([[0.0], [1.0]])).flatten().tolist() == [0, 0]
+    pair = torch.tensor([0.0, 1.0])
+    assert _nearest(pair, torch.tensor([[0.5], [0.51], [0.49]])).flatten().tolist() == [0, 1, 0]
+
+
+def test_rays_with_bounds_keep_them():
+    model = make_model()
+    rays = bundle(model)
+    rays.nears, rays.fars = torch.full((16, 1), 2.0), torch.full((16, 1), 4.0)
+    bounded = model._bounded(rays)
+    assert torch.allclose(bounded.nears, rays.nears * model.config.nearest)
+    assert torch.allclose(bounded.fars, rays.fars * model.config.farthest)
+
+
+def test_a_crop_box_shows_what_is_in_it():
+    model = make_model()
+    everything = model.get_outputs_for_camera(camera())
+    whole = OrientedBox(torch.eye(3), torch.zeros(3), torch.full((3,), 100.0))
+    inside = model.get_outputs_for_camera(camera(), whole)
+    assert torch.allclose(inside["rgb"], everything["rgb"], atol=1e-5)
+    nowhere = OrientedBox(torch.eye(3), torch.tensor([50.0, 0, 0]), torch.ones(3))
+    outside = model.get_outputs_for_camera(camera(), nowhere)
+    assert all(picture.isfinite().all() for picture in outside.values())
+    assert outside["accumulation"].max() < 0.05 < everything["accumulation"].mean()
+    slab = OrientedBox(torch.eye(3), torch.tensor([0.0, 0, -2.0]), torch.tensor([50.0, 50.0, 0.5]))
+    depth = model.get_outputs_for_camera(camera(), slab)["depth"]
+    along_axis = depth[HEIGHT // 2, WIDTH // 2].item()
+    assert 1.7 < along_axis < 2.4
+
+
+def test_static_first():
+    model = make_model()
+    losses = losses_at(model, STATIC_UNTIL - 1)
+    assert set(losses) == {"proposal", "photometric", "shadow"}
+    assert {"field.static", "field.proposal", "field.actor_shadow"} <= taught(model)
+    assert not any(part.startswith(("field.dynamic", "semantic")) for part in taught(model))
+    moving = {name for name, p in model.field.actor.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moving <= {"time_code.basis"}  # shared with the shadow
+
+
+def test_then_all_layers():
+    model = make_model()
+    losses = losses_at(model, STATIC_UNTIL)
+    assert {"proposal", "photometric", "density", "mask"} <= set(losses)
+    assert not any(name.startswith("features") for name in losses)
+    assert {f"field.{layer}" for layer in LAYERS} <= taught(model)
+    assert not any(part.startswith("semantic") for part in taught(model))
+
+
+def test_then_heads_on_frozen_geometry():
+    model = make_model()
+    losses = losses_at(model, HEADS_FROM)
+    assert set(losses) == {"features_image", "features_video", "features_regulariser"}
+    assert taught(model) and all(part.startswith("semantic") for part in taught(model))
+
+
+def test_geometry_may_go_on_while_heads_are_trained_detached():
+    model = make_model(rgb_while_heads="on")
+    losses_at(model, HEADS_FROM)
+    both = {name: p.grad.clone() for name, p in model.field.named_parameters() if p.grad is not None}
+    model.train()
+    model.zero_grad()
+    torch.manual_seed(HEADS_FROM)
+    outputs = model(bundle(model))
+    losses = model.get_loss_dict(outputs, {"image": batch_of()["image"]})
+    assert not any(name.startswith("features") for name in losses)
+    torch.manual_seed(1)
+    assert both
+    feature_losses = model.get_loss_dict(model(bundle(model)), batch_of())
+    only = torch.stack([value for name, value in feature_losses.items() if name.startswith("features")]).sum()
+    model.zero_grad()
+    only.backward()
+    assert all(part.startswith("semantic") for part in taught(model))
+
+
+def test_at_last_features_teach_the_geometry():
+    model = make_model()
+    model.train()
+    outputs = model(bundle(model))
+    losses = model.get_loss_dict(outputs, batch_of())
+    assert {"photometric", "features_image"} <= set(losses)
+    torch.stack([value for name, value in losses.items() if name.startswith("features")]).sum().backward()
+    assert {f"field.{layer}" for layer in LAYERS} <= taught(model)
+
+
+def test_the_cost_of_moving_rises_from_nothing():
+    model = make_model()
+    assert losses_at(model, STATIC_UNTIL)["mask"].item() == 0.0
+    assert losses_at(model, STATIC_UNTIL + 1)["mask"].item() > 0.0
+
+
+def test_evaluation_rays_have_a_loss_and_metrics():
+    model = make_model()
+    model.eval()
+    outputs = model(bundle(model))
+    batch = {"image": torch.rand(16, 3)}
+    metrics = model.get_metrics_dict(outputs, batch)
+    assert {"psnr", "share_dynamic", "share_actor"} <= metrics.keys()
+    assert model.get_loss_dict(outputs, batch, metrics)["photometric"].isfinite()
+    picture = model.get_outputs_for_camera(camera())
+    perfect, logged = model.get_image_metrics_and_images(picture, {"image": picture["rgb"]})
+    assert perfect["psnr"] == pytest.approx(100.0)
+    assert logged["img"].shape == (HEIGHT, 2 * WIDTH, 3) and logged["layers"].shape == (HEIGHT, 3 * WIDTH, 3)
+
+
+def test_shadow_darkens_the_room_under_the_actor_only():
+    model = make_model()
+    assert model.field.actor_shadow is not None
+    last = model.field.actor_shadow.network.layers[-1]
+    assert isinstance(last, torch.nn.Linear)
+    lit = model.get_outputs_for_camera(camera())
+    torch.nn.init.constant_(last.bias, 20.0)
+    dark = model.get_outputs_for_camera(camera())
+    assert dark["rgb"].mean() < lit["rgb"].mean()
+    assert torch.equal(dark["rgb_static"], lit["rgb_static"])
+    model.visibility.hide_actor = True
+    torch.nn.init.constant_(last.bias, -20.0)
+    bright = model.get_outputs_for_camera(camera())
+    torch.nn.init.constant_(last.bias, 20.0)
+    assert torch.equal(bright["rgb"], model.get_outputs_for_camera(camera())["rgb"])
+
+
+@pytest.fixture
+def pipeline(tiny_scene: Path, tmp_path: Path) -> DivFFPipeline:
+    config = tiny_run.config(tiny_scene, tmp_path)
+    config.settle()
+    made = config.pipeline.setup(device="cpu", test_mode="test")
+    assert isinstance(made, DivFFPipeline)
+    return made
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_sentence(pipeline: DivFFPipeline):
+    whole = copy.deepcopy(pipeline.state_dict())
+    pipeline.load_pipeline(whole, 3)
+    assert pipeline.model.step == 3
+    before = tiny_run.parameters(pipeline.model)
+    name = "_model.field.static.network.layers.0.weight"
+    faults = {
+        "missing": {key: value for key, value in whole.items() if key != name},
+        "unknown": {**whole, "_model.field.static.more": torch.zeros(1)},
+        "reshaped": {**whole, name: torch.zeros(2, 2)},
+        "features": {**whole, "_model.semantic.heads.image.layers.0.weight": torch.zeros(1)},
+    }
+    for fault, state in faults.items():
+        with pytest.raises(CheckpointError) as caught:
+            pipeline.load_pipeline(state, 9)
+        message = str(caught.value)
+        assert message.count(". ") == 0 and "\n" not in message and message.endswith(".")
+        assert ("divff extract" in message) == (fault == "features")
+    assert all(torch.equal(before[key], value) for key, value in pipeline.model.named_parameters())
+
+
+def test_training_frames_bound_the_rays_of_all_splits(pipeline: DivFFPipeline):
+    parser = EpicDiffDataParserConfig(data=pipeline.datamanager.train_dataset.scene.root).setup()
+    train = parser.get_dataparser_outputs("train").metadata
+    assert torch.equal(pipeline.model.train_nears, train["nears"])
+    assert torch.equal(pipeline.model.train_times, train["times"].float())
