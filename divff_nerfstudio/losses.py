@@ -52,6 +52,33 @@ def persistence_loss(
     return (1 - torch.exp(-least * depth)).mean()
 
 
+def shadow_loss(
+    shadow: Float[Tensor, "rays"],
+    moving: Float[Tensor, "rays"],
+    static_rgb: Float[Tensor, "rays 3"],
+    target: Float[Tensor, "rays 3"],
+    tolerance: float,
+) -> Float[Tensor, ""]:
+    """Attributes to shadow what looks like one, and keeps the moving layers from drawing it.
+
+    A shadow scales all channels of what it falls on alike. Where the target is a darker multiple of the static layer's
+    colour, that multiple is what the shadow should leave, and opacity of the moving layers costs as much as is taken.
+
+    Args:
+        shadow: Share of the static layer's light that is taken.
+        moving: Sum of the moving layers' masks.
+        static_rgb: Colour of the static layer alone, unshadowed.
+        target: Colour seen.
+        tolerance: Difference of colour, from the best multiple, at which the evidence has fallen to 1/e.
+    """
+    static_rgb = static_rgb.detach()
+    scale = (target * static_rgb).sum(-1) / static_rgb.square().sum(-1).clamp_min(1e-4)
+    taken = 1 - scale.clamp(0, 1)
+    difference = (target - (1 - taken)[:, None] * static_rgb).abs().mean(-1)
+    evidence = torch.exp(-(difference / tolerance).square())
+    return (evidence * ((shadow - taken).abs() + taken * moving)).mean()
+
+
 def feature_loss(
     kind: str,
     rendered: Float[Tensor, "rays dim"],

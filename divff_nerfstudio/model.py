@@ -19,7 +19,7 @@ from divff_nerfstudio.fields.layered import LayeredField, LayeredFieldConfig
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.semantic_heads import SemanticHeads, SemanticHeadsConfig
 from divff_nerfstudio.fields.space import SceneSpace
-from divff_nerfstudio.losses import feature_loss, persistence_loss, proposal_loss, uncertain_photometric
+from divff_nerfstudio.losses import feature_loss, persistence_loss, proposal_loss, shadow_loss, uncertain_photometric
 from divff_nerfstudio.rendering import (
     Visibility,
     accumulate,
@@ -93,14 +93,16 @@ class DivFFModelConfig(ModelConfig):
     """Weight of the actor's mean density (DIV-FF)."""
     mask_weight: float = 0.1
     """Cost of a ray that a moving layer explains; it rises from 0 over the fifth of the geometry after static-first."""
-    persistence_weight: float = 1.0
+    persistence_weight: float = 0.3
     """Weight of `persistence_loss`."""
     persistence_points: int = 256
     """Points at which it is measured, per step."""
     persistence_moments: int = 8
     """Moments at which it is measured, per point."""
-    shadow_weight: float = 0.05
-    """Cost of the actor's shadow."""
+    shadow_weight: float = 3.0
+    """Weight of `shadow_loss`."""
+    shadow_tolerance: float = 0.04
+    """How far, in colour, a shadowed room may be from a darker multiple of itself."""
     image_weight: float = 1.0
     """Weight of the image-language features' loss."""
     video_weight: float = 1.0
@@ -177,7 +179,7 @@ class DivFFModel(Model):
         self.step = step
 
     def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters of "grids", "networks" and, with features, "heads"."""
+        """Parameters of "grids", "networks", "actor" and, with features, "heads"."""
         groups = self.field.param_groups()
         if self.semantic is not None:
             groups["heads"] = list(self.semantic.parameters())
@@ -244,7 +246,7 @@ class DivFFModel(Model):
         alone = weights_alone(composited.alphas["static"])
         static_alone = accumulate(alone, fields["static"].rgb)
         shadow = None
-        if "actor" in layers or self.static_only:
+        if "actor" in layers:
             depth = expected_depth(alone.detach(), distances)
             shadow = self.field.shadow(rays.metadata["camera_directions"] * depth[:, None], points.times)
             shares["static"] = shares["static"] * (1 - shadow)[:, None]
@@ -260,6 +262,7 @@ class DivFFModel(Model):
                 "rgb": rgb,
                 "uncertainty": uncertainty,
                 "shadow": shadow,
+                "rgb_static": static_alone,
                 "masks": {layer: composited.mask(layer) for layer in layers if layer != "static"},
                 "densities": {layer: fields[layer].density for layer in layers},
                 "dynamic_weights": composited.weights.get("dynamic"),
@@ -389,8 +392,6 @@ class DivFFModel(Model):
     def _geometry_losses(self, outputs: dict[str, Any], target: Tensor) -> dict[str, Tensor]:
         config = self.config
         losses = {"proposal": config.proposal_weight * proposal_loss(*outputs["proposal"])}
-        if outputs["shadow"] is not None:
-            losses["shadow"] = config.shadow_weight * outputs["shadow"].mean()
         if self.static_only:
             losses["photometric"] = config.photometric_static_weight * (outputs["rgb"] - target).abs().mean()
             return losses
@@ -403,6 +404,10 @@ class DivFFModel(Model):
         rise = max(1, (config.heads_from - config.static_until) // 4)
         ramp = min(1.0, (self.step - config.static_until) / rise)
         losses["mask"] = config.mask_weight * ramp * torch.stack([mask.mean() for mask in masks.values()]).sum()
+        if config.fields.shadow:
+            losses["shadow"] = config.shadow_weight * shadow_loss(
+                outputs["shadow"], sum(masks.values()), outputs["rgb_static"], target, config.shadow_tolerance
+            )
         if config.persistence_weight > 0:
             losses["persistence"] = config.persistence_weight * self._persistence(outputs)
         return losses

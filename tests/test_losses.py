@@ -8,7 +8,7 @@ import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
 
-from divff_nerfstudio.losses import feature_loss, persistence_loss, proposal_loss, uncertain_photometric
+from divff_nerfstudio.losses import feature_loss, persistence_loss, proposal_loss, shadow_loss, uncertain_photometric
 from divff_nerfstudio.rendering import ProposalSamples, sample_rays
 
 
@@ -101,3 +101,16 @@ def test_proposal_is_taught_to_bound_the_weights_and_nothing_else():
     assert loss.item() > 0 and level.grad is not None and level.grad.abs() > 0 and peak.grad is None
     bounded = ProposalSamples(proposal.samples, torch.ones_like(proposal.weights))
     assert proposal_loss(bounded, samples, peak).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_shadow_is_found_where_the_target_is_a_darker_multiple():
+    room = torch.tensor([[0.6, 0.4, 0.2]]).repeat(3, 1)
+    target = torch.stack((room[0], 0.5 * room[0], torch.tensor([0.1, 0.4, 0.6])))
+    none, moving = torch.zeros(3), torch.zeros(3)
+    half = torch.tensor([0.0, 0.5, 0.0])
+    unexplained = shadow_loss(none, moving, room, target, tolerance=0.04)
+    explained = shadow_loss(half, moving, room, target, tolerance=0.04)
+    assert unexplained == pytest.approx(0.5 / 3, abs=1e-3) and explained == pytest.approx(0.0, abs=1e-3)
+    # A moving layer that draws the shadow pays for it; one that draws something of another colour does not.
+    draws = [shadow_loss(half, mask, room, target, tolerance=0.04) for mask in torch.eye(3)]
+    assert draws[1] == pytest.approx(0.5 / 3, abs=1e-3) and draws[0] + draws[2] == pytest.approx(0.0, abs=1e-3)

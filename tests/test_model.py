@@ -233,11 +233,11 @@ def test_a_crop_box_shows_what_is_in_it():
 def test_static_first():
     model = make_model()
     losses = losses_at(model, STATIC_UNTIL - 1)
-    assert set(losses) == {"proposal", "photometric", "shadow"}
-    assert {"field.static", "field.proposal", "field.actor_shadow"} <= taught(model)
+    assert set(losses) == {"proposal", "photometric"}
+    assert {"field.static", "field.proposal"} <= taught(model)
     assert not any(part.startswith(("field.dynamic", "semantic")) for part in taught(model))
     moving = {name for name, p in model.field.actor.named_parameters() if p.grad is not None and p.grad.any()}
-    assert moving <= {"time_code.basis"}  # shared with the shadow
+    assert not moving
 
 
 def test_then_all_layers():

@@ -81,7 +81,7 @@ class ActorShadow(nn.Module):
         last = self.network.layers[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
-        nn.init.constant_(last.bias, -4.0)
+        nn.init.constant_(last.bias, -3.0)
 
     def forward(
         self, actor: ActorField, camera_positions: Float[Tensor, "rays 3"], times: Float[Tensor, "rays 1"]
