@@ -10,7 +10,6 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from open_clip.transformer import LayerNorm, VisionTransformer
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -28,10 +27,13 @@ from divff_nerfstudio.features.tiles import Tiles
 from divff_nerfstudio.files import DivffError
 
 CPU = torch.device("cpu")
-TOWER = {"image_size": 16, "patch_size": 8, "width": 72, "layers": 2, "heads": 2, "mlp_ratio": 2.0, "output_dim": 12}
+TOWERS = {
+    "transformer": {"image_size": 16, "patch_size": 8, "width": 72, "layers": 2, "head_width": 36},
+    "residual": {"image_size": 32, "width": 8, "layers": [1, 1, 1, 1], "head_width": 64},
+}
 
 
-def write_encoder(folder: Path, clip_tower: bool = True, seed: int = 0) -> str:
+def write_encoder(folder: Path, clip_tower: bool = True, seed: int = 0, tower: str = "transformer") -> str:
     """A random encoder in open_clip's own layout."""
     torch.manual_seed(seed)
     folder.mkdir(exist_ok=True)
@@ -41,16 +43,16 @@ def write_encoder(folder: Path, clip_tower: bool = True, seed: int = 0) -> str:
     vocabulary = open_clip.SimpleTokenizer(bpe_path=str(folder / encoders.MERGES)).vocab_size
     shape = {
         "embed_dim": 12,
-        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 72, "layers": 2, "head_width": 36},
+        "vision_cfg": TOWERS[tower],
         "text_cfg": {"context_length": 8, "vocab_size": vocabulary, "width": 16, "heads": 2, "layers": 1},
     }
     model = open_clip.CLIP(**shape)
     save_file({key: value.half().contiguous() for key, value in model.state_dict().items()}, folder / encoders.WEIGHTS)
     config: dict = {"model_cfg": shape, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
     if clip_tower:
-        config["clip_tower"] = TOWER
-        tower = VisionTransformer(**TOWER, norm_layer=LayerNorm)
-        weights = {key: value.half().contiguous() for key, value in tower.state_dict().items()}
+        config["clip_tower"] = TOWERS[tower]
+        second = open_clip.CLIP(**shape).visual
+        weights = {key: value.half().contiguous() for key, value in second.state_dict().items()}
         save_file(weights, folder / encoders.CLIP_WEIGHTS)
     (folder / encoders.CONFIG).write_text(json.dumps(config))
     return str(folder)
@@ -161,6 +163,14 @@ def test_patch_tokens_cover_the_picture_in_its_own_shape(encoder_folder):
         intermediates_only=True,
     )["image_intermediates"][0][0].permute(1, 2, 0)
     torch.testing.assert_close(square, reference)
+
+
+def test_a_residual_network_serves_as_well(tmp_path):
+    encoder = load_encoder(write_encoder(tmp_path / "residual", tower="residual"))
+    pictures = np.random.default_rng(0).integers(0, 255, (4, 20, 36, 3), dtype=np.uint8)
+    assert encoder.encode_images(pictures).shape == encoder.encode_clips(pictures[None].repeat(4, 0)).shape == (4, 12)
+    assert encoder.patch_tokens(pictures[0]).shape == (4, 8, 128)
+    assert encoder.patch_tokens(pictures[0], scale=2.0).shape == (8, 14, 128)
 
 
 def test_any_model_of_open_clip_with_own_weights(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ An encoder is named in one of these ways:
 * ``MODEL/FILE``, such as ``ViT-B-16//data/open_clip_pytorch_model.bin``: a model of open_clip and a file of weights;
 * a folder with ``open_clip_config.json`` and ``open_clip_model.safetensors``, as open_clip itself writes it. It may
   add ``clip_tower.safetensors``, a second image tower for clips of the video, which reads the pictures of a clip side
-  by side in one (described by "clip_tower" in the JSON), and ``bpe_merges.txt.gz``, the vocabulary of its tokenizer.
+  by side in one ("clip_tower" in the JSON is its vision_cfg), and ``bpe_merges.txt.gz``, its vocabulary.
 """
 
 from __future__ import annotations
@@ -125,30 +125,33 @@ class Encoder:
     def patch_tokens(
         self, picture: UInt8[np.ndarray, "_ _ 3"], scale: float = 1.0
     ) -> Float[Tensor, "rows columns width"]:
-        """Tokens of the image tower's last layer, over the whole of a picture.
+        """Tokens of the image tower over the whole of a picture.
 
-        A vision transformer sees the picture in its own shape, its position embeddings stretched to it; other towers
-        see it stretched to their input.
+        A vision transformer sees the picture in its own shape, its position embeddings stretched to it, and gives the
+        tokens of its last layer. A residual network sees it in its own shape, too, but twice as large, and gives the
+        last stage but one, a token every 16 pixels. Other towers see it stretched to their input.
 
         Args:
             picture: The picture.
-            scale: Height that the transformer sees, over its usual one.
+            scale: Height that the tower sees, over its usual one.
         """
+        from open_clip.modified_resnet import ModifiedResNet
+
         tower: Any = self.model.visual
-        height, width = self.input_size
-        if hasattr(tower, "positional_embedding") and hasattr(tower, "patch_size"):
-            patch_height, patch_width = tower.patch_size
-            rows = max(1, round(height * scale / patch_height))
-            columns = max(1, round(rows * patch_height * picture.shape[1] / picture.shape[0] / patch_width))
-            height, width = rows * patch_height, columns * patch_width
-            tower = _with_positions(tower, rows, columns)
+        (height, width), last = self.input_size, 1
+        if isinstance(tower, ModifiedResNet):
+            last = 2
+            height, width, _ = _fitted(picture, 2 * scale * height, (32, 32))
+        elif hasattr(tower, "positional_embedding") and hasattr(tower, "patch_size"):
+            height, width, grid = _fitted(picture, scale * height, tower.patch_size)
+            tower = _with_positions(tower, grid)
         tokens = tower.forward_intermediates(
             self._normalised(self._stretched([picture], (height, width))),
-            indices=1,
-            normalize_intermediates=True,
+            indices=last,
             intermediates_only=True,
+            normalize_intermediates=True,
         )
-        return tokens["image_intermediates"][-1][0].permute(1, 2, 0).float().cpu()
+        return tokens["image_intermediates"][0][0].permute(1, 2, 0).float().cpu()
 
     def _encode(self, tower: Any, pictures: UInt8[Tensor, "n 3 height width"]) -> Float[Tensor, "n dim"]:
         if len(pictures) == 0:
@@ -174,12 +177,21 @@ class Encoder:
         return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
-def _with_positions(tower: Any, rows: int, columns: int) -> Any:
-    """The same tower with its position embeddings stretched to another grid."""
+def _fitted(
+    picture: UInt8[np.ndarray, "_ _ 3"], height: float, patch: tuple[int, int]
+) -> tuple[int, int, tuple[int, int]]:
+    """Height and width nearest to a picture's shape at a given height that are whole patches, and how many."""
+    rows = max(1, round(height / patch[0]))
+    columns = max(1, round(rows * patch[0] * picture.shape[1] / picture.shape[0] / patch[1]))
+    return rows * patch[0], columns * patch[1], (rows, columns)
+
+
+def _with_positions(tower: Any, grid: tuple[int, int]) -> Any:
+    """The same tower with its position embeddings stretched to another grid of rows and columns."""
     from open_clip.model import resize_pos_embed
 
     state = {"visual.positional_embedding": tower.positional_embedding.float()}
-    resize_pos_embed(state, SimpleNamespace(visual=SimpleNamespace(grid_size=(rows, columns))))
+    resize_pos_embed(state, SimpleNamespace(visual=SimpleNamespace(grid_size=grid)))
     stretched = copy.copy(tower)
     stretched._parameters = dict(tower._parameters)
     positions = state["visual.positional_embedding"].to(tower.positional_embedding)
@@ -221,7 +233,6 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> Encoder:
 
 def _from_folder(name: str, folder: Path) -> Encoder:
     import open_clip
-    from open_clip.transformer import LayerNorm, VisionTransformer
     from safetensors.torch import load_file
 
     def weights(file: str) -> dict[str, Tensor]:
@@ -241,7 +252,7 @@ def _from_folder(name: str, folder: Path) -> Encoder:
         model.load_state_dict(weights(WEIGHTS))
         clip_tower = None
         if "clip_tower" in config:
-            clip_tower = VisionTransformer(**config["clip_tower"], norm_layer=LayerNorm)
+            clip_tower = open_clip.CLIP(**{**arguments, "vision_cfg": config["clip_tower"]}).visual
             clip_tower.load_state_dict(weights(CLIP_WEIGHTS))
         text = shape["text_cfg"]
         vocabulary: dict[str, Any] = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
