@@ -45,7 +45,7 @@ def grasp_of(kind: str, bounds: ndarray, side: int) -> Grasp:
     if kind == "pan":
         return Grasp(
             np.array([0.265, -0.004, 0.078]),
-            hand_rotation(np.array([-0.45 * side, 0.85, -0.15]), np.array([0.0, -0.1, -1.0])),
+            hand_rotation(np.array([-0.85, 0.5 * side, -0.15]), np.array([0.0, -0.1, -1.0])),
             0.72,
         )
     if kind == "knife":
