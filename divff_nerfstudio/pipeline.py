@@ -9,6 +9,7 @@ from typing import Any, Literal, Optional
 
 import torch
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
@@ -97,10 +98,15 @@ class DivFFPipeline(VanillaPipeline):
     def load_pipeline(self, loaded_state: Mapping[str, Any], step: int) -> None:
         """Loads a checkpoint's weights, all of them and no others.
 
+        One of geometry alone stays that, even where the scene has got features since.
+
         Raises:
             CheckpointError: If names or shapes differ from those of this configuration and scene.
         """
         state = {key.replace("module.", ""): value for key, value in loaded_state.items()}
+        if self.model.semantic is not None and not any("_model.semantic." in key for key in state):
+            CONSOLE.print("The checkpoint was trained before the scene had features, so it is opened without them.")
+            self.model.semantic = None
         own = self.state_dict()
         wrong = sorted(state.keys() ^ own.keys()) + sorted(
             key for key in state.keys() & own.keys() if state[key].shape != own[key].shape

@@ -357,3 +357,17 @@ def test_training_frames_bound_the_rays_of_all_splits(pipeline: DivFFPipeline):
     train = parser.get_dataparser_outputs("train").metadata
     assert torch.equal(pipeline.model.train_nears, train["nears"])
     assert torch.equal(pipeline.model.train_times, train["times"].float())
+
+
+def test_a_run_without_features_opens_where_the_scene_has_got_some(pipeline: DivFFPipeline, tiny_scene, tmp_path):
+    tiny_run.write_features(tiny_scene, tmp_path / "encoder")
+    config = tiny_run.config(tiny_scene, tmp_path)
+    config.settle()
+    later = config.pipeline.setup(device="cpu", test_mode="test")
+    assert later.model.semantic is not None
+    later.load_pipeline(copy.deepcopy(pipeline.state_dict()), 11)
+    view = later.datamanager.eval_dataset.cameras[:1]
+    found, expected = later.model.get_outputs_for_camera(view), pipeline.model.get_outputs_for_camera(view)
+    assert tuple(found) == PICTURES
+    pipeline.model.update_to_step(11)
+    assert all(torch.equal(found[name], expected[name]) for name in PICTURES)

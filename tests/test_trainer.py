@@ -98,11 +98,11 @@ def start(tiny_scene: Path, tmp_path: Path) -> Start:
 @pytest.mark.parametrize("broken_after", [1, 6, 10])
 def test_resumed_training_is_the_unbroken_one(start: Start, broken_after):
     """Broken in each phase of the schedule: static alone or all layers, with frozen geometry, together."""
-    kept = {"steps_per_save": broken_after, "save_only_latest_checkpoint": False}
-    unbroken = start("unbroken", **kept)
+    looked_at = {"steps_per_eval_batch": 3, "steps_per_eval_image": 7, "steps_per_eval_all_images": 11}
+    unbroken = start("unbroken", steps_per_save=broken_after, save_only_latest_checkpoint=False, **looked_at)
     unbroken.train()
     folder = unbroken.checkpoint_dir
-    resumed = start("resumed", seed=99, load_dir=folder, load_step=broken_after)
+    resumed = start("resumed", seed=99, load_dir=folder, load_step=broken_after, **looked_at)
     before = tiny_run.parameters(resumed.pipeline.model)
     resumed.train()
     assert resumed.step == unbroken.step == STEPS - 1
