@@ -406,7 +406,11 @@ class DivFFModel(Model):
         losses["mask"] = config.mask_weight * ramp * torch.stack([mask.mean() for mask in masks.values()]).sum()
         if config.fields.shadow:
             losses["shadow"] = config.shadow_weight * shadow_loss(
-                outputs["shadow"], sum(masks.values()), outputs["rgb_static"], target, config.shadow_tolerance
+                outputs["shadow"],
+                torch.stack(list(masks.values())).sum(0),
+                outputs["rgb_static"],
+                target,
+                config.shadow_tolerance,
             )
         if config.persistence_weight > 0:
             losses["persistence"] = config.persistence_weight * self._persistence(outputs)

@@ -67,8 +67,10 @@ class Bench:
 
     def _pipeline(self):
         from divff_nerfstudio.registry import divff
+        from divff_nerfstudio.trainer import DivFFTrainerConfig
 
         config = divff.config
+        assert isinstance(config, DivFFTrainerConfig)
         config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
         config.pipeline.datamanager.data = self.data
         config.pipeline.datamanager.train_num_rays_per_batch = self.rays
