@@ -25,11 +25,11 @@ STATIC_UNTIL, HEADS_FROM, JOINT_FROM = 4, 8, 10
 WIDTH, HEIGHT = 12, 7
 
 
-def make_model(features: bool = True, frames: int = 5, **options) -> DivFFModel:
+def make_model(features: bool = True, frames: int = 5, implementation="planes", **options) -> DivFFModel:
     """A tiny model of some frames; the later a frame, the farther its near and far."""
     torch.manual_seed(0)
     config = tiny_run.shrink(DivFFModelConfig(**options))
-    config.fields.implementation = "planes"
+    config.fields.implementation = implementation
     config.static_until, config.heads_from, config.joint_from = STATIC_UNTIL, HEADS_FROM, JOINT_FROM
     times = torch.linspace(0, 1, frames)
     metadata = {"times": times, "nears": 0.5 + times, "fars": 3 + times}
@@ -371,3 +371,17 @@ def test_a_run_without_features_opens_where_the_scene_has_got_some(pipeline: Div
     assert tuple(found) == PICTURES
     pipeline.model.update_to_step(11)
     assert all(torch.equal(found[name], expected[name]) for name in PICTURES)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("implementation", ["planes", "hash"])
+def test_weights_of_a_gpu_render_the_same_on_a_cpu(implementation):
+    there = make_model(implementation=implementation).to("cuda")
+    here = make_model(implementation=implementation)
+    with torch.no_grad():
+        for parameter in there.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    here.load_state_dict({name: value.cpu() for name, value in there.state_dict().items()}, strict=True)
+    expected, found = there.get_outputs_for_camera(camera().to("cuda")), here.get_outputs_for_camera(camera())
+    assert all(torch.allclose(found[name], expected[name].cpu(), atol=1e-2) for name in PICTURES)
