@@ -1,0 +1,104 @@
+"""Trains a scene's geometry with different priors on its layers, and compares what they do; prints JSON and a table.
+
+python scripts/compare_priors.py --data SCENE --steps 1000 --output compare.json
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from nerfstudio.utils import writer
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from divff_nerfstudio.files import atomic_path
+
+PUBLISHED: dict[str, Any] = {
+    "static_until": 1,
+    "mask_weight": 0.0,
+    "persistence_weight": 0.0,
+    "fields.largest_uncertainty": 10.0,
+    "fields.shadow": False,
+}
+"""The published priors alone: uncertainty without bound, and a penalty on the moving layers' mean density."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "published priors only": PUBLISHED,
+    "unbounded uncertainty": {"fields.largest_uncertainty": 10.0},
+    "without static first": {"static_until": 1},
+    "without mask cost": {"mask_weight": 0.0},
+    "without persistence": {"persistence_weight": 0.0},
+    "without shadow": {"fields.shadow": False},
+}
+SCORES = ("psnr", "psnr_static_room", "moving_ap", "moving_ap_ever", "actor_ap", "dynamic_ap", "dynamic_ap_ever")
+
+
+@dataclass
+class ComparePriors:
+    """Trains the method divff once per variant, from the same seed, and evaluates on the held-out frames."""
+
+    data: Path
+    """A scene folder with ground truth."""
+    output: Path
+    """Where the JSON goes."""
+    steps: int = 1000
+    """Training steps of each variant."""
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    """Which ones."""
+    seed: int = 0
+    """Seed of each run."""
+
+    def main(self) -> None:
+        """Runs the variants one after the other."""
+        results = {}
+        for name in self.variants:
+            results[name] = self._run(VARIANTS[name])
+            with atomic_path(self.output) as temporary:
+                temporary.write_text(json.dumps({"steps": self.steps, "results": results}, indent=2))
+        CONSOLE.print("| priors | " + " | ".join(SCORES) + " | CPU-seconds |")
+        CONSOLE.print("|---" * (len(SCORES) + 2) + "|")
+        for name, scores in results.items():
+            numbers = [f"{scores[key]:.2f}" if key in scores else "-" for key in (*SCORES, "cpu_seconds")]
+            CONSOLE.print(f"| {name} | " + " | ".join(numbers) + " |")
+
+    def _run(self, overrides: dict[str, Any]) -> dict[str, float]:
+        from divff_nerfstudio.registry import divff
+        from divff_nerfstudio.trainer import DivFFTrainerConfig
+
+        config = copy.deepcopy(divff.config)
+        assert isinstance(config, DivFFTrainerConfig)
+        config.max_num_iterations = self.steps
+        config.vis = "tensorboard"
+        config.steps_per_eval_image = config.steps_per_eval_batch = config.steps_per_save = 10 * self.steps
+        config.pipeline.datamanager.data = self.data
+        config.pipeline.datamanager.features = "none"
+        for path, value in overrides.items():
+            *parents, last = path.split(".")
+            target: Any = config.pipeline.model
+            for parent in parents:
+                target = getattr(target, parent)
+            setattr(target, last, value)
+        with tempfile.TemporaryDirectory() as folder:
+            config.output_dir, config.timestamp = Path(folder), "compared"
+            config.settle()
+            torch.manual_seed(self.seed)
+            trainer = config.setup()
+            trainer.setup(test_mode="test")
+            start = time.process_time()
+            trainer.train()
+            seconds = time.process_time() - start
+            scores = trainer.pipeline.get_average_eval_image_metrics()
+            writer.EVENT_WRITERS.clear()
+            writer.EVENT_STORAGE.clear()
+        return {key: scores[key] for key in SCORES if key in scores} | {"cpu_seconds": seconds}
+
+
+if __name__ == "__main__":
+    tyro.cli(ComparePriors).main()
