@@ -111,6 +111,8 @@ class DemoConfig:
     """Folder for everything."""
     scene: Optional[Path] = None  # noqa: UP045
     """Scene of your own in EPIC-Diff's layout; by default a procedural kitchen is made."""
+    encoder: str = "demo"
+    """Encoder of the features, as for `divff extract`; "demo" ships with the package and knows its world only."""
     query: str = ""
     """Phrase shown in the video and set in the run's configuration; by default an object of the scene's annotations."""
     video_frames: int = 24
@@ -153,12 +155,12 @@ class Demo:
     @property
     def stages(self) -> list[Stage]:
         """Everything to do, in order."""
-        scene, meta = {"scene": str(self.scene)}, self.scene / "meta.json"
+        features, meta = {"scene": str(self.scene), "encoder": self.config.encoder}, self.scene / "meta.json"
         video = {"frames": self.config.video_frames}
         made = [Stage("scene", "a procedural kitchen", self.make_scene, meta)] if self.config.scene is None else []
         return [
             *made,
-            Stage("features", "image, video and regulariser features of every frame", self.extract, meta, scene),
+            Stage("features", "image, video and regulariser features of every frame", self.extract, meta, features),
             Stage("training", "geometry, then features, then both", self.train, self.run_config, self.training),
             Stage("video", "what the camera saw, and a fixed viewpoint", self.render, self.video, video),
             Stage("report", "scores of the test frames, on one page", self.evaluate, self.report),
@@ -202,7 +204,7 @@ class Demo:
 
     def extract(self) -> None:
         """Extracts the features of the scene."""
-        run_module("divff_nerfstudio.cli", "extract", "--data", str(self.scene))
+        run_module("divff_nerfstudio.cli", "extract", "--data", str(self.scene), "--encoder", self.config.encoder)
 
     def train(self) -> None:
         """Trains, from the last checkpoint of an interrupted training if there is one."""
