@@ -119,7 +119,7 @@ PLACES: dict[str, Place] = {
     "window": Place((SINK[0], 0.62, 1.52), (0.10, 0.0, 0.15), 0.40, ("window",)),
     "shelf": Place((1.48, 0.13, 1.27), (0.0, 0.2, 0.03), 0.22, ("shelf",)),
     "picture": Place((-1.16, 0.61, 1.62), (0.03, 0.0, 0.03), 0.22, ("picture",)),
-    "plant": Place((-0.29, 0.56, 1.21), (0.02, 0.0, 0.03), 0.14, ("plant",)),
+    "plant": Place((-0.93, 0.56, 1.21), (0.02, 0.0, 0.03), 0.14, ("plant",)),
     "hood": Place((0.75, 0.5, 1.68), (0.08, 0.0, 0.06), 0.34, ("hood",)),
     "cutting board": Place((*BOARD, BOARD_TOP), (0.05, 0.04, 0.0), 0.22, ("cutting board",)),
     "kitchen tools": Place((0.13, 0.59, 1.24), (0.06, 0.0, 0.03), 0.18, ("rail",)),
@@ -139,7 +139,7 @@ def sample_lighting(rng: np.random.Generator) -> Lighting:
     """Light that differs a little from the scene's."""
     warm = rng.uniform(-0.04, 0.05)
     lamp = np.array([0.62 + warm, 0.58, 0.50 - warm]) * rng.uniform(0.8, 1.2)
-    position = np.array([0.25, -0.35, 2.35]) + rng.uniform(-0.4, 0.4, 3)
+    position = np.array([0.75, -0.15, 2.30]) + rng.uniform(-0.4, 0.4, 3)
     ambient = np.array([0.40, 0.41, 0.43]) * rng.uniform(0.85, 1.12)
     return Lighting(
         ambient=tuple(ambient), lamp_position=tuple(position), lamp=tuple(lamp), exposure=float(rng.uniform(0.85, 1.12))
@@ -156,7 +156,7 @@ def sample_actor(rng: np.random.Generator) -> ActorStyle:
 
 def make_object(kind: str, colour: str, instance: int = OBJECT) -> Body:
     """An object that stands at the origin."""
-    return Body(BUILDERS[kind](COLOURS[colour]), instance=instance, shadow=0.5)
+    return Body(BUILDERS[kind](COLOURS[colour]), instance=instance, shadow=0.7)
 
 
 def _picture(stage: Stage, camera: Camera, lighting: Lighting, background: ndarray | None = None) -> ndarray:

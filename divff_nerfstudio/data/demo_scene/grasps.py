@@ -88,5 +88,6 @@ def support_of(kind: str, bounds: ndarray, side: int) -> Grasp:
         reach = high[1] if kind == "pan" else high[0]
         at = np.array([side * (reach + 0.004), -0.03, 0.75 * (high[2] - low[2])])
         return Grasp(at, hand_rotation(np.array([-0.3 * side, 0.9, -0.3]), np.array([-0.95 * side, -0.2, 0.1])), 0.36)
-    at = np.array([side * 0.55 * high[0], -0.03, high[2] + 0.012])
+    reach = high[0] if side > 0 else -low[0]
+    at = np.array([side * 0.62 * reach, -0.02, high[2] + 0.012])
     return Grasp(at, hand_rotation(np.array([0.30 * -side, 0.8, -0.5]), np.array([-0.2 * side, -0.4, -0.9])), 0.5)

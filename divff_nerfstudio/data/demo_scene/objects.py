@@ -51,14 +51,14 @@ def mug(colour: Colour) -> Parts:
     wall = ((0.0, 0.0), (0.044, 0.0), (0.049, 0.006), (0.049, 0.112), (0.047, 0.115), (0.044, 0.112), (0.043, 0.012))
     inside = Bands(colour, ((0.108, 0.2, CREAM),))
     return (
-        Part(Lathe((*wall, (0.0, 0.010))), inside, gloss=0.35, hollow=0.11),
+        Part(Lathe((*wall, (0.0, 0.012))), inside, gloss=0.35, hollow=0.11),
         *_handle(0.046, 0.060, 0.034, 0.0085, colour),
     )
 
 
 def bowl(colour: Colour) -> Parts:
     outer = smooth_profile([(0.045, 0.0), (0.075, 0.014), (0.108, 0.048), (0.122, 0.085)], 2)
-    inner = smooth_profile([(0.118, 0.085), (0.103, 0.050), (0.070, 0.018), (0.0, 0.010)], 2)
+    inner = (*smooth_profile([(0.118, 0.085), (0.103, 0.050), (0.070, 0.018), (0.045, 0.010)], 2), (0.0, 0.010))
     return (
         Part(Lathe(((0.0, 0.0), *outer, *inner)), Bands(colour, ((0.074, 0.086, CREAM),)), gloss=0.35, hollow=0.085),
     )
@@ -66,7 +66,7 @@ def bowl(colour: Colour) -> Parts:
 
 def colander(colour: Colour) -> Parts:
     outer = smooth_profile([(0.055, 0.012), (0.095, 0.022), (0.128, 0.062), (0.138, 0.108)], 2)
-    inner = smooth_profile([(0.133, 0.108), (0.122, 0.062), (0.088, 0.026), (0.0, 0.018)], 2)
+    inner = (*smooth_profile([(0.133, 0.108), (0.122, 0.062), (0.088, 0.026), (0.055, 0.020)], 2), (0.0, 0.020))
     skin = Holes(colour, shaded(colour, 0.22), 0.026, 0.094, rows=4, around=18)
     rim = Lathe(((0.134, 0.108), (0.150, 0.108), (0.152, 0.113), (0.134, 0.114)))
     grips = tuple(
@@ -96,7 +96,7 @@ def colander(colour: Colour) -> Parts:
 
 
 def plate(colour: Colour) -> Parts:
-    profile = ((0.0, 0.0), (0.070, 0.0), (0.130, 0.020), (0.130, 0.024), (0.080, 0.009), (0.0, 0.008))
+    profile = ((0.0, 0.0), (0.070, 0.0), (0.130, 0.020), (0.130, 0.024), (0.080, 0.009), (0.0, 0.009))
     rim = Rings(colour, ((0.108, 0.116, shaded(colour, 0.45)), (0.121, 0.125, shaded(colour, 0.45))))
     return (Part(Lathe(profile), rim, gloss=0.3),)
 
@@ -109,7 +109,7 @@ def pan(colour: Colour) -> Parts:
         (0.134, 0.048),
         (0.130, 0.048),
         (0.112, 0.009),
-        (0.0, 0.008),
+        (0.0, 0.009),
     )
     iron = Rings(colour, ((0.0, 0.100, shaded(colour, 0.75)), (0.128, 0.140, shaded(colour, 1.3))))
     grip = np.array([[0.128, 0.0, 0.040], [0.180, 0.0, 0.055], [0.335, 0.0, 0.066]])
@@ -129,7 +129,7 @@ def pot(colour: Colour) -> Parts:
         (0.116, 0.133),
         (0.107, 0.130),
         (0.106, 0.012),
-        (0.0, 0.010),
+        (0.0, 0.012),
     )
     ears = tuple(
         part

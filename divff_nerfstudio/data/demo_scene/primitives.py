@@ -16,6 +16,8 @@ from numpy import ndarray
 
 EPSILON = 1e-6
 """Hits closer than this (in units of the direction) are ignored."""
+SLACK = 6e-5
+"""By how much (metres) the segments of a lathe reach over their ends: single precision leaves no gaps then."""
 
 Directions = tuple[ndarray, ndarray, ndarray]
 
@@ -218,7 +220,7 @@ def _flank_hit(
     if not crossed.any():
         return best
     root = np.sqrt(np.maximum(discriminant, 0.0))
-    low, high = min(z0, z1) - EPSILON, max(z0, z1) + EPSILON
+    low, high = min(z0, z1) - SLACK, max(z0, z1) + SLACK
     with np.errstate(divide="ignore", invalid="ignore"):
         for t in ((-half_b - root) / a, (-half_b + root) / a):
             z = origin[2] + t * dz
@@ -253,7 +255,7 @@ class Lathe:
             with np.errstate(divide="ignore", invalid="ignore"):
                 t = (z0 - origin[2]) / dz
                 square = np.square(origin[0] + t * dx) + np.square(origin[1] + t * dy)
-                ring = (square >= min(r0, r1) ** 2) & (square <= max(r0, r1) ** 2)
+                ring = (square >= max(min(r0, r1) - SLACK, 0.0) ** 2) & (square <= (max(r0, r1) + SLACK) ** 2)
             best = _nearest(best, t, ring)
         return best
 

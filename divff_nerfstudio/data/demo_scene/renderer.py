@@ -111,7 +111,7 @@ class Lighting:
     """Light of the room; colours are linear."""
 
     ambient: tuple[float, float, float] = (0.40, 0.41, 0.43)
-    lamp_position: tuple[float, float, float] = (0.25, -0.35, 2.35)
+    lamp_position: tuple[float, float, float] = (0.75, -0.15, 2.30)
     lamp: tuple[float, float, float] = (0.62, 0.58, 0.50)
     window_direction: tuple[float, float, float] = (-0.42, 0.62, 0.66)
     """Towards the light."""
@@ -272,12 +272,12 @@ def _shadows(points: ndarray, body: ndarray, stage: Stage, lamp: ndarray) -> nda
             continue
         gap = gap[chosen]
         offset = points[chosen, :2] - centre[:2] - gap[:, None] * away
-        spread = axes[:2] @ axes[:2].T * 0.85 + 0.012**2 * np.eye(2)
+        spread = axes[:2] @ axes[:2].T + 0.012**2 * np.eye(2)
         soft = np.square(0.35 * gap)
         a, b, c = spread[0, 0] + soft, spread[0, 1], spread[1, 1] + soft
         x, y = offset[:, 0], offset[:, 1]
         square = (c * x * x - 2 * b * x * y + a * y * y) / (a * c - b * b)
-        light[chosen] *= 1.0 - caster.shadow * np.exp(-gap / 0.22) / (1.0 + np.square(square))
+        light[chosen] *= 1.0 - caster.shadow * np.exp(-gap / 0.22) / (1.0 + np.power(square, 1.5))
     return light
 
 

@@ -163,7 +163,7 @@ def _window(style: RoomStyle) -> list[Part]:
     ]
     sill = outer[1][0] - 0.02
     pot = ((0.0, 0.0), (0.036, 0.0), (0.05, 0.075), (0.045, 0.075), (0.0, 0.066))
-    centre = np.array([x + 0.33, WALL_Y - 0.06, sill])
+    centre = np.array([x - 0.31, WALL_Y - 0.06, sill])
     plant = NUMBER["plant"]
     leaf = Plain((0.24, 0.48, 0.20), mottle=0.9, scale=0.05)
     leaves = [

@@ -275,7 +275,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Outdoors:
-    """The view through a window: sky, clouds, a hedge, a tree and a lawn; x-z plane, `centre`, `half` size."""
+    """The view through a window: sky, clouds, hedge, tree and lawn; in the plane x-z, `centre`, `half` size."""
 
     centre: tuple[float, float]
     half: tuple[float, float]
@@ -286,13 +286,18 @@ class Outdoors:
         sky = _mix(linear((0.86, 0.92, 0.97)), linear((0.48, 0.70, 0.93)), np.clip(0.5 * v + 0.3, 0.0, 1.0))
         cloud = np.clip(3.0 * noise(u * 0.21 + 0.1, v * 0.34) - 1.5, 0.0, 1.0)
         colour = _mix(sky, linear((0.98, 0.98, 0.98)), cloud)
-        hedge = v < -0.42 + 0.16 * noise(u * 0.6, u * 0.13)
+        hedge = v < -0.62 + 0.16 * noise(u * 0.6, u * 0.13)
         green = _mix(linear((0.18, 0.34, 0.14)), linear((0.42, 0.58, 0.24)), noise(u * 1.7, v * 1.7))
         tree = np.hypot((u - 0.42) * 1.1, v - 0.05) < 0.42 + 0.2 * noise(u * 0.9, v * 0.9)
         trunk = (np.abs(u - 0.42) < 0.06) & (v < 0.0)
         colour = np.where(trunk[:, None], linear((0.36, 0.26, 0.18)), colour)
         colour = np.where((tree | hedge)[:, None], green, colour)
-        return np.where((v < -0.72)[:, None], linear((0.55, 0.72, 0.34)), colour)
+        i, j = np.floor(u * 26.0), np.floor(v * 24.0)
+        middle = np.hypot(u * 26.0 - i - 0.5, v * 24.0 - j - 0.5)
+        bloom = hedge & (hashed(i, j) > 0.86) & (middle < 0.25 + 0.3 * hashed(j, i))
+        colour = np.where(bloom[:, None], linear((0.92, 0.48, 0.56)), colour)
+        lawn = _mix(linear((0.42, 0.60, 0.26)), linear((0.62, 0.76, 0.38)), noise(u * 2.3, v * 9.0))
+        return np.where((v < -0.86)[:, None], lawn, colour)
 
 
 @dataclass(frozen=True)

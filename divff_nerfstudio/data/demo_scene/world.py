@@ -81,7 +81,7 @@ class World:
     def bodies(self) -> dict[str, Body]:
         """The objects, each in its own frame."""
         return {
-            prop.name: Body(BUILDERS[prop.name](COLOURS[prop.colour]), instance=self.number(prop.name), shadow=0.5)
+            prop.name: Body(BUILDERS[prop.name](COLOURS[prop.colour]), instance=self.number(prop.name), shadow=0.7)
             for prop in self.props
         }
 
