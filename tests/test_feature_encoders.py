@@ -414,3 +414,14 @@ def test_own_sources_by_module_and_class():
     ):
         with pytest.raises(DivffError, match=said):
             source_class(name)
+
+
+def test_the_documentations_own_source_extracts(scene_root, tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "feature-sources.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert code.count("\n") < 40
+    (tmp_path / "documented_source.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    stores = extract(scene_root, "demo", tmp_path / "features", sources=("documented_source:MeanColours",))
+    index, table = stores["regulariser"].frame_features(0)
+    assert index.shape == (9, 16) and table.shape == (144, 3)
