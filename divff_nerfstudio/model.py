@@ -29,6 +29,7 @@ from divff_nerfstudio.rendering import (
     points_of,
     ray_uncertainty,
     sample_rays,
+    transmittance,
     weights_alone,
 )
 
@@ -99,6 +100,8 @@ class DivFFModelConfig(ModelConfig):
     """Points at which it is measured, per step."""
     persistence_moments: int = 8
     """Moments at which it is measured, per point."""
+    enclosure_weight: float = 0.1
+    """Weight of rays that leave the static layer: a room is closed, also behind the actor."""
     shadow_weight: float = 3.0
     """Weight of `shadow_loss`."""
     shadow_tolerance: float = 0.04
@@ -244,7 +247,8 @@ class DivFFModel(Model):
         composited = composite({layer: fields[layer].density for layer in layers}, samples.deltas[..., 0])
         shares = {layer: accumulate(composited.weights[layer], fields[layer].rgb) for layer in layers}
         alone = weights_alone(composited.alphas["static"])
-        static_alone = accumulate(alone, fields["static"].rgb)
+        enclosed = alone.sum(-1)
+        static_alone = accumulate(alone, fields["static"].rgb) / enclosed.clamp_min(1e-2)[:, None]
         shadow = None
         if "actor" in layers:
             depth = expected_depth(alone.detach(), distances)
@@ -263,6 +267,7 @@ class DivFFModel(Model):
                 "uncertainty": uncertainty,
                 "shadow": shadow,
                 "rgb_static": static_alone,
+                "enclosed": enclosed,
                 "masks": {layer: composited.mask(layer) for layer in layers if layer != "static"},
                 "densities": {layer: fields[layer].density for layer in layers},
                 "dynamic_weights": composited.weights.get("dynamic"),
@@ -276,9 +281,10 @@ class DivFFModel(Model):
             "accumulation": accumulation[:, None],
             "rgb_static": static_alone,
         }
+        in_room = transmittance(composited.alphas["static"])
         for layer in ("dynamic", "actor"):
             pictures[f"rgb_{layer}"] = (
-                accumulate(weights_alone(composited.alphas[layer]), fields[layer].rgb)
+                accumulate(weights_alone(composited.alphas[layer]) * in_room, fields[layer].rgb)
                 if layer in layers
                 else torch.zeros_like(rgb)
             )
@@ -392,6 +398,7 @@ class DivFFModel(Model):
     def _geometry_losses(self, outputs: dict[str, Any], target: Tensor) -> dict[str, Tensor]:
         config = self.config
         losses = {"proposal": config.proposal_weight * proposal_loss(*outputs["proposal"])}
+        losses["enclosure"] = config.enclosure_weight * (1 - outputs["enclosed"]).mean()
         if self.static_only:
             losses["photometric"] = config.photometric_static_weight * (outputs["rgb"] - target).abs().mean()
             return losses

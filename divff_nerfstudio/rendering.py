@@ -73,8 +73,13 @@ def composite(
 
 def weights_alone(alphas: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples"]:
     """Weights of one layer rendered alone: its opacities of the joint render under its own transmittance (DIV-FF)."""
+    return alphas * transmittance(alphas)
+
+
+def transmittance(alphas: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples"]:
+    """Share of light that reaches each sample through those before it."""
     clear = torch.cumprod(1 - alphas[:, :-1] + 1e-7, -1)
-    return alphas * torch.cat((torch.ones_like(alphas[:, :1]), clear), -1)
+    return torch.cat((torch.ones_like(alphas[:, :1]), clear), -1)
 
 
 def accumulate(

@@ -233,7 +233,7 @@ def test_a_crop_box_shows_what_is_in_it():
 def test_static_first():
     model = make_model()
     losses = losses_at(model, STATIC_UNTIL - 1)
-    assert set(losses) == {"proposal", "photometric"}
+    assert set(losses) == {"proposal", "photometric", "enclosure"}
     assert {"field.static", "field.proposal"} <= taught(model)
     assert not any(part.startswith(("field.dynamic", "semantic")) for part in taught(model))
     moving = {name for name, p in model.field.actor.named_parameters() if p.grad is not None and p.grad.any()}

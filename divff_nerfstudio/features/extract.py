@@ -24,8 +24,8 @@ class ExtractConfig:
     data: Path
     """Folder of the scene."""
     encoder: str = "ViT-B-16/laion2b_s34b_b88k"
-    """What looks at the pictures: a model and weights of open_clip, MODEL/FILE with your own file of weights, an encoder's
-    folder, or "demo", which comes with this package, needs no download and knows the demo's world only."""
+    """What looks at the pictures: a model and weights of open_clip, MODEL/FILE with your own file of weights, an
+    encoder's folder, or "demo", which comes with this package, needs no download and knows the demo's world only."""
     sources: tuple[str, ...] = ("image", "video", "regulariser")
     """Which features: image (what is it), video (what is done here), regulariser, or your own class, module:Class."""
     output: Path | None = None
