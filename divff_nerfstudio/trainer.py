@@ -21,7 +21,7 @@ ITERATIONS = {"cuda": 20000, "cpu": 4000}
 """Training steps by kind of device, unless said otherwise."""
 RAYS = {"cuda": 4096, "cpu": 512}
 """Rays per step by kind of device, unless said otherwise."""
-STATIC_SHARE, HEADS_SHARE, JOINT_SHARE = 0.1, 0.75, 0.92
+STATIC_SHARE, HEADS_SHARE, JOINT_SHARE = 0.12, 0.75, 0.92
 """Parts of the training at which the static layer is joined, the heads begin, and all is trained together."""
 
 

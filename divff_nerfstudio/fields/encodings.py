@@ -128,11 +128,9 @@ def positional_encoding(in_dim: int, octaves: int) -> NeRFEncoding:
 
 
 def implementation_for(device: str) -> Implementation:
-    """The fastest implementation on a kind of device: planes on a CPU, tinycudann's hash grid on CUDA where it is."""
-    if device != "cuda":
-        return "planes"
-    try:
-        import tinycudann  # noqa: F401
-    except (ImportError, OSError):
-        return "hash"
-    return "tcnn"
+    """What "auto" stands for on a kind of device: planes on a CPU, hash grids on CUDA.
+
+    The hash grid is PyTorch's: tinycudann keeps its parameters in another form, so that a checkpoint trained with it
+    opens only where it is installed, too. Choose "tcnn" where that is no matter.
+    """
+    return "hash" if device == "cuda" else "planes"

@@ -33,8 +33,8 @@ class LowRankTimeCode(nn.Module):
 
 
 def octaves_for(num_frames: int) -> int:
-    """Octaves whose fastest sine has a period of about six of the video's sampled frames, as in the published system.
+    """Octaves whose fastest sine has a period of at least six of the video's sampled frames, as in the published system.
 
     Faster ones would memorise the training frames and blur the held-out ones between them.
     """
-    return max(3, round(math.log2(max(num_frames, 1) / 3)) + 1)
+    return max(3, math.floor(math.log2(max(num_frames, 6) / 6)) + 1)
