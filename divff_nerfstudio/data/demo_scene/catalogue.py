@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy import ndarray
 
+from divff_nerfstudio.data.demo_scene.arrays import Film, Mask, Picture, Scalars, Vector
 from divff_nerfstudio.data.demo_scene.grasps import CUT_POSITION, CUT_ROTATION, cut_grasp, grasp_of, support_of
 from divff_nerfstudio.data.demo_scene.hands import ActorStyle, HandPose, arm_bodies, hand_rotation
 from divff_nerfstudio.data.demo_scene.motions import repeated, rotation_about, smooth_step
@@ -159,7 +159,7 @@ def make_object(kind: str, colour: str, instance: int = OBJECT) -> Body:
     return Body(BUILDERS[kind](COLOURS[colour]), instance=instance, shadow=0.7)
 
 
-def _picture(stage: Stage, camera: Camera, lighting: Lighting, background: ndarray | None = None) -> ndarray:
+def _picture(stage: Stage, camera: Camera, lighting: Lighting, background: Vector | None = None) -> Picture:
     """The supersampled picture, 8-bit."""
     fine = camera.scaled(2)
     linear_colours = shade(stage, fine, cast(stage, fine), lighting, CORNERS, background)
@@ -190,8 +190,8 @@ def _table(rng: np.random.Generator) -> Body:
 
 
 def _viewpoint(
-    rng: np.random.Generator, target: ndarray, distance: float, low: float = 18.0, high: float = 62.0
-) -> ndarray:
+    rng: np.random.Generator, target: Vector, distance: float, low: float = 18.0, high: float = 62.0
+) -> Vector:
     """A place to look from, on the person's side (-y), between two elevations in degrees."""
     elevation, azimuth = np.radians(rng.uniform(low, high)), np.radians(rng.uniform(-40.0, 40.0))
     return target + distance * np.array(
@@ -199,7 +199,7 @@ def _viewpoint(
     )
 
 
-def _arm(rng: np.random.Generator, side: int, pose: HandPose, eye: ndarray, actor: ActorStyle) -> list[Body]:
+def _arm(rng: np.random.Generator, side: int, pose: HandPose, eye: Vector, actor: ActorStyle) -> list[Body]:
     """An arm whose shoulder is below and beside the eye."""
     shoulder = eye + np.array([0.24 * side, 0.05, -0.34]) + rng.normal(0.0, 0.02, 3)
     return arm_bodies(side, pose, shoulder, np.array([0.6 * side, -0.2, -0.7]), actor, HAND, ARM)
@@ -213,7 +213,7 @@ def render_object_crop(
     background: str | None = None,
     hand: bool | None = None,
     fill: tuple[float, float] = (0.65, 1.25),
-) -> tuple[ndarray, ndarray]:
+) -> tuple[Picture, Mask]:
     """A picture of one object.
 
     Args:
@@ -277,7 +277,7 @@ def render_object_crop(
 
 def render_place_crop(
     rng: np.random.Generator, place: str, size: int = 64, fill: tuple[float, float] = (0.6, 1.3)
-) -> tuple[ndarray, ndarray]:
+) -> tuple[Picture, Mask]:
     """A picture of a part of the room, or of a hand or an arm in it.
 
     Args:
@@ -314,7 +314,7 @@ class _Moment:
 
     bodies: list[Body]
     hands: list[tuple[int, HandPose]]
-    focus: ndarray
+    focus: Vector
 
 
 def _reached(pose: HandPose, share: float, side: int) -> HandPose:
@@ -323,7 +323,7 @@ def _reached(pose: HandPose, share: float, side: int) -> HandPose:
     return HandPose(pose.position + away, pose.rotation, 0.12 + (pose.curl - 0.12) * smooth_step(share))
 
 
-def _transfer(rng: np.random.Generator, kind: str, colour: str, times: ndarray, reverse: bool) -> list[_Moment]:
+def _transfer(rng: np.random.Generator, kind: str, colour: str, times: Scalars, reverse: bool) -> list[_Moment]:
     """Taking an object up (or, reversed, putting it down)."""
     start = np.array([rng.uniform(-0.3, 0.35), rng.uniform(0.14, 0.36), COUNTER_Z])
     if -0.22 < start[0] < 0.26:
@@ -340,7 +340,7 @@ def _transfer(rng: np.random.Generator, kind: str, colour: str, times: ndarray, 
     return moments
 
 
-def _at_work(rng: np.random.Generator, action: str, kind: str, colour: str, turns: ndarray) -> list[_Moment]:
+def _at_work(rng: np.random.Generator, action: str, kind: str, colour: str, turns: Scalars) -> list[_Moment]:
     """A repeated movement at its place: washing, cutting, stirring, cooking, pouring, wiping."""
     obj = make_object(kind, colour)
     bounds = obj.bounds
@@ -419,7 +419,7 @@ def _at_work(rng: np.random.Generator, action: str, kind: str, colour: str, turn
     return moments
 
 
-def _opening(rng: np.random.Generator, thing: str, times: ndarray, style: RoomStyle) -> list[_Moment]:
+def _opening(rng: np.random.Generator, thing: str, times: Scalars, style: RoomStyle) -> list[_Moment]:
     moments = []
     for time in times:
         bodies, grip = open_door(thing, smooth_step((time - 0.3) / 0.7), style)
@@ -439,7 +439,7 @@ def render_action_clip(
     size: int = 64,
     frames: int = 4,
     extent: tuple[float, float] = (0.14, 0.30),
-) -> ndarray:
+) -> Film:
     """A short clip of an action, seen by the person who acts.
 
     Args:
@@ -471,7 +471,7 @@ def render_action_clip(
     return _film(rng, moments, room, size, float(rng.uniform(*extent)))
 
 
-def _film(rng: np.random.Generator, moments: Sequence[_Moment], room: Stage, size: int, extent: float) -> ndarray:
+def _film(rng: np.random.Generator, moments: Sequence[_Moment], room: Stage, size: int, extent: float) -> Film:
     """Pictures of moments by a camera that drifts a little."""
     actor, lighting = sample_actor(rng), sample_lighting(rng)
     focus = np.mean([moment.focus for moment in moments], axis=0) + rng.normal(0.0, 0.25 * extent, 3) * [1.0, 1.0, 0.4]

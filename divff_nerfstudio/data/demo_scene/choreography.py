@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy import ndarray
 
+from divff_nerfstudio.data.demo_scene.arrays import Rotation, Vector
 from divff_nerfstudio.data.demo_scene.grasps import (
     CUT_POSITION,
     CUT_ROTATION,
@@ -154,8 +154,8 @@ REST_CURL = 0.24
 class Pose:
     """Of an object in the room."""
 
-    rotation: ndarray
-    position: ndarray
+    rotation: Rotation
+    position: Vector
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ class Hold:
 class Moment:
     """Everything that differs between frames of the video; metres, the room's frame."""
 
-    camera_rotation: ndarray
-    camera_position: ndarray
+    camera_rotation: Rotation
+    camera_position: Vector
     objects: Mapping[str, Pose]
     hands: Mapping[int, HandPose]
     """By side: +1 right, -1 left."""
@@ -313,7 +313,7 @@ class Choreography:
             )
         return held
 
-    def _facing(self, position: ndarray, beat: float) -> ndarray:
+    def _facing(self, position: Vector, beat: float) -> Rotation:
         """The turn about z of a grasp, so that the hand comes from where the person stands."""
         offset = position - self.camera(beat).position
         return turn_z(-0.8 * float(np.arctan2(offset[0], max(offset[1], 0.2))))

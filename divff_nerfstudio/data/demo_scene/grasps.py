@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy import ndarray
 
+from divff_nerfstudio.data.demo_scene.arrays import Bounds, Rotation, Vector
 from divff_nerfstudio.data.demo_scene.hands import HandPose, hand_rotation
 from divff_nerfstudio.data.demo_scene.shapes import turn_z
 
@@ -23,16 +23,16 @@ CUT_POSITION = np.array([0.085, -0.075, 0.050])
 class Grasp:
     """A hand's pose in the frame of what it holds."""
 
-    position: ndarray
-    rotation: ndarray
+    position: Vector
+    rotation: Rotation
     curl: float
 
-    def on(self, rotation: ndarray, position: ndarray) -> HandPose:
+    def on(self, rotation: Rotation, position: Vector) -> HandPose:
         """The hand's pose in the world when the object is there."""
         return HandPose(position + rotation @ self.position, rotation @ self.rotation, self.curl)
 
 
-def grasp_of(kind: str, bounds: ndarray, side: int) -> Grasp:
+def grasp_of(kind: str, bounds: Bounds, side: int) -> Grasp:
     """The grasp of an object.
 
     Args:
@@ -81,7 +81,7 @@ def cut_grasp() -> Grasp:
     return Grasp(np.array([0.034, -0.055, 0.013]), CUT_ROTATION.T @ frame, 0.75)
 
 
-def support_of(kind: str, bounds: ndarray, side: int) -> Grasp:
+def support_of(kind: str, bounds: Bounds, side: int) -> Grasp:
     """A light touch that steadies an object from its side, for the hand that does not work."""
     low, high = bounds
     if kind in RIM or kind in ROUND or kind == "pan":

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy import ndarray
 
+from divff_nerfstudio.data.demo_scene.arrays import Rotation, Vector
 from divff_nerfstudio.data.demo_scene.primitives import Ellipsoid
 from divff_nerfstudio.data.demo_scene.renderer import Body, Part
 from divff_nerfstudio.data.demo_scene.shapes import rod, turn_x, turn_z
@@ -33,15 +33,15 @@ class ActorStyle:
 class HandPose:
     """Where a hand is and how far it is closed."""
 
-    position: ndarray
+    position: Vector
     """Middle of the palm's skin, (3,)."""
-    rotation: ndarray
+    rotation: Rotation
     """Hand to world, (3, 3)."""
     curl: float
     """0: flat; 1: fist."""
 
 
-def hand_rotation(fingers: ndarray, palm: ndarray) -> ndarray:
+def hand_rotation(fingers: Vector, palm: Vector) -> Rotation:
     """The frame of a hand whose fingers point along `fingers` and whose palm looks along `palm` (nearly), (3, 3)."""
     y = np.asarray(fingers, dtype=np.float64)
     y = y / np.linalg.norm(y)
@@ -51,7 +51,7 @@ def hand_rotation(fingers: ndarray, palm: ndarray) -> ndarray:
     return np.stack([np.cross(y, z), y, z], axis=1)
 
 
-def _finger(root: ndarray, lengths: tuple[float, ...], width: float, bends: tuple[float, ...], aim: ndarray, skin):
+def _finger(root: Vector, lengths: tuple[float, ...], width: float, bends: tuple[float, ...], aim: Rotation, skin):
     """A chain of phalanges from `root`; each bends by radians about the finger's own x axis, towards the palm."""
     parts, point, frame = [], root, aim
     widths = np.linspace(width, width * 0.78, len(lengths) + 1)
@@ -90,7 +90,7 @@ def hand_parts(side: int, curl: float, style: ActorStyle) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def elbow_position(shoulder: ndarray, wrist: ndarray, pole: ndarray) -> ndarray:
+def elbow_position(shoulder: Vector, wrist: Vector, pole: Vector) -> Vector:
     """The elbow of an arm of two bones, bent towards `pole`; an arm too short stretches."""
     line = wrist - shoulder
     distance = np.linalg.norm(line)
@@ -104,7 +104,7 @@ def elbow_position(shoulder: ndarray, wrist: ndarray, pole: ndarray) -> ndarray:
 
 
 def arm_bodies(
-    side: int, pose: HandPose, shoulder: ndarray, pole: ndarray, style: ActorStyle, hand: int, arm: int
+    side: int, pose: HandPose, shoulder: Vector, pole: Vector, style: ActorStyle, hand: int, arm: int
 ) -> list[Body]:
     """A hand and its arm, placed.
 

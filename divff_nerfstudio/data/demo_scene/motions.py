@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy import ndarray
 
+from divff_nerfstudio.data.demo_scene.arrays import Rotation, Vector
 from divff_nerfstudio.data.demo_scene.shapes import turn_x, turn_y, turn_z
 
 
@@ -20,7 +20,7 @@ def bump(share: float) -> float:
     return 16.0 * s * s * (1.0 - s) * (1.0 - s)
 
 
-def repeated(action: str, turns: float, amount: float = 1.0) -> tuple[ndarray, ndarray]:
+def repeated(action: str, turns: float, amount: float = 1.0) -> tuple[Vector, Rotation]:
     """Displacement (3,) in metres and rotation (3, 3) of what the hand holds, within an action.
 
     Args:
@@ -52,7 +52,7 @@ def repeated(action: str, turns: float, amount: float = 1.0) -> tuple[ndarray, n
     return np.zeros(3), still
 
 
-def slerp(first: ndarray, second: ndarray, share: float) -> ndarray:
+def slerp(first: Rotation, second: Rotation, share: float) -> Rotation:
     """The rotation between two, along the shortest turn, (3, 3)."""
     turn = first.T @ second
     angle = np.arccos(np.clip((np.trace(turn) - 1.0) / 2.0, -1.0, 1.0))
@@ -67,7 +67,7 @@ def slerp(first: ndarray, second: ndarray, share: float) -> ndarray:
     return first @ rotation_about(axis, angle * share)
 
 
-def rotation_about(axis: ndarray, angle: float) -> ndarray:
+def rotation_about(axis: Vector, angle: float) -> Rotation:
     """Rotation by `angle` radians about a unit axis (Rodrigues), (3, 3)."""
     x, y, z = axis
     cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])

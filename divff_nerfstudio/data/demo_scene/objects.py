@@ -228,14 +228,11 @@ def lemon(colour: Colour) -> Parts:
 
 
 def sponge(colour: Colour) -> Parts:
+    scourer = Stone(shaded(colour, 0.45), shaded(colour, 0.3))
+    foam = Stone(colour, shaded(colour, 0.6))
     return (
-        Part(Box((0.058, 0.037, 0.017)), Stone(colour, shaded(colour, 0.55)), position=(0.0, 0.0, 0.017), gloss=0.0),
-        Part(
-            Box((0.058, 0.037, 0.005)),
-            Stone(shaded(colour, 0.45), shaded(colour, 0.3)),
-            position=(0.0, 0.0, 0.039),
-            gloss=0.0,
-        ),
+        Part(Box((0.058, 0.037, 0.005)), scourer, position=(0.0, 0.0, 0.005), gloss=0.0),
+        Part(Box((0.058, 0.037, 0.017)), foam, position=(0.0, 0.0, 0.027), gloss=0.0),
     )
 
 

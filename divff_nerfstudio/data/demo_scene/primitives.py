@@ -14,23 +14,23 @@ from typing import Protocol
 import numpy as np
 from numpy import ndarray
 
+from divff_nerfstudio.data.demo_scene.arrays import Bounds, Directions, Distances, Points, Vector
+
 EPSILON = 1e-6
 """Hits closer than this (in units of the direction) are ignored."""
 SLACK = 6e-5
 """By how much (metres) the segments of a lathe reach over their ends: single precision leaves no gaps then."""
-
-Directions = tuple[ndarray, ndarray, ndarray]
 
 
 class Primitive(Protocol):
     """A surface in its own frame; lengths in metres."""
 
     @property
-    def bounds(self) -> ndarray:
+    def bounds(self) -> Bounds:
         """Corners of the axis-aligned box around it, (2, 3)."""
         ...
 
-    def hit(self, origin: ndarray, direction: Directions) -> ndarray:
+    def hit(self, origin: Vector, direction: Directions) -> Distances:
         """First intersections.
 
         Args:
@@ -42,16 +42,16 @@ class Primitive(Protocol):
         """
         ...
 
-    def normals(self, points: ndarray) -> ndarray:
+    def normals(self, points: Points) -> Points:
         """Outward unit normals (n, 3) at points (n, 3) of the surface."""
         ...
 
 
-def _nearest(best: ndarray, t: ndarray, valid: ndarray) -> ndarray:
+def _nearest(best: Distances, t: Distances, valid: ndarray) -> Distances:
     return np.where(valid & (t > EPSILON) & (t < best), t, best)
 
 
-def _sphere_hit(origin: ndarray, direction: Directions, centre_z: float, radius: float, square: ndarray) -> ndarray:
+def _sphere_hit(origin: Vector, direction: Directions, centre_z: float, radius: float, square: Distances) -> Distances:
     """First entry into a sphere on the z axis; `square` is the squared length of the directions."""
     ox, oy, oz = origin[0], origin[1], origin[2] - centre_z
     dx, dy, dz = direction
@@ -69,17 +69,17 @@ class Rectangle:
     half_y: float
 
     @property
-    def bounds(self) -> ndarray:
+    def bounds(self) -> Bounds:
         return np.array([[-self.half_x, -self.half_y, 0.0], [self.half_x, self.half_y, 0.0]])
 
-    def hit(self, origin: ndarray, direction: Directions) -> ndarray:
+    def hit(self, origin: Vector, direction: Directions) -> Distances:
         dx, dy, dz = direction
         with np.errstate(divide="ignore", invalid="ignore"):
             t = -origin[2] / dz
             inside = (np.abs(origin[0] + t * dx) <= self.half_x) & (np.abs(origin[1] + t * dy) <= self.half_y)
         return np.where(inside & (t > EPSILON), t, np.inf)
 
-    def normals(self, points: ndarray) -> ndarray:
+    def normals(self, points: Points) -> Points:
         normals = np.zeros_like(points)
         normals[:, 2] = 1.0
         return normals
@@ -92,11 +92,11 @@ class Box:
     half: tuple[float, float, float]
 
     @property
-    def bounds(self) -> ndarray:
+    def bounds(self) -> Bounds:
         half = np.asarray(self.half)
         return np.stack([-half, half])
 
-    def hit(self, origin: ndarray, direction: Directions) -> ndarray:
+    def hit(self, origin: Vector, direction: Directions) -> Distances:
         entry: ndarray | None = None
         leave: ndarray | None = None
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -110,7 +110,7 @@ class Box:
         t = np.where(entry > EPSILON, entry, leave)
         return np.where((leave >= entry) & (t > EPSILON), t, np.inf)
 
-    def normals(self, points: ndarray) -> ndarray:
+    def normals(self, points: Points) -> Points:
         axis = np.argmin(np.asarray(self.half, dtype=points.dtype) - np.abs(points), axis=1)
         rows = np.arange(len(points))
         normals = np.zeros_like(points)
@@ -125,17 +125,17 @@ class Ellipsoid:
     radii: tuple[float, float, float]
 
     @property
-    def bounds(self) -> ndarray:
+    def bounds(self) -> Bounds:
         radii = np.asarray(self.radii)
         return np.stack([-radii, radii])
 
-    def hit(self, origin: ndarray, direction: Directions) -> ndarray:
+    def hit(self, origin: Vector, direction: Directions) -> Distances:
         rx, ry, rz = self.radii
         dx, dy, dz = direction[0] / rx, direction[1] / ry, direction[2] / rz
         scaled = origin / np.asarray(self.radii, dtype=origin.dtype)
         return _sphere_hit(scaled, (dx, dy, dz), 0.0, 1.0, dx * dx + dy * dy + dz * dz)
 
-    def normals(self, points: ndarray) -> ndarray:
+    def normals(self, points: Points) -> Points:
         normals = points / np.square(np.asarray(self.radii, dtype=points.dtype))
         return normals / np.linalg.norm(normals, axis=1, keepdims=True)
 
@@ -149,7 +149,7 @@ class RoundCone:
     radius_end: float
 
     @property
-    def bounds(self) -> ndarray:
+    def bounds(self) -> Bounds:
         widest = max(self.radius_start, self.radius_end)
         low = min(-self.radius_start, self.length - self.radius_end)
         high = max(self.radius_start, self.length + self.radius_end)
@@ -160,7 +160,7 @@ class RoundCone:
         """Sine of the angle between the flank and the axis; at least 1: one sphere swallows the other."""
         return (self.radius_start - self.radius_end) / max(self.length, EPSILON)
 
-    def hit(self, origin: ndarray, direction: Directions) -> ndarray:
+    def hit(self, origin: Vector, direction: Directions) -> Distances:
         dx, dy, dz = direction
         flat = dx * dx + dy * dy
         square = flat + dz * dz
@@ -188,7 +188,7 @@ class RoundCone:
             (self.radius_end * cosine, self.length + self.radius_end * sine),
         )
 
-    def normals(self, points: ndarray) -> ndarray:
+    def normals(self, points: Points) -> Points:
         sine = self._sine
         if abs(sine) >= 1.0:
             centre = np.full(len(points), 0.0 if self.radius_start >= self.radius_end else self.length)
@@ -201,13 +201,13 @@ class RoundCone:
 
 
 def _flank_hit(
-    best: ndarray,
-    origin: ndarray,
+    best: Distances,
+    origin: Vector,
     direction: Directions,
-    flat: ndarray,
+    flat: Distances,
     start: tuple[float, float],
     end: tuple[float, float],
-) -> ndarray:
+) -> Distances:
     """The nearer of `best` and the first hit of the cone around z from (radius, z) `start` to `end`."""
     (r0, z0), (r1, z1) = start, end
     dx, dy, dz = direction
@@ -239,12 +239,12 @@ class Lathe:
     smooth: float = 50.0
 
     @property
-    def bounds(self) -> ndarray:
+    def bounds(self) -> Bounds:
         radius = max(r for r, _ in self.profile)
         heights = [z for _, z in self.profile]
         return np.array([[-radius, -radius, min(heights)], [radius, radius, max(heights)]])
 
-    def hit(self, origin: ndarray, direction: Directions) -> ndarray:
+    def hit(self, origin: Vector, direction: Directions) -> Distances:
         dx, dy, dz = direction
         flat = dx * dx + dy * dy
         best = np.full(np.shape(flat), np.inf, dtype=flat.dtype)
@@ -273,7 +273,7 @@ class Lathe:
                 end[i] = begin[i + 1] = mean / np.linalg.norm(mean)
         return corners[:-1], step, begin, end
 
-    def normals(self, points: ndarray) -> ndarray:
+    def normals(self, points: Points) -> Points:
         start, step, begin, end = self._corner_normals
         radial = np.hypot(points[:, 0], points[:, 1])
         flat = np.stack([radial, points[:, 2]], axis=1)[:, None, :]
@@ -295,7 +295,7 @@ class Prism:
     half_thickness: float
 
     @property
-    def bounds(self) -> ndarray:
+    def bounds(self) -> Bounds:
         corners = np.asarray(self.polygon)
         return np.concatenate(
             [
@@ -316,7 +316,7 @@ class Prism:
         caps = np.array([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
         return np.concatenate([sides, caps]), np.concatenate([offsets, np.full(2, self.half_thickness)])
 
-    def hit(self, origin: ndarray, direction: Directions) -> ndarray:
+    def hit(self, origin: Vector, direction: Directions) -> Distances:
         dx, dy, dz = direction
         entry = np.full(np.shape(dx), -np.inf, dtype=dx.dtype)
         leave = np.full(np.shape(dx), np.inf, dtype=dx.dtype)
@@ -329,7 +329,7 @@ class Prism:
         t = np.where(entry > EPSILON, entry, leave)
         return np.where((leave >= entry) & (t > EPSILON), t, np.inf)
 
-    def normals(self, points: ndarray) -> ndarray:
+    def normals(self, points: Points) -> Points:
         faces, offsets = self._planes
         face = np.abs(points.astype(np.float64) @ faces.T - offsets).argmin(axis=1)
         return faces[face].astype(points.dtype)

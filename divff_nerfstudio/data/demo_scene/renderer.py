@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+from jaxtyping import Float, Int16, UInt8
 from numpy import ndarray
 
+from divff_nerfstudio.data.demo_scene.arrays import Bounds, Linear, Picture, Points, Rotation, Scalars, Vector
 from divff_nerfstudio.data.demo_scene.primitives import EPSILON, Primitive
 from divff_nerfstudio.data.demo_scene.textures import Texture
 
@@ -30,9 +32,9 @@ class Camera:
     height: int
     focal: float
     """In pixels; the principal point is the middle of the picture."""
-    rotation: ndarray
+    rotation: Rotation
     """Camera to world, (3, 3), columns right, up, back."""
-    position: ndarray
+    position: Vector
     """In the world, (3,)."""
 
     def scaled(self, factor: int) -> Camera:
@@ -40,17 +42,17 @@ class Camera:
         return replace(self, width=self.width * factor, height=self.height * factor, focal=self.focal * factor)
 
     @property
-    def columns(self) -> ndarray:
+    def columns(self) -> Scalars:
         """Horizontal slopes of the pixel centres, (width,)."""
         return (np.arange(self.width) + 0.5 - self.width / 2) / self.focal
 
     @property
-    def rows(self) -> ndarray:
+    def rows(self) -> Scalars:
         """Vertical slopes (up is positive) of the pixel centres, (height,)."""
         return -(np.arange(self.height) + 0.5 - self.height / 2) / self.focal
 
     @staticmethod
-    def look_at(width: int, height: int, focal: float, position: ndarray, target: ndarray, roll: float = 0.0) -> Camera:
+    def look_at(width: int, height: int, focal: float, position: Vector, target: Vector, roll: float = 0.0) -> Camera:
         """A camera at `position` with `target` in its middle, rolled by `roll` radians; z is up."""
         back = np.asarray(position, dtype=np.float64) - np.asarray(target, dtype=np.float64)
         back /= np.linalg.norm(back)
@@ -69,7 +71,7 @@ class Part:
     primitive: Primitive
     texture: Texture
     position: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    rotation: ndarray = field(default_factory=lambda: np.eye(3))
+    rotation: Rotation = field(default_factory=lambda: np.eye(3))
     instance: int | None = None
     """Overrides the body's instance."""
     gloss: float = 0.08
@@ -88,19 +90,19 @@ class Body:
 
     parts: tuple[Part, ...]
     instance: int = 0
-    rotation: ndarray = field(default_factory=lambda: np.eye(3))
-    position: ndarray = field(default_factory=lambda: np.zeros(3))
+    rotation: Rotation = field(default_factory=lambda: np.eye(3))
+    position: Vector = field(default_factory=lambda: np.zeros(3))
     shadow: float = 0.0
     """Strength of the soft shadow under it; 0: none."""
     fixed: bool = False
     """Belongs to the room: the room's ambient occlusion applies."""
 
-    def placed(self, rotation: ndarray, position: ndarray) -> Body:
+    def placed(self, rotation: Rotation, position: Vector) -> Body:
         """The same body elsewhere."""
         return replace(self, rotation=np.asarray(rotation), position=np.asarray(position))
 
     @cached_property
-    def bounds(self) -> ndarray:
+    def bounds(self) -> Bounds:
         """Box around all parts in the body's frame, (2, 3)."""
         corners = np.concatenate([_box_corners(p.primitive.bounds) @ p.rotation.T + p.position for p in self.parts])
         return np.stack([corners.min(0), corners.max(0)])
@@ -158,15 +160,15 @@ class Stage:
 class Visible:
     """What each pixel's centre sees."""
 
-    depth: ndarray
+    depth: Float[np.ndarray, "height width"]
     """z along the optical axis, metres, (H, W); infinite where there is nothing."""
-    part: ndarray
+    part: Int16[np.ndarray, "height width"]
     """Index into the stage's parts, (H, W) int16; -1 where there is nothing."""
-    instance: ndarray
+    instance: UInt8[np.ndarray, "height width"]
     """(H, W) uint8; 0 where there is nothing."""
 
 
-def _box_corners(bounds: ndarray) -> ndarray:
+def _box_corners(bounds: Bounds) -> ndarray:
     choice = np.array([[(k >> axis) & 1 for axis in range(3)] for k in range(8)])
     return np.take_along_axis(bounds, choice, axis=0)
 
@@ -222,7 +224,7 @@ def cast(stage: Stage, camera: Camera, dtype: type = np.float32) -> Visible:
     return Visible(depth, index, instance)
 
 
-def _room_occlusion(points: ndarray, normals: ndarray, corner: RoomCorners) -> ndarray:
+def _room_occlusion(points: Points, normals: Points, corner: RoomCorners) -> Scalars:
     """Darkness in the room's corners: along the back wall, above and below the counter, under the wall cupboards."""
     y, z = points[:, 1], points[:, 2]
     facing_wall = np.abs(normals[:, 1])
@@ -247,7 +249,7 @@ class RoomCorners:
     cupboard_front: float
 
 
-def _shadows(points: ndarray, body: ndarray, stage: Stage, lamp: ndarray) -> ndarray:
+def _shadows(points: Points, body: ndarray, stage: Stage, lamp: Vector) -> Scalars:
     """Share of the direct light that soft shadows under bodies leave at points that look up, (n,)."""
     light = np.ones(len(points), dtype=np.float32)
     for k, caster in enumerate(stage.bodies):
@@ -287,8 +289,8 @@ def shade(
     visible: Visible,
     lighting: Lighting,
     corners: RoomCorners | None = None,
-    background: ndarray | None = None,
-) -> ndarray:
+    background: Vector | None = None,
+) -> Linear:
     """Colour what the camera sees.
 
     Args:
@@ -374,12 +376,12 @@ def shade(
     return out.reshape(*visible.part.shape, 3)
 
 
-def box_average(picture: ndarray, factor: int) -> ndarray:
+def box_average(picture: Linear, factor: int) -> Linear:
     """Mean over `factor` x `factor` pixels of a picture (H, W, C)."""
     height, width, channels = picture.shape
     return picture.reshape(height // factor, factor, width // factor, factor, channels).mean(axis=(1, 3))
 
 
-def to_srgb(picture: ndarray) -> ndarray:
+def to_srgb(picture: Linear) -> Picture:
     """Linear light (..., 3) to 8-bit sRGB."""
     return (np.power(np.clip(picture, 0.0, 1.0), 1.0 / 2.2) * 255.0 + 0.5).astype(np.uint8)

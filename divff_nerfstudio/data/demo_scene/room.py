@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from divff_nerfstudio.data.demo_scene.arrays import Rotation, Vector
 from divff_nerfstudio.data.demo_scene.objects import shaded
 from divff_nerfstudio.data.demo_scene.primitives import Box, Ellipsoid, Lathe, Prism, Rectangle
 from divff_nerfstudio.data.demo_scene.renderer import Body, Part, RoomCorners
@@ -116,7 +117,7 @@ def _slab(name: str, x: tuple, y: tuple, z: tuple, texture: Texture, **options: 
     return Part(Box(half), texture, position=centre, instance=NUMBER[name], **options)  # type: ignore[arg-type]
 
 
-def _wall(name: str, centre: tuple, half: tuple[float, float], rotation: np.ndarray, texture: Texture) -> Part:
+def _wall(name: str, centre: tuple, half: tuple[float, float], rotation: Rotation, texture: Texture) -> Part:
     return Part(Rectangle(*half), texture, position=centre, rotation=rotation, instance=NUMBER[name], gloss=0.03)
 
 
@@ -416,7 +417,7 @@ DOORS: dict[str, tuple[tuple[float, float], tuple[float, float], float, str]] = 
 """Things that can be opened: left and right, bottom and top, plane y, side of the handle."""
 
 
-def open_door(thing: str, share: float, style: RoomStyle) -> tuple[list[Body], np.ndarray]:
+def open_door(thing: str, share: float, style: RoomStyle) -> tuple[list[Body], Vector]:
     """A door or drawer that is pulled open in front of the closed room.
 
     Args:

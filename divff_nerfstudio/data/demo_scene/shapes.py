@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy import ndarray
 
+from divff_nerfstudio.data.demo_scene.arrays import Points, Rotation, Vector
 from divff_nerfstudio.data.demo_scene.primitives import RoundCone
 from divff_nerfstudio.data.demo_scene.renderer import Part
 from divff_nerfstudio.data.demo_scene.textures import Texture
 
 
-def frame_along(axis: ndarray, hint: ndarray | None = None) -> ndarray:
+def frame_along(axis: Vector, hint: Vector | None = None) -> Rotation:
     """A rotation whose z column is `axis` and whose x column is as near to `hint` as it can be, (3, 3)."""
     z = np.asarray(axis, dtype=np.float64)
     z = z / np.linalg.norm(z)
@@ -23,24 +24,24 @@ def frame_along(axis: ndarray, hint: ndarray | None = None) -> ndarray:
     return np.stack([np.cross(y, z), y, z], axis=1)
 
 
-def vector(x: float, y: float, z: float) -> ndarray:
+def vector(x: float, y: float, z: float) -> Vector:
     """A point or an offset, (3,)."""
     return np.array([x, y, z], dtype=np.float64)
 
 
-def turn_z(angle: float) -> ndarray:
+def turn_z(angle: float) -> Rotation:
     """Rotation about z by `angle` radians, (3, 3)."""
     cosine, sine = np.cos(angle), np.sin(angle)
     return np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
 
 
-def turn_x(angle: float) -> ndarray:
+def turn_x(angle: float) -> Rotation:
     """Rotation about x by `angle` radians, (3, 3)."""
     cosine, sine = np.cos(angle), np.sin(angle)
     return np.array([[1.0, 0.0, 0.0], [0.0, cosine, -sine], [0.0, sine, cosine]])
 
 
-def turn_y(angle: float) -> ndarray:
+def turn_y(angle: float) -> Rotation:
     """Rotation about y by `angle` radians, (3, 3)."""
     cosine, sine = np.cos(angle), np.sin(angle)
     return np.array([[cosine, 0.0, sine], [0.0, 1.0, 0.0], [-sine, 0.0, cosine]])
@@ -66,7 +67,7 @@ def rod(
     )
 
 
-def tube(points: ndarray, radii: Sequence[float] | ndarray | float, texture: Texture, **options: object) -> tuple:
+def tube(points: Points, radii: Sequence[float] | ndarray | float, texture: Texture, **options: object) -> tuple:
     """A bent tube: round cones through points (n, 3)."""
     widths = np.broadcast_to(np.asarray(radii, dtype=np.float64), (len(points),))
     return tuple(
@@ -75,7 +76,7 @@ def tube(points: ndarray, radii: Sequence[float] | ndarray | float, texture: Tex
     )
 
 
-def arc(radius: float, start: float, end: float, count: int) -> ndarray:
+def arc(radius: float, start: float, end: float, count: int) -> Points:
     """Points (count, 3) on a circle in the plane x-z around the origin; angles from x towards z, degrees."""
     angle = np.radians(np.linspace(start, end, count))
     return np.stack([radius * np.cos(angle), np.zeros(count), radius * np.sin(angle)], axis=1)

@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy import ndarray
 
+from divff_nerfstudio.data.demo_scene.arrays import Points, Scalars
+
 Colour = tuple[float, float, float]
 """sRGB, 0..1."""
 
@@ -22,7 +24,7 @@ TABLE = 256
 class Texture(Protocol):
     """Something that colours points of a surface."""
 
-    def __call__(self, points: ndarray, normals: ndarray) -> ndarray:
+    def __call__(self, points: Points, normals: Points) -> Points:
         """Linear albedo (n, 3) at points (n, 3) with unit normals (n, 3), both in the body's frame."""
         ...
 
@@ -51,7 +53,7 @@ def _noise_table() -> ndarray:
     return np.clip((total - low) / (high - low), 0.0, 1.0).astype(np.float32)
 
 
-def noise(u: ndarray, v: ndarray) -> ndarray:
+def noise(u: Scalars, v: Scalars) -> Scalars:
     """Fractal noise in 0..1, period 1 in u and v, bilinear."""
     table = _noise_table()
     x, y = u * TABLE, v * TABLE
@@ -64,7 +66,7 @@ def noise(u: ndarray, v: ndarray) -> ndarray:
     return top * (1 - fy) + bottom * fy
 
 
-def hashed(*cells: ndarray) -> ndarray:
+def hashed(*cells: ndarray) -> Scalars:
     """A random number in 0..1 per integer cell."""
     state = np.full(np.shape(cells[0]), 2166136261, dtype=np.uint32)
     for cell in cells:
@@ -74,7 +76,7 @@ def hashed(*cells: ndarray) -> ndarray:
     return ((state >> np.uint32(8)) & np.uint32(0xFFFF)).astype(np.float32) / 65535.0
 
 
-def planar(points: ndarray, normals: ndarray) -> tuple[ndarray, ndarray]:
+def planar(points: Points, normals: Points) -> tuple[ndarray, ndarray]:
     """Two coordinates on the face that the normal looks out of: (y, z), (x, z) or (x, y)."""
     axis = np.abs(normals).argmax(axis=1)
     u = np.where(axis == 0, points[:, 1], points[:, 0])
@@ -82,7 +84,7 @@ def planar(points: ndarray, normals: ndarray) -> tuple[ndarray, ndarray]:
     return u, v
 
 
-def _mix(first: ndarray, second: ndarray, share: ndarray) -> ndarray:
+def _mix(first: ndarray, second: ndarray, share: ndarray) -> Points:
     return first + (second - first) * share[..., None]
 
 
@@ -94,7 +96,7 @@ class Plain:
     mottle: float = 0.12
     scale: float = 0.7
 
-    def __call__(self, points: ndarray, normals: ndarray) -> ndarray:
+    def __call__(self, points: Points, normals: Points) -> Points:
         shade = noise(points[:, 0] / self.scale + 0.37 * points[:, 2], (points[:, 1] + 0.7 * points[:, 2]) / self.scale)
         return linear(self.colour) * (1.0 + self.mottle * (shade - 0.5))[:, None]
 
@@ -109,7 +111,7 @@ class Wood:
     plank: float = 0.09
     length: float = 0.8
 
-    def __call__(self, points: ndarray, normals: ndarray) -> ndarray:
+    def __call__(self, points: Points, normals: Points) -> Points:
         across = points[:, (self.axis + 1) % 3] + (points[:, (self.axis + 2) % 3] if self.axis != 2 else 0.0)
         along = points[:, self.axis]
         row = np.floor(across / self.plank)
@@ -138,7 +140,7 @@ class Tiles:
     accent_share: float = 0.12
     chequer: Colour | None = None
 
-    def __call__(self, points: ndarray, normals: ndarray) -> ndarray:
+    def __call__(self, points: Points, normals: Points) -> Points:
         u, v = planar(points, normals)
         u, v = u / self.width, v / self.height
         i, j = np.floor(u), np.floor(v)
@@ -160,9 +162,10 @@ class Stone:
     colour: Colour
     speck: Colour
 
-    def __call__(self, points: ndarray, normals: ndarray) -> ndarray:
+    def __call__(self, points: Points, normals: Points) -> Points:
         u, v = planar(points, normals)
-        speck = np.clip(4.0 * noise(u * 19.0, v * 17.0) - 2.1, 0.0, 1.0)
+        grain = noise(29.3 * u + 17.9 * v, 29.3 * v - 17.9 * u) + noise(16.1 * u - 25.7 * v, 16.1 * v + 25.7 * u)
+        speck = np.clip(3.0 * grain - 3.2, 0.0, 1.0)
         return _mix(linear(self.colour), linear(self.speck), speck) * (0.85 + 0.3 * noise(u * 0.9, v * 0.9))[:, None]
 
 
@@ -172,7 +175,7 @@ class Metal:
 
     colour: Colour = (0.72, 0.73, 0.75)
 
-    def __call__(self, points: ndarray, normals: ndarray) -> ndarray:
+    def __call__(self, points: Points, normals: Points) -> Points:
         streak = noise(points[:, 0] * 0.5, (points[:, 1] + points[:, 2]) * 6.0)
         sheen = 0.72 + 0.5 * np.square(np.clip(normals[:, 2] * 0.6 + normals[:, 1] * -0.5 + 0.4, 0.0, 1.0))
         return linear(self.colour) * (sheen * (0.85 + 0.3 * streak))[:, None]
@@ -185,7 +188,7 @@ class Bands:
     colour: Colour
     bands: tuple[tuple[float, float, Colour], ...]
 
-    def __call__(self, points: ndarray, normals: ndarray) -> ndarray:
+    def __call__(self, points: Points, normals: Points) -> Points:
         colour = np.broadcast_to(linear(self.colour), points.shape)
         for low, high, band in self.bands:
             inside = (points[:, 2] >= low) & (points[:, 2] < high)
@@ -200,7 +203,7 @@ class Rings:
     colour: Colour
     rings: tuple[tuple[float, float, Colour], ...]
 
-    def __call__(self, points: ndarray, normals: ndarray) -> ndarray:
+    def __call__(self, points: Points, normals: Points) -> Points:
         radius = np.hypot(points[:, 0], points[:, 1])
         colour = np.broadcast_to(linear(self.colour), points.shape)
         for low, high, ring in self.rings:
@@ -220,7 +223,7 @@ class Holes:
     around: int = 22
     size: float = 0.3
 
-    def __call__(self, points: ndarray, normals: ndarray) -> ndarray:
+    def __call__(self, points: Points, normals: Points) -> Points:
         v = (points[:, 2] - self.low) / (self.high - self.low) * self.rows
         row = np.floor(v)
         u = np.arctan2(points[:, 1], points[:, 0]) / (2 * np.pi) * self.around + 0.5 * row
@@ -239,7 +242,7 @@ class Carton:
     height: float
     width: float
 
-    def __call__(self, points: ndarray, normals: ndarray) -> ndarray:
+    def __call__(self, points: Points, normals: Points) -> Points:
         u, v = planar(points, normals)
         v = points[:, 2] / self.height
         front = np.abs(normals[:, 1]) > 0.7
@@ -263,7 +266,7 @@ class Panel:
     half: tuple[float, float]
     frame: float = 0.055
 
-    def __call__(self, points: ndarray, normals: ndarray) -> ndarray:
+    def __call__(self, points: Points, normals: Points) -> Points:
         dx = self.half[0] - np.abs(points[:, 0] - self.centre[0])
         dz = self.half[1] - np.abs(points[:, 2] - self.centre[1])
         edge = np.minimum(dx, dz)
@@ -280,7 +283,7 @@ class Outdoors:
     centre: tuple[float, float]
     half: tuple[float, float]
 
-    def __call__(self, points: ndarray, normals: ndarray) -> ndarray:
+    def __call__(self, points: Points, normals: Points) -> Points:
         u = (points[:, 0] - self.centre[0]) / self.half[0]
         v = (points[:, 2] - self.centre[1]) / self.half[1]
         sky = _mix(linear((0.86, 0.92, 0.97)), linear((0.48, 0.70, 0.93)), np.clip(0.5 * v + 0.3, 0.0, 1.0))
@@ -307,7 +310,7 @@ class Painting:
     centre: tuple[float, float]
     half: tuple[float, float]
 
-    def __call__(self, points: ndarray, normals: ndarray) -> ndarray:
+    def __call__(self, points: Points, normals: Points) -> Points:
         u = (points[:, 0] - self.centre[0]) / self.half[0]
         v = (points[:, 2] - self.centre[1]) / self.half[1]
         colour = _mix(linear((0.98, 0.78, 0.42)), linear((0.86, 0.40, 0.36)), np.clip(0.5 + 0.6 * v, 0.0, 1.0))
@@ -326,7 +329,7 @@ class Knit:
     stripe: Colour
     period: float = 0.05
 
-    def __call__(self, points: ndarray, normals: ndarray) -> ndarray:
+    def __call__(self, points: Points, normals: Points) -> Points:
         phase = points[:, 2] / self.period
         striped = (phase - np.floor(phase)) < 0.35
         weave = 0.9 + 0.2 * noise(points[:, 0] * 9.0 + points[:, 1] * 7.0, points[:, 2] * 9.0)

@@ -143,7 +143,11 @@ def _room_points(world: World, root: Path, poses: Float[np.ndarray, "n 3 4"]) ->
 def _write_meta(
     settings: Settings, root: Path, poses: Float[np.ndarray, "n 3 4"], points: Float[np.ndarray, "p 3"]
 ) -> None:
-    """near and far are, as in the published data, the 0.1 and 99.9 % quantiles of z of all points ahead of a camera."""
+    """Writes cameras and splits.
+
+    near and far are, as in the published data, the 0.1 and 99.9 % quantiles of z of the points ahead of a camera;
+    hands are often nearer than near.
+    """
     width, height, focal = settings.width, settings.height, FOCAL * settings.width
     limits = []
     for pose in poses:
