@@ -33,7 +33,7 @@ class LowRankTimeCode(nn.Module):
 
 
 def octaves_for(num_frames: int) -> int:
-    """Octaves whose fastest sine has a period of at least six of the video's sampled frames, as in the published system.
+    """Octaves whose fastest sine has a period of at least six of the video's frames, as in the published system.
 
     Faster ones would memorise the training frames and blur the held-out ones between them.
     """
