@@ -93,7 +93,7 @@ class DivFFModelConfig(ModelConfig):
     actor_density_weight: float = 0.003
     """Weight of the actor's mean density (DIV-FF)."""
     mask_weight: float = 0.1
-    """Cost of a ray that a moving layer explains; it rises from 0 over the quarter of the geometry after static-first."""
+    """Cost of a ray that a moving layer explains; it rises over a quarter of the geometry, from static-first on."""
     persistence_weight: float = 0.3
     """Weight of `persistence_loss`."""
     persistence_points: int = 256

@@ -28,8 +28,8 @@ class LayeredFieldConfig(InstantiateConfig):
     _target: type = field(default_factory=lambda: LayeredField)
     """target class to instantiate"""
     implementation: Literal["auto", "planes", "hash", "tcnn"] = "auto"
-    """Encoding of places. "auto" is settled when training starts: planes on a CPU, a hash grid in PyTorch on CUDA; "tcnn"
-    is the hash grid of tinycudann, faster, for checkpoints that need not open without it."""
+    """Encoding of places. "auto" is settled when training starts: planes on a CPU, a hash grid in PyTorch on CUDA.
+    "tcnn" is the hash grid of tinycudann, faster, for checkpoints that need not open without it."""
     static_resolutions: tuple[int, ...] = (64, 160)
     """Resolutions of the static layer's planes."""
     static_channels: int = 16
