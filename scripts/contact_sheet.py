@@ -1,6 +1,6 @@
 """Makes a contact sheet of a scene: frames of its video in order, or its annotations beside them.
 
-    python scripts/contact_sheet.py SCENE OUT.png
+python scripts/contact_sheet.py SCENE OUT.png
 """
 
 from __future__ import annotations
