@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import tyro
-from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from divff_nerfstudio.files import atomic_path
@@ -69,6 +68,8 @@ class ComparePriors:
             CONSOLE.print(f"| {name} | " + " | ".join(numbers) + " |")
 
     def _run(self, overrides: dict[str, Any]) -> dict[str, float]:
+        from nerfstudio.engine.trainer import writer
+
         from divff_nerfstudio.registry import divff
         from divff_nerfstudio.trainer import DivFFTrainerConfig
 
