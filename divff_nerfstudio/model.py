@@ -100,6 +100,9 @@ class DivFFModelConfig(ModelConfig):
     """Points at which it is measured, per step."""
     persistence_moments: int = 8
     """Moments at which it is measured, per point."""
+    static_weight: float = 3.0
+    """Weight of the static layer's own absolute error where nothing moves: without it, a shadow over everything and a
+    room that is brighter by as much look the same."""
     enclosure_weight: float = 0.1
     """Weight of rays that leave the static layer: a room is closed, also behind the actor."""
     shadow_weight: float = 3.0
@@ -411,6 +414,9 @@ class DivFFModel(Model):
         rise = max(1, (config.heads_from - config.static_until) // 4)
         ramp = min(1.0, (self.step - config.static_until) / rise)
         losses["mask"] = config.mask_weight * ramp * torch.stack([mask.mean() for mask in masks.values()]).sum()
+        moving = torch.stack(list(masks.values())).sum(0)
+        apart = (1 - moving.detach()).clamp_min(0) * (outputs["rgb_static"] - target).abs().mean(-1)
+        losses["static"] = config.static_weight * apart.mean()
         if config.fields.shadow:
             losses["shadow"] = config.shadow_weight * shadow_loss(
                 outputs["shadow"],
