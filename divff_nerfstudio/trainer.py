@@ -17,7 +17,7 @@ from divff_nerfstudio.fields.encodings import implementation_for
 from divff_nerfstudio.files import DivffError, atomic_path
 from divff_nerfstudio.pipeline import DivFFPipelineConfig, random_state, restore_random_state
 
-ITERATIONS = {"cuda": 20000, "cpu": 3000}
+ITERATIONS = {"cuda": 20000, "cpu": 5000}
 """Training steps by kind of device, unless said otherwise."""
 RAYS = {"cuda": 4096, "cpu": 512}
 """Rays per step by kind of device, unless said otherwise."""
