@@ -13,7 +13,6 @@ An encoder is named in one of these ways:
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -28,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.features.pretrained import EncoderError, weights_fingerprint
 
 DEMO_ENCODER = Path(__file__).parent / "demo_encoder"
 CONFIG, WEIGHTS, CLIP_WEIGHTS, MERGES = (
@@ -38,10 +37,6 @@ CONFIG, WEIGHTS, CLIP_WEIGHTS, MERGES = (
     "bpe_merges.txt.gz",
 )
 _BATCH = {"cpu": 64, "cuda": 512}
-
-
-class EncoderError(DivffError):
-    """An encoder is not to be had; the message says what to fetch and where to put it."""
 
 
 class Encoder:
@@ -71,7 +66,7 @@ class Encoder:
         self.model = model.eval().requires_grad_(False)
         self.clip_tower = None if clip_tower is None else clip_tower.eval().requires_grad_(False)
         self.clip_length = clip_length
-        self.fingerprint = _fingerprint(model, clip_tower)
+        self.fingerprint = weights_fingerprint(model, clip_tower)
         self._tokenizer = tokenizer
         self._mean, self._std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
         self.device = torch.device("cpu")
@@ -197,17 +192,6 @@ def _with_positions(tower: Any, grid: tuple[int, int]) -> Any:
     positions = state["visual.positional_embedding"].to(tower.positional_embedding)
     stretched._parameters["positional_embedding"] = nn.Parameter(positions, requires_grad=False)
     return stretched
-
-
-def _fingerprint(*modules: nn.Module | None) -> str:
-    """SHA-256 over the names and values of all weights, in single precision."""
-    digest = hashlib.sha256()
-    for module in modules:
-        if module is not None:
-            for name, weight in sorted(module.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(weight.detach().cpu().float().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 @lru_cache(maxsize=1)

@@ -11,9 +11,11 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from divff_nerfstudio.data.scene import load_scene
-from divff_nerfstudio.features.open_clip_source import PatchSourceConfig, SegmentSourceConfig, TileSourceConfig
+from divff_nerfstudio.features.clip_source import ClipSourceConfig
+from divff_nerfstudio.features.egovideo.source import EgoVideoSourceConfig
+from divff_nerfstudio.features.open_clip_source import PatchSourceConfig, SegmentSourceConfig
 from divff_nerfstudio.features.pictures import Pictures
-from divff_nerfstudio.features.sources import source_class
+from divff_nerfstudio.features.sources import SOURCES, source_class
 from divff_nerfstudio.features.store import FeatureWriter, store_root
 
 
@@ -38,10 +40,12 @@ class ExtractConfig:
     """Device to compute on; auto: a GPU where there is one."""
     image: SegmentSourceConfig = field(default_factory=SegmentSourceConfig)
     """Options of the image-language features."""
-    video: TileSourceConfig = field(default_factory=TileSourceConfig)
+    video: ClipSourceConfig = field(default_factory=ClipSourceConfig)
     """Options of the video-language features."""
     regulariser: PatchSourceConfig = field(default_factory=PatchSourceConfig)
     """Options of the regulariser."""
+    egovideo: EgoVideoSourceConfig = field(default_factory=EgoVideoSourceConfig)
+    """Options of the video-language features of EgoVideo."""
 
     def main(self) -> list[Path]:
         """Extracts what is not there yet.
@@ -60,7 +64,7 @@ class ExtractConfig:
         stores = []
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=CONSOLE) as progress:
             for name, made in zip(self.sources, classes, strict=True):
-                options: Any = getattr(self, name, None) if name in ("image", "video", "regulariser") else None
+                options: Any = getattr(self, name) if name in SOURCES else None
                 source = made(pictures, self.encoder, torch.device(device), options)
                 task = progress.add_task(f"{source.kind} features", total=len(pictures.scene))
                 with FeatureWriter(root / source.kind, source.header(), source.row_length, self.overwrite) as writer:

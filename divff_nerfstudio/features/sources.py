@@ -20,6 +20,7 @@ SOURCES: dict[str, str] = {
     "image": "divff_nerfstudio.features.open_clip_source:SegmentSource",
     "video": "divff_nerfstudio.features.open_clip_source:TileSource",
     "regulariser": "divff_nerfstudio.features.open_clip_source:PatchSource",
+    "egovideo": "divff_nerfstudio.features.egovideo.source:EgoVideoSource",
 }
 """Where the class of each registered source is; it is imported when it is asked for."""
 
