@@ -147,7 +147,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
     Only frames of the training split are ever drawn for training, and only their features are looked up.
 
     Attributes:
-        feature_stores: The opened stores by kind ("image", "video", "regulariser"); empty without features.
+        feature_stores: The opened stores by kind ("image", "video", "regulariser", and "hotspot" after `use_hotspots`);
+            empty without features.
         feature_start_step: Training step from which on batches carry feature targets; the schedule sets it.
     """
 
@@ -159,6 +160,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
 
     def __init__(self, config: DivFFDataManagerConfig, *args: Any, **kwargs: Any):
         self.feature_stores: dict[str, FeatureStore] = {}
+        self._hotspots: FeatureStore | None = None
         self.feature_start_step = 0
         super().__init__(config, *args, **kwargs)
 
@@ -167,6 +169,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         dataset = super().create_train_dataset()
         if self.config.features == "auto":
             self.feature_stores = _open_feature_stores(dataset.scene, self.config.feature_dir)
+            self._hotspots = self.feature_stores.pop("hotspot", None)
         dataset.metadata["feature_dims"] = {kind: store.dimension for kind, store in self.feature_stores.items()}
         return dataset
 
@@ -182,6 +185,28 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         self.eval_pixel_sampler = PixelBatches(self.eval_dataset, rays, self.device)  # pyright: ignore
         self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
         self.eval_dataloader = RandIndicesEvalDataloader(self.eval_dataset, device=self.device)
+
+    def use_hotspots(self) -> None:
+        """Adds the targets where hands meet objects, which are left out otherwise, to those of the batches.
+
+        Raises:
+            SceneError: If they are missing, or are not in the space of the video-language features.
+        """
+        video, root = self.feature_stores.get("video"), self.train_dataset.scene.root
+        command = f"`divff extract --data {root} --sources"
+        if video is None or self._hotspots is None:
+            missing, source = ("hotspot", "hotspot") if video is not None else ("video", "egovideo")
+            raise SceneError(
+                f"The weight of the hotspots is not 0, but {root} has no {missing} features: run {command} {source}`, "
+                "or set hotspot-weight to 0."
+            )
+        if video.header.fingerprint != self._hotspots.header.fingerprint:
+            raise SceneError(
+                f"The hotspots in {self._hotspots.directory} are features of {self._hotspots.header.model}, but those "
+                f"in {video.directory} of {video.header.model}: run {command} hotspot --hotspot.video "
+                f"{video.header.source} --overwrite`."
+            )
+        self.feature_stores["hotspot"] = self._hotspots
 
     def with_features(self, step: int) -> bool:
         """Whether training batches of this step carry feature targets."""

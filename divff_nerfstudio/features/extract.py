@@ -13,10 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.features.clip_source import ClipSourceConfig
 from divff_nerfstudio.features.egovideo.source import EgoVideoSourceConfig
+from divff_nerfstudio.features.hotspots import HotspotSourceConfig
 from divff_nerfstudio.features.open_clip_source import PatchSourceConfig, SegmentSourceConfig
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sources import SOURCES, source_class
 from divff_nerfstudio.features.store import FeatureWriter, store_root
+from divff_nerfstudio.features.xclip import XClipSourceConfig
 
 
 @dataclass
@@ -46,6 +48,13 @@ class ExtractConfig:
     """Options of the regulariser."""
     egovideo: EgoVideoSourceConfig = field(default_factory=EgoVideoSourceConfig)
     """Options of the video-language features of EgoVideo."""
+    xclip: XClipSourceConfig = field(default_factory=XClipSourceConfig)
+    """Options of the video-language features of X-CLIP."""
+    hotspot: HotspotSourceConfig = field(default_factory=HotspotSourceConfig)
+    """Options of the interaction hotspots."""
+
+    def __post_init__(self) -> None:
+        self.hotspot.clips = getattr(self, self.hotspot.video, None)
 
     def main(self) -> list[Path]:
         """Extracts what is not there yet.

@@ -14,13 +14,15 @@ from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.store import FrameFeatures, StoreHeader
 from divff_nerfstudio.files import DivffError
 
-FeatureKind = Literal["image", "video", "regulariser"]
+FeatureKind = Literal["image", "video", "regulariser", "hotspot"]
 
 SOURCES: dict[str, str] = {
     "image": "divff_nerfstudio.features.open_clip_source:SegmentSource",
     "video": "divff_nerfstudio.features.open_clip_source:TileSource",
     "regulariser": "divff_nerfstudio.features.open_clip_source:PatchSource",
     "egovideo": "divff_nerfstudio.features.egovideo.source:EgoVideoSource",
+    "xclip": "divff_nerfstudio.features.xclip:XClipSource",
+    "hotspot": "divff_nerfstudio.features.hotspots:HotspotSource",
 }
 """Where the class of each registered source is; it is imported when it is asked for."""
 
