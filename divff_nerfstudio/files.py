@@ -97,21 +97,31 @@ def is_writable(folder: Path) -> bool:
 def user_cache_dir(scene_root: Path | str) -> Path:
     """Place for what is computed from a scene whose own folder must not be written to.
 
-    It lies in ``$DIVFF_CACHE_DIR``, else ``$XDG_CACHE_HOME/divff``, else ``~/.cache/divff``, else, where a home cannot
-    be written to, in the folder for temporary files. It is not made here.
+    It lies in `_cache_base` and is not made here.
 
     Args:
         scene_root: Folder of the scene; two scenes of one name in different places get different folders.
     """
     root = Path(scene_root).resolve()
+    return _cache_base() / f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}"
+
+
+def weights_dir() -> Path:
+    """Place for weights of other people's models, ``weights`` in `_cache_base`. It is not made here."""
+    return _cache_base() / "weights"
+
+
+def _cache_base() -> Path:
+    """``$DIVFF_CACHE_DIR``, else ``$XDG_CACHE_HOME/divff``, else ``~/.cache/divff``.
+
+    Where a home cannot be written to, it is in the folder for temporary files.
+    """
     chosen = os.environ.get("DIVFF_CACHE_DIR")
     if chosen:
-        base = Path(chosen)
-    else:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        existing = next((folder for folder in (home, *home.parents) if folder.exists()), home)
-        base = (home if is_writable(existing) else Path(tempfile.gettempdir())) / "divff"
-    return base / f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}"
+        return Path(chosen)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    existing = next((folder for folder in (home, *home.parents) if folder.exists()), home)
+    return (home if is_writable(existing) else Path(tempfile.gettempdir())) / "divff"
 
 
 class _Dtype:

@@ -255,7 +255,7 @@ def test_sampled_frames_stand_in_for_the_video(tmp_path, encoder_folder, capsys)
 @pytest.mark.parametrize("size", [(64, 114), (16, 28), (7, 5), (256, 456)])
 def test_each_pixel_takes_the_nearest_tile(size):
     tiles = Tiles.of(*size, share=0.3, overlap=0.5)
-    assert tiles.size == max(2, round(0.3 * size[0]))
+    assert tiles.size == max(2, int(0.3 * size[0]))
     index = tiles.index()
     centres = np.moveaxis(np.mgrid[: tiles.rows, : tiles.columns], 0, -1).reshape(-1, 2) * tiles.stride
     step = max(1, size[0] // 16)

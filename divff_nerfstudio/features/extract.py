@@ -14,7 +14,9 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from divff_nerfstudio.data.scene import load_scene
-from divff_nerfstudio.features.open_clip_source import PatchSourceConfig, SegmentSourceConfig, TileSourceConfig
+from divff_nerfstudio.features.clip_source import ClipSourceConfig
+from divff_nerfstudio.features.egovideo.source import EgoVideoSourceConfig
+from divff_nerfstudio.features.open_clip_source import PatchSourceConfig, SegmentSourceConfig
 from divff_nerfstudio.features.patches import DinoSourceConfig
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES, FeatureSource, source_class, source_name
@@ -33,7 +35,7 @@ class ExtractConfig:
     encoder's folder, or "demo", which comes with this package, needs no download and knows the demo's world only."""
     sources: tuple[str, ...] = tuple(DEFAULT_SOURCES)
     """Which features: image (what is it), video (what is done here), regulariser, each by its default source, or a
-    source by its name (segments, clip-tiles, patches, dinov2), or your own class, module:Class."""
+    source by its name (segments; egovideo, clip-tiles; dinov2, patches), or your own class, module:Class."""
     output: Path | None = None
     """Folder of the stores; None: SCENE/features, or the user's cache where the scene may not be written to."""
     overwrite: bool = False
@@ -48,12 +50,14 @@ class ExtractConfig:
     """Options of your own source, as NAME=VALUE."""
     segments: SegmentSourceConfig = field(default_factory=SegmentSourceConfig)
     """Options of the image-language features of segments."""
-    clip_tiles: TileSourceConfig = field(default_factory=TileSourceConfig)
+    clip_tiles: ClipSourceConfig = field(default_factory=ClipSourceConfig)
     """Options of the video-language features of clips' tiles by an encoder of open_clip."""
     patches: PatchSourceConfig = field(default_factory=PatchSourceConfig)
     """Options of the regulariser by an encoder of open_clip."""
     dinov2: DinoSourceConfig = field(default_factory=DinoSourceConfig)
     """Options of the regulariser by DINOv2."""
+    egovideo: EgoVideoSourceConfig = field(default_factory=EgoVideoSourceConfig)
+    """Options of the video-language features of EgoVideo."""
 
     def main(self) -> list[Path]:
         """Extracts what is not there yet.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from divff_nerfstudio.features.autoencoder import (
@@ -19,6 +19,7 @@ from divff_nerfstudio.features.autoencoder import (
     save_autoencoder,
     train_autoencoder,
 )
+from divff_nerfstudio.features.clip_source import ClipSource, ClipSourceConfig
 from divff_nerfstudio.features.encoders import Encoder, load_encoder
 from divff_nerfstudio.features.patches import PatchConfig, PatchTokens
 from divff_nerfstudio.features.pictures import Pictures
@@ -181,46 +182,18 @@ def _box(mask: Bool[np.ndarray, "h w"]) -> tuple[slice, slice]:
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-@dataclass
-class TileSourceConfig:
-    """Options of the video-language features."""
+class TileSource(OpenClipSource, ClipSource):
+    """Video-language features of a model of open_clip: of its tower for clips, or the mean over a clip's pictures."""
 
-    clip_length: int = 4
-    """Pictures of a clip."""
-    clip_stride: int = 8
-    """Video frames from one picture of a clip to the next."""
-    tile_share: float = 0.3
-    """Side of a tile, as a share of the picture's height."""
-    overlap: float = 0.5
-    """Share of a tile that the next one covers, too."""
-
-
-class TileSource(OpenClipSource):
-    """Video-language features, one per tile of a clip: what is done here?"""
-
-    kind = "video"
     name = "clip-tiles"
-    negatives = ("general task", "undistic movement", "unclear action", "background")
-    shared_index = True
-    config: TileSourceConfig
+    config: ClipSourceConfig
 
-    def __init__(self, pictures: Pictures, encoder: str, device: torch.device, config: TileSourceConfig | None = None):
-        super().__init__(pictures, encoder, device, config or TileSourceConfig())
-        if not pictures.has_video:
-            scene = pictures.scene
-            CONSOLE.print(
-                f"[yellow]{scene.video_dir} has no video frames: clips are made of the sampled frames nearest in time."
-            )
+    def __init__(self, pictures: Pictures, encoder: str, device: torch.device, config: ClipSourceConfig | None = None):
+        super().__init__(pictures, encoder, device, config or ClipSourceConfig())
 
-    def settings(self) -> dict[str, Any]:
-        """Options of clips and tiles, and which pictures they are cut from."""
-        return {**asdict(self.config), "video_frames": self.pictures.has_video}
-
-    def extract(self, frame: int) -> FrameFeatures:
-        """Features of the tiles of the clip that starts at a frame."""
-        clip = self.pictures.clip(frame, self.config.clip_length, self.config.clip_stride)
-        tiles = Tiles.of(*clip.shape[1:3], share=self.config.tile_share, overlap=self.config.overlap)
-        return FrameFeatures(tiles.index(), self.encoder.encode_clips(tiles.cut(clip)).numpy())
+    def encode_clips(self, clips: UInt8[np.ndarray, "n length height width 3"]) -> Float[Tensor, "n dim"]:
+        """Embeddings of clips."""
+        return self.encoder.encode_clips(clips)
 
 
 @dataclass

@@ -21,9 +21,10 @@ SOURCES: dict[str, str] = {
     "clip-tiles": "divff_nerfstudio.features.open_clip_source:TileSource",
     "patches": "divff_nerfstudio.features.open_clip_source:PatchSource",
     "dinov2": "divff_nerfstudio.features.patches:DinoSource",
+    "egovideo": "divff_nerfstudio.features.egovideo.source:EgoVideoSource",
 }
 """Where the class of each registered source is; it is imported when it is asked for."""
-DEFAULT_SOURCES: dict[str, str] = {"image": "segments", "video": "clip-tiles", "regulariser": "dinov2"}
+DEFAULT_SOURCES: dict[str, str] = {"image": "segments", "video": "egovideo", "regulariser": "dinov2"}
 """The source of each kind of features."""
 DEMO_SOURCES: dict[str, str] = {"image": "segments", "video": "clip-tiles", "regulariser": "patches"}
 """The same with the demo encoder, which needs no other weights."""
