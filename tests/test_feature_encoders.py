@@ -27,6 +27,7 @@ from divff_nerfstudio.features.tiles import Tiles
 from divff_nerfstudio.files import DivffError
 
 CPU = torch.device("cpu")
+OPEN_CLIP = ("segments", "clip-tiles", "patches")
 TOWERS = {
     "transformer": {"image_size": 16, "patch_size": 8, "width": 72, "layers": 2, "head_width": 36},
     "residual": {"image_size": 32, "width": 8, "layers": [1, 1, 1, 1], "head_width": 64},
@@ -293,7 +294,7 @@ def test_segmenter_finds_things_whole():
 
 def test_a_pixel_has_the_feature_of_its_segment(scene_root, encoder_folder):
     pictures = Pictures(load_scene(scene_root))
-    source = SegmentSource(pictures, encoder_folder, CPU)
+    source = SegmentSource(pictures, encoder_folder, CPU, SegmentSourceConfig(segmenter="colour"))
 
     class Halves(Segmenter):
         def segment(self, picture):
@@ -322,11 +323,11 @@ def test_a_pixel_has_the_feature_of_its_segment(scene_root, encoder_folder):
     np.testing.assert_allclose(np.linalg.norm(filled.table, axis=-1), 1, atol=1e-5)
 
 
-def test_the_regulariser_keeps_what_differs(scene_root, encoder_folder):
+def test_the_regulariser_keeps_what_differs(scene_root, encoder_folder, tmp_path):
     source = PatchSource(Pictures(load_scene(scene_root)), encoder_folder, CPU)
     random = np.random.default_rng(0)
     rows = (random.normal(size=(5000, 72)) * np.where(np.arange(72) < 5, 10, 0.01) + 3).astype(np.float16)
-    chunks = list(source.reduce(rows))
+    chunks = list(source.reduce(rows, tmp_path))
     reduced = np.concatenate(chunks)
     assert reduced.shape == (5000, 64) and len(chunks) > 1
     np.testing.assert_allclose(np.linalg.norm(reduced, axis=-1), 1, atol=1e-5)
@@ -336,6 +337,8 @@ def test_the_regulariser_keeps_what_differs(scene_root, encoder_folder):
 
 
 def extract(scene_root: Path, encoder: str, output: Path, **options) -> dict[str, FeatureStore]:
+    """Extracts by the sources that need no other weights than the encoder's."""
+    options = {"sources": OPEN_CLIP, "segments": SegmentSourceConfig(segmenter="colour"), **options}
     config = ExtractConfig(data=scene_root, encoder=encoder, output=output, device="cpu", **options)
     return {path.name: FeatureStore.open(path) for path in config.main()}
 
@@ -383,10 +386,10 @@ def test_killed_extraction_goes_on_and_equals_the_unbroken_one(scene_root, encod
 def test_other_settings_are_named_and_replaced_only_when_asked(scene_root, encoder_folder, tmp_path):
     one = {"sources": ("image",)}
     extract(scene_root, encoder_folder, tmp_path / "features", **one)
-    changed = SegmentSourceConfig(masked_weight=0.5)
+    changed = SegmentSourceConfig(masked_weight=0.5, segmenter="colour")
     with pytest.raises(FeatureStoreError, match=r"settings\.masked_weight: 0\.75 -> 0\.5"):
-        extract(scene_root, encoder_folder, tmp_path / "features", image=changed, **one)
-    stores = extract(scene_root, encoder_folder, tmp_path / "features", image=changed, overwrite=True, **one)
+        extract(scene_root, encoder_folder, tmp_path / "features", segments=changed, **one)
+    stores = extract(scene_root, encoder_folder, tmp_path / "features", segments=changed, overwrite=True, **one)
     assert stores["image"].header.settings["masked_weight"] == 0.5
 
 

@@ -136,9 +136,9 @@ class Encoder:
         (height, width), last = self.input_size, 1
         if isinstance(tower, ModifiedResNet):
             last = 2
-            height, width, _ = _fitted(picture, 2 * scale * height, (32, 32))
+            height, width, _ = fitted_size(picture, 2 * scale * height, (32, 32))
         elif hasattr(tower, "positional_embedding") and hasattr(tower, "patch_size"):
-            height, width, grid = _fitted(picture, scale * height, tower.patch_size)
+            height, width, grid = fitted_size(picture, scale * height, tower.patch_size)
             tower = _with_positions(tower, grid)
         tokens = tower.forward_intermediates(
             self._normalised(self._stretched([picture], (height, width))),
@@ -172,7 +172,7 @@ class Encoder:
         return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
-def _fitted(
+def fitted_size(
     picture: UInt8[np.ndarray, "_ _ 3"], height: float, patch: tuple[int, int]
 ) -> tuple[int, int, tuple[int, int]]:
     """Height and width nearest to a picture's shape at a given height that are whole patches, and how many."""
