@@ -33,13 +33,13 @@ def folder(tmp_path_factory) -> Path:
     sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 2}
     message = {"mit_hidden_size": 16, "mit_intermediate_size": 37, "mit_num_attention_heads": 2}
     vision = XCLIPVisionConfig(**sizes, image_size=32, patch_size=16, num_frames=4, mit_num_hidden_layers=1, **message)
-    text = XCLIPTextConfig(**sizes, vocab_size=8, max_position_embeddings=10, eos_token_id=1, pad_token_id=1)
+    text = XCLIPTextConfig(**sizes, vocab_size=8, max_position_embeddings=10, eos_token_id=7, pad_token_id=7)
     config = XCLIPConfig(
         text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16, prompt_num_attention_heads=2
     )
     XCLIPModel(config).save_pretrained(path)
     VideoMAEImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(path)
-    words = ["<|startoftext|>", "<|endoftext|>", "c", "u", "t</w>", "u", "cu", "cut</w>"]
+    words = ["c", "u", "t</w>", "cu", "cut</w>", "t", "<|startoftext|>", "<|endoftext|>"]
     (path / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
     (path / "merges.txt").write_text("#version: 0.2\nc u\ncu t</w>\n")
     (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
@@ -53,13 +53,14 @@ def test_clips_are_seen_as_by_transformers_own_processor(folder):
     processor = VideoMAEImageProcessor.from_pretrained(folder)
     pixels = processor([list(clip) for clip in clips], return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
-        expected = normalize(XCLIPModel.from_pretrained(folder).eval().get_video_features(pixels), dim=-1)
+        whole = XCLIPModel.from_pretrained(folder).eval()(input_ids=torch.tensor([[6, 4, 7]]), pixel_values=pixels)
+        expected = normalize(whole.video_embeds, dim=-1)
     found = load_xclip(str(folder), CPU).encode_clips(clips, batch=2)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_features_of_a_scene_answer_queries(folder, tmp_path):
-    root = write_scene(tmp_path / "squares", frames=2, video=40, size=(12, 16))
+    root = write_scene(tmp_path / "squares", frames=3, video=40, size=(12, 16))
     options = XClipSourceConfig(weights=str(folder), clip_length=4)
     config = ExtractConfig(data=root, output=tmp_path / "features", device="cpu", sources=("xclip",), xclip=options)
     store = FeatureStore.open(config.main()[0])
@@ -72,7 +73,7 @@ def test_features_of_a_scene_answer_queries(folder, tmp_path):
     assert store.header.text_encoder is not None
     found = text_encoder(store.header.text_encoder).encode(["cut", "cut cut"])
     with torch.inference_mode():
-        direct = model.model.get_text_features(torch.tensor([[0, 7, 1]]))
+        direct = model.model.get_text_features(torch.tensor([[6, 4, 7]]))
     torch.testing.assert_close(found[:1], normalize(direct, dim=-1), atol=1e-5, rtol=0)
     assert (found[0] - found[1]).abs().max() > 1e-4
     config.overwrite, config.xclip = True, replace(options, clip_length=8)

@@ -85,8 +85,14 @@ class XClip:
         found = [torch.zeros(0, self.dimension)]
         for start in range(0, len(clips), batch):
             pictures = self._prepare(clips[start : start + batch], self.image_size, self.device)
-            found.append(self.model.get_video_features(pictures.to(self.dtype)).float().cpu())
+            found.append(self._video(pictures.to(self.dtype)).float().cpu())
         return normalize(torch.cat(found), dim=-1)
+
+    def _video(self, pictures: Float[Tensor, "n frames 3 height width"]) -> Float[Tensor, "n dim"]:
+        """Frames one by one, then together; `get_video_features` of transformers 4.57 fails."""
+        each = self.model.vision_model(pixel_values=pictures.flatten(0, 1)).pooler_output
+        frames = self.model.visual_projection(each).unflatten(0, pictures.shape[:2])
+        return self.model.mit(frames, return_dict=True).pooler_output
 
     @torch.inference_mode()
     def encode_text(self, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
