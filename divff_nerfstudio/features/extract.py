@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,15 @@ from typing import Any, Literal
 import torch
 import tyro
 from nerfstudio.utils.rich_utils import CONSOLE
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.features.clip_source import ClipSourceConfig
@@ -142,7 +151,7 @@ def _as_argument(option: str) -> tuple[str, str]:
     return f"--{name.replace('_', '-')}", value
 
 
-def _fill(store: FeatureWriter, source: FeatureSource, progress: Progress, task: Any) -> None:
+def _fill(store: FeatureWriter, source: FeatureSource, progress: Progress, task: TaskID) -> None:
     """Extracts the frames that a store lacks, and completes it."""
     for frame in range(len(store), len(source.pictures.scene)):
         features = source.extract(frame)
@@ -152,11 +161,16 @@ def _fill(store: FeatureWriter, source: FeatureSource, progress: Progress, task:
             raise DivffError(f"The source {source.name} gave no usable features of frame {frame}: {error}") from error
         progress.advance(task)
     title = f"{source.kind} features"
-    source.note = lambda text: progress.update(task, description=f"{title} ({text})")
+    source.note = _show(progress, task, title)
     if source.row_length:
         source.note("putting together")
     store.finish(source.reduce if source.row_length else None)
     progress.update(task, description=title)
+
+
+def _show(progress: Progress, task: TaskID, title: str) -> Callable[[str], None]:
+    """Shows a few words behind a task's title."""
+    return lambda text: progress.update(task, description=f"{title} ({text})")
 
 
 def _free() -> None:
