@@ -434,6 +434,16 @@ def test_the_documentations_own_source_extracts(scene_root, tmp_path, monkeypatc
     assert index.shape == (9, 16) and table.shape == (144, 3)
 
 
+def test_the_text_encoder_of_ones_own_source_travels_with_its_store(scene_root, tmp_path):
+    store = extract(scene_root, "none", tmp_path / "features", sources=("plain_source:AskedSource",))["image"]
+    assert store.header.source == "asked" and store.dimension == 3
+    query = build_query(QueryConfig(), {"image": FeatureStore.open(store.directory)}, text_encoder)
+    assert query.negatives("image") == ("grey",)
+    colours = torch.tensor([[1.0, 0, 0], [0, 0, 1]])
+    found = query.relevancies(colours, "image", ["red", "blue"])
+    assert found[0, 0] > 0.9 > 0.1 > found[0, 1] and found[1, 1] > 0.9 > 0.1 > found[1, 0]
+
+
 def test_a_scenes_autoencoder_is_kept_beside_its_codes(scene_root, encoder_folder, tmp_path):
     shape = AutoencoderConfig(encoder_widths=(10, 6), decoder_widths=(8,), epochs=2)
     segments = SegmentSourceConfig(segmenter="colour", codes=True, autoencoder=shape)

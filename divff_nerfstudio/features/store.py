@@ -174,9 +174,8 @@ class FeatureStore:
     def __init__(self, directory: Path, header: StoreHeader, arrays: dict[str, np.ndarray]):
         self.directory = directory
         self.header = header
-        self._table = arrays[TABLE]
-        self._offsets = np.asarray(arrays[OFFSETS])
-        self._index = arrays[INDEX]
+        # As plain arrays: a memmap's own indexing costs more at each look-up.
+        self._table, self._offsets, self._index = (np.asarray(arrays[name]) for name in (TABLE, OFFSETS, INDEX))
         self._autoencoder: Autoencoder | None = None
 
     @classmethod
@@ -258,14 +257,14 @@ class FeatureStore:
         plane = np.zeros_like(frame) if self.header.shared_index else frame
         local = self._index[plane, index_row, index_col]
         valid = local != NO_FEATURE
-        rows = (self._offsets[frame] + local)[valid]
-        found = torch.from_numpy(self._table[rows]).float()
-        valid_tensor = torch.from_numpy(valid)
-        if len(found) == len(valid):
-            return found, valid_tensor
-        features = found.new_zeros(len(valid), self.dimension)
-        features[valid_tensor] = found
-        return features, valid_tensor
+        # One gather of all rays, in half precision: to pick those with a feature first costs more copies than it saves.
+        rows = np.where(valid, self._offsets[frame] + local, 0)
+        if len(self._table):
+            found = np.take(self._table, rows, axis=0, mode="clip")
+            found[~valid] = 0
+        else:
+            found = np.zeros((len(rows), self.dimension), np.float16)
+        return torch.from_numpy(found).float(), torch.from_numpy(valid)
 
     def decode(self, features: Float[Tensor, "*bs D"]) -> Float[Tensor, "*bs E"]:
         """Embeddings of features of this store, or of rendered ones: decoded where they are an autoencoder's codes."""
