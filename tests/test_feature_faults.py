@@ -209,6 +209,25 @@ def test_every_differing_setting_is_named_before_anything_is_extracted(scene_roo
     assert extracted == [] and contents(scene_root) == before
 
 
+def test_overwriting_keeps_what_is_as_asked(scene_root, monkeypatch):
+    config(scene_root, "PlainSource", "VideoSource").main()
+    extracted = count_frames(monkeypatch)
+    config(scene_root, "PlainSource", "VideoSource", overwrite=True).main()
+    assert extracted == []
+    config(scene_root, own=("rows=4",), overwrite=True).main()
+    assert extracted == list(range(FRAMES))
+
+
+def test_a_start_without_a_frame_binds_nobody(scene_root, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    options = {"data": scene_root, "device": "cpu", "dinov2": DinoSourceConfig(weights="someone/absent")}
+    with pytest.raises(EncoderError):
+        ExtractConfig(**options, sources=("regulariser", "plain_source:VideoSource")).main()
+    assert (scene_root / "features" / ".video.partial").is_dir()
+    config(scene_root, "VideoSource", own=("rows=4",)).main()
+    assert FeatureStore.open(scene_root / "features" / "video").header.settings["rows"] == 4
+
+
 def test_each_picture_is_decoded_once_per_source(scene_root, monkeypatch):
     decoded: list[int] = []
     original = Scene.video_frame
@@ -229,6 +248,8 @@ def test_wrong_options_and_sources_of_ones_own(scene_root):
     ):
         with pytest.raises(DivffError, match=said):
             config(scene_root, *sources, **options).main()
+    with pytest.raises(DivffError, match="source of your own"):
+        ExtractConfig(data=scene_root, sources=("patches",), own=("rows=3",)).main()
 
 
 def test_remains_of_a_replaced_store_are_removed(scene_root):

@@ -48,7 +48,7 @@ class ExtractConfig:
     output: Path | None = None
     """Folder of the stores; None: SCENE/features, or the user's cache where the scene may not be written to."""
     overwrite: bool = False
-    """Replace features that were extracted with other settings."""
+    """Replace features that were extracted with other settings, or are damaged."""
     wait: bool = False
     """Wait while another extraction writes the same features, instead of stopping."""
     video_dir: Path | None = None
@@ -87,34 +87,33 @@ class ExtractConfig:
             Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=CONSOLE) as progress,
             ExitStack() as stack,
         ):
-            open_stores = []
-            source = None
-            for name in names:
+            stores, source = {}, None
+            for name in reversed(names):  # so that the source of the first name is at hand afterwards
                 source = None
+                _free()
                 source = self._source(name, pictures)
-                open_stores.append(
-                    stack.enter_context(
-                        FeatureWriter(root / source.kind, source.header(), source.row_length, self.overwrite, self.wait)
-                    )
+                stores[name] = stack.enter_context(
+                    FeatureWriter(root / source.kind, source.header(), source.row_length, self.overwrite, self.wait)
                 )
-            if len(names) > 1:
-                source = None
-            tasks = [
-                progress.add_task(f"{store.directory.name} features", total=len(pictures.scene), completed=len(store))
-                for store in open_stores
-            ]
-            for name, store, task in zip(names, open_stores, tasks, strict=True):
-                if not store.finished:
-                    source = source or self._source(name, pictures)
-                    _fill(store, source, progress, task)
+            tasks = {
+                name: progress.add_task(
+                    f"{source_class(name).kind} features", total=len(pictures.scene), completed=len(stores[name])
+                )
+                for name in names
+            }
+            for name in names:
+                if not stores[name].finished:
+                    _fill(stores[name], source or self._source(name, pictures), progress, tasks[name])
                 source = None
                 _free()
         CONSOLE.print(f"Features of {len(pictures.scene)} frames lie in {root}.")
-        return [store.directory for store in open_stores]
+        return [stores[name].directory for name in names]
 
     def _names(self) -> list[str]:
         """The sources by name, ordered by kind, so that two extractions take their locks in one order."""
         names = [source_name(name, self.encoder) for name in self.sources]
+        if self.own and not any(":" in name for name in names):
+            raise DivffError("--own sets options of a source of your own: name it by --sources module:Class.")
         by_kind: dict[str, str] = {}
         for name in names:
             kind = source_class(name).kind

@@ -302,7 +302,7 @@ class FeatureWriter:
             header: What it will hold. A store that exists must have an equal header.
             row_length: Length of the rows that are appended, where `finish` reduces them to the header's dimension;
                 None where they are kept as they are.
-            overwrite: Throw away what exists and differs.
+            overwrite: Throw away what exists and differs, or is damaged.
             wait: Wait while another writer is at it.
 
         Raises:
@@ -359,30 +359,33 @@ class FeatureWriter:
             ) from error
 
     def _open(self, overwrite: bool) -> None:
-        if self.directory.exists() and not overwrite:
-            existing = StoreHeader.read(self.directory / HEADER)
-            self._refuse_differences(self.directory, existing)
-            FeatureStore.open(self.directory)
-            self.finished = True
-            self._remove_remains()
-            return
-        if (self._partial / HEADER).exists():
+        if self.directory.exists():
             try:
-                self._refuse_differences(self._partial, StoreHeader.read(self._partial / HEADER))
+                self._refuse_differences(self.directory)
+                FeatureStore.open(self.directory)
             except FeatureStoreError:
                 if not overwrite:
                     raise
+            else:
+                self.finished = True
+                self._remove_remains()
+                return
+        if self._partial.exists():
+            try:
+                self._refuse_differences(self._partial)
+            except FeatureStoreError:
+                progress = self._partial / _PROGRESS
+                if not overwrite and progress.exists() and progress.stat().st_size:
+                    raise
                 shutil.rmtree(self._partial)
-        elif self._partial.exists():
-            shutil.rmtree(self._partial)
         if not self._partial.exists():
             self._partial.mkdir()
-            self.header.write(self._partial / "header.tmp")
-            (self._partial / "header.tmp").replace(self._partial / HEADER)
+            with atomic_path(self._partial / HEADER) as path:
+                self.header.write(path)
         self._resume()
 
-    def _refuse_differences(self, where: Path, existing: StoreHeader) -> None:
-        differences = existing.differences(self.header)
+    def _refuse_differences(self, where: Path) -> None:
+        differences = StoreHeader.read(where / HEADER).differences(self.header)
         if differences:
             raise FeatureStoreError(
                 f"The features in {where} were extracted with other settings ({'; '.join(differences)}): "
