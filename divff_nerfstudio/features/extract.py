@@ -25,11 +25,13 @@ from rich.progress import (
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.features.clip_source import ClipSourceConfig
 from divff_nerfstudio.features.egovideo.source import EgoVideoSourceConfig
+from divff_nerfstudio.features.hotspots import HotspotSourceConfig
 from divff_nerfstudio.features.open_clip_source import PatchSourceConfig, SegmentSourceConfig
 from divff_nerfstudio.features.patches import DinoSourceConfig
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES, FeatureSource, source_class, source_name
 from divff_nerfstudio.features.store import FeatureWriter, store_root
+from divff_nerfstudio.features.xclip import XClipSourceConfig
 from divff_nerfstudio.files import DivffError
 
 
@@ -44,7 +46,8 @@ class ExtractConfig:
     encoder's folder, or "demo", which comes with this package, needs no download and knows the demo's world only."""
     sources: tuple[str, ...] = tuple(DEFAULT_SOURCES)
     """Which features: image (what is it), video (what is done here), regulariser, each by its default source, or a
-    source by its name (segments; egovideo, clip-tiles; dinov2, patches), or your own class, module:Class."""
+    source by its name (segments; egovideo, xclip, clip-tiles; dinov2, patches; hotspot), or your own class,
+    module:Class."""
     output: Path | None = None
     """Folder of the stores; None: SCENE/features, or the user's cache where the scene may not be written to."""
     overwrite: bool = False
@@ -67,6 +70,13 @@ class ExtractConfig:
     """Options of the regulariser by DINOv2."""
     egovideo: EgoVideoSourceConfig = field(default_factory=EgoVideoSourceConfig)
     """Options of the video-language features of EgoVideo."""
+    xclip: XClipSourceConfig = field(default_factory=XClipSourceConfig)
+    """Options of the video-language features of X-CLIP."""
+    hotspot: HotspotSourceConfig = field(default_factory=HotspotSourceConfig)
+    """Options of the interaction hotspots."""
+
+    def __post_init__(self) -> None:
+        self.hotspot.clips = getattr(self, self.hotspot.video.replace("-", "_"), None)
 
     def main(self) -> list[Path]:
         """Extracts what is not there yet.

@@ -38,7 +38,7 @@ class EgoVideoSource(ClipSource):
     """
 
     name = "egovideo"
-    config: EgoVideoSourceConfig
+    config: EgoVideoSourceConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self, pictures: Pictures, encoder: str, device: torch.device, config: EgoVideoSourceConfig | None = None
