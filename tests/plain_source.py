@@ -21,6 +21,8 @@ class PlainConfig:
 
     rows: int = 3
     """Rows of cells."""
+    columns: int = 2
+    """Columns of the index."""
     scale: float = 1.0
     """Factor of the features."""
 
@@ -42,7 +44,7 @@ class PlainSource(FeatureSource):
         table = np.array([cell.mean((0, 1)) for cell in np.array_split(picture, self.config.rows)]) * self.config.scale
         if os.environ.get("KILLED_IN") == str(frame):
             os.kill(os.getpid(), signal.SIGKILL)
-        index = np.arange(self.config.rows, dtype=np.uint16)[:, None].repeat(2, axis=1)
+        index = np.arange(self.config.rows, dtype=np.uint16)[:, None].repeat(self.config.columns, axis=1)
         return FrameFeatures(index, table + frame)
 
 

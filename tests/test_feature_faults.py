@@ -113,15 +113,17 @@ def test_a_small_disk(tmp_path, scene_root, unbroken):
     if (
         os.geteuid()
         or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], capture_output=True, check=False
+            ["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", str(disk)], capture_output=True, check=False
         ).returncode
     ):
         pytest.skip("only an administrator can mount a small disk")
     try:
-        with pytest.raises(FeatureStoreError, match=r"No space left.*frames are kept: make room"):
-            config(scene_root, output=disk, own=("rows=300",)).main()
+        with pytest.raises(FeatureStoreError, match=r"No space left.* [1-5] of 6 frames are kept: make room"):
+            config(scene_root, output=disk, own=("columns=400",)).main()
+        with pytest.raises(FeatureStoreError, match="No space left"):
+            config(scene_root, output=disk, own=("columns=400",)).main()
         subprocess.run(["mount", "-o", "remount,size=10M", str(disk)], check=True)
-        config(scene_root, output=disk, own=("rows=300",)).main()
+        config(scene_root, output=disk, own=("columns=400",)).main()
         assert len(FeatureStore.open(disk / "image")) == FRAMES
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -78,7 +78,8 @@ class StoreHeader:
 
     def differences(self, other: StoreHeader) -> list[str]:
         """Names every entry in which `other` differs, as ``name: this -> other``."""
-        mine, others = _flat(asdict(self)), _flat(asdict(other))
+        # As JSON reads them back: a tuple is written as a list.
+        mine, others = (_flat(json.loads(json.dumps(asdict(header)))) for header in (self, other))
         found = []
         for name in sorted(mine.keys() | others.keys()):
             if mine.get(name) == others.get(name):
