@@ -239,8 +239,11 @@ def _from_folder(name: str, folder: Path) -> Encoder:
             clip_tower = open_clip.CLIP(**{**arguments, "vision_cfg": config["clip_tower"]}).visual
             clip_tower.load_state_dict(weights(CLIP_WEIGHTS))
         text = shape["text_cfg"]
-        vocabulary: dict[str, Any] = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
-        tokenizer = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **vocabulary)
+        if "hf_tokenizer_name" in text:
+            tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}")
+        else:
+            vocabulary: dict[str, Any] = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
+            tokenizer = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **vocabulary)
     except EncoderError:
         raise
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:

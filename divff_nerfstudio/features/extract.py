@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,15 @@ from typing import Any, Literal
 import torch
 import tyro
 from nerfstudio.utils.rich_utils import CONSOLE
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.features.clip_source import ClipSourceConfig
@@ -42,7 +51,7 @@ class ExtractConfig:
     output: Path | None = None
     """Folder of the stores; None: SCENE/features, or the user's cache where the scene may not be written to."""
     overwrite: bool = False
-    """Replace features that were extracted with other settings."""
+    """Replace features that were extracted with other settings, or are damaged."""
     wait: bool = False
     """Wait while another extraction writes the same features, instead of stopping."""
     video_dir: Path | None = None
@@ -88,34 +97,33 @@ class ExtractConfig:
             Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=CONSOLE) as progress,
             ExitStack() as stack,
         ):
-            open_stores = []
-            source = None
-            for name in names:
+            stores, source = {}, None
+            for name in reversed(names):  # so that the source of the first name is at hand afterwards
                 source = None
+                _free()
                 source = self._source(name, pictures)
-                open_stores.append(
-                    stack.enter_context(
-                        FeatureWriter(root / source.kind, source.header(), source.row_length, self.overwrite, self.wait)
-                    )
+                stores[name] = stack.enter_context(
+                    FeatureWriter(root / source.kind, source.header(), source.row_length, self.overwrite, self.wait)
                 )
-            if len(names) > 1:
-                source = None
-            tasks = [
-                progress.add_task(f"{store.directory.name} features", total=len(pictures.scene), completed=len(store))
-                for store in open_stores
-            ]
-            for name, store, task in zip(names, open_stores, tasks, strict=True):
-                if not store.finished:
-                    source = source or self._source(name, pictures)
-                    _fill(store, source, progress, task)
+            tasks = {
+                name: progress.add_task(
+                    f"{source_class(name).kind} features", total=len(pictures.scene), completed=len(stores[name])
+                )
+                for name in names
+            }
+            for name in names:
+                if not stores[name].finished:
+                    _fill(stores[name], source or self._source(name, pictures), progress, tasks[name])
                 source = None
                 _free()
         CONSOLE.print(f"Features of {len(pictures.scene)} frames lie in {root}.")
-        return [store.directory for store in open_stores]
+        return [stores[name].directory for name in names]
 
     def _names(self) -> list[str]:
         """The sources by name, ordered by kind, so that two extractions take their locks in one order."""
         names = [source_name(name, self.encoder) for name in self.sources]
+        if self.own and not any(":" in name for name in names):
+            raise DivffError("--own sets options of a source of your own: name it by --sources module:Class.")
         by_kind: dict[str, str] = {}
         for name in names:
             kind = source_class(name).kind
@@ -152,7 +160,7 @@ def _as_argument(option: str) -> tuple[str, str]:
     return f"--{name.replace('_', '-')}", value
 
 
-def _fill(store: FeatureWriter, source: FeatureSource, progress: Progress, task: Any) -> None:
+def _fill(store: FeatureWriter, source: FeatureSource, progress: Progress, task: TaskID) -> None:
     """Extracts the frames that a store lacks, and completes it."""
     for frame in range(len(store), len(source.pictures.scene)):
         features = source.extract(frame)
@@ -162,11 +170,16 @@ def _fill(store: FeatureWriter, source: FeatureSource, progress: Progress, task:
             raise DivffError(f"The source {source.name} gave no usable features of frame {frame}: {error}") from error
         progress.advance(task)
     title = f"{source.kind} features"
-    source.note = lambda text: progress.update(task, description=f"{title} ({text})")
+    source.note = _show(progress, task, title)
     if source.row_length:
         source.note("putting together")
     store.finish(source.reduce if source.row_length else None)
     progress.update(task, description=title)
+
+
+def _show(progress: Progress, task: TaskID, title: str) -> Callable[[str], None]:
+    """Shows a few words behind a task's title."""
+    return lambda text: progress.update(task, description=f"{title} ({text})")
 
 
 def _free() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,8 @@ class SegmentSource(OpenClipSource):
             name = "colour" if self.encoder_name == "demo" else "sam"
         if name in ("sam", "colour"):
             return getattr(self.config, name).setup()
-        found: Callable[[], Segmenter] = plugin_class(name, Segmenter, "segmenter", ("sam", "colour"))
-        return found()
+        made: Any = plugin_class(name, Segmenter, "segmenter", ("sam", "colour"))
+        return made()
 
     def settings(self) -> dict[str, Any]:
         """Options of segmenter, crops, tiles and codes, and which pictures they are cut from."""
@@ -136,15 +136,19 @@ class SegmentSource(OpenClipSource):
 
     def reduce(self, rows: np.ndarray, folder: Path) -> Iterable[np.ndarray]:
         """Codes of all features, by an autoencoder that is trained on them."""
-        path = folder / AUTOENCODER
-        if path.exists():
-            autoencoder = load_autoencoder(path, self.device)
-        else:
+        path, state = folder / AUTOENCODER, folder / "autoencoder-training.pth"
+        if not path.exists():
             options, epochs = self.config.autoencoder, self.config.autoencoder.epochs
             autoencoder = train_autoencoder(
-                rows, options, self.device, report=lambda epoch, _: self.note(f"autoencoder, epoch {epoch}/{epochs}")
+                rows,
+                options,
+                self.device,
+                report=lambda epoch, _: self.note(f"autoencoder, epoch {epoch}/{epochs}"),
+                state=state,
             )
             save_autoencoder(autoencoder, path)
+        state.unlink(missing_ok=True)
+        autoencoder = load_autoencoder(path, self.device)
         for start in range(0, len(rows), _CHUNK):
             features = torch.from_numpy(rows[start : start + _CHUNK].astype(np.float32))
             yield autoencoder.encode(features.to(self.device)).cpu().numpy()
