@@ -67,10 +67,9 @@ def read_checkpoint(path: Path | str) -> Any:
         with torch.serialization.safe_globals(stand_ins):  # pyright: ignore[reportArgumentType]
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file may fail in any way
-        if asked := re.search(r"GLOBAL (\S+) was not an allowed|found (\S+) from (\S+) which is blocked", str(error)):
-            what = asked[1] or f"{asked[3]}.{asked[2]}"
+        if asked := re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", str(error)):
             raise CheckpointError(
-                f"{path} is refused because it asks for {what}, which no file of weights needs: nothing of it was run."
+                f"{path} is refused because it asks for {asked[1]}, which no file of weights needs: none of it was run."
             ) from None
         raise CheckpointError(
             f"{path} is no readable checkpoint (damaged, cut short, or something else): fetch it anew."
