@@ -15,6 +15,7 @@ from torch import Tensor
 
 from divff_nerfstudio.fields.encodings import implementation_for
 from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.model import DivFFModelConfig
 from divff_nerfstudio.pipeline import DivFFPipelineConfig, random_state, restore_random_state
 
 ITERATIONS = {"cuda": 20000, "cpu": 5000}
@@ -57,6 +58,7 @@ class DivFFTrainerConfig(TrainerConfig):
         device = "cuda" if self.machine.device_type == "cuda" else "cpu"
         self.max_num_iterations = self.max_num_iterations or ITERATIONS[device]
         steps, model, data = self.max_num_iterations, self.pipeline.model, self.pipeline.datamanager
+        assert isinstance(model, DivFFModelConfig)
         if model.fields.implementation == "auto":
             model.fields.implementation = implementation_for(device)
         data.train_num_rays_per_batch = data.train_num_rays_per_batch or RAYS[device]
