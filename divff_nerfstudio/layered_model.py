@@ -133,6 +133,11 @@ class LayeredModel(Model):
         """Whether features are rendered without teaching what they are rendered from."""
 
     @property
+    def heads_begin_on_loaded_geometry(self) -> bool:
+        """Whether a checkpoint of geometry alone is one to train new heads on."""
+        return False
+
+    @property
     def geometry_frozen(self) -> bool:
         """Whether only the heads are being trained."""
         return False
@@ -172,7 +177,7 @@ class LayeredModel(Model):
         if times is None:
             times = torch.full_like(rays.origins[..., :1], self.config.default_time)
         if nears is None or fars is None:
-            nears, fars = (values[_nearest(self.train_times, times)] for values in (self.train_nears, self.train_fars))
+            nears, fars = self._frame_bounds(times)
         nears, fars = nears * self.config.nearest, fars * self.config.farthest
         if _CROP in rays.metadata:
             enter, leave = rays.metadata[_CROP].split(1, -1)
@@ -180,6 +185,11 @@ class LayeredModel(Model):
             nears = nears.maximum(enter.minimum(fars))
             fars = fars.minimum(leave).maximum(nears * (1 + 1e-5))
         return replace(rays, times=times, nears=nears, fars=fars)
+
+    def _frame_bounds(self, times: Float[Tensor, "*bs 1"]) -> tuple[Float[Tensor, "*bs 1"], Float[Tensor, "*bs 1"]]:
+        """Near and far of the training frame next in time."""
+        nearest = _nearest(self.train_times, times)
+        return self.train_nears[nearest], self.train_fars[nearest]
 
     @abstractmethod
     def _render(self, rays: RayBundle) -> dict[str, Any]:

@@ -106,8 +106,12 @@ class DivFFPipeline(VanillaPipeline):
         """
         state = {key.replace("module.", ""): value for key, value in loaded_state.items()}
         if self.model.semantic is not None and not any("_model.semantic." in key for key in state):
-            CONSOLE.print("The checkpoint was trained before the scene had features, so it is opened without them.")
-            self.model.semantic = None
+            if self.test_mode == "val" and self.model.heads_begin_on_loaded_geometry:
+                CONSOLE.print("The checkpoint holds geometry alone, so the semantic heads begin anew.")
+                state |= {key: value for key, value in self.state_dict().items() if "_model.semantic." in key}
+            else:
+                CONSOLE.print("The checkpoint was trained before the scene had features, so it is opened without them.")
+                self.model.semantic = None
         own = self.state_dict()
         wrong = sorted(state.keys() ^ own.keys()) + sorted(
             key for key in state.keys() & own.keys() if state[key].shape != own[key].shape
