@@ -306,6 +306,8 @@ class PublishedHeadsConfig(InstantiateConfig):
     """Width of the heads."""
     samples: int = 32
     """Samples of largest weight, per ray and layer, from which features are rendered."""
+    dimensions: dict[str, int] = field(default_factory=dict)
+    """Length of the features by kind, where the scene has none of that kind to take it from (imported weights)."""
 
 
 HIDDEN_LAYERS: Mapping[str, int] = {"image": 5, "video": 4, "regulariser": 1}
