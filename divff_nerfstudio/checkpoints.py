@@ -83,17 +83,32 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         path: See `read_checkpoint`.
 
     Returns:
+        As `weights_of`.
+
+    Raises:
+        CheckpointError: As `read_checkpoint` and `weights_of`.
+    """
+    return weights_of(path, read_checkpoint(path))
+
+
+def weights_of(path: Path | str, content: Any) -> dict[str, Tensor]:
+    """The weights in what `read_checkpoint` has read.
+
+    Args:
+        path: The file, for messages.
+        content: What it holds.
+
+    Returns:
         The tensors by name, floating ones in single precision.
 
     Raises:
-        CheckpointError: As `read_checkpoint`; also if there are no named tensors, or one is not finite.
+        CheckpointError: If there are no named tensors, or one is not finite.
     """
-    content = read_checkpoint(path)
     weights = content.get("state_dict", content) if isinstance(content, dict) else None
     if (
         not isinstance(weights, dict)
         or not weights
-        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items())
+        or not all(isinstance(name, str) and _has_values(value) for name, value in weights.items())
     ):
         raise CheckpointError(
             f"{path} holds no dictionary of named tensors: give a checkpoint with a state_dict, or a state_dict."
@@ -105,6 +120,11 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     if broken:
         raise CheckpointError(f"{path} has values that are not finite in {', '.join(broken)}: take an earlier one.")
     return weights
+
+
+def _has_values(value: Any) -> bool:
+    """Whether it is an ordinary tensor, which has a value at every place."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
 def require_shapes(path: Path | str, what: str, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
