@@ -33,7 +33,7 @@ FIELD = PublishedFieldConfig(
     position_octaves=3,
     direction_octaves=2,
     time_octaves=4,
-    trunk_width=16,
+    trunk_width=24,
     branch_width=12,
     appearance_dim=5,
     time_dim=6,
@@ -109,21 +109,17 @@ def straight(field: PublishedField, at: SamplePoints) -> dict[str, torch.Tensor]
     }
 
 
-def wide_field() -> PublishedField:
+def make_field(rows: int = ROWS, trained: tuple[int, ...] = TRAINED) -> PublishedField:
     torch.manual_seed(0)
-    # The actor's branch has the width of the dynamic one, which must hold its own inputs.
-    return PublishedField(dataclasses.replace(FIELD, trunk_width=24), ROWS, torch.tensor(TRAINED) / (ROWS - 1))
+    return PublishedField(FIELD, rows, torch.tensor(trained) / (rows - 1))
 
 
-def test_the_fine_network_is_its_description_with_equal_gradients(monkeypatch):
-    field, at = wide_field(), points()
-    monkeypatch.setattr(FIELD, "trunk_width", 24)
+def test_the_fine_network_is_its_description_with_equal_gradients():
+    field, at = make_field(), points()
     expected, found = straight(field, at), field(at, LAYERS)
+    fast = {layer: found[layer].encoding for layer in LAYERS} | {"density": found["static"].density}
     gradients = []
-    for outputs in (
-        expected,
-        {layer: found[layer].encoding for layer in LAYERS} | {"density": found["static"].density},
-    ):
+    for outputs in (expected, fast):
         for name, value in outputs.items():
             assert torch.allclose(value, expected[name], atol=1e-6), name
         field.zero_grad()
@@ -136,14 +132,14 @@ def test_the_fine_network_is_its_description_with_equal_gradients(monkeypatch):
 
 @pytest.mark.parametrize("layers", [("static",), ("static", "dynamic"), ("static", "actor")])
 def test_layers_are_the_same_whichever_are_asked(layers):
-    field, at = wide_field(), points()
+    field, at = make_field(), points()
     everything, some = field(at, LAYERS), field(at, layers)
     assert tuple(some) == layers
     assert all(torch.equal(some[layer].density, everything[layer].density) for layer in layers)
 
 
 def test_the_coarse_network_gives_the_same_densities_with_and_without_colours():
-    field, at = wide_field(), points()
+    field, at = make_field(), points()
     density, colours = field.coarse(at, colours=True)
     alone, none = field.coarse(at, colours=False)
     assert torch.equal(density, alone) and none is None and colours is not None and colours.shape == (5, 7, 3)
@@ -151,15 +147,15 @@ def test_the_coarse_network_gives_the_same_densities_with_and_without_colours():
 
 @pytest.mark.parametrize("rows", [41, 1000])
 def test_appearance_is_that_of_the_nearest_training_frame_or_the_earlier_one(rows):
-    trained = [3, 5, 9, 10, 30]
-    field = PublishedField(FIELD, rows, torch.tensor(trained) / (rows - 1))
+    trained = (3, 5, 9, 10, 30)
+    field = make_field(rows, trained)
     ids = torch.arange(41)
     expected = [min(trained, key=lambda i: (abs(i - frame), i)) for frame in range(41)]
     assert field.appearance_rows((ids / (rows - 1))[:, None]).tolist() == expected
 
 
 def test_times_between_frames_have_codes_between_theirs():
-    field = PublishedField(FIELD, ROWS, torch.tensor(TRAINED) / (ROWS - 1))
+    field = make_field()
     codes = field.time_code(torch.tensor([[5.0], [5.001], [6.0]]) / (ROWS - 1))
     assert 0 < (codes[1] - codes[0]).norm() < 0.01 * (codes[2] - codes[0]).norm()
 
@@ -167,13 +163,13 @@ def test_times_between_frames_have_codes_between_theirs():
 def test_features_are_the_sum_over_samples_of_what_heads_say_of_each():
     torch.manual_seed(0)
     heads = PublishedHeads(PublishedHeadsConfig(hidden=7, samples=4), FIELD.branch_width, DIMENSIONS)
-    field = PublishedField(FIELD, ROWS, torch.tensor(TRAINED) / (ROWS - 1))
+    field = make_field()
     at = points()
     samples = field(at, LAYERS)
     weights = {layer: torch.rand(5, 7) for layer in LAYERS}
     code = heads.code(at, samples, weights, field.time_code(at.times))
-    for kind in DIMENSIONS:
-        expected = torch.zeros(5, DIMENSIONS[kind])
+    for kind, dimension in DIMENSIONS.items():
+        expected = torch.zeros(5, dimension)
         for layer in LAYERS:
             for ray in range(5):
                 for sample in weights[layer][ray].argsort(descending=True)[:4]:
@@ -247,10 +243,9 @@ def test_near_and_far_of_views(bounds):
 
 def test_a_table_of_frames_is_needed():
     model = make_model()
+    metadata = model.kwargs["metadata"] | {"time_rows": None}
     with pytest.raises(PublishedModelError, match="time-rows"):
-        model.config.setup(
-            scene_box=model.scene_box, num_train_data=4, metadata=model.kwargs["metadata"] | {"time_rows": None}
-        )
+        model.config.setup(scene_box=model.scene_box, num_train_data=4, metadata=metadata)
 
 
 def losses_at(model: PublishedModel, step: int) -> tuple[dict[str, torch.Tensor], set[str]]:
@@ -283,11 +278,8 @@ def test_the_stages_teach_what_they_should():
 def test_the_end_of_rays_is_opaque_and_of_any_colour_in_training_only():
     model = make_model()
     model.train()
-    found = model.render(bundle(), LAYERS)
-    assert (found.fields["static"].density[:, -1] == 100).all()
-    assert not torch.equal(
-        model.render(bundle(), LAYERS).fields["static"].rgb[:, -1], found.fields["static"].rgb[:, -1]
-    )
+    ends = [model.render(bundle(), LAYERS).fields["static"] for _ in range(2)]
+    assert (ends[0].density[:, -1] == 100).all() and not torch.equal(ends[0].rgb[:, -1], ends[1].rgb[:, -1])
     model.eval()
     assert (model.render(bundle(), LAYERS).fields["static"].density[:, -1] < 50).all()
 
