@@ -70,10 +70,9 @@ def read_checkpoint(path: Path | str, mapped: bool = False) -> Any:
             mapped = mapped and zipfile.is_zipfile(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged or hostile file may fail in any way
-        if asked := re.search(r"GLOBAL (\S+) was not an allowed|found (\S+) from (\S+) which is blocked", str(error)):
-            what = asked[1] or f"{asked[3]}.{asked[2]}"
+        if asked := re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", str(error)):
             raise CheckpointError(
-                f"{path} is refused because it asks for {what}, which no file of weights needs: nothing of it was run."
+                f"{path} is refused because it asks for {asked[1]}, which no file of weights needs: none of it was run."
             ) from None
         raise CheckpointError(
             f"{path} is no readable checkpoint (damaged, cut short, or something else): fetch it anew."
@@ -87,17 +86,32 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         path: See `read_checkpoint`.
 
     Returns:
+        As `weights_of`.
+
+    Raises:
+        CheckpointError: As `read_checkpoint` and `weights_of`.
+    """
+    return weights_of(path, read_checkpoint(path))
+
+
+def weights_of(path: Path | str, content: Any) -> dict[str, Tensor]:
+    """The weights in what `read_checkpoint` has read.
+
+    Args:
+        path: The file, for messages.
+        content: What it holds.
+
+    Returns:
         The tensors by name, floating ones in single precision.
 
     Raises:
-        CheckpointError: As `read_checkpoint`; also if there are no named tensors, or one is not finite.
+        CheckpointError: If there are no named tensors, or one is not finite.
     """
-    content = read_checkpoint(path)
     weights = content.get("state_dict", content) if isinstance(content, dict) else None
     if (
         not isinstance(weights, dict)
         or not weights
-        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items())
+        or not all(isinstance(name, str) and _has_values(value) for name, value in weights.items())
     ):
         raise CheckpointError(
             f"{path} holds no dictionary of named tensors: give a checkpoint with a state_dict, or a state_dict."
@@ -109,6 +123,11 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     if broken:
         raise CheckpointError(f"{path} has values that are not finite in {', '.join(broken)}: take an earlier one.")
     return weights
+
+
+def _has_values(value: Any) -> bool:
+    """Whether it is an ordinary tensor, which has a value at every place."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
 def require_shapes(path: Path | str, what: str, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:

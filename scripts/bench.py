@@ -8,6 +8,10 @@ python scripts/bench.py memory
     resident memory of training on such a scene with all kinds of features
 python scripts/bench.py segments [--size large] [--weights FOLDER]
     SAM 2.1's automatic masks of a picture of 456x256
+python scripts/bench.py compare --data SCENE --methods divff divff-paper --minutes N
+    how good methods are after how much time; writes a plot, too
+python scripts/bench.py published [--rays 1024] [--width 228 --height 128]
+    the published network beside a straightforward version of it
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from pathlib import Path
 import torch
 import tyro
 from bench_features import Lookup, Memory, Segments
+from bench_published import Published
+from compare_methods import Compare
 from stopwatch import machine, measure
 
 
@@ -84,5 +90,12 @@ class Bench:
 
 
 if __name__ == "__main__":
-    commands = {"steps": Bench, "lookup": Lookup, "memory": Memory, "segments": Segments}
+    commands = {
+        "steps": Bench,
+        "lookup": Lookup,
+        "memory": Memory,
+        "segments": Segments,
+        "compare": Compare,
+        "published": Published,
+    }
     tyro.extras.subcommand_cli_from_dict(commands).main()

@@ -141,13 +141,12 @@ def load_autoencoder(path: Path | str, device: torch.device | str = "cpu") -> Au
             f"{path} is no autoencoder, which has encoder.0.weight and decoder.0.weight (it has "
             f"{', '.join(sorted(shapes))}): give the scene's best_ckpt.pth."
         )
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):  # it may be loaded amid a training, which shall not notice
         autoencoder = Autoencoder(config)
     expected = {name: tuple(value.shape) for name, value in autoencoder.state_dict().items()}
     require_shapes(path, "autoencoder", shapes, expected)
-    autoencoder = autoencoder.to_empty(device=device)
     autoencoder.load_state_dict(weights, strict=True)
-    return autoencoder.eval().requires_grad_(False)
+    return autoencoder.to(device).eval().requires_grad_(False)
 
 
 def save_autoencoder(autoencoder: Autoencoder, path: Path | str) -> None:
