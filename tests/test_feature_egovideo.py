@@ -317,6 +317,10 @@ def test_weights_and_vocabulary_may_lie_in_their_usual_place(scene_root, weights
     store = extract(scene_root, tmp_path / "features")
     assert store.header.text_encoder is not None and store.header.text_encoder["weights"] is None
     assert text_encoder(store.header.text_encoder).encode(["cut"]).shape == (1, 12)
+    shutil.copytree(weights.parent, scene_root.parent / "weights")
+    beside = EgoVideoSource(Pictures(load_scene(scene_root)), "", CPU).text_encoder()
+    assert beside["weights"] == str(scene_root.parent / "weights" / FILE)
+    shutil.rmtree(scene_root.parent / "weights")
     moved = {**store.header.text_encoder, "weights": str(tmp_path / "gone.pth")}
     assert text_encoder(moved).encode(["cut"]).shape == (1, 12)
 

@@ -50,12 +50,8 @@ class Detections:
         """
         found: list[Box] = []
         for hand in self.hands:
-            shared = [
-                box
-                for other in self.objects
-                if _has_area(box := (*map(max, hand[:2], other[:2]), *map(min, hand[2:], other[2:])))  # pyright: ignore
-            ]
-            found += shared or [hand]
+            shared = [_shared(hand, other) for other in self.objects]
+            found += [box for box in shared if box[0] < box[2] and box[1] < box[3]] or [hand]
         return tuple((x0 - margin, y0 - margin, x1 + margin, y1 + margin) for x0, y0, x1, y1 in found)
 
 
@@ -107,8 +103,9 @@ def _box(values: Sequence[float]) -> Box:
     return x0, y0, x1, y1
 
 
-def _has_area(box: Box) -> bool:
-    return box[0] < box[2] and box[1] < box[3]
+def _shared(one: Box, other: Box) -> Box:
+    """What two boxes share; its edges change places where they share nothing."""
+    return max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
 
 
 def hotspot_mask(
