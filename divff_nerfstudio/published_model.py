@@ -26,6 +26,7 @@ from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig, pictures_of
 from divff_nerfstudio.losses import weighted_error
 from divff_nerfstudio.rendering import (
+    CLEAR,
     Composite,
     accumulate,
     between,
@@ -41,8 +42,6 @@ from divff_nerfstudio.schedule import PublishedScheduleConfig
 
 MEMORY_MB = {"cuda": 2048, "cpu": 128}
 """Memory for the activations of a chunk of rays by kind of device, unless said otherwise."""
-_CLEAR = 1e-10
-"""Light that an opaque sample lets through where a layer is rendered alone."""
 
 
 class PublishedModelError(DivffError):
@@ -150,7 +149,7 @@ class Rendering:
     @property
     def alone(self) -> dict[Layer, Float[Tensor, "rays samples"]]:
         """Weights of each layer rendered alone."""
-        return {layer: weights_alone(alphas, _CLEAR) for layer, alphas in self.composited.alphas.items()}
+        return {layer: weights_alone(alphas, CLEAR) for layer, alphas in self.composited.alphas.items()}
 
 
 class PublishedModel(LayeredModel):
