@@ -13,7 +13,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.models.base_model import Model, ModelConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from divff_nerfstudio.features.pca import FeatureBasis, project
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
@@ -102,7 +102,7 @@ class LayeredModel(Model):
     """
 
     config: LayeredModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    field: nn.Module
+    field: Any
     semantic: Any
     train_times: Tensor
     train_nears: Tensor

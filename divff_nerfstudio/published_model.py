@@ -160,8 +160,8 @@ class PublishedModel(LayeredModel):
     """
 
     config: PublishedModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    field: PublishedField  # pyright: ignore[reportIncompatibleVariableOverride]
-    semantic: PublishedHeads | None  # pyright: ignore[reportIncompatibleVariableOverride]
+    field: PublishedField
+    semantic: PublishedHeads | None
     all_times: Tensor
     all_nears: Tensor
     all_fars: Tensor
@@ -349,7 +349,9 @@ class PublishedModel(LayeredModel):
                 "densities": {layer: samples.density for layer, samples in found.fields.items()},
                 "state": state,
             }
-        alone = {layer: accumulate(weights, found.fields[layer].rgb) for layer, weights in found.alone.items()}
+        alone: dict[Layer, Tensor] = {
+            layer: accumulate(weights, found.fields[layer].rgb) for layer, weights in found.alone.items()
+        }
         accumulation = found.composited.joint.sum(-1)
         pictures = pictures_of(found.rgb, found.depth, accumulation, alone, found.composited, found.uncertainty)
         return {**pictures, "state": state}

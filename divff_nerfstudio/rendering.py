@@ -95,7 +95,7 @@ def composite(
         reached = transmittance(opacity, CLEAR)
     else:
         reached = torch.exp(-(torch.cumsum(optical, -1) - optical))
-    weights = {layer: alpha * reached for layer, alpha in alphas.items()}
+    weights: dict[Layer, Tensor] = {layer: alpha * reached for layer, alpha in alphas.items()}
     return Composite(weights=weights, alphas=alphas, opacity=opacity, transmittance=reached)
 
 
