@@ -30,7 +30,7 @@ class LayeredFieldConfig(InstantiateConfig):
     implementation: Literal["auto", "planes", "hash", "tcnn"] = "auto"
     """Encoding of places. "auto" is settled when training starts: planes on a CPU, a hash grid in PyTorch on CUDA.
     "tcnn" is the hash grid of tinycudann, faster, for checkpoints that need not open without it."""
-    static_resolutions: tuple[int, ...] = (64, 160)
+    static_resolutions: tuple[int, ...] = (64, 256)
     """Resolutions of the static layer's planes."""
     static_channels: int = 16
     """Channels per resolution of the static layer."""
