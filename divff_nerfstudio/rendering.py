@@ -12,6 +12,7 @@ from nerfstudio.model_components.ray_samplers import LogSampler, PDFSampler
 from torch import Tensor
 
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
+
 SPREAD = 0.1
 """Share of the samples that is spread evenly over the proposal's intervals, in case it has missed something."""
 BEHIND = 0.4
