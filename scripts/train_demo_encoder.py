@@ -63,6 +63,8 @@ class TrainConfig:
     """Pictures a step."""
     texts: int = 96
     """Captions a step."""
+    clips_every: int = 4
+    """Every so many-th step is on clips, the others on crops, of which there is more to tell apart."""
     learning_rate: float = 1.5e-3
     """The highest, after the warm-up."""
     warmup: float = 0.05
@@ -306,7 +308,7 @@ def train(config: TrainConfig) -> None:
         )
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * max(rate, 0.01)
-        which = step % 5 % 2  # three steps of five on crops
+        which = int(step % config.clips_every == 0)
         task = tasks[which]
         chosen, texts = task.batch(config.batch, config.texts)
         pictures = prepared(augmented(task.samples.pictures[chosen], task.random))
