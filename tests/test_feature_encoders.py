@@ -399,7 +399,7 @@ def test_other_settings_are_named_and_replaced_only_when_asked(scene_root, encod
 
 def test_text_of_another_encoder_is_refused(scene_root, tmp_path):
     folder = write_encoder(tmp_path / "encoder")
-    store = extract(scene_root, folder, tmp_path / "features", sources=("video",))["video"]
+    store = extract(scene_root, folder, tmp_path / "features", sources=("clip-tiles",))["video"]
     write_encoder(tmp_path / "encoder", seed=1)
     load_encoder.cache_clear()
     assert store.header.text_encoder is not None
