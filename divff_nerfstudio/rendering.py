@@ -14,14 +14,14 @@ from torch import Tensor
 
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
 
-SPREAD = 0.1
-"""Share of the samples that is spread evenly over the proposal's intervals, in case it has missed something."""
-BEHIND = 0.4
-"""Samples for the room by itself, relative to those for all that the ray meets."""
 CLEAR = 1e-10
 """Share of light that an opaque sample lets through in the published compositing."""
 OPEN_END = 100.0
 """Length of the last interval in the published compositing, in scene units."""
+SPREAD = 0.1
+"""Share of the samples that is spread evenly over the proposal's intervals, in case it has missed something."""
+BEHIND = 0.4
+"""Samples for the room by itself, relative to those for all that the ray meets."""
 
 
 @dataclass
