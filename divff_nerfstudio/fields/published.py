@@ -131,7 +131,11 @@ class TimeTable(nn.Module):
 
     def forward(self, times: Float[Tensor, "*bs 1"]) -> Float[Tensor, "*bs dim"]:
         """Codes of times in [0, 1]."""
-        return octave_encoding(2 * (times - 0.5), self.octaves) @ self.W
+        return self.basis(times) @ self.W
+
+    def basis(self, times: Float[Tensor, "*bs 1"]) -> Float[Tensor, "*bs encoded"]:
+        """Times as in [-1, 1], encoded."""
+        return octave_encoding(2 * (times - 0.5), self.octaves)
 
 
 class _Trunk(nn.Module):
@@ -278,11 +282,15 @@ def octave_encoding(values: Float[Tensor, "*bs dim"], octaves: int) -> Float[Ten
         encoded = values.new_empty(*values.shape[:-1], _encoded(dim, octaves))
         encoded[..., :dim] = values
         blocks = encoded[..., dim:].unflatten(-1, (octaves, 2, dim))
-        scales = 2.0 ** torch.arange(octaves, device=values.device, dtype=values.dtype)
-        scaled = values[..., None, :] * scales[:, None]
+        scaled = values[..., None, :] * octave_scales(octaves).to(values)[:, None]
         torch.sin(scaled, out=blocks[..., 0, :])
         torch.cos(scaled, out=blocks[..., 1, :])
         return encoded
+
+
+def octave_scales(octaves: int) -> Float[Tensor, "{octaves}"]:
+    """Factors 1, 2, 4, ... of the octaves."""
+    return 2.0 ** torch.arange(octaves)
 
 
 def _encoded(dim: int, octaves: int) -> int:
