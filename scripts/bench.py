@@ -4,6 +4,8 @@ python scripts/bench.py steps --data SCENE [--rays 1024] [--width 228 --height 1
     what runs per step and per view
 python scripts/bench.py compare --data SCENE --methods divff divff-paper --minutes N
     how good methods are after how much time and arithmetic; writes JSON and a plot
+python scripts/bench.py published [--rays 1024] [--width 228 --height 128]
+    the published network beside a straightforward version of it
 python scripts/bench.py lookup
     rays' features, fetched from stores of 1000 frames of 456x256
 python scripts/bench.py memory
@@ -21,6 +23,7 @@ from pathlib import Path
 import torch
 import tyro
 from bench_features import Lookup, Memory, Segments
+from bench_published import Published
 from compare_methods import Compare
 from stopwatch import machine, measure
 
@@ -87,5 +90,12 @@ class Bench:
 
 
 if __name__ == "__main__":
-    commands = {"steps": Bench, "compare": Compare, "lookup": Lookup, "memory": Memory, "segments": Segments}
+    commands = {
+        "steps": Bench,
+        "compare": Compare,
+        "published": Published,
+        "lookup": Lookup,
+        "memory": Memory,
+        "segments": Segments,
+    }
     tyro.extras.subcommand_cli_from_dict(commands).main()
