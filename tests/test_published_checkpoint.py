@@ -103,3 +103,10 @@ def test_tables_need_two_rows(tmp_path: Path) -> None:
     state["embedding_a.weight"] = state["embedding_a.weight"][:1]
     with pytest.raises(CheckpointError, match="no video"):
         read_published(write(tmp_path / "one.ckpt", state))
+
+
+def test_sizes_beyond_reason_ask_for_no_memory(tmp_path: Path) -> None:
+    state = weights()
+    state["nerf_fine.xyz_encoding_1.0.weight"] = torch.zeros(1, 21).expand(2_000_000, 21)
+    with pytest.raises(CheckpointError, match=r"xyz_encoding_1\.0\.weight \(2000000, 21\) instead of"):
+        read_published(write(tmp_path / "wide.ckpt", state))
