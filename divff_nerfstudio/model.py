@@ -89,7 +89,7 @@ class DivFFModel(LayeredModel):
     """Three fast fields, the actor's shadow, and semantic heads on a code per ray."""
 
     config: DivFFModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    field: LayeredField  # pyright: ignore[reportIncompatibleVariableOverride]
+    field: LayeredField
 
     def populate_modules(self) -> None:
         """Builds the fields and heads from the configuration and the training frames' times, nears and fars."""
@@ -197,7 +197,7 @@ class DivFFModel(LayeredModel):
                 "state": state,
             }
         in_room = transmittance(composited.alphas["static"])
-        alone_in_room = {
+        alone_in_room: dict[Layer, Tensor] = {
             layer: accumulate(weights_alone(composited.alphas[layer]) * in_room, fields[layer].rgb)
             for layer in layers
             if layer != "static"
@@ -206,7 +206,7 @@ class DivFFModel(LayeredModel):
             rgb,
             expected_depth(total, distances),
             accumulation,
-            {"static": static_alone, **alone_in_room},
+            {**alone_in_room, "static": static_alone},
             composited,
             uncertainty,
         )
