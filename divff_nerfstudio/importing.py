@@ -29,6 +29,7 @@ from divff_nerfstudio.features.store import (
     StoreHeader,
     store_root,
 )
+from divff_nerfstudio.fields.published import HIDDEN_LAYERS
 from divff_nerfstudio.fields.published_checkpoint import PublishedCheckpoint, read_published
 from divff_nerfstudio.files import DivffError, atomic_path, check_config_yaml
 from divff_nerfstudio.pipeline import DivFFPipeline
@@ -239,7 +240,7 @@ def _has_targets(scene: Scene, headers: dict[str, StoreHeader]) -> bool:
     """Whether the scene's own features are what the heads were trained on: kinds, lengths and text encoders."""
     root = store_root(scene)
     found = {path.parent.name for path in root.glob("*/header.json") if not path.parent.name.startswith(".")}
-    if found != headers.keys():
+    if found & HIDDEN_LAYERS.keys() != headers.keys():
         return False
     for kind, header in headers.items():
         own = FeatureStore.open(root / kind).header
