@@ -20,6 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "divff_nerfstudio.features.extract:ExtractConfig",
         "extract the features of a scene that are distilled",
     ),
+    "import": (
+        "divff_nerfstudio.importing:ImportConfig",
+        "make a run of a checkpoint of NeuralDiff or of the published DIV-FF",
+    ),
     "evaluate": ("divff_nerfstudio.evaluation.commands:EvaluateConfig", "score a trained scene on its test frames"),
     "video": ("divff_nerfstudio.evaluation.commands:VideoConfig", "write the two-row video of a trained scene"),
     "view": ("divff_nerfstudio.evaluation.commands:ViewConfig", "open the viewer, for this machine alone"),
