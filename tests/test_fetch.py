@@ -67,7 +67,7 @@ def test_what_breaks_off_is_continued(tmp_path, ranges):
 
 def test_a_later_start_continues(tmp_path):
     path, served = tmp_path / "a.bin", Served(CONTENT, break_after=[90_000, *[0] * 10])
-    with pytest.raises(DownloadError, match="90000 of 300000|IncompleteRead|ChunkedEncoding|ConnectionError") as error:
+    with pytest.raises(DownloadError, match=r"90000 of 300000|ChunkedEncodingError") as error:
         get(served, path)
     assert PAGE in sentence(error) and not path.exists() and part_path(path).stat().st_size == 90_000
     whole = Served(CONTENT)

@@ -222,10 +222,10 @@ class _Transfer:
                 f"{self.remote.url} gives a web page, not the file: {by_hand(self.remote, self.path)}."
             ) from None
 
-    def hand_over(self, url: str, output_file: str, pooch: Any) -> None:
-        """As a pooch downloader: gives what was fetched, to be compared and moved into place."""
-        del url, pooch
-        self.part.replace(output_file)
+    def hand_over(self, fname: Any, action: Any, pooch: Any, *, check_only: bool | None = None) -> None:
+        """As a pooch downloader (address, temporary file): gives what was fetched, to be compared and moved."""
+        del fname, pooch, check_only
+        self.part.replace(action)
         self.validator_path.unlink(missing_ok=True)
 
     def _discard(self) -> None:
