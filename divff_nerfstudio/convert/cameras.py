@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from divff_nerfstudio.convert.pictures import resized
 from divff_nerfstudio.files import DivffError
 
 _PINHOLE = ("SIMPLE_PINHOLE", "PINHOLE")
@@ -287,17 +288,7 @@ class Undistorter:
             )
         size = (self.pinhole.width, self.pinhole.height)
         if self._maps is None:
-            return _resized(picture, size)
-        source = _resized(picture, self._size)
+            return resized(picture, size)
+        source = resized(picture, self._size)
         sampled = cv2.remap(source, *self._maps, interpolation=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return _resized(sampled, size)
-
-
-def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """At another size, each pixel the average of what it covers."""
-    import cv2
-
-    if (picture.shape[1], picture.shape[0]) == size:
-        return picture
-    smaller = size[0] <= picture.shape[1]
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+        return resized(sampled, size)

@@ -25,6 +25,7 @@ from divff_nerfstudio.convert.pictures import (
     TarFrames,
     VideoFrames,
     open_frames,
+    resized,
 )
 from divff_nerfstudio.convert.reconstructions import find_model, read_colmap, read_epic_fields, read_nerfstudio
 from divff_nerfstudio.convert.staging import fingerprint, staged
@@ -289,9 +290,13 @@ class VideoFramesOfScene:
         }  # fmt: skip
         alignment = Alignment(scene, self.source)
         with staged(scene.root / "high_res_video", settings, self.overwrite) as folder:
-            written = self._cut(source, folder, range(first, last + 1), alignment)
-            alignment.check()
-            self._check_count(scene.video_numbers, written)
+            try:
+                written = self._cut(source, folder, range(first, last + 1), alignment)
+                alignment.check()
+                self._check_count(scene.video_numbers, written)
+            except ConvertError:
+                shutil.rmtree(folder)
+                raise
         _say(f"{scene.root / 'high_res_video'}: {len(written)} frames, in line with the sampled ones.")
 
     def _cut(self, source: FrameSource, folder: Path, wanted: Collection[int], alignment: Alignment) -> set[int]:
@@ -328,8 +333,7 @@ class VideoFramesOfScene:
                 if Image.open(io.BytesIO(content)).format == "JPEG":
                     temporary.write_bytes(content)
                     return
-            scaled = Image.fromarray(picture).resize((self.width, self.height), Image.Resampling.BOX, reducing_gap=None)
-            scaled.save(temporary, quality=QUALITY)
+            Image.fromarray(resized(picture, (self.width, self.height))).save(temporary, quality=QUALITY)
 
     def _check_count(self, sampled: np.ndarray, written: set[int]) -> None:
         """The frames must reach from the first sampled one to the last, without a gap."""

@@ -64,7 +64,7 @@ def _of_folder(masks: FolderFrames) -> HandMask:
 
 def _of_boxes(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
     mask = np.zeros((height, width), bool)
-    grown = boxes + (-_GROWN, -_GROWN, _GROWN, _GROWN)
+    grown = boxes + np.array((-_GROWN, -_GROWN, _GROWN, _GROWN))
     scale = np.tile((width / DETECTION_SIZE[0], height / DETECTION_SIZE[1]), 2)
     for left, top, right, bottom in np.clip(np.round(grown * scale), 0, None).astype(int):
         mask[top:bottom, left:right] = True

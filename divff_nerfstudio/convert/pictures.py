@@ -245,3 +245,13 @@ def open_frames(path: Path, order: Order = "number") -> FrameSource:
     if tarfile.is_tarfile(path):
         return TarFrames(path)
     raise ConvertError(f"{path} is no folder, tar archive or video: give the frames as one of these.")
+
+
+def resized(picture: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
+    """At another size (width, height), each pixel the average of what it covers."""
+    import cv2
+
+    if (picture.shape[1], picture.shape[0]) == size:
+        return picture
+    smaller = size[0] <= picture.shape[1]
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
