@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ def points() -> np.ndarray:
     return found * SIZE
 
 
+@cache
 def lens() -> np.ndarray:
     """Directions (right, down, forward) of each pixel centre of the distorting camera, by Newton's method."""
     columns, rows = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
@@ -75,19 +77,24 @@ def numbers(count: int = COUNT) -> list[int]:
     return [FIRST + STEP * i for i in range(count)]
 
 
+@cache
 def every_pose() -> dict[int, np.ndarray]:
     """Poses of all frames of the video, every fifth of which is reconstructed."""
     total = STEP * (COUNT - 1) + 1
     return {FIRST + i: pose for i, pose in enumerate(poses(total))}
 
 
+@cache
+def _pictures() -> dict[int, np.ndarray]:
+    return {number: view(pose, lens()) for number, pose in every_pose().items()}
+
+
 def write_frames(folder: Path, suffix: str = ".png", only: list[int] | None = None) -> Path:
     """The distorted frames of the video."""
     folder.mkdir(parents=True, exist_ok=True)
-    directions = lens()
-    for number, pose in every_pose().items():
+    for number, picture in _pictures().items():
         if only is None or number in only:
-            Image.fromarray(view(pose, directions)).save(folder / f"frame_{number:010d}{suffix}", quality=95)
+            Image.fromarray(picture).save(folder / f"frame_{number:010d}{suffix}", quality=95)
     return folder
 
 

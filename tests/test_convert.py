@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tarfile
@@ -287,7 +288,7 @@ def test_names_that_do_not_tell_the_order(tmp_path, frames, capsys):
     assert FolderFrames.of_folder(folder, "name").number_of("right_1.png") == 2
 
 
-def test_more_than_a_thousand_frames(tmp_path, monkeypatch):
+def test_more_than_a_thousand_frames(tmp_path):
     """Poses, bounds, splits, and times of a long video; the pictures are tiny."""
     count = 1203
     folder = tmp_path / "images"
@@ -303,30 +304,16 @@ def test_more_than_a_thousand_frames(tmp_path, monkeypatch):
         folder,
     )
     (tmp_path / "scene").mkdir()
-    monkeypatch.setattr(layout, "atomic_path", _unsynced)
     layout.write_scene(tmp_path / "scene", posed, FolderFrames.of_folder(folder), SceneOptions(video_width=0))
     scene = load_scene(tmp_path / "scene")
     assert len(scene) == count and scene.times()[-1] == 1 and scene.times()[0] == 0
     assert scene.times(1300)[-1] == pytest.approx(1202 / 1299)
 
 
-class _unsynced:  # noqa: N801  (stands for a function)
-    """As atomic_path, without waiting for the disk."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> Path:
-        return self.path
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-
 @given(st.integers(4, 500), st.integers(2, 30))
 def test_splits_hold_out_every_nth_frame_alternately(count, every):
     splits = splits_of(count, every)
-    assert sorted(sum(splits.values(), [])) == list(range(count))
+    assert sorted(itertools.chain(*splits.values())) == list(range(count))
     assert all(splits.values())
     if every <= count // 2:
         assert splits["test"] == list(range(count))[::every][::2]

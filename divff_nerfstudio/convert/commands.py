@@ -16,7 +16,7 @@ from PIL import Image
 from divff_nerfstudio.convert.alignment import Alignment
 from divff_nerfstudio.convert.hands import open_hands
 from divff_nerfstudio.convert.keyframes import choose_from_video
-from divff_nerfstudio.convert.layout import QUALITY, PosedFrames, SceneOptions, video_name, write_scene
+from divff_nerfstudio.convert.layout import QUALITY, PosedFrames, SceneOptions, is_written, video_name, write_scene
 from divff_nerfstudio.convert.pictures import (
     ConvertError,
     FolderFrames,
@@ -214,14 +214,14 @@ class VideoToScene:
         chosen = np.loadtxt(chosen_path, np.int64, ndmin=1)
         images.mkdir(exist_ok=True)
         hands = None if self.hands is None else open_hands(self.hands)
-        todo = [n for n in chosen.tolist() if not (images / video_name(n)).is_file()]
+        todo = [n for n in chosen.tolist() if not is_written(images / video_name(n))]
         for number, picture in track(video.read(todo), total=len(todo), description="Writing sharp frames"):
             if hands is not None:
                 masks.mkdir(exist_ok=True)
                 hidden = hands(number, picture.shape[1], picture.shape[0])
-                with atomic_path(masks / f"{video_name(number)}.png") as temporary:
+                with atomic_path(masks / f"{video_name(number)}.png", sync=False) as temporary:
                     Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)).save(temporary)
-            with atomic_path(images / video_name(number)) as temporary:
+            with atomic_path(images / video_name(number), sync=False) as temporary:
                 Image.fromarray(picture).save(temporary, quality=95)
         return None if hands is None else masks
 
@@ -303,7 +303,7 @@ class VideoFramesOfScene:
         """Writes the frames; returns the numbers, as the scene counts, of all that are there."""
         from rich.progress import track
 
-        present = {n for n in wanted if (folder / video_name(n)).is_file()}
+        present = {n for n in wanted if is_written(folder / video_name(n))}
         todo = [n for n in wanted if n not in present or alignment.wants(n)]
         if source.numbers is not None:
             there = {number - self.offset for number in source.numbers}
@@ -327,7 +327,7 @@ class VideoFramesOfScene:
 
     def _save(self, source: FrameSource, number: int, picture: np.ndarray, path: Path) -> None:
         """As JPEG; a JPEG of an archive that has the size already is taken as it is."""
-        with atomic_path(path) as temporary:
+        with atomic_path(path, sync=False) as temporary:
             if picture.shape[:2] == (self.height, self.width) and isinstance(source, TarFrames):
                 content = source.content(number + self.offset)
                 if Image.open(io.BytesIO(content)).format == "JPEG":

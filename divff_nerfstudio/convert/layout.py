@@ -241,6 +241,11 @@ def video_name(number: int) -> str:
     return f"frame_{number:010d}.jpg"
 
 
+def is_written(path: Path) -> bool:
+    """Whether a picture is there; an empty file is what a power failure leaves."""
+    return path.is_file() and path.stat().st_size > 0
+
+
 class _Pictures:
     """Writes the frames and the video's frames in one pass through the source."""
 
@@ -261,12 +266,12 @@ class _Pictures:
         video_width = min(video_width, *(camera.width for camera in self.posed.cameras))
         self.frames.mkdir(exist_ok=True)
         posed = set(self.posed.numbers.tolist())
-        wanted = {number for number in posed if not self._frame_path(number).is_file()}
+        wanted = {number for number in posed if not is_written(self._frame_path(number))}
         if video_width:
             self.video.mkdir(exist_ok=True)
-            wanted |= {n for n in self._video_numbers() if not (self.video / video_name(n)).is_file()}
+            wanted |= {n for n in self._video_numbers() if not is_written(self.video / video_name(n))}
         for number, picture in track(self.source.read(wanted), total=len(wanted), description="Writing frames"):
-            if number in posed and not self._frame_path(number).is_file():
+            if number in posed and not is_written(self._frame_path(number)):
                 _save(self._frame_path(number), self._seen(number, picture, pinhole))
             if video_width:
                 _save(self.video / video_name(number), self._seen(number, picture, pinhole.resized(video_width)))
@@ -291,5 +296,5 @@ class _Pictures:
 
 
 def _save(path: Path, picture: np.ndarray) -> None:
-    with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, **({"quality": QUALITY} if path.suffix == ".jpg" else {}))
+    with atomic_path(path, sync=False) as temporary:
+        Image.fromarray(picture).save(temporary, quality=QUALITY)

@@ -94,6 +94,7 @@ class FolderFrames:
     def __init__(self, path: Path, files: dict[int, Path]):
         self.path = path
         self.files = files
+        self.numbers = sorted(files)
 
     @staticmethod
     def of_folder(folder: Path, order: Order = "number") -> FolderFrames:
@@ -110,10 +111,6 @@ class FolderFrames:
         if not names:
             raise ConvertError(f"{folder} has no pictures: give the folder of the frames.")
         return FolderFrames(folder, {n: folder / name for name, n in number_names(names, order, folder).items()})
-
-    @cached_property
-    def numbers(self) -> list[int]:
-        return sorted(self.files)
 
     def number_of(self, name: str) -> int | None:
         """Number of the file of this name below the folder, if it is there."""
@@ -144,10 +141,7 @@ class TarFrames:
             raise ConvertError(f"{path} has no pictures: give the archive of RGB frames.")
         named = number_names([member.name for member in members], "number", path)
         self._members = {named[member.name]: member for member in members}
-
-    @cached_property
-    def numbers(self) -> list[int]:
-        return sorted(self._members)
+        self.numbers = sorted(self._members)
 
     def content(self, number: int) -> bytes:
         """The file of a frame, as it is.
@@ -173,11 +167,9 @@ class TarFrames:
 class VideoFrames:
     """Frames of a video; the first has number 1. Every coded frame counts once, whatever the time stamps say."""
 
-    numbers: None = None
-    """A video is counted while it is read."""
-
     def __init__(self, path: Path):
         self.path = path
+        self.numbers = None
 
     def decode(self) -> Iterator[tuple[int, object]]:
         """Frames as PyAV gives them, by number.

@@ -48,17 +48,19 @@ def staged(output: Path, settings: dict[str, Any], overwrite: bool = False) -> I
     content = json.loads(json.dumps(settings))
     try:
         with filelock.FileLock(lock_path, timeout=0):
-            if _read(folder / _MARKER) != content:
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
-                with atomic_path(folder / _MARKER) as temporary:
-                    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-            yield folder
-            (folder / _MARKER).unlink()
-            if output.is_dir():
-                shutil.rmtree(output)
-            folder.replace(output)
-            lock_path.unlink(missing_ok=True)
+            try:
+                if _read(folder / _MARKER) != content:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    folder.mkdir()
+                    with atomic_path(folder / _MARKER) as temporary:
+                        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+                yield folder
+                (folder / _MARKER).unlink()
+                if output.is_dir():
+                    shutil.rmtree(output)
+                folder.replace(output)
+            finally:
+                lock_path.unlink(missing_ok=True)
     except filelock.Timeout:
         raise ConvertError(f"{output} is being written by another process: wait for it, or end it.") from None
 

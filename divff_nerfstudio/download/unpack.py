@@ -192,7 +192,7 @@ def unpack(
                 f"{root} has {free / 1e9:.1f} GB free where {archive.name} needs {needed / 1e9:.1f}: make room there."
             )
         for member, target in track(wanted, description=f"Unpacking {archive.name}", disable=not wanted):
-            with member.open() as source, atomic_path(target) as temporary, temporary.open("wb") as file:
+            with member.open() as source, atomic_path(target, sync=False) as temporary, temporary.open("wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)
                 if file.tell() != member.size:
                     raise EOFError(f"{member.name} ends early")
