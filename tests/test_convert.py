@@ -363,3 +363,22 @@ def test_without_pycolmap_it_is_said_what_to_install(tmp_path, frames, monkeypat
     model = room.write_colmap(tmp_path / "model")
     with pytest.raises(ConvertError, match="convert"):
         read_colmap(model, FolderFrames.of_folder(frames), "number")
+
+
+def test_a_converted_scene_trains(tmp_path, frames):
+    """A few steps of the registered method on a converted scene, tiny; the parameters move and stay finite."""
+    import tiny_run
+    import torch
+    from nerfstudio.utils import writer
+
+    assert convert(as_colmap(tmp_path, frames), tmp_path / "scene", "--width", "48", "--video-width", "0") == 0
+    tiny_run.write_features(tmp_path / "scene", tmp_path / "encoder")
+    writer.EVENT_WRITERS.clear()
+    writer.GLOBAL_BUFFER.clear()
+    trainer = tiny_run.config(tmp_path / "scene", tmp_path / "runs", steps=6).setup(local_rank=0, world_size=1)
+    trainer.setup()
+    before = tiny_run.parameters(trainer.pipeline.model)
+    trainer.train()
+    after = tiny_run.parameters(trainer.pipeline.model)
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert any(not torch.equal(before[name], value) for name, value in after.items())
