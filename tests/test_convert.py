@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -182,6 +185,32 @@ def test_an_interrupted_conversion_goes_on_and_another_starts_clean(tmp_path, fr
     assert not (tmp_path / "other" / "leftover.txt").exists() and not partial.exists()
 
 
+def test_a_killed_conversion_goes_on(tmp_path, frames):
+    """Killed in the middle of writing a picture: that picture is not taken for one, the finished ones stay."""
+    words = as_colmap(tmp_path, frames)
+    code = (
+        "import os, signal, sys; from divff_nerfstudio.cli import main; from PIL import Image\n"
+        "save, done = Image.Image.save, []\n"
+        "def broken(self, path, **options):\n"
+        "    if len(done) == 20:\n"
+        "        path.write_bytes(b'half a pic'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    done.append(path); save(self, path, **options)\n"
+        "Image.Image.save = broken\n"
+        "main(sys.argv[1:])"
+    )
+    line = ["convert", *words[:2], str(tmp_path / "scene"), *words[2:]]
+    assert subprocess.run([sys.executable, "-c", code, *line], check=False).returncode == -signal.SIGKILL
+    partial = tmp_path / ".scene.partial"
+    assert not (tmp_path / "scene").exists() and list(partial.rglob(".*.tmp*"))
+    kept = {path.relative_to(partial): path.stat().st_mtime_ns for path in partial.glob("*/*[0-9].[bj]*")}
+    assert main(line) == 0
+    scene = load_scene(tmp_path / "scene")
+    assert len(scene) == room.COUNT and not list((tmp_path / "scene").rglob("*.tmp*"))
+    again = {name: (tmp_path / "scene" / name).stat().st_mtime_ns for name in kept if not name.name.startswith(".")}
+    assert len(again) >= 20 and all(kept[name] == changed for name, changed in again.items())
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -357,8 +386,6 @@ def test_a_camera_that_sees_no_points_takes_its_neighbours_bounds():
 
 
 def test_without_pycolmap_it_is_said_what_to_install(tmp_path, frames, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "pycolmap", None)
     model = room.write_colmap(tmp_path / "model")
     with pytest.raises(ConvertError, match="convert"):

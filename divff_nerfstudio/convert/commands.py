@@ -161,7 +161,7 @@ class VideoToScene:
     output: Annotated[Path, tyro.conf.Positional]
     """Folder of the scene; it must not exist, or be empty."""
     num_frames: int = 300
-    """Frames to reconstruct: the sharpest of as many stretches of equal motion."""
+    """Frames to reconstruct, at most: the sharpest of as many stretches of equal motion."""
     camera_model: Literal[
         "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV", "OPENCV_FISHEYE"
     ] = "OPENCV"

@@ -59,7 +59,8 @@ def choose(measured: Float[np.ndarray, "n 2"], count: int) -> Int64[np.ndarray, 
         count: Number of frames to choose; all where there are fewer.
 
     Returns:
-        Their numbers, ascending, the first frame of the video being 1.
+        Their numbers, ascending, the first frame of the video being 1; fewer where the picture moves by more than a
+        stretch from one frame to the next.
     """
     motion, sharpness = measured.T
     if len(motion) <= count:

@@ -54,6 +54,8 @@ def staged(output: Path, settings: dict[str, Any], overwrite: bool = False) -> I
                     folder.mkdir()
                     with atomic_path(folder / _MARKER) as temporary:
                         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+                for left in folder.rglob(".*.tmp*"):
+                    left.unlink()
                 yield folder
                 (folder / _MARKER).unlink()
                 if output.is_dir():

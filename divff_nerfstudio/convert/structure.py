@@ -95,6 +95,7 @@ class Library:
                 "Neither the program colmap nor the package pycolmap is installed: apt-get install colmap, or "
                 "pip install 'divff-nerfstudio[convert]'."
             ) from None
+        pycolmap.logging.minloglevel = int(pycolmap.logging.ERROR)
         self._colmap: Any = pycolmap
 
     def features(self, images: Path, masks: Path | None, database: Path, model: str) -> None:
