@@ -40,7 +40,7 @@ _FEWEST = 10
 def _say(text: str) -> None:
     from nerfstudio.utils.rich_utils import CONSOLE
 
-    CONSOLE.print(text)
+    CONSOLE.print(text, markup=False)
 
 
 def _settings(kind: str, options: SceneOptions, *paths: Path, **more: Any) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class DownloadConfig:
             ArchiveError: An archive is damaged or wants to write elsewhere.
         """
         from nerfstudio.utils.rich_utils import CONSOLE
+        from rich.markup import escape
 
         self._check_options()
         failed: list[str] = []
@@ -60,11 +61,11 @@ class DownloadConfig:
             try:
                 self._get(item)
             except DivffError as error:
-                CONSOLE.print(f"[red]{name}[/]: {error}")
+                CONSOLE.print(f"[red]{name}[/]: {escape(str(error))}")
                 failed.append(name)
         if "frames" in self.what or "metadata" in self.what:
             for line in self._state():
-                CONSOLE.print(line)
+                CONSOLE.print(escape(line))
         CONSOLE.print(NOT_PUBLIC)
         if failed:
             raise DownloadError(
