@@ -192,7 +192,7 @@ class LayeredModel(Model):
 
     def _frame_bounds(self, times: Float[Tensor, "*bs 1"]) -> tuple[Float[Tensor, "*bs 1"], Float[Tensor, "*bs 1"]]:
         """Near and far of the training frame next in time."""
-        nearest = _nearest(self.train_times, times)
+        nearest = nearest_frame(self.train_times, times)
         return self.train_nears[nearest], self.train_fars[nearest]
 
     @abstractmethod
@@ -374,7 +374,7 @@ class _LazyFeatures(dict[str, Tensor]):
         return self._model.decode_features(self._code, kind)
 
 
-def _nearest(sorted_times: Float[Tensor, "frames"], times: Float[Tensor, "*bs 1"]) -> Tensor:
+def nearest_frame(sorted_times: Float[Tensor, "frames"], times: Float[Tensor, "*bs 1"]) -> Tensor:
     """Index of the frame next in time, of earlier and later equally near ones the earlier."""
     later = torch.searchsorted(sorted_times, times.contiguous()).clamp(1, max(1, len(sorted_times) - 1))
     later = later.clamp_max(len(sorted_times) - 1)

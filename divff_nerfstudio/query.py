@@ -190,6 +190,14 @@ class Query:
             self._embeddings(config, config.features, phrases)
         self.config, self.error = config, None
 
+    def check(self, kind: str, phrases: Sequence[str]) -> None:
+        """Finds out whether phrases can be asked of one kind of features, and remembers their embeddings.
+
+        Raises:
+            QueryError: If there are no such features, or their text encoder does not work.
+        """
+        self._embeddings(self.config, kind, phrases)
+
     def relevancies(
         self, features: Float[Tensor, "*bs dim"], kind: str, phrases: Sequence[str]
     ) -> Float[Tensor, "*bs phrases"]:
@@ -245,6 +253,11 @@ class Query:
         positives, negatives = positives.to(features), negatives.to(features)
         decode = self.decoders.get(kind)
         if decode is None:
+            if positives.shape[-1] != features.shape[-1]:
+                raise QueryError(
+                    f"The text encoder of the {kind} features gives {positives.shape[-1]} values where they have "
+                    f"{features.shape[-1]}: name the one that they were made with."
+                )
             return relevancy(features, positives, negatives, config.temperature)
         parts = features.flatten(0, -2).split(_DECODED)
         found = [relevancy(decode(part), positives, negatives, config.temperature) for part in parts]

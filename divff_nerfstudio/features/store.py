@@ -37,6 +37,8 @@ FORMAT = 1
 NO_FEATURE = 65535
 HEADER, TABLE, OFFSETS, INDEX = "header.json", "table.npy", "offsets.npy", "index.npy"
 _ROWS, _PROGRESS = "rows.npy", "progress"
+IMPORTED = "imported"
+"""Source of the stores of an imported run, which say what its heads speak and hold no targets for them."""
 _NPY_HEADER_BYTES = 128
 _RECORD = "<qii"
 
