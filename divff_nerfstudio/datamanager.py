@@ -168,7 +168,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
     Only frames of the training split are ever drawn for training, and only their features are looked up.
 
     Attributes:
-        feature_stores: The opened stores by kind ("image", "video", "regulariser"); empty without features.
+        feature_stores: The opened stores by kind ("image", "video", "regulariser", and "hotspot" after `use_hotspots`);
+            empty without features.
         feature_start_step: Training step from which on batches carry feature targets; the schedule sets it.
     """
 
@@ -180,6 +181,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
 
     def __init__(self, config: DivFFDataManagerConfig, *args: Any, **kwargs: Any):
         self.feature_stores: dict[str, FeatureStore] = {}
+        self._hotspots: FeatureStore | None = None
         self.feature_start_step = 0
         super().__init__(config, *args, **kwargs)
 
@@ -188,6 +190,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         dataset = super().create_train_dataset()
         if self.config.features != "none":
             self.feature_stores = self._open_feature_stores(dataset.scene)
+            self._hotspots = self.feature_stores.pop("hotspot", None)
         dataset.metadata["feature_dims"] = {kind: store.dimension for kind, store in self.feature_stores.items()}
         return dataset
 
@@ -203,6 +206,27 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         self.eval_pixel_sampler = PixelBatches(self.eval_dataset, rays, self.device)  # pyright: ignore
         self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
         self.eval_dataloader = RandIndicesEvalDataloader(self.eval_dataset, device=self.device)
+
+    def use_hotspots(self) -> None:
+        """Adds the targets where hands meet objects, which are left out otherwise, to those of the batches.
+
+        Raises:
+            SceneError: If they are missing, or are not in the space of the video-language features.
+        """
+        scene, video, hotspots = self.train_dataset.scene, self.feature_stores.get("video"), self._hotspots
+        if video is None or hotspots is None:
+            missing = [kind for kind, store in (("video", video), ("hotspot", hotspots)) if store is None]
+            raise SceneError(
+                f"The weight of the hotspots is not 0, but {scene.root} lacks {' and '.join(missing)} features: run "
+                f"`{shlex.join(self._extract_command(scene, missing))}`, or set --pipeline.model.hotspot-weight to 0."
+            )
+        if video.header.fingerprint != hotspots.header.fingerprint:
+            again = [*self._extract_command(scene, ["hotspot"]), "--hotspot.video", video.header.source, "--overwrite"]
+            raise SceneError(
+                f"The hotspots in {hotspots.directory} are features of {hotspots.header.model}, but those in "
+                f"{video.directory} of {video.header.model}: run `{shlex.join(again)}`."
+            )
+        self.feature_stores["hotspot"] = hotspots
 
     def with_features(self, step: int) -> bool:
         """Whether training batches of this step carry feature targets."""

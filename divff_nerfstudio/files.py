@@ -35,7 +35,7 @@ class UnsafeConfigError(DivffError):
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
+def atomic_path(path: Path | str, sync: bool = True) -> Iterator[Path]:
     """Gives a temporary path beside `path` that takes its place when the block ends without an error.
 
     Readers see the old content or the whole new one, never a part, and two writers do not mix. The temporary name
@@ -44,6 +44,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
     Args:
         path: Where the content shall be. Its folder is made if necessary.
+        sync: Wait until a file is on the disk. Without, a power failure may leave an empty one: only for files of
+            which there are thousands, and that can be made again.
 
     Yields:
         The path to write to; it does not exist yet.
@@ -53,7 +55,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
-        if temporary.is_file():
+        if sync and temporary.is_file():
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)

@@ -253,7 +253,7 @@ def _has_targets(scene: Scene, headers: dict[str, StoreHeader]) -> bool:
 
 
 def _write_stores(folder: Path, headers: dict[str, StoreHeader], rows: dict[str, Tensor]) -> None:
-    """Writes stores in which no place of any frame has a feature.
+    """Writes stores in which no place of any frame has a feature, in place of those that are there.
 
     Args:
         folder: Folder of the stores.
@@ -262,6 +262,7 @@ def _write_stores(folder: Path, headers: dict[str, StoreHeader], rows: dict[str,
     """
     nowhere = np.full((1, 1), NO_FEATURE, np.uint16)
     for kind, header in headers.items():
+        shutil.rmtree(folder / kind, ignore_errors=True)
         with FeatureWriter(folder / kind, header, overwrite=True) as writer:
             for frame in range(len(header.frame_ids)):
                 known = rows.get(kind) if frame == 0 else None

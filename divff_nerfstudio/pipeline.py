@@ -63,6 +63,8 @@ class DivFFPipeline(VanillaPipeline):
         grad_scaler: Optional[GradScaler] = None,  # noqa: UP045
     ):
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)  # pyright: ignore
+        if config.model.hotspot_weight > 0 and test_mode == "val":
+            self.datamanager.use_hotspots()
         stores = self.datamanager.feature_stores
         self.datamanager.feature_start_step = self.model.features_from
         self.query = build_query(config.query, stores, text_encoder)

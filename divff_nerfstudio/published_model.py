@@ -23,7 +23,7 @@ from divff_nerfstudio.fields.published import (
     PublishedHeadsConfig,
 )
 from divff_nerfstudio.files import DivffError
-from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig, pictures_of
+from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig, nearest_frame, pictures_of
 from divff_nerfstudio.losses import weighted_error
 from divff_nerfstudio.rendering import (
     CLEAR,
@@ -182,9 +182,9 @@ class PublishedModel(LayeredModel):
                 "The published network has a table with a row per frame id: set its number of rows with "
                 "--pipeline.datamanager.dataparser.time-rows (1000 in the published checkpoints)."
             )
+        order = torch.argsort(metadata["all_times"].flatten())
         for name in ("times", "nears", "fars"):
-            values = metadata[f"all_{name}"].flatten()
-            self.register_buffer(f"all_{name}", values.float(), persistent=False)
+            self.register_buffer(f"all_{name}", metadata[f"all_{name}"].flatten()[order].float(), persistent=False)
         self.field = PublishedField(config.fields, metadata["time_rows"], self.train_times)
         self.autoencoder = self._autoencoder()
         dimensions = {**config.heads.dimensions, **metadata.get("feature_dims", {})}
@@ -293,8 +293,7 @@ class PublishedModel(LayeredModel):
         """Near and far of the scene's frame next in time, or of the training frame, as the configuration says."""
         if self.config.bounds == "training":
             return super()._frame_bounds(times)
-        # Frames of the scene are no farther than half a row from their own times.
-        nearest = (times[..., None] - self.all_times).abs().argmin(-1)
+        nearest = nearest_frame(self.all_times, times)
         return self.all_nears[nearest], self.all_fars[nearest]
 
     def render(self, rays: RayBundle, layers: tuple[Layer, ...]) -> Rendering:

@@ -2,16 +2,16 @@
 
 python scripts/bench.py steps --data SCENE [--rays 1024] [--width 228 --height 128]
     what runs per step and per view
-python scripts/bench.py compare --data SCENE --methods divff divff-paper --minutes N
-    how good methods are after how much time and arithmetic; writes JSON and a plot
-python scripts/bench.py published [--rays 1024] [--width 228 --height 128]
-    the published network beside a straightforward version of it
 python scripts/bench.py lookup
     rays' features, fetched from stores of 1000 frames of 456x256
 python scripts/bench.py memory
     resident memory of training on such a scene with all kinds of features
 python scripts/bench.py segments [--size large] [--weights FOLDER]
     SAM 2.1's automatic masks of a picture of 456x256
+python scripts/bench.py compare --data SCENE --methods divff divff-paper --minutes N
+    how good methods are after how much time; writes a plot, too
+python scripts/bench.py published [--rays 1024] [--width 228 --height 128]
+    the published network beside a straightforward version of it
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ class Bench:
 if __name__ == "__main__":
     commands = {
         "steps": Bench,
-        "compare": Compare,
-        "published": Published,
         "lookup": Lookup,
         "memory": Memory,
         "segments": Segments,
+        "compare": Compare,
+        "published": Published,
     }
     tyro.extras.subcommand_cli_from_dict(commands).main()

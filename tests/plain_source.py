@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+import torch
 
 from divff_nerfstudio.features.sources import FeatureSource
 from divff_nerfstudio.features.store import FrameFeatures
+from divff_nerfstudio.features.text import PhraseEncoder
 
 
 @dataclass
@@ -18,6 +21,8 @@ class PlainConfig:
 
     rows: int = 3
     """Rows of cells."""
+    columns: int = 2
+    """Columns of the index."""
     scale: float = 1.0
     """Factor of the features."""
 
@@ -39,8 +44,30 @@ class PlainSource(FeatureSource):
         table = np.array([cell.mean((0, 1)) for cell in np.array_split(picture, self.config.rows)]) * self.config.scale
         if os.environ.get("KILLED_IN") == str(frame):
             os.kill(os.getpid(), signal.SIGKILL)
-        index = np.arange(self.config.rows, dtype=np.uint16)[:, None].repeat(2, axis=1)
+        index = np.arange(self.config.rows, dtype=np.uint16)[:, None].repeat(self.config.columns, axis=1)
         return FrameFeatures(index, table + frame)
+
+
+class PlainWords(PhraseEncoder):
+    """Colours of the words for them."""
+
+    COLOURS: ClassVar = {"red": [1, 0, 0], "green": [0, 1, 0], "blue": [0, 0, 1]}
+
+    def __init__(self, entry):
+        self.name, self.fingerprint, self.dimension = entry["tint"], entry["fingerprint"], 3
+
+    def encode_text(self, phrases):
+        return torch.tensor([self.COLOURS.get(phrase, [1, 1, 1]) for phrase in phrases]).float()
+
+
+class AskedSource(PlainSource):
+    """Features that can be asked in words, which bring their text encoder and what they are held against."""
+
+    name = "asked"
+    negatives = ("grey",)
+
+    def text_encoder(self):
+        return {"family": "plain_source:PlainWords", "tint": "any", "fingerprint": self.fingerprint}
 
 
 class TornSource(PlainSource):

@@ -399,7 +399,7 @@ def test_other_settings_are_named_and_replaced_only_when_asked(scene_root, encod
 
 def test_text_of_another_encoder_is_refused(scene_root, tmp_path):
     folder = write_encoder(tmp_path / "encoder")
-    store = extract(scene_root, folder, tmp_path / "features", sources=("video",))["video"]
+    store = extract(scene_root, folder, tmp_path / "features", sources=("clip-tiles",))["video"]
     write_encoder(tmp_path / "encoder", seed=1)
     load_encoder.cache_clear()
     assert store.header.text_encoder is not None
@@ -432,6 +432,16 @@ def test_the_documentations_own_source_extracts(scene_root, tmp_path, monkeypatc
     stores = extract(scene_root, "demo", tmp_path / "features", sources=("documented_source:MeanColours",))
     index, table = stores["regulariser"].frame_features(0)
     assert index.shape == (9, 16) and table.shape == (144, 3)
+
+
+def test_the_text_encoder_of_ones_own_source_travels_with_its_store(scene_root, tmp_path):
+    store = extract(scene_root, "none", tmp_path / "features", sources=("plain_source:AskedSource",))["image"]
+    assert store.header.source == "asked" and store.dimension == 3
+    query = build_query(QueryConfig(), {"image": FeatureStore.open(store.directory)}, text_encoder)
+    assert query.negatives("image") == ("grey",)
+    colours = torch.tensor([[1.0, 0, 0], [0, 0, 1]])
+    found = query.relevancies(colours, "image", ["red", "blue"])
+    assert found[0, 0] > 0.9 > 0.1 > found[0, 1] and found[1, 1] > 0.9 > 0.1 > found[1, 0]
 
 
 def test_a_scenes_autoencoder_is_kept_beside_its_codes(scene_root, encoder_folder, tmp_path):

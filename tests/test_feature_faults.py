@@ -113,15 +113,17 @@ def test_a_small_disk(tmp_path, scene_root, unbroken):
     if (
         os.geteuid()
         or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], capture_output=True, check=False
+            ["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", str(disk)], capture_output=True, check=False
         ).returncode
     ):
         pytest.skip("only an administrator can mount a small disk")
     try:
-        with pytest.raises(FeatureStoreError, match=r"No space left.*frames are kept: make room"):
-            config(scene_root, output=disk, own=("rows=300",)).main()
+        with pytest.raises(FeatureStoreError, match=r"No space left.* [1-5] of 6 frames are kept: make room"):
+            config(scene_root, output=disk, own=("columns=400",)).main()
+        with pytest.raises(FeatureStoreError, match="No space left"):
+            config(scene_root, output=disk, own=("columns=400",)).main()
         subprocess.run(["mount", "-o", "remount,size=10M", str(disk)], check=True)
-        config(scene_root, output=disk, own=("rows=300",)).main()
+        config(scene_root, output=disk, own=("columns=400",)).main()
         assert len(FeatureStore.open(disk / "image")) == FRAMES
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -209,6 +211,25 @@ def test_every_differing_setting_is_named_before_anything_is_extracted(scene_roo
     assert extracted == [] and contents(scene_root) == before
 
 
+def test_overwriting_keeps_what_is_as_asked(scene_root, monkeypatch):
+    config(scene_root, "PlainSource", "VideoSource").main()
+    extracted = count_frames(monkeypatch)
+    config(scene_root, "PlainSource", "VideoSource", overwrite=True).main()
+    assert extracted == []
+    config(scene_root, own=("rows=4",), overwrite=True).main()
+    assert extracted == list(range(FRAMES))
+
+
+def test_a_start_without_a_frame_binds_nobody(scene_root, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    options = {"data": scene_root, "device": "cpu", "dinov2": DinoSourceConfig(weights="someone/absent")}
+    with pytest.raises(EncoderError):
+        ExtractConfig(**options, sources=("regulariser", "plain_source:VideoSource")).main()
+    assert (scene_root / "features" / ".video.partial").is_dir()
+    config(scene_root, "VideoSource", own=("rows=4",)).main()
+    assert FeatureStore.open(scene_root / "features" / "video").header.settings["rows"] == 4
+
+
 def test_each_picture_is_decoded_once_per_source(scene_root, monkeypatch):
     decoded: list[int] = []
     original = Scene.video_frame
@@ -229,6 +250,8 @@ def test_wrong_options_and_sources_of_ones_own(scene_root):
     ):
         with pytest.raises(DivffError, match=said):
             config(scene_root, *sources, **options).main()
+    with pytest.raises(DivffError, match="source of your own"):
+        ExtractConfig(data=scene_root, sources=("patches",), own=("rows=3",)).main()
 
 
 def test_remains_of_a_replaced_store_are_removed(scene_root):

@@ -223,6 +223,9 @@ def test_other_settings_are_named(tmp_path, finished):
             writer.append(frame)
         if finished:
             writer.finish()
+    assert header().differences(replace(header(), settings={"tiles": {"size": 0.3, "widths": (1, 2)}})) == [
+        "settings.tiles.widths: absent -> [1, 2]"
+    ]
     other = replace(header(), settings={"tiles": {"size": 0.25}}, model="ViT-B-16")
     with pytest.raises(FeatureStoreError) as error:
         FeatureWriter(tmp_path / "image", other)

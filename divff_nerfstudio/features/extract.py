@@ -25,11 +25,13 @@ from rich.progress import (
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.features.clip_source import ClipSourceConfig
 from divff_nerfstudio.features.egovideo.source import EgoVideoSourceConfig
+from divff_nerfstudio.features.hotspots import HotspotSourceConfig
 from divff_nerfstudio.features.open_clip_source import PatchSourceConfig, SegmentSourceConfig
 from divff_nerfstudio.features.patches import DinoSourceConfig
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES, FeatureSource, source_class, source_name
 from divff_nerfstudio.features.store import FeatureWriter, store_root
+from divff_nerfstudio.features.xclip import XClipSourceConfig
 from divff_nerfstudio.files import DivffError
 
 
@@ -44,11 +46,12 @@ class ExtractConfig:
     encoder's folder, or "demo", which comes with this package, needs no download and knows the demo's world only."""
     sources: tuple[str, ...] = tuple(DEFAULT_SOURCES)
     """Which features: image (what is it), video (what is done here), regulariser, each by its default source, or a
-    source by its name (segments; egovideo, clip-tiles; dinov2, patches), or your own class, module:Class."""
+    source by its name (segments; egovideo, xclip, clip-tiles; dinov2, patches; hotspot), or your own class,
+    module:Class."""
     output: Path | None = None
     """Folder of the stores; None: SCENE/features, or the user's cache where the scene may not be written to."""
     overwrite: bool = False
-    """Replace features that were extracted with other settings."""
+    """Replace features that were extracted with other settings, or are damaged."""
     wait: bool = False
     """Wait while another extraction writes the same features, instead of stopping."""
     video_dir: Path | None = None
@@ -67,6 +70,13 @@ class ExtractConfig:
     """Options of the regulariser by DINOv2."""
     egovideo: EgoVideoSourceConfig = field(default_factory=EgoVideoSourceConfig)
     """Options of the video-language features of EgoVideo."""
+    xclip: XClipSourceConfig = field(default_factory=XClipSourceConfig)
+    """Options of the video-language features of X-CLIP."""
+    hotspot: HotspotSourceConfig = field(default_factory=HotspotSourceConfig)
+    """Options of the interaction hotspots."""
+
+    def __post_init__(self) -> None:
+        self.hotspot.clips = getattr(self, self.hotspot.video.replace("-", "_"), None)
 
     def main(self) -> list[Path]:
         """Extracts what is not there yet.
@@ -87,34 +97,33 @@ class ExtractConfig:
             Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=CONSOLE) as progress,
             ExitStack() as stack,
         ):
-            open_stores = []
-            source = None
-            for name in names:
+            stores, source = {}, None
+            for name in reversed(names):  # so that the source of the first name is at hand afterwards
                 source = None
+                _free()
                 source = self._source(name, pictures)
-                open_stores.append(
-                    stack.enter_context(
-                        FeatureWriter(root / source.kind, source.header(), source.row_length, self.overwrite, self.wait)
-                    )
+                stores[name] = stack.enter_context(
+                    FeatureWriter(root / source.kind, source.header(), source.row_length, self.overwrite, self.wait)
                 )
-            if len(names) > 1:
-                source = None
-            tasks = [
-                progress.add_task(f"{store.directory.name} features", total=len(pictures.scene), completed=len(store))
-                for store in open_stores
-            ]
-            for name, store, task in zip(names, open_stores, tasks, strict=True):
-                if not store.finished:
-                    source = source or self._source(name, pictures)
-                    _fill(store, source, progress, task)
+            tasks = {
+                name: progress.add_task(
+                    f"{source_class(name).kind} features", total=len(pictures.scene), completed=len(stores[name])
+                )
+                for name in names
+            }
+            for name in names:
+                if not stores[name].finished:
+                    _fill(stores[name], source or self._source(name, pictures), progress, tasks[name])
                 source = None
                 _free()
         CONSOLE.print(f"Features of {len(pictures.scene)} frames lie in {root}.")
-        return [store.directory for store in open_stores]
+        return [stores[name].directory for name in names]
 
     def _names(self) -> list[str]:
         """The sources by name, ordered by kind, so that two extractions take their locks in one order."""
         names = [source_name(name, self.encoder) for name in self.sources]
+        if self.own and not any(":" in name for name in names):
+            raise DivffError("--own sets options of a source of your own: name it by --sources module:Class.")
         by_kind: dict[str, str] = {}
         for name in names:
             kind = source_class(name).kind

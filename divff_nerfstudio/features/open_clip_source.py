@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,8 @@ class SegmentSource(OpenClipSource):
             name = "colour" if self.encoder_name == "demo" else "sam"
         if name in ("sam", "colour"):
             return getattr(self.config, name).setup()
-        found: Callable[[], Segmenter] = plugin_class(name, Segmenter, "segmenter", ("sam", "colour"))
-        return found()
+        made: Any = plugin_class(name, Segmenter, "segmenter", ("sam", "colour"))
+        return made()
 
     def settings(self) -> dict[str, Any]:
         """Options of segmenter, crops, tiles and codes, and which pictures they are cut from."""

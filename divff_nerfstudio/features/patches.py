@@ -32,7 +32,8 @@ class PatchConfig:
     """Options of every regulariser that is made of patch tokens."""
 
     dimension: int = 64
-    """Length of a feature after the principal component analysis (at most the model's own)."""
+    """Length of a feature after the principal component analysis; at most the model's own, and the number of patches of
+    the whole scene."""
     chunk: int = 4096
     """Rows that the analysis looks at in one go."""
 
@@ -53,8 +54,8 @@ class PatchTokens(FeatureSource):
 
     def measure(self) -> None:
         """Finds out how long tokens and features are, from the first frame."""
-        self.row_length = self.tokens(0).shape[-1]
-        self.dimension = min(self.config.dimension, self.row_length)
+        rows, columns, self.row_length = self.tokens(0).shape
+        self.dimension = min(self.config.dimension, self.row_length, rows * columns * len(self.pictures.scene))
 
     def text_encoder(self) -> None:
         """None: no words belong to patch tokens."""

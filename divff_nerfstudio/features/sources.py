@@ -14,7 +14,7 @@ from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.store import FrameFeatures, StoreHeader
 from divff_nerfstudio.files import DivffError, plugin_class
 
-FeatureKind = Literal["image", "video", "regulariser"]
+FeatureKind = Literal["image", "video", "regulariser", "hotspot"]
 
 SOURCES: dict[str, str] = {
     "segments": "divff_nerfstudio.features.open_clip_source:SegmentSource",
@@ -22,6 +22,8 @@ SOURCES: dict[str, str] = {
     "patches": "divff_nerfstudio.features.open_clip_source:PatchSource",
     "dinov2": "divff_nerfstudio.features.patches:DinoSource",
     "egovideo": "divff_nerfstudio.features.egovideo.source:EgoVideoSource",
+    "xclip": "divff_nerfstudio.features.xclip:XClipSource",
+    "hotspot": "divff_nerfstudio.features.hotspots:HotspotSource",
 }
 """Where the class of each registered source is; it is imported when it is asked for."""
 DEFAULT_SOURCES: dict[str, str] = {"image": "segments", "video": "egovideo", "regulariser": "dinov2"}

@@ -80,7 +80,8 @@ class StoreHeader:
 
     def differences(self, other: StoreHeader) -> list[str]:
         """Names every entry in which `other` differs, as ``name: this -> other``."""
-        mine, others = _flat(asdict(self)), _flat(asdict(other))
+        # As JSON reads them back: a tuple is written as a list.
+        mine, others = (_flat(json.loads(json.dumps(asdict(header)))) for header in (self, other))
         found = []
         for name in sorted(mine.keys() | others.keys()):
             if mine.get(name) == others.get(name):
@@ -176,9 +177,8 @@ class FeatureStore:
     def __init__(self, directory: Path, header: StoreHeader, arrays: dict[str, np.ndarray]):
         self.directory = directory
         self.header = header
-        self._table = arrays[TABLE]
-        self._offsets = np.asarray(arrays[OFFSETS])
-        self._index = arrays[INDEX]
+        # As plain arrays: a memmap's own indexing costs more at each look-up.
+        self._table, self._offsets, self._index = (np.asarray(arrays[name]) for name in (TABLE, OFFSETS, INDEX))
         self._autoencoder: Autoencoder | None = None
 
     @classmethod
@@ -260,14 +260,14 @@ class FeatureStore:
         plane = np.zeros_like(frame) if self.header.shared_index else frame
         local = self._index[plane, index_row, index_col]
         valid = local != NO_FEATURE
-        rows = (self._offsets[frame] + local)[valid]
-        found = torch.from_numpy(self._table[rows]).float()
-        valid_tensor = torch.from_numpy(valid)
-        if len(found) == len(valid):
-            return found, valid_tensor
-        features = found.new_zeros(len(valid), self.dimension)
-        features[valid_tensor] = found
-        return features, valid_tensor
+        # One gather of all rays, in half precision: to pick those with a feature first costs more copies than it saves.
+        rows = np.where(valid, self._offsets[frame] + local, 0)
+        if len(self._table):
+            found = np.take(self._table, rows, axis=0, mode="clip")
+            found[~valid] = 0
+        else:
+            found = np.zeros((len(rows), self.dimension), np.float16)
+        return torch.from_numpy(found).float(), torch.from_numpy(valid)
 
     def decode(self, features: Float[Tensor, "*bs D"]) -> Float[Tensor, "*bs E"]:
         """Embeddings of features of this store, or of rendered ones: decoded where they are an autoencoder's codes."""
@@ -305,7 +305,7 @@ class FeatureWriter:
             header: What it will hold. A store that exists must have an equal header.
             row_length: Length of the rows that are appended, where `finish` reduces them to the header's dimension;
                 None where they are kept as they are.
-            overwrite: Throw away what exists and differs.
+            overwrite: Throw away what exists and differs, or is damaged.
             wait: Wait while another writer is at it.
 
         Raises:
@@ -362,30 +362,33 @@ class FeatureWriter:
             ) from error
 
     def _open(self, overwrite: bool) -> None:
-        if self.directory.exists() and not overwrite:
-            existing = StoreHeader.read(self.directory / HEADER)
-            self._refuse_differences(self.directory, existing)
-            FeatureStore.open(self.directory)
-            self.finished = True
-            self._remove_remains()
-            return
-        if (self._partial / HEADER).exists():
+        if self.directory.exists():
             try:
-                self._refuse_differences(self._partial, StoreHeader.read(self._partial / HEADER))
+                self._refuse_differences(self.directory)
+                FeatureStore.open(self.directory)
             except FeatureStoreError:
                 if not overwrite:
                     raise
+            else:
+                self.finished = True
+                self._remove_remains()
+                return
+        if self._partial.exists():
+            try:
+                self._refuse_differences(self._partial)
+            except FeatureStoreError:
+                progress = self._partial / _PROGRESS
+                if not overwrite and progress.exists() and progress.stat().st_size:
+                    raise
                 shutil.rmtree(self._partial)
-        elif self._partial.exists():
-            shutil.rmtree(self._partial)
         if not self._partial.exists():
             self._partial.mkdir()
-            self.header.write(self._partial / "header.tmp")
-            (self._partial / "header.tmp").replace(self._partial / HEADER)
+            with atomic_path(self._partial / HEADER) as path:
+                self.header.write(path)
         self._resume()
 
-    def _refuse_differences(self, where: Path, existing: StoreHeader) -> None:
-        differences = existing.differences(self.header)
+    def _refuse_differences(self, where: Path) -> None:
+        differences = StoreHeader.read(where / HEADER).differences(self.header)
         if differences:
             raise FeatureStoreError(
                 f"The features in {where} were extracted with other settings ({'; '.join(differences)}): "

@@ -54,6 +54,7 @@ class OpenClipPhrases(PhraseEncoder):
 FAMILIES: dict[str, str] = {
     "open_clip": "divff_nerfstudio.features.text:OpenClipPhrases",
     "egovideo": "divff_nerfstudio.features.egovideo.encoder:EgoVideoPhrases",
+    "xclip": "divff_nerfstudio.features.xclip:XClipPhrases",
 }
 """Where the class of each family of text encoders is; it is imported when it is asked for."""
 

@@ -39,7 +39,8 @@ class EgoVideoConfig:
     """Options of EgoVideo."""
 
     weights: Path | None = None
-    """The file ckpt_4frames.pth; None: in the folder weights of the user's cache (~/.cache/divff)."""
+    """The file ckpt_4frames.pth; None: in the folder weights beside the scene, or in that of the user's cache
+    (~/.cache/divff)."""
     vocabulary: Path | None = None
     """vocab.txt of bert-large-uncased, which queries need; None: bert-uncased-vocab.txt or vocab.txt beside the
     weights, else from Hugging Face."""

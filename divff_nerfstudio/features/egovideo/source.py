@@ -14,9 +14,10 @@ from torch import Tensor
 
 from divff_nerfstudio.features.clip_source import ClipSource, ClipSourceConfig
 from divff_nerfstudio.features.egovideo.encoder import EgoVideoConfig, find_vocabulary, load_egovideo
-from divff_nerfstudio.features.egovideo.weights import find_weights
+from divff_nerfstudio.features.egovideo.weights import FILE, find_weights
 from divff_nerfstudio.features.encoders import EncoderError
 from divff_nerfstudio.features.pictures import Pictures
+from divff_nerfstudio.files import weights_dir
 
 
 @dataclass
@@ -38,14 +39,14 @@ class EgoVideoSource(ClipSource):
     """
 
     name = "egovideo"
-    config: EgoVideoSourceConfig
+    config: EgoVideoSourceConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self, pictures: Pictures, encoder: str, device: torch.device, config: EgoVideoSourceConfig | None = None
     ):
         super().__init__(pictures, encoder, device, config or EgoVideoSourceConfig())
         options = self.config
-        self.weights = find_weights(options.weights)
+        self.weights = find_weights(options.weights, pictures.scene.root)
         self.egovideo = load_egovideo(self.weights, options.clip_length, options.gelu, device, options.ignore_unknown)
         self.model, self.fingerprint = self.weights.name, self.egovideo.fingerprint
         self.dimension = self.egovideo.shape.dimension
@@ -61,7 +62,8 @@ class EgoVideoSource(ClipSource):
     def text_encoder(self) -> dict[str, Any]:
         """The text tower of the same file."""
         options = self.config
-        places = {"weights": options.weights, "vocabulary": options.vocabulary}
+        usual = self.weights == weights_dir() / FILE
+        places = {"weights": None if usual else self.weights, "vocabulary": options.vocabulary}
         return {
             "family": "egovideo",
             "fingerprint": self.egovideo.text_fingerprint,

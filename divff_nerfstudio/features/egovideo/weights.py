@@ -29,20 +29,24 @@ _UNUSED = re.compile(
 Part = TypeVar("Part", bound=nn.Module)
 
 
-def find_weights(path: Path | None) -> Path:
+def find_weights(path: Path | None, scene: Path | None = None) -> Path:
     """The file of weights.
 
     Args:
-        path: As the user gave it; None: in `weights_dir`.
+        path: As the user gave it; None: in the folder ``weights`` beside the scene or beside its parent, where
+            `divff download` puts it, else in `weights_dir`.
+        scene: Folder of the scene.
 
     Raises:
         EncoderError: If there is none; the message says what to fetch and where to put it.
     """
-    found = Path(path) if path is not None else weights_dir() / FILE
+    usual = weights_dir() / FILE
+    above = [] if scene is None else [folder / "weights" / FILE for folder in scene.resolve().parents[:2]]
+    found = next((place for place in above if place.is_file()), usual) if path is None else Path(path)
     if not found.is_file():
         raise EncoderError(
             f"{found} is missing: fetch EgoVideo-4frames ({URL}, 5.6 GB, by hand), put it there as {FILE}, or give its "
-            "place with --egovideo.weights."
+            "place with --egovideo.weights, or extract other video features (--sources clip-tiles)."
         )
     return found
 
