@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,16 +19,14 @@ from divff_nerfstudio.evaluation.commands import EvaluateConfig, VideoConfig, Vi
 from divff_nerfstudio.files import UnsafeConfigError
 
 
-def test_help_is_fast_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     code = (
         "import sys; from divff_nerfstudio.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "print('heavy:', [name for name in ('torch', 'nerfstudio', 'sklearn', 'open_clip') if name in sys.modules])"
     )
-    start = time.perf_counter()
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert time.perf_counter() - start < 3
     assert "heavy: []" in shown
     for name, (_, purpose) in COMMANDS.items():
         assert name in shown and purpose in shown

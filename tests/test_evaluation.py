@@ -82,7 +82,11 @@ def test_average_precision_of_a_known_ranking():
 def annotated_frames(draw):
     classes, frames = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     generator = np.random.default_rng(draw(st.integers(0, 10_000)))
-    scores = generator.random((frames, 6, 7, classes)) if draw(st.booleans()) else np.full((frames, 6, 7, classes), 0.5)
+    scores = (
+        generator.integers(0, 65, (frames, 6, 7, classes)) / 64
+        if draw(st.booleans())
+        else np.full((frames, 6, 7, classes), 0.5)
+    )
     truth = generator.random((frames, 6, 7, classes)) < draw(st.sampled_from([0.02, 0.3]))
     truth &= generator.random((frames, 1, 1, classes)) < 0.6
     return scores.astype(np.float32), truth
