@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from divff_nerfstudio.data.annotations import GroundTruth, LabelledMasks, affordance_annotations, ground_truth
@@ -51,7 +51,9 @@ class OraclePhrases(PhraseEncoder):
     def encode_text(self, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
         """Codes of phrases, of unit length."""
         names = (canonical(phrase) for phrase in phrases)
-        return torch.from_numpy(np.stack([phrase_code(self._aliases.get(name, name), self.dimension) for name in names]))
+        return torch.from_numpy(
+            np.stack([phrase_code(self._aliases.get(name, name), self.dimension) for name in names])
+        )
 
 
 class OracleSource(FeatureSource):
@@ -157,10 +159,5 @@ def _afforded(truth: GroundTruth, annotations: LabelledMasks) -> list[set[int]]:
     for index, masks in annotations.masks.items():
         instances = truth.instances(index)
         shown += np.bincount(instances.ravel(), minlength=count)
-        for row, mask in zip(marked, np.moveaxis(masks, -1, 0), strict=True):
-            row += _counted(instances, mask, count)
+        marked += [np.bincount(instances[mask], minlength=count) for mask in np.moveaxis(masks, -1, 0)]
     return [set(np.flatnonzero(row > shown / 2).tolist()) for row in marked]
-
-
-def _counted(instances: np.ndarray, mask: Bool[np.ndarray, "height width"], count: int) -> np.ndarray:
-    return np.bincount(instances[mask], minlength=count)
