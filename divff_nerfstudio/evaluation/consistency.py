@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Bool, Float
 
-from divff_nerfstudio.data.annotations import LabelledMasks, moving_mask, object_annotations
+from divff_nerfstudio.data.annotations import GroundTruth, LabelledMasks, moving_mask, object_annotations
 from divff_nerfstudio.evaluation.answers import THRESHOLDS, answer_about
 from divff_nerfstudio.evaluation.classes import ClassTable
 from divff_nerfstudio.evaluation.results import ViewScores
@@ -17,8 +17,11 @@ from divff_nerfstudio.evaluation.trained_scene import TrainedScene, View
 from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint
 
 KIND = "image"
+UNLABELLED = "unlabelled"
+"""Name of the instance that stands for what the renderer did not name."""
 _CELL_HEIGHT = 108
 _SHOWN = 6
+_KEPT = ("rgb", "depth", "accumulation", "mask_dynamic", "mask_actor")
 
 
 def consistency(trained: TrainedScene, queries: Sequence[str] = (), moments: int = 8) -> ViewScores:
@@ -26,7 +29,7 @@ def consistency(trained: TrainedScene, queries: Sequence[str] = (), moments: int
 
     Args:
         trained: The scene.
-        queries: What to ask for; none: the annotated objects that never move (`static_classes`).
+        queries: What to ask for; none: what never moves (`static_classes`).
         moments: How many moments, evenly spaced over the video.
 
     Returns:
@@ -40,33 +43,49 @@ def consistency(trained: TrainedScene, queries: Sequence[str] = (), moments: int
         return ViewScores({}, {})
     viewpoint = fixed_viewpoint(trained.scene)
     frames = chosen_frames(len(trained.scene), moments)
-    maps, rows = [], []
+    maps, views = [], []
     for frame in frames:
         view = trained.render(trained.camera_at(viewpoint, float(trained.times[frame])), hide=("actor",))
         if view.features(KIND) is None:
             return ViewScores({}, {})
         maps.append(view.relevancies(KIND, names))
-        rows.append(_column(view, maps[-1], names, int(trained.scene.frame_ids[frame])))
+        views.append(View(view.camera, {name: view.outputs[name] for name in _KEPT}, view.query))
     relevancies = np.stack(maps)
+    shown = np.argsort(-relevancies.max((0, 1, 2)))[:_SHOWN]
+    rows = [
+        _column(view, found[..., shown], [names[i] for i in shown], int(trained.scene.frame_ids[frame]))
+        for view, found, frame in zip(views, relevancies, frames, strict=True)
+    ]
     classes = {name: _agreement(relevancies[..., i]) for i, name in enumerate(names)}
     return ViewScores(_means(classes), classes, {"consistency": row_of(rows)})
 
 
 def static_classes(trained: TrainedScene) -> tuple[str, ...]:
-    """Annotated objects that never move: as the ground truth says, else those that no moving mask covers half of."""
+    """What never moves: as the ground truth names it, else the annotated objects that no moving mask covers half of."""
+    if trained.truth is not None:
+        return tuple(static_instances(trained.truth))
     annotations = object_annotations(trained.scene)
     if annotations is None:
         return ()
-    if trained.truth is not None:
-        moved = {
-            word
-            for entry in trained.truth.instance_table
-            if entry.get("motion") or entry.get("layer")
-            for word in (entry["name"], entry.get("description"))
-        }
-    else:
-        moved = _covered(trained, annotations)
+    moved = _covered(trained, annotations)
     return tuple(name for name in annotations.names if name not in moved)
+
+
+def static_instances(truth: GroundTruth, queries: Sequence[str] = ()) -> dict[str, list[int]]:
+    """Ids of the instances that never move, by name.
+
+    Args:
+        truth: What the renderer knows.
+        queries: Only the instances that these name or describe, under the query; none: all.
+    """
+    found: dict[str, list[int]] = {}
+    for entry in truth.instance_table:
+        still = not entry.get("layer") and not entry.get("motion") and entry["name"] != UNLABELLED
+        words = {entry["name"], entry.get("description", entry["name"])}
+        name = entry["name"] if not queries else next((query for query in queries if query in words), None)
+        if still and name is not None:
+            found.setdefault(name, []).append(entry["id"])
+    return found
 
 
 def _covered(trained: TrainedScene, annotations: LabelledMasks) -> set[str]:
@@ -111,7 +130,7 @@ def _column(
     """The view at one moment, and the answers below each other."""
     size = cell_size(*maps.shape[:2], _CELL_HEIGHT)
     cells = [labelled(as_picture(view.outputs["rgb"].numpy(), size), f"time of frame {frame_id}")]
-    for i, name in enumerate(names[:_SHOWN]):
+    for i, name in enumerate(names):
         answer = answer_about(name, KIND, maps[..., i], view.outputs, view.points)
         text = f"{name}: {answer.mask.mean():.1%} above {answer.threshold:g}"
         cells.append(labelled(as_picture(answer.overlay, size), text))

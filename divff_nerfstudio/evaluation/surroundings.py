@@ -13,6 +13,7 @@ from divff_nerfstudio.data.rays import camera_directions, pixel_grid
 from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.evaluation.answers import THRESHOLDS, answer_about
 from divff_nerfstudio.evaluation.classes import ClassScores
+from divff_nerfstudio.evaluation.consistency import static_instances
 from divff_nerfstudio.evaluation.results import ViewScores
 from divff_nerfstudio.evaluation.tiles import Picture, as_picture, cell_size, labelled, row_of
 from divff_nerfstudio.evaluation.trained_scene import TrainedScene, View
@@ -42,7 +43,7 @@ def surroundings(trained: TrainedScene, queries: Sequence[str] = (), moments: in
     """
     scene = trained.scene
     held_out = [int(i) for i in trained.datamanager.eval_dataset.metadata["indices"]]
-    ids = _static_instances(trained, queries)
+    ids = static_instances(trained.truth, queries) if trained.truth is not None else {}
     annotations = object_annotations(scene)
     names = tuple(ids) or tuple(queries) or (annotations.names if annotations is not None else ())
     if len(held_out) < 2 or not names or KIND not in trained.query.kinds:
@@ -101,18 +102,6 @@ def _elsewhere(scene: Scene, frame: int, candidates: Sequence[int]) -> tuple[int
             shares[other] = float(1 - in_picture(scene, frame, true_points(scene, other, depth)).mean())
     best = max(shares, key=lambda other: shares[other])
     return best, shares[best]
-
-
-def _static_instances(trained: TrainedScene, queries: Sequence[str]) -> dict[str, list[int]]:
-    """Ids of the instances that never move, by name; with queries, of those that they name or describe."""
-    found: dict[str, list[int]] = {}
-    for entry in trained.truth.instance_table if trained.truth is not None else ():
-        still = not entry.get("layer") and not entry.get("motion") and entry["name"] != "unlabelled"
-        words = {entry["name"], entry.get("description", entry["name"])}
-        name = entry["name"] if not queries else next((query for query in queries if query in words), None)
-        if still and name is not None:
-            found.setdefault(name, []).append(entry["id"])
-    return found
 
 
 def _figure(
