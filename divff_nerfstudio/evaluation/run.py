@@ -146,8 +146,9 @@ def evaluate(
         evaluation.totals |= found.totals
         if found.classes:
             evaluation.classes[name] = found.classes
-        for title, picture in found.figures.items() if on_figure is not None else ():
-            on_figure(title, picture)
+        if on_figure is not None:
+            for title, picture in found.figures.items():
+                on_figure(title, picture)
     return evaluation
 
 
