@@ -1,7 +1,7 @@
 """Writes docs/results.md from the scores of evaluated runs; no number in it is typed by hand.
 
-Usage: ``python scripts/results_page.py [--add NAME=SCORES_JSON ...]``. What is added is kept, without frames and classes,
-as ``docs/results/NAME.json``; the page shows all files there, by scene.
+Usage: ``python scripts/results_page.py [--add NAME=SCORES_JSON ...]``. What is added is kept as
+``docs/results/NAME.json``, without frames and classes; the page shows all files there, by scene.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from divff_nerfstudio.features.oracle import ORACLE
 from divff_nerfstudio.files import DivffError, atomic_path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+FACTS_HEAD = ("Run", "Method", "Features", "Steps", "Training", "Evaluation", "Hardware")
 CLASS_SCORES = ("ap", "miou", "miou_sound", "miou_loo")
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Pictures and masks": (
@@ -49,8 +50,8 @@ INTRODUCTION = f"""# Results
 Written by `scripts/results_page.py` from the files in [`results/`](results), which `divff evaluate` has written. All
 numbers are of held-out frames. What the scores mean, and both conventions, is in [evaluation.md](evaluation.md).
 
-Rows whose features are `{ORACLE}` were trained on fixed random codes of ground-truth instances, since no encoder at hand
-knows the scene's vocabulary: they measure the field and the query, not an encoder. Baselines: `nearest` copies the
+Rows whose features are `{ORACLE}` were trained on fixed random codes of ground-truth instances, since no encoder at
+hand knows the scene's vocabulary: they measure the field and the query, not an encoder. Baselines: `nearest` copies the
 training frame next in time, `mean` is the mean of all training frames, `extracted` asks the held-out frame's own 2D
 features.
 """
