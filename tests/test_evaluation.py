@@ -37,6 +37,7 @@ from divff_nerfstudio.evaluation.tiles import (
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedScene
 from divff_nerfstudio.evaluation.videos import LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
 from divff_nerfstudio.evaluation.viewpoints import central_frame, chosen_frames
+from divff_nerfstudio.files import DivffError
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +209,18 @@ def test_no_features_no_classes(datamanager):
     assert "psnr" in scores and not any(key.startswith(("object", "affordance")) for key in scores)
 
 
+def test_without_a_text_encoder_the_other_scores_are_not_lost(datamanager, capsys):
+    def absent(phrases):
+        raise RuntimeError("no weights")
+
+    query = small_scene.make_query()
+    query.encoders["video"] = absent
+    scores = evaluate_scene(small_scene.KnowingModel(), datamanager, query)
+    assert {"psnr", "object_miou", "affordance_image_miou"} <= scores.keys()
+    assert not {"affordance_miou", "object_video_miou"} & scores.keys()
+    assert "no weights" in capsys.readouterr().out
+
+
 def test_frames_that_were_trained_on_are_refused(scene_root):
     with pytest.raises(EvaluationError, match="trained on"):
         evaluate(small_scene.KnowingModel(), small_scene.datamanager(scene_root, "train"), small_scene.make_query())
@@ -254,7 +267,7 @@ def test_baselines_see_training_frames_and_are_scored_alike(scene_root):
     iou = sum((a & b).sum() for a, b in moved) / sum((a | b).sum() for a, b in moved)
     assert nearest.classes["object"]["mug"]["iou"] == pytest.approx(iou)
     assert 0 <= mean.totals["object_ap"] < nearest.totals["object_ap"] < extracted.totals["object_ap"]
-    with pytest.raises(EvaluationError, match="no baseline nobody"):
+    with pytest.raises(DivffError, match="no baseline nobody"):
         evaluate(
             small_scene.KnowingModel(), datamanager, small_scene.make_query(), wanted=Wanted(baselines=("nobody",))
         )
