@@ -115,8 +115,6 @@ class QueryConfig(InstantiateConfig):
     """Put before every phrase asked of the video features ("#C C " as in EgoVideo's captions); negatives stay bare."""
     unit_video_text: bool = True
     """Whether embeddings of phrases asked of the video features have unit length; DIV-FF leaves theirs as they are."""
-    object_features: FeatureKind = "image"
-    """Which features are asked for annotated objects in evaluation; DIV-FF's code asks the video features."""
     temperature: float = 10.0
     """Factor of the similarities in the relevancy."""
     threshold: float = 0.53
@@ -198,8 +196,16 @@ class Query:
         """
         self._embeddings(self.config, kind, phrases)
 
+    def decode(self, features: Float[Tensor, "*bs code"], kind: str) -> Float[Tensor, "*bs dim"]:
+        """Rendered features as embeddings that phrases can be compared with; the same where they are such already."""
+        decode = self.decoders.get(kind)
+        if decode is None:
+            return features
+        parts = features.flatten(0, -2).split(_DECODED)
+        return torch.cat([decode(part) for part in parts]).unflatten(0, features.shape[:-1])
+
     def relevancies(
-        self, features: Float[Tensor, "*bs dim"], kind: str, phrases: Sequence[str]
+        self, features: Float[Tensor, "*bs dim"], kind: str, phrases: Sequence[str], decoded: bool = False
     ) -> Float[Tensor, "*bs phrases"]:
         """Relevancy of features to each of several phrases, whatever is being asked in `config.text`.
 
@@ -207,6 +213,7 @@ class Query:
             features: Rendered features of that kind, of unit length.
             kind: "image" or "video".
             phrases: What to look for.
+            decoded: Whether `decode` has been called on them, which another question to the same features need not.
 
         Returns:
             Relevancies in [0, 1], a channel per phrase.
@@ -214,7 +221,7 @@ class Query:
         Raises:
             QueryError: If there are no such features, or their text encoder does not work.
         """
-        return self._relevancies(self.config, features, kind, phrases)
+        return self._relevancies(self.config, features, kind, phrases, decoded)
 
     @torch.no_grad()
     def answer(
@@ -248,20 +255,26 @@ class Query:
         picture = overlay(outputs["rgb"], strongest, OVERLAY_OFFSET[config.features], config.threshold, config.strength)
         return {"relevancy": strongest, "relevancy_overlay": picture}
 
-    def _relevancies(self, config: QueryConfig, features: Tensor, kind: str, phrases: Sequence[str]) -> Tensor:
+    def _relevancies(
+        self, config: QueryConfig, features: Tensor, kind: str, phrases: Sequence[str], decoded: bool = False
+    ) -> Tensor:
         positives, negatives = self._embeddings(config, kind, phrases)
-        positives, negatives = positives.to(features), negatives.to(features)
-        decode = self.decoders.get(kind)
-        if decode is None:
-            if positives.shape[-1] != features.shape[-1]:
-                raise QueryError(
-                    f"The text encoder of the {kind} features gives {positives.shape[-1]} values where they have "
-                    f"{features.shape[-1]}: name the one that they were made with."
-                )
-            return relevancy(features, positives, negatives, config.temperature)
-        parts = features.flatten(0, -2).split(_DECODED)
-        found = [relevancy(decode(part), positives, negatives, config.temperature) for part in parts]
-        return torch.cat(found).view(*features.shape[:-1], len(positives))
+        if not decoded and kind in self.decoders:
+            rows = features.flatten(0, -2).split(_DECODED)
+            parts = [self._compared(config, self.decode(part, kind), kind, positives, negatives) for part in rows]
+            return torch.cat(parts).unflatten(0, features.shape[:-1])
+        return self._compared(config, features, kind, positives, negatives)
+
+    def _compared(
+        self, config: QueryConfig, embeddings: Tensor, kind: str, positives: Tensor, negatives: Tensor
+    ) -> Tensor:
+        """Relevancies of what has been decoded."""
+        if positives.shape[-1] != embeddings.shape[-1]:
+            raise QueryError(
+                f"The text encoder of the {kind} features gives {positives.shape[-1]} values where they have "
+                f"{embeddings.shape[-1]}: name the one that they were made with."
+            )
+        return relevancy(embeddings, positives.to(embeddings), negatives.to(embeddings), config.temperature)
 
     def _embeddings(self, config: QueryConfig, kind: str, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Embeddings of the phrases and of the negatives."""

@@ -30,7 +30,7 @@ from stopwatch import machine, measure
 
 @dataclass
 class Bench:
-    """Times a training step of the geometry, a rendered view and a feature look-up of the method divff."""
+    """Times a training step of the geometry, a rendered view, another query on it and a feature look-up of divff."""
 
     data: Path
     """A scene folder in the EPIC-Diff layout."""
@@ -70,10 +70,20 @@ class Bench:
             },
             "next_batch": measure(lambda: data.next_train(0), self.repeats),
         }
+        if "image" in pipeline.query.kinds:
+            results["another_query"] = self._query(pipeline, camera)
         for kind, store in data.feature_stores.items():
             draw = [torch.randint(size, (4096,)).numpy() for size in (len(store), *store.header.image_size)]
             results[f"lookup_4096_{kind}"] = measure(lambda store=store, draw=draw: store.lookup(*draw), self.repeats)
         print(json.dumps({"machine": machine(), "threads": self.threads, "results": results}, indent=2))
+
+    def _query(self, pipeline, camera) -> dict[str, float]:
+        """A question to a view whose features have been decoded by one before, its phrase encoded already."""
+        from divff_nerfstudio.evaluation.trained_scene import TrainedScene
+
+        pipeline.model.update_to_step(pipeline.model.config.heads_from)
+        view = TrainedScene(pipeline.model, pipeline.datamanager, pipeline.query).render(camera)
+        return measure(lambda: view.ask("mug"), self.repeats)
 
     def _pipeline(self):
         from divff_nerfstudio.registry import divff
