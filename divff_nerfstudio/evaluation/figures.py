@@ -13,7 +13,7 @@ from PIL import Image
 from divff_nerfstudio.evaluation.results import FrameResult, Task
 from divff_nerfstudio.evaluation.tiles import Picture, as_picture, caption, column_of, marked, outlined, row_of
 from divff_nerfstudio.files import atomic_path
-from divff_nerfstudio.query import OVERLAY_OFFSET, overlay
+from divff_nerfstudio.overlays import OVERLAY_OFFSET, overlay
 
 CELL_HEIGHT = 180
 """Height of a picture in a figure, in pixels; its width follows from the frame's shape."""
