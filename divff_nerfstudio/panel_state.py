@@ -130,7 +130,9 @@ def load_panel_state(path: Path | str) -> PanelState:
         raise PanelStateError(f"{path} does not exist: save it with the viewer's panel.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, QueryError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise PanelStateError(f"{path} is no saved state of the panel ({reason}): save it anew in the viewer.") from error
+        raise PanelStateError(
+            f"{path} is no saved state of the panel ({reason}): save it anew in the viewer."
+        ) from error
 
 
 def _query(values: dict[str, Any]) -> QueryConfig:

@@ -19,7 +19,7 @@ def encode(phrases):
 
 @pytest.fixture
 def query():
-    config = QueryConfig("[point 1]; 勺子 <b>", negatives_image=("stuff",), threshold=0.61, contour=True)
+    config = QueryConfig(text="[point 1]; 勺子 <b>", negatives_image=("stuff",), threshold=0.61, contour=True)
     query = Query(config, {"image": encode, "video": encode})
     for name in ("[point 1]", "[point 2]"):
         query.examples[name] = {"image": Example(torch.eye(4)[2], 0.75)}
@@ -52,7 +52,7 @@ def test_a_state_comes_back_and_is_applied(saved, query):
 
 
 def test_a_state_that_cannot_be_asked_changes_nothing(saved):
-    other = Query(QueryConfig("mug"), {"video": encode})
+    other = Query(QueryConfig(text="mug"), {"video": encode})
     visibility = SimpleNamespace(hide_actor=False, hide_dynamic=False)
     with pytest.raises(QueryError, match="not image features"):
         load_panel_state(saved).apply(other, visibility)
