@@ -20,6 +20,7 @@ from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.model import DivFFModel, DivFFModelConfig
 from divff_nerfstudio.panel import QueryPanel
 from divff_nerfstudio.query import QueryConfig, build_query
+from divff_nerfstudio.viewer.presets import scene_presets
 
 
 class CheckpointError(DivffError):
@@ -74,7 +75,13 @@ class DivFFPipeline(VanillaPipeline):
             self.model.feature_basis = fit_feature_basis(stores["image"].table)
         scene = self.datamanager.train_dataset.scene
         rows = config.datamanager.dataparser.time_rows  # pyright: ignore[reportAttributeAccessIssue]
-        self.panel = QueryPanel(self.query, self.model.visibility, scene.frame_ids, scene.times(rows))
+        self.panel = QueryPanel(
+            self.query,
+            self.model.visibility,
+            scene.frame_ids,
+            scene.times(rows),
+            presets=lambda: scene_presets(scene, config.query.presets),
+        )
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Losses of a step, at its place in the schedule."""

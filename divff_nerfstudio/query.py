@@ -36,6 +36,7 @@ EXAMPLE_NAME = re.compile(r"\[point \d+\]")
 MAX_PHRASES = 16
 """More phrases than this in one query are refused: each costs a map of the image's size."""
 _REMEMBERED = 4096
+_PICTURE_FIELDS = {"threshold", "strength", "contour"}
 
 
 class QueryError(DivffError):
@@ -212,7 +213,8 @@ class Query:
             QueryError: If the new query cannot be answered; the old one then stays.
         """
         config = replace(self.config, **changes)
-        if phrases := split_phrases(config.text):
+        phrases = split_phrases(config.text)
+        if phrases and changes.keys() - _PICTURE_FIELDS:
             self._embeddings(config, config.features, phrases)
         with self._changing:
             # Encoding takes its time, in which another thread may have changed another field.
