@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from nerfstudio.viewer.viewer_elements import ViewerControl
 from torch import Tensor, nn
+from viser.transforms import SO3
 
 from divff_nerfstudio.overlays import as_rgb
 from divff_nerfstudio.panel_state import PanelState, panel_state_path
@@ -39,6 +40,9 @@ _LONGEST_COMMAND = 2000
 _LABEL = 40
 _QUIET = 0.7
 """Seconds that a view must rest before it is looked at over time."""
+_SECONDS = {"low_move": 1 / 12, "low_static": 1 / 3}
+"""What a picture may take while the view moves, and before the full one."""
+_LEAST_HEIGHT = 30
 _CPU_RESOLUTION = 228
 """Width of the viewer's picture on a CPU, unless the frames are wider; seconds pass before it is there."""
 
@@ -66,6 +70,8 @@ class QueryPanel(nn.Module):
         visibility: Layers to hide, read by the model at every render.
         frame_ids: Ids of all frames of the scene, ascending.
         times: Their times, 0 to 1.
+        poses: Their camera-to-world matrices.
+        fov: Their vertical field of view, in radians.
         presets: Gives the questions to offer; called in the background.
 
     Attributes:
@@ -79,11 +85,14 @@ class QueryPanel(nn.Module):
         visibility: Visibility,
         frame_ids: Int[np.ndarray, "frames"],
         times: Float[np.ndarray, "frames"],
+        poses: Float[np.ndarray, "frames 3 4"],
+        fov: float,
         presets: Callable[[], Sequence[Preset]] = list,
     ):
         super().__init__()
         self._query, self._visibility = query, visibility
         self._frame_ids, self._times = np.asarray(frame_ids), np.asarray(times)
+        self._poses, self._fov = np.asarray(poses), fov
         self._find_presets, self._presets = presets, dict[str, Preset]()
         self._lock = threading.Lock()
         self._wanted: dict[str, Any] = {}
@@ -94,7 +103,7 @@ class QueryPanel(nn.Module):
         self._marks: dict[int, list[Any]] = {}
         self._timeline: Timeline | None = None
         self._jump = False
-        self._pointing = False
+        self._pointing = self._welcomed = False
         self.state = ""
         self.elements: Elements | None = None
         self.viewer_control = PanelControl(self._attach)
@@ -134,7 +143,10 @@ class QueryPanel(nn.Module):
             over_time=bool(kinds) and viewer.trainer is None,
         )
         self._wire(self.elements)
+        viewer.viser_server.on_client_connect(self._welcome)
         viewer.viser_server.on_client_disconnect(lambda gone: self._forget(gone.client_id))
+        if viewer.trainer is None:
+            viewer.pause_train.visible = viewer.resume_train.visible = False
         self._note(self._describe())
         if model.device.type == "cpu":
             width = int(viewer.pipeline.datamanager.train_dataset.cameras.width.max())  # pyright: ignore
@@ -156,6 +168,7 @@ class QueryPanel(nn.Module):
         e.hide_actor.on_update(lambda _: self._hide(hide_actor=e.hide_actor.value))
         e.hide_dynamic.on_update(lambda _: self._hide(hide_dynamic=e.hide_dynamic.value))
         e.frame.on_update(lambda _: self._go_to(e.frame.value))
+        e.stand.on_click(lambda event: self._stand(event.client))
         e.next_move.on_click(lambda _: self._find_move())
         e.over_time.on_update(lambda _: self._look_over_time())
         e.point.on_click(lambda _: self._toggle_pointing())
@@ -163,6 +176,41 @@ class QueryPanel(nn.Module):
         control = self._viewer.control_panel
         for element, follow in ((control._output_render, self._follow_output), (control._time, self._follow_time)):
             element.cb_hook = partial(_both, element.cb_hook, follow)
+
+    def _welcome(self, client: Any) -> None:
+        """Lets a new client begin where the scene was filmed from, with progressive pictures."""
+        machine = self._viewer.render_statemachines.get(client.client_id)
+        if machine is not None:
+            machine._calculate_image_res = partial(self._resolution, machine, machine._calculate_image_res)
+        if not self._welcomed and self._viewer.ready and hasattr(self._viewer, "camera_handles"):
+            # The frames' own cameras stand in the way of who looks through one of them.
+            self._welcomed = True
+            self._viewer.set_camera_visibility(False)
+            self._viewer.toggle_cameravis_button()
+        self._stand(client)
+
+    def _resolution(self, machine: Any, full: Callable[[float], tuple[int, int]], aspect: float) -> tuple[int, int]:
+        """Height and width of a client's next picture: three steps, each as large as its time allows.
+
+        nerfstudio has two, and takes a kept view, which costs nothing, for proof of a fast renderer.
+        """
+        if machine.state == "high":
+            return full(aspect)
+        rays = max(self._views.rays_per_second, 1.0) * _SECONDS[machine.state]
+        largest = self._viewer.control_panel.max_res / max(aspect, 1.0)
+        height = int(min(max((rays / aspect) ** 0.5, _LEAST_HEIGHT), largest))
+        return height, int(height * aspect)
+
+    def _stand(self, client: Any) -> None:
+        """Puts a client where the present frame was filmed from."""
+        from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO as SCALE
+
+        pose = self._poses[self._frame_at(self._viewer.control_panel.time)]
+        turned = SO3.from_matrix(pose[:, :3].astype(np.float64)) @ SO3.from_x_radians(np.pi)
+        with client.atomic():
+            client.camera.wxyz = turned.wxyz
+            client.camera.position = pose[:, 3] * SCALE
+            client.camera.fov = self._fov
 
     @property
     def _kinds(self) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional
 
+import numpy as np
 import torch
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -80,6 +81,8 @@ class DivFFPipeline(VanillaPipeline):
             self.model.visibility,
             scene.frame_ids,
             scene.times(rows),
+            scene.camera_to_worlds,
+            float(2 * np.arctan(scene.height / 2 / scene.intrinsics[1, 1])),
             presets=lambda: scene_presets(scene, config.query.presets),
         )
 

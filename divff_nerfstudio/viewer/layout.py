@@ -41,6 +41,7 @@ class Elements:
     point: Any
     pointed: Any
     frame: Any
+    stand: Any
     next_move: Any
     hide_actor: Any
     hide_dynamic: Any
@@ -116,10 +117,13 @@ def build(
             frame = gui.add_number(
                 "Frame", frames[0], min=frames[0], max=frames[1], step=1, hint="Reaches every frame of the scene."
             )
+            stand = gui.add_button(
+                "See it from the wearer's eyes", icon=icon.EYE, hint="Goes to where this frame was filmed from."
+            )
             next_move = gui.add_button(
                 "Next moment it moves",
                 icon=icon.PLAYER_TRACK_NEXT,
-                hint="Goes to when what is asked for next moves in this view; asked for nothing, to when anything does.",
+                hint="When what is asked for next moves in this view; asked for nothing: when anything does.",
             )
             actor = gui.add_checkbox("Hide actor", hide_actor, hint="The scene without the camera wearer.")
             dynamic = gui.add_checkbox("Hide moved objects", hide_dynamic, hint="The scene without what moves.")
@@ -150,6 +154,6 @@ def build(
             )
             saved = gui.add_markdown("Camera paths of the tab Render are saved with this panel's state.")
     return Elements(
-        ask, preset, kind, show, legend, note, point, pointed, frame, next_move, actor, dynamic, timeline, plot,
+        ask, preset, kind, show, legend, note, point, pointed, frame, stand, next_move, actor, dynamic, timeline, plot,
         against, level, share, contour, best, still, saved,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -78,7 +79,7 @@ class Timeline:
         maps = [what_is_seen(view, query) for view in self.views if view is not None]
         if len(maps) < len(self.times) or len(maps) < 2:
             return None
-        changes = np.array([change(before, after) for before, after in zip(maps[:-1], maps[1:], strict=True)])
+        changes = np.array([change(before, after) for before, after in itertools.pairwise(maps)])
         moves = changes >= max(LEAST_CHANGE, changes.max() / 2)
         begins = np.flatnonzero(moves & ~np.concatenate(([False], moves[:-1])))
         if len(begins) == 0:

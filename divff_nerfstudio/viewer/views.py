@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -68,6 +69,10 @@ class Views:
         answer: Outputs to add to a view.
         seen: Called with the client and its view after each answer.
         client: The client that the calling thread renders for; None where it is not the viewer's.
+
+    Attributes:
+        rendered: How many views have been rendered.
+        rays_per_second: How fast, on average; 0 before the first one.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Views:
         self._kept: dict[int, list[tuple[Hashable, View]]] = {}
         self._busy: set[int] = set()
         self.rendered = 0
+        self.rays_per_second = 0.0
 
     def attach(self) -> None:
         """Puts `outputs` in the place of the model's own method, on this model alone."""
@@ -112,6 +118,8 @@ class Views:
             finally:
                 # Before the question is read: who changes it later sees that this view will not be answered anew.
                 self._busy.discard(client)
+        else:
+            take_resolution(camera, view.camera)
         outputs = {**view.pictures, **self._answer(view)}
         self._seen(client, view)
         return outputs
@@ -127,11 +135,14 @@ class Views:
         before = self._model.answer
         self._model.answer = self._hook
         self._caught.features, self._caught.most = {}, most_decoded
+        start = time.perf_counter()
         try:
             pictures = self._render(camera, obb_box)
         finally:
             self._model.answer = before
         self.rendered += 1
+        speed = pictures["rgb"].shape[:2].numel() / max(time.perf_counter() - start, 1e-6)
+        self.rays_per_second = 0.7 * self.rays_per_second + 0.3 * speed if self.rays_per_second else speed
         return View(camera, pictures, self._caught.features)
 
     def at_work(self, client: int) -> bool:
@@ -204,9 +215,15 @@ def viewpoint(camera: Cameras) -> Hashable:
     )
 
 
-def small_camera(camera: Cameras, height: int, time: float) -> Cameras:
+def take_resolution(camera: Cameras, other: Cameras) -> None:
+    """Gives a camera the resolution of another one of its viewpoint: nerfstudio casts its rays once more, for depth."""
+    for name in ("fx", "fy", "cx", "cy", "height", "width"):
+        setattr(camera, name, getattr(other, name))
+
+
+def small_camera(camera: Cameras, height: int, moment: float) -> Cameras:
     """The same camera at another time, in a picture of so many rows."""
     small = copy.deepcopy(camera)
     small.rescale_output_resolution(height / float(camera.height.flatten()[0]))
-    small.times = torch.full_like(camera.fx.reshape(-1, 1), time)
+    small.times = torch.full_like(camera.fx.reshape(-1, 1), moment)
     return small
