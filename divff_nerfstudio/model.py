@@ -246,7 +246,7 @@ class DivFFModel(Model):
         )
         assert samples.deltas is not None
         points, distances = points_of(rays, samples), midpoints(samples)
-        fields = self.field(points, layers)
+        fields = self.field(points, layers, all_at_rest=self.static_only)
         composited = composite({layer: fields[layer].density for layer in layers}, samples.deltas[..., 0])
         shares = {layer: accumulate(composited.weights[layer], fields[layer].rgb) for layer in layers}
         alone = weights_alone(composited.alphas["static"])
@@ -275,7 +275,7 @@ class DivFFModel(Model):
                 "densities": {layer: fields[layer].density for layer in layers},
                 "dynamic_weights": composited.weights.get("dynamic"),
                 "points": points,
-                "proposal": (proposal, samples, total),
+                "proposal": (proposal, samples, total, alone),
                 "state": state,
             }
         pictures = {
@@ -437,12 +437,10 @@ class DivFFModel(Model):
         positions = points.positions.reshape(-1, 3)[drawn]
         moments = config.persistence_moments
         times = (torch.rand(len(drawn), 1) + torch.arange(moments)[None]) / moments
-        elsewhen = self.field.dynamic.density(
-            positions[:, None].expand(-1, moments, -1).reshape(-1, 3), times.to(positions).reshape(-1, 1)
-        )
+        elsewhen = self.field.dynamic_density(positions, times.to(positions))
         loss = persistence_loss(
             outputs["densities"]["dynamic"].reshape(-1)[drawn],
-            elsewhen.view(-1, moments),
+            elsewhen,
             depth=float(self.field.space.length) / 100,
         )
         return loss * weights.sum() / len(points.times)

@@ -13,6 +13,11 @@ from torch import Tensor
 
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
 
+SPREAD = 0.1
+"""Share of the samples that is spread evenly over the proposal's intervals, in case it has missed something."""
+BEHIND = 0.4
+"""Samples for the room by itself, relative to those for all that the ray meets."""
+
 
 @dataclass
 class Visibility:
@@ -116,11 +121,13 @@ class ProposalSamples:
     """Intervals of the proposal."""
     weights: Float[Tensor, "rays samples 1"]
     """Its weights."""
+    room_weights: Float[Tensor, "rays samples 1"]
+    """Weights of its room, as if nothing were before it."""
 
 
 def sample_rays(
     rays: RayBundle,
-    density: Callable[[SamplePoints], Float[Tensor, "points"]],
+    density: Callable[[SamplePoints], tuple[Float[Tensor, "points"], Float[Tensor, "points"]]],
     num_proposal: int,
     num_samples: int,
     anneal: float = 1.0,
@@ -128,23 +135,27 @@ def sample_rays(
 ) -> tuple[RaySamples, ProposalSamples]:
     """Draws samples where a proposal says that there is something (mip-NeRF 360, Barron 2022).
 
-    The proposal's intervals are spaced by the logarithm of the distance, since hands are near and rooms are far.
+    The proposal's intervals are spaced by the logarithm of the distance, since hands are near and rooms are far. Some
+    samples go to the room behind the hands, which is rendered alone, too.
 
     Args:
         rays: Rays with nears, fars and times, and "camera_directions" in their metadata.
-        density: Density of the proposal.
+        density: Density of the proposal: of everything, and of its room.
         num_proposal: Intervals of the proposal.
         num_samples: Intervals that are returned.
         anneal: Exponent of the proposal's weights, below 1 while it is still unreliable.
         training: Whether to draw at random.
     """
-    first, second = LogSampler(single_jitter=True), PDFSampler(include_original=False, single_jitter=True)
+    first = LogSampler(single_jitter=True)
+    second = PDFSampler(include_original=False, single_jitter=True, histogram_padding=SPREAD / num_proposal)
     first.train(training)
     second.train(training)
     coarse = first(rays, num_samples=num_proposal)
-    weights = coarse.get_weights(density(points_of(rays, coarse)).view(-1, num_proposal, 1))
-    fine = second(rays, coarse, torch.pow(weights.detach(), anneal), num_samples=num_samples)
-    return fine, ProposalSamples(coarse, weights)
+    everything, room = (
+        coarse.get_weights(found.view(-1, num_proposal, 1)) for found in density(points_of(rays, coarse))
+    )
+    drawn = torch.pow(((everything + BEHIND * room) / (1 + BEHIND)).detach(), anneal)
+    return second(rays, coarse, drawn, num_samples=num_samples), ProposalSamples(coarse, everything, room)
 
 
 def points_of(rays: RayBundle, samples: RaySamples) -> SamplePoints:
