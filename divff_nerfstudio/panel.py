@@ -96,7 +96,7 @@ class QueryPanel(nn.Module):
         self._find_presets, self._presets = presets, dict[str, Preset]()
         self._lock = threading.Lock()
         self._wanted: dict[str, Any] = {}
-        self._asked_at: float | None = None
+        self._asked_at: tuple[float, int] | None = None
         self._encoded: set[str] = set()
         self._current: tuple[int, View] | None = None
         self._settled: dict[int, View] = {}
@@ -251,7 +251,7 @@ class QueryPanel(nn.Module):
         """Has the query changed in the background; of several changes that wait, the last ones count."""
         with self._lock:
             self._wanted.update(changes)
-            self._asked_at = time.perf_counter()
+            self._asked_at = time.perf_counter(), self._views.rendered
         self._asking.submit(self._ask)
 
     def _change_negatives(self, text: str) -> None:
@@ -330,7 +330,8 @@ class QueryPanel(nn.Module):
                 view.answer = self._query.look(view.features)
             except QueryError as error:
                 self._note(str(error))
-        elif self._query.phrases:
+        elif self._query.phrases and self._asking.idle:
+            # The configuration came with a question, which nobody has encoded yet.
             self._change(text=self._query.config.text)
         if view.answer is None:
             return {"relevancy": torch.zeros_like(rgb[..., :1]), "relevancy_overlay": rgb}
@@ -348,8 +349,10 @@ class QueryPanel(nn.Module):
             if answered and not self._wanted:
                 self._asked_at = None
         if answered and asked_at is not None:
-            milliseconds = 1000 * (time.perf_counter() - asked_at)
-            self._note(f"{self._describe()} The query took {milliseconds:.0f} ms.")
+            since, rendered = asked_at
+            milliseconds = 1000 * (time.perf_counter() - since)
+            along = ", rendering the view among them" if self._views.rendered > rendered else ""
+            self._note(f"{self._describe()} The query took {milliseconds:.0f} ms{along}.")
         self._drawing.submit(partial(self._draw, client, view))
 
     def _draw(self, client: int, view: View) -> None:

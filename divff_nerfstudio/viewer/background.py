@@ -39,6 +39,12 @@ class Latest:
         """Whether a newer job waits: a long one asks now and then, and gives way."""
         return self._waiting is not None
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way or waits."""
+        with self._condition:
+            return not self._busy and self._waiting is None
+
     def join(self, timeout: float) -> bool:
         """Waits until nothing is under way; whether that is so in time."""
         with self._condition:

@@ -126,9 +126,12 @@ def build(
                 hint="When what is asked for next moves in this view; asked for nothing: when anything does.",
             )
             actor = gui.add_checkbox("Hide actor", hide_actor, hint="The scene without the camera wearer.")
-            dynamic = gui.add_checkbox("Hide moved objects", hide_dynamic, hint="The scene without what moves.")
+            dynamic = gui.add_checkbox("Hide moved", hide_dynamic, hint="The scene without what moves.")
             timeline = gui.add_checkbox(
-                "Score over time", over_time, disabled=mute, hint="Looks at this view at many times, in the background."
+                "Over time",
+                over_time,
+                disabled=mute,
+                hint="Scores of this view over time; it is looked at in the background.",
             )
             plot = gui.add_markdown("")
         with gui.add_folder("Advanced", expand_by_default=False):
