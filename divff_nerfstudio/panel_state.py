@@ -75,6 +75,15 @@ class PanelState:
         Raises:
             QueryError: If the query cannot be answered in this run; nothing is changed then.
         """
+        self.ask(query)
+        visibility.hide_actor, visibility.hide_dynamic = self.hide_actor, self.hide_dynamic
+
+    def ask(self, query: Query) -> None:
+        """Asks what was asked.
+
+        Raises:
+            QueryError: If the query cannot be answered in this run; nothing is changed then.
+        """
         before = dict(query.examples)
         query.examples.update(self.examples)
         try:
@@ -82,7 +91,6 @@ class PanelState:
         except QueryError:
             query.examples = before
             raise
-        visibility.hide_actor, visibility.hide_dynamic = self.hide_actor, self.hide_dynamic
 
     def save(self, path: Path | str) -> None:
         """Writes the state; a file that is there is replaced whole."""

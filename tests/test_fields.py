@@ -230,7 +230,7 @@ def test_what_leaves_is_the_static_layers_until_it_does_not_stay(field):
     where = points()
     rest, stays = field(where, ("static",), all_at_rest=True)["static"], field(where, LAYERS)["static"]
     assert torch.allclose(stays.density, rest.density * rest.permanence)
-    assert (0.5 < rest.permanence).all() and (rest.permanence < 1).all()
+    assert (rest.permanence > 0.5).all() and (rest.permanence < 1).all()
     with torch.no_grad():
         field.static.network.layers[-1].bias[1] = -20.0  # nothing is permanent
         field.dynamic.network.layers[-1].bias[-1] = 20.0  # but it is there

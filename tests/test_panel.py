@@ -164,6 +164,13 @@ def wait(condition, seconds=20):
         time.sleep(0.01)
 
 
+def ask(panel, text):
+    """Types a question and waits until it is asked."""
+    panel.elements.ask.value = text
+    wait(lambda: panel._query.config.text == text)
+    settle(panel)
+
+
 def settle(panel):
     for lane in (panel._asking, panel._drawing, panel._finding):
         assert lane.join(20)
@@ -337,8 +344,7 @@ def test_a_click_asks_what_is_there(attached):
 
 def test_best_points_are_marked_in_space(attached):
     panel, viewer = attached(Pipeline())
-    panel.elements.ask.value = "mug; bowl"
-    settle(panel)
+    ask(panel, "mug; bowl")
     render(viewer)
     wait(lambda: panel._marks.get(7))
     settle(panel)
@@ -353,8 +359,7 @@ def test_best_points_are_marked_in_space(attached):
 
 def test_the_next_move_is_found_in_the_frame_where_it_begins(attached):
     panel, viewer = attached(Pipeline())
-    panel.elements.ask.value = "mug"
-    settle(panel)
+    ask(panel, "mug")
     render(viewer)
     panel._find_move()
     wait(lambda: "moves at frame" in panel.state)
@@ -362,8 +367,7 @@ def test_the_next_move_is_found_in_the_frame_where_it_begins(attached):
     assert 0.5 <= moment < 0.5 + 1.5 / len(IDS)
     assert "polyline" in drawing(panel.elements.plot)
     looked = len(viewer.model.rendered)
-    panel.elements.ask.value = "bowl"
-    settle(panel)
+    ask(panel, "bowl")
     panel._find_move()
     wait(lambda: "does not move" in panel.state)
     assert len(viewer.model.rendered) == looked
@@ -372,8 +376,7 @@ def test_the_next_move_is_found_in_the_frame_where_it_begins(attached):
 def test_state_is_saved_beside_camera_paths(attached, tmp_path):
     pipeline = Pipeline()
     panel, viewer = attached(pipeline)
-    panel.elements.ask.value = "mug"
-    settle(panel)
+    ask(panel, "mug")
     render(viewer)
     panel._save_still(7)
     (path,) = (tmp_path / "camera_paths").glob("*.json")

@@ -20,6 +20,8 @@ SOURCES: dict[str, str] = {
     "image": "divff_nerfstudio.features.open_clip_source:SegmentSource",
     "video": "divff_nerfstudio.features.open_clip_source:TileSource",
     "regulariser": "divff_nerfstudio.features.open_clip_source:PatchSource",
+    "oracle-objects": "divff_nerfstudio.features.oracle:OracleObjects",
+    "oracle-actions": "divff_nerfstudio.features.oracle:OracleActions",
 }
 """Where the class of each registered source is; it is imported when it is asked for."""
 
