@@ -60,10 +60,41 @@ class Bench:
             },
             "next_batch": self._measure(lambda: data.next_train(0)),
         }
+        if pipeline.query.kinds:
+            results["query_kept_view"] = self._query(pipeline, camera)
         for kind, store in data.feature_stores.items():
             draw = [torch.randint(size, (4096,)).numpy() for size in (len(store), *store.header.image_size)]
             results[f"lookup_4096_{kind}"] = self._measure(lambda store=store, draw=draw: store.lookup(*draw))
         print(json.dumps({"machine": _machine(), "threads": self.threads, "results": results}, indent=2))
+
+    def _query(self, pipeline, camera) -> dict[str, object]:
+        """A question that was never asked before, about a view that the viewer has rendered: encoded and answered."""
+        from divff_nerfstudio.query import Query
+        from divff_nerfstudio.viewer.views import Views
+
+        query: Query = pipeline.query
+        pipeline.model.update_to_step(pipeline.model.config.joint_from)
+        pipeline.model.eval()
+        views = Views(
+            pipeline.model,
+            state=lambda: None,
+            answer=lambda view: query.answer(view.pictures, view.features),
+            seen=lambda client, view: None,
+            client=lambda: 0,
+        )
+        views.attach()
+        words = (
+            f"{colour} {thing}" for thing in ("mug", "pan", "bowl") for colour in ("red", "blue", "green", "white")
+        )
+
+        def ask() -> None:
+            query.ask(text=next(words), features=query.kinds[0], contour=True)
+            assert "relevancy_overlay" in views.outputs(camera)
+
+        ask()
+        measured = self._measure(ask)
+        assert views.rendered == 1
+        return {"width": int(camera.width), "height": int(camera.height), **measured}
 
     def _pipeline(self):
         from divff_nerfstudio.registry import divff
