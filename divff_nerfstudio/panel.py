@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -264,6 +265,7 @@ class QueryPanel(nn.Module):
             return
         assert self.elements is not None
         preset = self._presets[label]
+        self.elements.preset.value = NO_PRESET
         self.elements.ask.value = preset.text
         if preset.features is None or preset.features not in self._kinds:
             self._change(text=preset.text)
@@ -617,8 +619,8 @@ class QueryPanel(nn.Module):
             self._note(f"The panel's state could not be saved beside {camera_path}: {error}")
             return
         config = self._viewer.log_filename.parent / "config.yml"
-        command = f"divff video --load-config {config} --camera-path {camera_path}"
-        text = as_markdown(command, _LONGEST_COMMAND)
+        command = ["divff", "video", "--load-config", str(config), "--camera-path", str(camera_path)]
+        text = as_markdown(shlex.join([*command, "--layout", "other"]), _LONGEST_COMMAND)
         self.elements.saved.content = f"Saved with this panel's state. To film it:\n\n{text}"
 
     def _save_still(self, client: int | None) -> None:

@@ -85,8 +85,7 @@ class Views:
     ):
         self._model, self._state, self._answer, self._seen, self._client = model, state, answer, seen, client
         self._render = model.get_outputs_for_camera
-        self._caught = threading.local()
-        self._hook = self._catch
+        self._turn = threading.RLock()
         self._kept: dict[int, list[tuple[Hashable, View]]] = {}
         self._busy: set[int] = set()
         self.rendered = 0
@@ -94,7 +93,7 @@ class Views:
 
     def attach(self) -> None:
         """Puts `outputs` in the place of the model's own method, on this model alone."""
-        self._model.answer = self._hook
+        self._model.answer = _Catch()
         self._model.get_outputs_for_camera = self.outputs
 
     def outputs(self, camera: Cameras, obb_box: Any = None) -> dict[str, Tensor]:
@@ -105,21 +104,23 @@ class Views:
         """
         client = self._client()
         if client is None:
-            asked = self._model.answer is self._hook
-            view = self.render(camera, obb_box)
-            return {**view.pictures, **(self._answer(view) if asked else {})}
+            with self._turn:
+                if not isinstance(self._model.answer, _Catch):
+                    return self._render(camera, obb_box)
+                view = self.render(camera, obb_box)
+            return {**view.pictures, **self._answer(view)}
         key = self._key(camera, obb_box)
         view = self.kept(client, key, camera)
         if view is None:
             self._busy.add(client)
             try:
                 view = self.render(camera, obb_box)
-                self._keep(client, key, view)
             finally:
                 # Before the question is read: who changes it later sees that this view will not be answered anew.
                 self._busy.discard(client)
         else:
             take_resolution(camera, view.camera)
+        self._keep(client, key, view)
         outputs = {**view.pictures, **self._answer(view)}
         self._seen(client, view)
         return outputs
@@ -132,18 +133,20 @@ class Views:
             obb_box: Part of the scene to render, if not all of it.
             most_decoded: Bytes of features that the view keeps once they are decoded.
         """
-        before = self._model.answer
-        self._model.answer = self._hook
-        self._caught.features, self._caught.most = {}, most_decoded
-        start = time.perf_counter()
-        try:
-            pictures = self._render(camera, obb_box)
-        finally:
-            self._model.answer = before
+        with self._turn:
+            before, catch, start = self._model.answer, _Catch(), time.perf_counter()
+            self._model.answer = catch
+            try:
+                pictures = self._render(camera, obb_box)
+            finally:
+                # Evaluation in the main thread may have set a hook of its own, or taken it back, in the meantime.
+                if self._model.answer is catch:
+                    self._model.answer = before
         self.rendered += 1
         speed = pictures["rgb"].shape[:2].numel() / max(time.perf_counter() - start, 1e-6)
         self.rays_per_second = 0.7 * self.rays_per_second + 0.3 * speed if self.rays_per_second else speed
-        return View(camera, pictures, self._caught.features)
+        features = catch.features
+        return View(camera, pictures, {} if features is None else _Kept(features, most_decoded))
 
     def at_work(self, client: int) -> bool:
         """Whether a client's view is being rendered, so that it will answer a question asked now."""
@@ -178,9 +181,16 @@ class Views:
         box = None if obb_box is None else tuple(tuple(part.flatten().tolist()) for part in vars(obb_box).values())
         return viewpoint(camera), None if times is None else float(times.flatten()[0]), box, self._state()
 
-    def _catch(self, outputs: dict[str, Tensor], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The model's hook: takes the view's features and adds nothing yet."""
-        self._caught.features = _Kept(features, self._caught.most)
+
+class _Catch:
+    """A hook of the model that takes a view's features and adds nothing yet."""
+
+    def __init__(self):
+        self.features: Mapping[str, Tensor] | None = None
+
+    def __call__(self, outputs: dict[str, Tensor], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        del outputs
+        self.features = features
         return {}
 
 
