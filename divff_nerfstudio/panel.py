@@ -182,7 +182,8 @@ class QueryPanel(nn.Module):
         """Lets a new client begin where the scene was filmed from, with progressive pictures."""
         machine = self._viewer.render_statemachines.get(client.client_id)
         if machine is not None:
-            machine._calculate_image_res = partial(self._resolution, machine, machine._calculate_image_res)
+            full = machine._calculate_image_res
+            machine._calculate_image_res = lambda aspect_ratio: self._resolution(machine, full, aspect_ratio)
         if not self._welcomed and self._viewer.ready and hasattr(self._viewer, "camera_handles"):
             # The frames' own cameras stand in the way of who looks through one of them.
             self._welcomed = True

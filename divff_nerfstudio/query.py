@@ -214,7 +214,7 @@ class Query:
         """
         config = replace(self.config, **changes)
         phrases = split_phrases(config.text)
-        if phrases and changes.keys() - _PICTURE_FIELDS:
+        if phrases and (not changes or changes.keys() - _PICTURE_FIELDS):
             self._embeddings(config, config.features, phrases)
         with self._changing:
             # Encoding takes its time, in which another thread may have changed another field.

@@ -157,7 +157,7 @@ def render(viewer, shot=None, state="high"):
     return machine.outputs
 
 
-def wait(condition, seconds=20):
+def wait(condition, seconds=60):
     end = time.time() + seconds
     while not condition():
         assert time.time() < end, "did not happen in time"
@@ -173,7 +173,7 @@ def ask(panel, text):
 
 def settle(panel):
     for lane in (panel._asking, panel._drawing, panel._finding):
-        assert lane.join(20)
+        assert lane.join(60)
 
 
 def drawing(markdown):
