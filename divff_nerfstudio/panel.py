@@ -224,7 +224,9 @@ class QueryPanel(nn.Module):
         return self._visibility.hide_actor, self._visibility.hide_dynamic
 
     def _training_lock(self) -> contextlib.AbstractContextManager[Any]:
-        return self._viewer.train_lock or contextlib.nullcontext()
+        """What training and renders take turns by. Where nobody trains, looking over time keeps no render waiting."""
+        lock = None if self._viewer.trainer is None else self._viewer.train_lock
+        return lock or contextlib.nullcontext()
 
     # The line of state.
 

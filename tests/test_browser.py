@@ -24,7 +24,7 @@ import tiny_run
 import torch
 from PIL import Image
 
-from divff_nerfstudio.evaluation.commands import open_run
+from divff_nerfstudio.evaluation.runs import open_scene
 from divff_nerfstudio.panel_state import load_panel_state, panel_state_path
 
 sync_api = pytest.importorskip("playwright.sync_api", reason='install the extra "browser"')
@@ -224,14 +224,12 @@ def panel(chromium: Any, server: Server) -> Iterator[Panel]:
 @pytest.fixture(scope="module")
 def own(trained: Scene) -> Any:
     """The same run, opened here."""
-    return open_run(trained.config)[0]
+    return open_scene(trained.config)
 
 
 def expected(own: Any, output: str, shape: tuple[int, ...], text: str, hide_actor: bool = False) -> np.ndarray:
     """What the model itself shows of the first frame's view, in the browser's shape."""
-    from divff_nerfstudio.evaluation.videos import scene_cameras
-
-    camera = scene_cameras(own.datamanager)[:1]
+    camera = own.camera_at(0, 0.0)
     camera.rescale_output_resolution(LARGEST * shape[0] / shape[1] / small_scene.HEIGHT)
     camera.width, camera.cx = torch.full_like(camera.width, LARGEST), torch.full_like(camera.cx, LARGEST / 2)
     own.query.ask(text=text, contour=True)
@@ -289,7 +287,9 @@ def test_a_click_says_what_is_there(panel: Panel) -> None:
     panel.wait(lambda: "Click into the picture" in panel.text, "the invitation to click")
     panel.click(0.5 + (13 - 20) / 24 / 1.3, 11 / 24)
     panel.wait(lambda: "most like" in panel.text, "the answer to the click")
-    assert re.search(r"\[point \d+\]: (dynamic|static) layer .* most like .*mug", panel.text)
+    assert re.search(
+        r"\[point \d+\]: (dynamic|static|actor) layer \(\d+ %\); most like (\w[\w -]* -?\d\.\d\d(, |\.)){3}", panel.text
+    )
     assert re.fullmatch(r"\[point \d+\]", panel.box("Question").input_value())
     panel.wait(lambda: "[point" in panel.drawings, "the point in the legend")
 

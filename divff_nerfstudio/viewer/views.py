@@ -71,7 +71,7 @@ class Views:
         client: The client that the calling thread renders for; None where it is not the viewer's.
 
     Attributes:
-        rendered: How many views have been rendered.
+        rendered: How many of the clients' views have been rendered.
         rays_per_second: How fast, on average; 0 before the first one.
     """
 
@@ -115,6 +115,7 @@ class Views:
             self._busy.add(client)
             try:
                 view = self.render(camera, obb_box)
+                self.rendered += 1
             finally:
                 # Before the question is read: who changes it later sees that this view will not be answered anew.
                 self._busy.discard(client)
@@ -142,7 +143,6 @@ class Views:
                 # Evaluation in the main thread may have set a hook of its own, or taken it back, in the meantime.
                 if self._model.answer is catch:
                     self._model.answer = before
-        self.rendered += 1
         speed = pictures["rgb"].shape[:2].numel() / max(time.perf_counter() - start, 1e-6)
         self.rays_per_second = 0.7 * self.rays_per_second + 0.3 * speed if self.rays_per_second else speed
         features = catch.features
