@@ -448,7 +448,7 @@ class QueryPanel(nn.Module):
             self.elements.pointed.content = as_markdown(f"{where}; there are no features yet to tell more.")
             return
         name = f"[point {1 + len(self._query.examples)}]"
-        examples = {kind: Example.of(view.features[kind], row, col) for kind in kinds}
+        examples = {kind: Example.of(self._query.decode(view.features[kind], kind), row, col) for kind in kinds}
         self._query.examples[name] = examples
         self._fill(self.elements.ask, name)
         self._change(text=name)

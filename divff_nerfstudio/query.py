@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FeatureKind = Literal["image", "video"]
 Encode = Callable[[Sequence[str]], Float[Tensor, "phrases dim"]]
+Decode = Callable[[Float[Tensor, "rows code"]], Float[Tensor, "rows dim"]]
 
 PUBLISHED_NEGATIVES: Mapping[str, tuple[str, ...]] = {
     "image": ("object", "things", "stuff", "hands"),
@@ -37,6 +38,7 @@ MAX_PHRASES = 16
 """More phrases than this in one query are refused: each costs a map of the image's size."""
 _REMEMBERED = 4096
 _PICTURE_FIELDS = {"threshold", "strength", "contour"}
+_DECODED = 32768
 
 
 class QueryError(DivffError):
@@ -84,6 +86,8 @@ class QueryConfig(InstantiateConfig):
     """Phrases that video queries are held against. Empty: those of the scene's features, else DIV-FF's four."""
     prefix_video: str = ""
     """Put before every phrase asked of the video features ("#C C " as in EgoVideo's captions); negatives stay bare."""
+    unit_video_text: bool = True
+    """Whether embeddings of phrases asked of the video features have unit length; DIV-FF leaves theirs as they are."""
     temperature: float = 10.0
     """Factor of the similarities in the relevancy."""
     threshold: float = 0.53
@@ -161,6 +165,7 @@ class Query:
         config: The query to begin with. It is not encoded yet.
         encoders: Text encoder of each kind of features that there is.
         negatives: Phrases that the features' own source wants queries held against.
+        decoders: What turns rendered features of a kind into embeddings, where they are codes.
 
     Attributes:
         examples: Features that stand for phrases, by phrase and kind.
@@ -171,11 +176,15 @@ class Query:
     """
 
     def __init__(
-        self, config: QueryConfig, encoders: Mapping[str, Encode], negatives: Mapping[str, Sequence[str]] | None = None
+        self,
+        config: QueryConfig,
+        encoders: Mapping[str, Encode],
+        negatives: Mapping[str, Sequence[str]] | None = None,
+        decoders: Mapping[str, Decode] | None = None,
     ):
         split_phrases(config.text)
         self.config = config
-        self.encoders = dict(encoders)
+        self.encoders, self.decoders = dict(encoders), dict(decoders or {})
         self.own_negatives = {kind: tuple(phrases) for kind, phrases in (negatives or {}).items()}
         self.examples: dict[str, dict[str, Example]] = {}
         self.error: str | None = None
@@ -236,8 +245,24 @@ class Query:
         """
         return self._encode(kind, self._asked(self.config, kind, phrases))
 
+    def check(self, kind: str, phrases: Sequence[str]) -> None:
+        """Finds out whether phrases can be asked of one kind of features, and remembers their embeddings.
+
+        Raises:
+            QueryError: If there are no such features, or their text encoder does not work.
+        """
+        self._embeddings(self.config, kind, phrases)
+
+    def decode(self, features: Float[Tensor, "*bs code"], kind: str) -> Float[Tensor, "*bs dim"]:
+        """Rendered features as embeddings that phrases can be compared with; the same where they are such already."""
+        decode = self.decoders.get(kind)
+        if decode is None:
+            return features
+        parts = features.flatten(0, -2).split(_DECODED)
+        return torch.cat([decode(part) for part in parts]).unflatten(0, features.shape[:-1])
+
     def relevancies(
-        self, features: Float[Tensor, "*bs dim"], kind: str, phrases: Sequence[str]
+        self, features: Float[Tensor, "*bs dim"], kind: str, phrases: Sequence[str], decoded: bool = False
     ) -> Float[Tensor, "*bs phrases"]:
         """Relevancy of features to each of several phrases, whatever is being asked in `config.text`.
 
@@ -245,6 +270,7 @@ class Query:
             features: Rendered features of that kind, of unit length.
             kind: "image" or "video".
             phrases: What to look for.
+            decoded: Whether `decode` has been called on them, which another question to the same features need not.
 
         Returns:
             Relevancies in [0, 1], a channel per phrase.
@@ -252,7 +278,7 @@ class Query:
         Raises:
             QueryError: If there are no such features, or their text encoder does not work.
         """
-        return self._relevancies(self.config, features, kind, phrases)
+        return self._relevancies(self.config, features, kind, phrases, decoded)
 
     @torch.no_grad()
     def answer(
@@ -300,12 +326,37 @@ class Query:
         kind = config.features
         return Answer(config, phrases, self._relevancies(config, features[kind], kind, phrases))
 
-    def _relevancies(self, config: QueryConfig, features: Tensor, kind: str, phrases: Sequence[str]) -> Tensor:
+    def _relevancies(
+        self, config: QueryConfig, features: Tensor, kind: str, phrases: Sequence[str], decoded: bool = False
+    ) -> Tensor:
         positives, negatives = self._embeddings(config, kind, phrases)
-        found = relevancy(features, positives.to(features), negatives.to(features), config.temperature)
+        if not decoded and kind in self.decoders:
+            rows = features.flatten(0, -2).split(_DECODED)
+            parts = [
+                self._compared(config, self.decode(part, kind), kind, phrases, positives, negatives) for part in rows
+            ]
+            return torch.cat(parts).unflatten(0, features.shape[:-1])
+        return self._compared(config, features, kind, phrases, positives, negatives)
+
+    def _compared(
+        self,
+        config: QueryConfig,
+        embeddings: Tensor,
+        kind: str,
+        phrases: Sequence[str],
+        positives: Tensor,
+        negatives: Tensor,
+    ) -> Tensor:
+        """Relevancies of what has been decoded."""
+        if positives.shape[-1] != embeddings.shape[-1]:
+            raise QueryError(
+                f"The text encoder of the {kind} features gives {positives.shape[-1]} values where they have "
+                f"{embeddings.shape[-1]}: name the one that they were made with."
+            )
+        found = relevancy(embeddings, positives.to(embeddings), negatives.to(embeddings), config.temperature)
         for i, phrase in enumerate(phrases):
             if phrase in self.examples:
-                found[..., i] = self._example(phrase, kind).relevancy(features)
+                found[..., i] = self._example(phrase, kind).relevancy(embeddings)
         return found
 
     def _embeddings(self, config: QueryConfig, kind: str, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -364,10 +415,15 @@ def build_query(
         make_encoder: Builds a text encoder from the entry of a store's header; called at the first phrase, not before.
     """
     asked = {kind: store.header for kind, store in stores.items() if store.header.text_encoder is not None}
+    unlike = {} if config.unit_video_text else {"video": {"normalise": False}}
     return Query(
         config,
-        {kind: _LazyEncoder(make_encoder, header.text_encoder or {}) for kind, header in asked.items()},
+        {
+            kind: _LazyEncoder(make_encoder, {**(header.text_encoder or {}), **unlike.get(kind, {})})
+            for kind, header in asked.items()
+        },
         {kind: header.negatives for kind, header in asked.items()},
+        {kind: stores[kind].decode for kind, header in asked.items() if header.decoder is not None},
     )
 
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
+import tyro
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from divff_nerfstudio.features.autoencoder import load_autoencoder
+from divff_nerfstudio.features.store import IMPORTED
 from divff_nerfstudio.fields.encodings import implementation_for
 from divff_nerfstudio.files import DivffError, atomic_path
-from divff_nerfstudio.pipeline import DivFFPipelineConfig, random_state, restore_random_state
+from divff_nerfstudio.model import DivFFModelConfig
+from divff_nerfstudio.pipeline import DivFFPipeline, DivFFPipelineConfig, random_state, restore_random_state
+from divff_nerfstudio.published_model import PublishedModelConfig
+from divff_nerfstudio.schedule import StagedCosineConfig
 
 ITERATIONS = {"cuda": 20000, "cpu": 5000}
 """Training steps by kind of device, unless said otherwise."""
@@ -51,12 +57,25 @@ class DivFFTrainerConfig(TrainerConfig):
     """pipeline configuration"""
     max_num_iterations: int = 0
     """Step at which training ends, resumed or not. 0: by device, settled when training starts."""
+    run_dir: tyro.conf.Suppress[Optional[Path]] = None  # noqa: UP045  (tyro and pyright agree on this form)
+    """Folder of an imported run; others lie where nerfstudio puts them."""
+
+    def get_base_dir(self) -> Path:
+        """Folder with config.yml."""
+        usual = super().get_base_dir()
+        return usual if self.run_dir is None else self.run_dir
+
+    def set_timestamp(self) -> None:
+        """Called when a training begins: one that begins with an imported run gets a folder of its own."""
+        self.run_dir = None
+        super().set_timestamp()
 
     def settle(self) -> None:
         """Settles what depends on the device and on the length of the run; what the user has chosen stays."""
         device = "cuda" if self.machine.device_type == "cuda" else "cpu"
         self.max_num_iterations = self.max_num_iterations or ITERATIONS[device]
         steps, model, data = self.max_num_iterations, self.pipeline.model, self.pipeline.datamanager
+        assert isinstance(model, DivFFModelConfig)
         if model.fields.implementation == "auto":
             model.fields.implementation = implementation_for(device)
         data.train_num_rays_per_batch = data.train_num_rays_per_batch or RAYS[device]
@@ -73,6 +92,35 @@ class DivFFTrainerConfig(TrainerConfig):
         super().save_config()
 
 
+@dataclass
+class PublishedTrainerConfig(DivFFTrainerConfig):
+    """Configuration of a training run by the published schedule."""
+
+    def settle(self) -> None:
+        """Settles the schedule from the scene's size, features and the steps asked for; what is settled stays.
+
+        Raises:
+            TrainingError: If heads shall be trained and there are no features.
+        """
+        model, data = self.pipeline.model, self.pipeline.datamanager
+        assert isinstance(model, PublishedModelConfig)
+        schedule = model.schedule
+        if not schedule.steps_per_epoch:
+            pixels, features = data.survey()
+            if schedule.stages == "heads" and not features:
+                raise TrainingError(
+                    "The scene has no features to train semantic heads on: extract them with `divff extract`."
+                )
+            schedule.settle(pixels, data.train_num_rays_per_batch, features, self.max_num_iterations)
+        if model.autoencoder is not None and model.autoencoder_sizes is None:
+            model.autoencoder_sizes = load_autoencoder(model.autoencoder).config
+        self.max_num_iterations = self.max_num_iterations or schedule.steps
+        for group in self.optimizers.values():
+            if isinstance(group["scheduler"], StagedCosineConfig):
+                group["scheduler"].epochs = schedule.epochs
+                group["scheduler"].steps_per_epoch = schedule.steps_per_epoch
+
+
 class DivFFTrainer(Trainer):
     """Trains a scene.
 
@@ -80,6 +128,7 @@ class DivFFTrainer(Trainer):
     """
 
     config: DivFFTrainerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    pipeline: DivFFPipeline  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: DivFFTrainerConfig, local_rank: int = 0, world_size: int = 1):
         config.settle()
@@ -95,6 +144,12 @@ class DivFFTrainer(Trainer):
         if self._start_step >= total:
             raise TrainingError(
                 f"The checkpoint has {self._start_step} of {total} steps behind it: give more with max-num-iterations."
+            )
+        stores = self.pipeline.datamanager.feature_stores
+        if blank := [kind for kind, store in stores.items() if store.header.source == IMPORTED]:
+            CONSOLE.print(
+                f"[yellow]The {', '.join(blank)} features have no targets, which an import does not bring, so that "
+                "their heads are not trained: run `divff extract` and import again to train them, too."
             )
         self.config.max_num_iterations = total - self._start_step  # nerfstudio counts from where it starts
         try:
@@ -140,11 +195,16 @@ class DivFFTrainer(Trainer):
             raise TrainingError(f"{path} is no readable checkpoint ({reason}): resume from another one.") from error
         self._start_step = state["step"] + 1
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
-        self.optimizers.load_optimizers(state["optimizers"])
-        if self.config.load_scheduler:
-            self.optimizers.load_schedulers(state["schedulers"])
-        self.grad_scaler.load_state_dict(state["scalers"])
-        restore_random_state(state["random"])
+        if state["optimizers"]:
+            self.optimizers.load_optimizers(state["optimizers"])
+            if self.config.load_scheduler:
+                self.optimizers.load_schedulers(state["schedulers"])
+            self.grad_scaler.load_state_dict(state["scalers"])
+            restore_random_state(state["random"])
+        else:  # imported weights begin with fresh optimizers, at their place in the schedule
+            for scheduler in self.optimizers.schedulers.values():
+                scheduler.last_epoch = self._start_step - 1
+                scheduler.step()
         CONSOLE.print(f"Resuming at step {self._start_step} from {path}")
 
     def _checkpoint_to_load(self) -> Path | None:

@@ -13,15 +13,16 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import small_scene
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from divff_nerfstudio.evaluation.classes import ClassScores
-from divff_nerfstudio.evaluation.metrics import average_precision, psnr, ssim
+from divff_nerfstudio.evaluation.metrics import average_precision, lpips, lpips_weights, psnr, ssim
 from divff_nerfstudio.evaluation.report import Gallery, Report, report_page, save_report, save_scores
-from divff_nerfstudio.evaluation.run import evaluate, evaluate_scene
+from divff_nerfstudio.evaluation.run import Wanted, evaluate, evaluate_scene
 from divff_nerfstudio.evaluation.tiles import (
     BACKGROUND,
     as_picture,
@@ -36,6 +37,7 @@ from divff_nerfstudio.evaluation.tiles import (
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedScene
 from divff_nerfstudio.evaluation.videos import LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
 from divff_nerfstudio.evaluation.viewpoints import central_frame, chosen_frames
+from divff_nerfstudio.files import DivffError
 
 
 @pytest.fixture(scope="module")
@@ -207,9 +209,112 @@ def test_no_features_no_classes(datamanager):
     assert "psnr" in scores and not any(key.startswith(("object", "affordance")) for key in scores)
 
 
+def test_without_a_text_encoder_the_other_scores_are_not_lost(datamanager, capsys):
+    def absent(phrases):
+        raise RuntimeError("no weights")
+
+    query = small_scene.make_query()
+    query.encoders["video"] = absent
+    scores = evaluate_scene(small_scene.KnowingModel(), datamanager, query)
+    assert {"psnr", "object_miou", "affordance_image_miou"} <= scores.keys()
+    assert not {"affordance_miou", "object_video_miou"} & scores.keys()
+    assert "no weights" in capsys.readouterr().out
+
+
 def test_frames_that_were_trained_on_are_refused(scene_root):
     with pytest.raises(EvaluationError, match="trained on"):
         evaluate(small_scene.KnowingModel(), small_scene.datamanager(scene_root, "train"), small_scene.make_query())
+
+
+def test_frames_that_were_trained_on_before_the_splits_changed_are_refused(datamanager):
+    model = small_scene.KnowingModel()
+    model.train_times = torch.tensor([0.0, 4 / 11])
+    with pytest.raises(EvaluationError, match=r"Frame 4 of .* was trained on"):
+        evaluate(model, datamanager, small_scene.make_query())
+
+
+def test_only_what_is_wanted_is_evaluated(datamanager):
+    model, shown = small_scene.KnowingModel(), []
+    wanted = Wanted(tasks=("objects",), frames=1, queries=("mug", "bowl", "take the mug"))
+    evaluation = evaluate(
+        model, datamanager, small_scene.make_query(), lambda result, tasks: shown.append(result.shown), wanted
+    )
+    assert list(evaluation.frames) == [4] and len(model.seen) == 1
+    assert set(evaluation.classes) == {"object", "object_video"} and set(evaluation.classes["object"]) == {
+        "mug",
+        "bowl",
+    }
+    assert set(shown[0]) == {"take the mug"}
+    assert not any(key.startswith(("psnr", "affordance", "consistency")) for key in evaluation.totals)
+    assert evaluation.frame_classes[4]["object"]["mug"]["iou"] == 1.0
+    assert "object_miou_loo" not in evaluation.totals  # one frame cannot be left out
+
+
+def test_baselines_see_training_frames_and_are_scored_alike(scene_root):
+    datamanager = small_scene.datamanager(scene_root)
+    datamanager.feature_stores = {"image": KnownFeatures(), "video": KnownFeatures()}
+    wanted = Wanted(tasks=("masks", "objects"), baselines=("nearest", "mean", "extracted"))
+    evaluation = evaluate(small_scene.KnowingModel(), datamanager, small_scene.make_query(), wanted=wanted)
+    nearest, mean, extracted = (evaluation.baselines[name] for name in wanted.baselines)
+    assert nearest.totals["psnr"] == pytest.approx(evaluation.totals["psnr_nearest_frame"])
+    average = np.mean([small_scene.picture(i) / 255.0 for i in (0, 1, 3, 5, 6, 7, 9, 10, 11)], axis=0)
+    expected = [psnr(average, small_scene.picture(i) / 255.0) for i in small_scene.TEST]
+    assert mean.totals["psnr"] == pytest.approx(np.mean(expected), abs=1e-3)
+    assert 0.1 < mean.totals["moving_ap"] < 1 and 0.1 < nearest.totals["moving_ap"] < 1
+    assert "psnr" not in extracted.totals and "ssim" not in extracted.totals
+    assert extracted.classes["object"]["mug"]["iou"] == 1.0
+    moved = [(small_scene.layers(i) == 1, small_scene.layers(i - 1) == 1) for i in small_scene.TEST]
+    iou = sum((a & b).sum() for a, b in moved) / sum((a | b).sum() for a, b in moved)
+    assert nearest.classes["object"]["mug"]["iou"] == pytest.approx(iou)
+    assert 0 <= mean.totals["object_ap"] < nearest.totals["object_ap"] < extracted.totals["object_ap"]
+    with pytest.raises(DivffError, match="no baseline nobody"):
+        evaluate(
+            small_scene.KnowingModel(), datamanager, small_scene.make_query(), wanted=Wanted(baselines=("nobody",))
+        )
+
+
+class KnownFeatures:
+    """A feature store that knows what each frame shows; the actor has no feature."""
+
+    def frame_features(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
+        index = np.where(small_scene.object_masks(frame)[..., 0], 1, 0).astype(np.uint16)
+        index[small_scene.layers(frame) == 2] = 65535
+        return index, np.stack([small_scene.CODES["object"].numpy(), small_scene.CODES["mug"].numpy()])
+
+
+def test_thresholds_are_chosen_without_the_frame_they_are_used_on():
+    scores = ClassScores(["mug"], 0.7)
+    truth = np.zeros((4, 5, 1), bool)
+    truth[:2] = True
+    for level in (0.2, 0.4, 0.6):
+        scores.add(np.where(truth, level + 0.1, level), truth)
+    first, second, third = scores.left_out_thresholds()
+    # Best for 0.4/0.5 and 0.6/0.7 is either gap, since both cost a whole frame: never the gap of the frame left out.
+    assert not 0.2 <= first < 0.3 and not 0.4 <= second < 0.5 and not 0.6 <= third < 0.7
+    table = scores.per_class()["mug"]
+    assert table["iou_loo"] < table["iou_oracle"] and table["iou_sound"] == 0.0
+    easy = ClassScores(["mug"], 0.7)
+    for _ in range(3):
+        easy.add(np.where(truth, 0.4, 0.1), truth)
+    assert easy.per_class()["mug"]["iou_loo"] == 1.0 and easy.totals()["miou"] == 0.0
+    assert all(0.1 < threshold < 0.4 for threshold in easy.left_out_thresholds())
+
+
+def test_pixels_may_be_left_out():
+    scores, truth = ClassScores(["mug"], 0.5), np.zeros((4, 4, 1), bool)
+    truth[:2] = True
+    where = np.zeros((4, 4), bool)
+    where[1:3] = True
+    table = scores.add(np.where(truth, 0.9, 0.8), truth, where)
+    assert table["mug"] == {"pixels": 4, "found": 8, "iou": 0.5, "ap": 1.0}
+
+
+def test_lpips_is_left_out_without_its_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    image = np.zeros((40, 40, 3))
+    assert lpips_weights() == tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    assert lpips(image, image) is None
 
 
 def test_pictures_are_brought_to_size_and_joined():

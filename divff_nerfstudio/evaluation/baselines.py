@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC
 from functools import cached_property
-from importlib import import_module
 from typing import ClassVar
 
 import numpy as np
@@ -17,8 +16,9 @@ from jaxtyping import Float
 
 from divff_nerfstudio.data.annotations import resize_nearest
 from divff_nerfstudio.evaluation.results import FrameResult, Task
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedScene
+from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 from divff_nerfstudio.features.store import NO_FEATURE
+from divff_nerfstudio.files import plugin_class
 
 BASELINES: dict[str, str] = {
     "nearest": f"{__name__}:NearestFrame",
@@ -65,18 +65,9 @@ def load_baseline(name: str, trained: TrainedScene) -> Baseline:
     """The baseline of a registered name, or of a class given as ``module:Class``.
 
     Raises:
-        EvaluationError: If there is none.
+        DivffError: If there is none.
     """
-    module, _, attribute = BASELINES.get(name, name).partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise EvaluationError(
-            f"There is no baseline {name} ({error}): choose from {', '.join(BASELINES)}, or give module:Class."
-        ) from None
-    if not (isinstance(found, type) and issubclass(found, Baseline)):
-        raise EvaluationError(f"{name} is no baseline: derive it from {__name__}.Baseline.")
-    return found(trained)
+    return plugin_class(BASELINES.get(name, name), Baseline, "baseline", BASELINES)(trained)
 
 
 class _Stored(Baseline):

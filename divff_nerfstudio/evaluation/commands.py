@@ -181,7 +181,8 @@ class QueryCommandConfig:
             answer = view.ask(phrase, kind, self.threshold)
             answers.append(answer.summary() | {"files": save_answer(self.output / file_name(phrase), answer)})
         assert view.camera.times is not None
-        save_picture(self.output / "view.png", as_picture(view.outputs["rgb"].numpy(), view.outputs["rgb"].shape[:2]))
+        rgb = view.outputs["rgb"].numpy()
+        save_picture(self.output / "view.png", as_picture(rgb, (rgb.shape[0], rgb.shape[1])))
         return {
             "scene": trained.scene.name,
             "time": float(view.camera.times.reshape(-1)[0]),
@@ -218,7 +219,7 @@ def save_answer(base: Path, answer: Answer) -> dict[str, str]:
     Returns:
         The files' paths by what they hold.
     """
-    size = answer.relevancy.shape
+    size = answer.relevancy.shape[0], answer.relevancy.shape[1]
     pictures = {
         "relevancy": answer.relevancy[..., None],
         "mask": answer.mask[..., None].astype(np.float32),

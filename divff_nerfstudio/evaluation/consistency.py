@@ -128,7 +128,7 @@ def _column(
     view: View, maps: Float[np.ndarray, "height width classes"], names: Sequence[str], frame_id: int
 ) -> Picture:
     """The view at one moment, and the answers below each other."""
-    size = cell_size(*maps.shape[:2], _CELL_HEIGHT)
+    size = cell_size(maps.shape[0], maps.shape[1], _CELL_HEIGHT)
     cells = [labelled(as_picture(view.outputs["rgb"].numpy(), size), f"time of frame {frame_id}")]
     for i, name in enumerate(names):
         answer = answer_about(name, KIND, maps[..., i], view.outputs, view.points)

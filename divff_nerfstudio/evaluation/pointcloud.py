@@ -75,7 +75,7 @@ def write_cloud(
     fused: _Fused | None = None
     basis = None
     for frame in track([own, *(i for i in frames if i != own)], "Fusing views ...", console=CONSOLE, transient=True):
-        hide = options.hide if frame == own else tuple({*options.hide, "actor"})
+        hide: tuple[MovingLayer, ...] = options.hide if frame == own else (*options.hide, "actor")
         view = trained.render(trained.camera_at(frame, time), hide)
         kept = reliable(view, options.opaque, options.edge)
         values = _values(view, queries)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.markup import escape
 from rich.progress import track
 
 from divff_nerfstudio.data.annotations import (
@@ -30,7 +31,7 @@ from divff_nerfstudio.evaluation.surroundings import surroundings
 from divff_nerfstudio.evaluation.tiles import Picture
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, Renderer, TrainedScene, View
 from divff_nerfstudio.evaluation.viewpoints import chosen_frames
-from divff_nerfstudio.query import Query
+from divff_nerfstudio.query import Query, QueryError
 
 if TYPE_CHECKING:
     from divff_nerfstudio.datamanager import DivFFDataManager
@@ -125,10 +126,9 @@ def evaluate(
 
     Raises:
         EvaluationError: If a frame of the split was trained on.
-        QueryError: If a text encoder does not work.
     """
     wanted, trained = wanted or Wanted(), TrainedScene(model, datamanager, query)
-    tasks = find_tasks(trained, wanted)
+    tasks = _answerable(find_tasks(trained, wanted), query)
     own = _Scored(tasks, "masks" in wanted.tasks)
     baselines = {name: load_baseline(name, trained) for name in wanted.baselines}
     others = {name: _Scored(tasks, "masks" in wanted.tasks) for name in baselines}
@@ -142,12 +142,17 @@ def evaluate(
     evaluation = own.evaluation()
     evaluation.baselines = {name: scored.evaluation() for name, scored in others.items()}
     for name, task in VIEW_TASKS.items() if "views" in wanted.tasks else ():
-        found = task(trained, wanted.queries, wanted.moments)
+        try:
+            found = task(trained, wanted.queries, wanted.moments)
+        except QueryError as error:
+            CONSOLE.print(f"[yellow]{escape(str(error))} The scores of the task {name} are left out.")
+            continue
         evaluation.totals |= found.totals
         if found.classes:
             evaluation.classes[name] = found.classes
-        for title, picture in found.figures.items() if on_figure is not None else ():
-            on_figure(title, picture)
+        if on_figure is not None:
+            for title, picture in found.figures.items():
+                on_figure(title, picture)
     return evaluation
 
 
@@ -215,6 +220,18 @@ def find_tasks(trained: TrainedScene, wanted: Wanted | None = None) -> dict[str,
                 full = name if kind == usual else f"{name}_{kind}"
                 tasks[full] = Task(full, group, kind, threshold, annotations)
     return tasks
+
+
+def _answerable(tasks: Mapping[str, Task], query: Query) -> dict[str, Task]:
+    """The tasks that can be asked; where a text encoder is not to be had, the other scores are not lost with it."""
+    found = {}
+    for name, task in tasks.items():
+        try:
+            query.check(task.kind, task.annotations.names)
+            found[name] = task
+        except QueryError as error:
+            CONSOLE.print(f"[yellow]{escape(str(error))} The scores of the task {name} are left out.")
+    return found
 
 
 def _only(annotations: LabelledMasks, names: Sequence[str]) -> LabelledMasks:

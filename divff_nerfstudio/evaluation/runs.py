@@ -42,7 +42,7 @@ def open_run(load_config: Path) -> tuple[Any, int]:
     methods: list[str] = []
 
     def relocated(config: TrainerConfig) -> TrainerConfig:
-        methods.append(config.method_name)
+        methods.append(str(config.method_name))
         config.output_dir, config.experiment_name, config.method_name, config.timestamp = folder, ".", ".", "."
         if not any(config.get_checkpoint_dir().glob("step-*.ckpt")):
             raise RunError(f"{config.get_checkpoint_dir()} has no checkpoint: train the scene with `ns-train divff`.")
@@ -53,7 +53,7 @@ def open_run(load_config: Path) -> tuple[Any, int]:
     _, pipeline, _, step = eval_setup(load_config, update_config_callback=relocated)
     if not hasattr(pipeline, "query"):
         raise RunError(f"{load_config} is no run of divff: give the config.yml that `ns-train divff` wrote.")
-    pipeline.method_name = methods[0]
+    pipeline.method_name = methods[0]  # pyright: ignore[reportArgumentType]
     return pipeline, step
 
 
@@ -88,7 +88,7 @@ def training_seconds(folder: Path) -> float | None:
         return None
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    clocks = [[event.wall_time for event in EventFileLoader(str(path)).Load()] for path in paths]
+    clocks = [[getattr(event, "wall_time", 0.0) for event in EventFileLoader(str(path)).Load()] for path in paths]
     return sum(clock[-1] - clock[0] for clock in clocks if clock)
 
 

@@ -114,7 +114,7 @@ def _figure(
     names: Sequence[str],
 ) -> Picture:
     """The frame, the other view with what the frame sees darkened, and the classes that are most relevant outside."""
-    size, ids = cell_size(*maps.shape[:2], _CELL_HEIGHT), trained.scene.frame_ids
+    size, ids = cell_size(maps.shape[0], maps.shape[1], _CELL_HEIGHT), trained.scene.frame_ids
     rgb = view.outputs["rgb"].numpy()
     cells = [
         labelled(as_picture(trained.scene.frame(frame) / 255.0, size), f"frame {ids[frame]}"),
@@ -124,7 +124,7 @@ def _figure(
         ),
     ]
     best = np.where(outside[..., None], maps, 0).max((0, 1))
-    for i in np.argsort(-best)[:_SHOWN]:
+    for i in map(int, np.argsort(-best)[:_SHOWN]):
         answer = answer_about(names[i], KIND, maps[..., i], view.outputs, view.points)
         text = f"{names[i]}: up to {best[i]:.2f}, threshold {answer.threshold:g}"
         cells.append(labelled(as_picture(answer.overlay, size), text))

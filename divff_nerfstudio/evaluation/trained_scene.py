@@ -59,12 +59,12 @@ class View:
     _decoded: dict[str, Tensor] = field(default_factory=dict)
 
     def features(self, kind: str) -> Float[Tensor, "height width dim"] | None:
-        """Unit-length features of a kind; None if the model has none."""
+        """Unit-length features of a kind, decoded where they are codes; None if the model has none."""
         if kind not in self._decoded:
             if kind not in self._rendered:
                 return None
             with torch.no_grad():
-                self._decoded[kind] = self._rendered[kind]
+                self._decoded[kind] = self.query.decode(self._rendered[kind], kind)
         return self._decoded[kind]
 
     @cached_property
@@ -88,7 +88,7 @@ class View:
             raise QueryError(
                 f"This run has no trained {kind} features: run `divff extract`, and train the scene again."
             )
-        return self.query.relevancies(features, kind, phrases).cpu().float().numpy()
+        return self.query.relevancies(features, kind, phrases, decoded=True).cpu().float().numpy()
 
     def ask(self, phrase: str, kind: str = "image", threshold: float | None = None) -> Answer:
         """Where a phrase is, or can be done, in this view.

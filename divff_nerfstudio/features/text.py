@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from divff_nerfstudio.features.encoders import EncoderError, load_encoder
+from divff_nerfstudio.files import plugin_class
 
 
 class PhraseEncoder(ABC):
@@ -54,6 +54,7 @@ class OpenClipPhrases(PhraseEncoder):
 FAMILIES: dict[str, str] = {
     "open_clip": "divff_nerfstudio.features.text:OpenClipPhrases",
     "egovideo": "divff_nerfstudio.features.egovideo.encoder:EgoVideoPhrases",
+    "xclip": "divff_nerfstudio.features.xclip:XClipPhrases",
 }
 """Where the class of each family of text encoders is; it is imported when it is asked for."""
 
@@ -110,13 +111,4 @@ def _text_encoder(entry: str) -> TextEncoder:
 
 def _family(name: str) -> type[PhraseEncoder]:
     """The class of a family of text encoders."""
-    module, _, attribute = FAMILIES.get(name, name).partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise EncoderError(
-            f"The features' text encoder {name} cannot be imported ({error}): install the package that it comes from."
-        ) from None
-    if not (isinstance(found, type) and issubclass(found, PhraseEncoder)):
-        raise EncoderError(f"{name} is no PhraseEncoder: derive it from divff_nerfstudio.features.text:PhraseEncoder.")
-    return found
+    return plugin_class(FAMILIES.get(name, name), PhraseEncoder, "text encoder of these features")
