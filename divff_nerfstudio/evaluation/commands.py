@@ -33,6 +33,7 @@ from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLay
 from divff_nerfstudio.evaluation.videos import LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
 from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint, read_camera_path
 from divff_nerfstudio.files import atomic_path, check_config_yaml
+from divff_nerfstudio.panel_state import load_panel_state, panel_state_path
 
 Features = Literal["image", "video"]
 """Which features answer: what something is, or what is done with it."""
@@ -261,7 +262,8 @@ class VideoConfig:
     hide: tuple[MovingLayer, ...] = ()
     """Layers to leave out: actor, dynamic."""
     camera_path: Optional[Path] = None  # noqa: UP045
-    """Camera path of nerfstudio's viewer: the other viewpoint. A picture for each of its cameras, at its time."""
+    """Camera path of nerfstudio's viewer: the other viewpoint. A picture for each of its cameras, at its time. What the
+    panel asked and hid when it was saved is asked and hidden, unless --queries or --hide say otherwise."""
     fixed: Optional[int] = None  # noqa: UP045
     """Id of the frame whose viewpoint is the other one; by default the published one of EPIC-Diff's scenes, else the
     most central."""
@@ -276,22 +278,35 @@ class VideoConfig:
         """Runs the command."""
         if self.camera_path is not None and self.fixed is not None:
             raise EvaluationError("--camera-path and --fixed both name the other viewpoint: leave one of them out.")
-        trained = open_scene(self.load_config)
+        trained, hide = open_scene(self.load_config), self.hide
         wanted = None if self.frames == "all" else int(self.frames)
         if self.camera_path is not None:
             path = read_camera_path(self.camera_path, trained.scene)
+            hide = self._as_in_the_panel(trained)
             moments = path_moments(trained, path, chosen_frames(len(path), wanted))
         else:
             viewpoint = fixed_viewpoint(trained.scene, self.fixed)
             moments = fixed_moments(trained, chosen_frames(len(trained.scene), wanted), viewpoint)
         queries = [asked_kind(typed, self.features) for typed in self.queries] or trained.standing_queries
         layout = LAYOUTS[self.layout]
-        pictures = video_pictures(trained, moments, layout, queries, self.hide, self.cell_height)
+        pictures = video_pictures(trained, moments, layout, queries, hide, self.cell_height)
         shown = track(pictures, "Rendering the video ...", total=len(moments), console=CONSOLE, transient=True)
         file = self.output or self.load_config.resolve().parent / "video.mp4"
         count = write_video(file, shown, self.fps)
         CONSOLE.print(f"Written: {escape(str(file))} ({count} frames)")
         return file
+
+    def _as_in_the_panel(self, trained: TrainedScene) -> tuple[MovingLayer, ...]:
+        """Asks what the panel had asked when the camera path was saved; the layers that it had hidden."""
+        assert self.camera_path is not None
+        saved = panel_state_path(self.camera_path)
+        if not saved.is_file():
+            return self.hide
+        state = load_panel_state(saved)
+        if not self.queries:
+            state.ask(trained.query)
+        switches: dict[MovingLayer, bool] = {"actor": state.hide_actor, "dynamic": state.hide_dynamic}
+        return self.hide or tuple(layer for layer, hidden in switches.items() if hidden)
 
 
 @dataclass

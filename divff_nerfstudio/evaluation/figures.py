@@ -23,7 +23,7 @@ from divff_nerfstudio.evaluation.tiles import (
     row_of,
 )
 from divff_nerfstudio.files import atomic_path
-from divff_nerfstudio.query import OVERLAY_OFFSET, overlay
+from divff_nerfstudio.overlays import OVERLAY_OFFSET, overlay
 
 _COLUMNS = 5
 _TRUTH = (255, 255, 255)
