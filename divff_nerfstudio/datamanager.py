@@ -22,7 +22,7 @@ from torch import Tensor
 from divff_nerfstudio.data.annotations import check_annotations
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.data.rays import camera_directions, pixel_areas, pixel_grid
-from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.features.store import FeatureStore, store_root
 
 FeatureTargets = dict[str, tuple[Float[Tensor, "rays dimension"], Bool[Tensor, "rays"]]]
@@ -139,6 +139,16 @@ class DivFFDataManagerConfig(VanillaDataManagerConfig):
     pixel_sampler: tyro.conf.Suppress[PixelSamplerConfig] = field(default_factory=PixelSamplerConfig)
     masks_on_gpu: tyro.conf.Suppress[bool] = False
     images_on_gpu: tyro.conf.Suppress[bool] = False
+
+    def survey(self) -> tuple[int, bool]:
+        """What a schedule depends on: the number of training pixels, and whether the scene has features.
+
+        Raises:
+            SceneError: If the scene cannot be read.
+        """
+        scene = load_scene(self.data or self.dataparser.data, check_frames=False)
+        stored = self.features != "none" and any(store_root(scene, self.feature_dir).glob("*/header.json"))
+        return len(scene.splits["train"]) * scene.height * scene.width, stored
 
 
 class DivFFDataManager(VanillaDataManager[SceneDataset]):

@@ -16,8 +16,14 @@ def uncertain_photometric(
     rgb: Float[Tensor, "rays 3"], target: Float[Tensor, "rays 3"], uncertainty: Float[Tensor, "rays"]
 ) -> Float[Tensor, ""]:
     """Negative log-likelihood of colours under a normal distribution (NeRF-W, Martin-Brualla 2021; DIV-FF)."""
-    squared = (rgb - target).square()
-    return (squared / (2 * uncertainty[:, None].square())).mean() + uncertainty.log().mean()
+    return weighted_error(rgb, target, uncertainty) + uncertainty.log().mean()
+
+
+def weighted_error(
+    rgb: Float[Tensor, "rays 3"], target: Float[Tensor, "rays 3"], uncertainty: Float[Tensor, "rays"]
+) -> Float[Tensor, ""]:
+    """Mean squared error in units of the variance, halved: the part of the likelihood that has the target in it."""
+    return ((rgb - target).square() / (2 * uncertainty[:, None].square())).mean()
 
 
 def proposal_loss(
@@ -84,13 +90,22 @@ def feature_loss(
     rendered: Float[Tensor, "rays dim"],
     target: Float[Tensor, "rays dim"],
     valid: Bool[Tensor, "rays"],
+    mean_over_all: bool = False,
 ) -> Float[Tensor, ""]:
-    """Distillation loss of one kind of features (DIV-FF), summed over channels and averaged over rays with a target.
+    """Distillation loss of one kind of features (DIV-FF), summed over channels and averaged over rays.
 
     Huber (delta 1.25) for language features, squared error for the regulariser.
+
+    Args:
+        kind: "image", "video" or "regulariser".
+        rendered: Rendered features, of unit length.
+        target: Features to render.
+        valid: Rays that have a target.
+        mean_over_all: Average over all rays, those without a target counting as 0 (DIV-FF), not over those with one.
     """
     if kind == "regulariser":
         error = (rendered - target).square()
     else:
         error = F.huber_loss(rendered, target, delta=1.25, reduction="none")
-    return (error.sum(-1) * valid).sum() / valid.sum().clamp_min(1)
+    count = valid.numel() if mean_over_all else valid.sum().clamp_min(1)
+    return (error.sum(-1) * valid).sum() / count

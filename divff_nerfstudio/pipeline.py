@@ -17,7 +17,8 @@ from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfi
 from divff_nerfstudio.features.pca import fit_feature_basis
 from divff_nerfstudio.features.text import text_encoder
 from divff_nerfstudio.files import DivffError
-from divff_nerfstudio.model import DivFFModel, DivFFModelConfig
+from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig
+from divff_nerfstudio.model import DivFFModelConfig
 from divff_nerfstudio.panel import QueryPanel
 from divff_nerfstudio.query import QueryConfig, build_query
 
@@ -36,7 +37,7 @@ class DivFFPipelineConfig(VanillaPipelineConfig):
         default_factory=DivFFDataManagerConfig
     )
     """specifies the datamanager config"""
-    model: DivFFModelConfig = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+    model: LayeredModelConfig = field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default_factory=DivFFModelConfig
     )
     """specifies the model config"""
@@ -54,7 +55,7 @@ class DivFFPipeline(VanillaPipeline):
 
     config: DivFFPipelineConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     datamanager: DivFFDataManager  # pyright: ignore[reportIncompatibleVariableOverride]
-    model: DivFFModel  # pyright: ignore[reportIncompatibleMethodOverride]
+    model: LayeredModel  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class DivFFPipeline(VanillaPipeline):
     ):
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)  # pyright: ignore
         stores = self.datamanager.feature_stores
-        self.datamanager.feature_start_step = config.model.heads_from
+        self.datamanager.feature_start_step = self.model.features_from
         self.query = build_query(config.query, stores, text_encoder)
         self.model.answer = self.query.answer
         if "image" in stores:
@@ -105,8 +106,12 @@ class DivFFPipeline(VanillaPipeline):
         """
         state = {key.replace("module.", ""): value for key, value in loaded_state.items()}
         if self.model.semantic is not None and not any("_model.semantic." in key for key in state):
-            CONSOLE.print("The checkpoint was trained before the scene had features, so it is opened without them.")
-            self.model.semantic = None
+            if self.test_mode == "val" and self.model.heads_begin_on_loaded_geometry:
+                CONSOLE.print("The checkpoint holds geometry alone, so the semantic heads begin anew.")
+                state |= {key: value for key, value in self.state_dict().items() if "_model.semantic." in key}
+            else:
+                CONSOLE.print("The checkpoint was trained before the scene had features, so it is opened without them.")
+                self.model.semantic = None
         own = self.state_dict()
         wrong = sorted(state.keys() ^ own.keys()) + sorted(
             key for key in state.keys() & own.keys() if state[key].shape != own[key].shape

@@ -111,6 +111,10 @@ class QueryConfig(InstantiateConfig):
     """Phrases that video queries are held against. Empty: those of the scene's features, else DIV-FF's four."""
     prefix_video: str = ""
     """Put before every phrase asked of the video features ("#C C " as in EgoVideo's captions); negatives stay bare."""
+    unit_video_text: bool = True
+    """Whether embeddings of phrases asked of the video features have unit length; DIV-FF leaves theirs as they are."""
+    object_features: FeatureKind = "image"
+    """Which features are asked for annotated objects in evaluation; DIV-FF's code asks the video features."""
     temperature: float = 10.0
     """Factor of the similarities in the relevancy."""
     threshold: float = 0.53
@@ -269,9 +273,13 @@ def build_query(
         make_encoder: Builds a text encoder from the entry of a store's header; called at the first phrase, not before.
     """
     asked = {kind: store.header for kind, store in stores.items() if store.header.text_encoder is not None}
+    unlike = {} if config.unit_video_text else {"video": {"normalise": False}}
     return Query(
         config,
-        {kind: _LazyEncoder(make_encoder, header.text_encoder or {}) for kind, header in asked.items()},
+        {
+            kind: _LazyEncoder(make_encoder, {**(header.text_encoder or {}), **unlike.get(kind, {})})
+            for kind, header in asked.items()
+        },
         {kind: header.negatives for kind, header in asked.items()},
     )
 

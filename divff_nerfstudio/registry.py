@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import torch
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
+from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.ffmpeg import ensure_ffmpeg
 from divff_nerfstudio.pipeline import DivFFPipelineConfig
-from divff_nerfstudio.trainer import DivFFTrainerConfig, FastAdamConfig
+from divff_nerfstudio.published_model import PublishedModelConfig
+from divff_nerfstudio.query import QueryConfig
+from divff_nerfstudio.schedule import StagedCosineConfig
+from divff_nerfstudio.trainer import DivFFTrainerConfig, FastAdamConfig, PublishedTrainerConfig
 
 ensure_ffmpeg()
 
@@ -43,4 +48,31 @@ divff = MethodSpecification(
         vis="viewer",
     ),
     description="Dynamic image-video feature fields: static, dynamic and actor layers that answer text.",
+)
+
+divff_paper = MethodSpecification(
+    config=PublishedTrainerConfig(
+        method_name="divff-paper",
+        machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
+        steps_per_eval_batch=1000,
+        steps_per_eval_image=10000,
+        steps_per_eval_all_images=1000000,
+        steps_per_save=1000,
+        pipeline=DivFFPipelineConfig(
+            datamanager=DivFFDataManagerConfig(
+                dataparser=EpicDiffDataParserConfig(time_rows=1000, pixel_centres=False),
+                train_num_rays_per_batch=1024,
+                eval_num_rays_per_batch=1024,
+            ),
+            model=PublishedModelConfig(),
+            query=QueryConfig(unit_video_text=False, object_features="video"),
+        ),
+        optimizers={
+            group: {"optimizer": AdamOptimizerConfig(lr=5e-4, eps=1e-8), "scheduler": StagedCosineConfig()}
+            for group in ("networks", "codes", "heads")
+        },
+        viewer=ViewerConfig(num_rays_per_chunk=4096, websocket_host="127.0.0.1"),
+        vis="viewer",
+    ),
+    description="The published DIV-FF network, sampling, losses and schedule, as they are in its checkpoints.",
 )

@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.model_components.ray_samplers import LogSampler, PDFSampler
 from torch import Tensor
 
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
+
+OPEN_END = 100.0
+"""Length of the last interval in the published compositing, in scene units."""
 
 
 @dataclass
@@ -38,6 +42,15 @@ class Composite:
     """Weight of each layer's samples in the joint render."""
     alphas: dict[Layer, Float[Tensor, "rays samples"]]
     """Opacity of each layer's samples, in the joint render and when it is rendered alone."""
+    opacity: Float[Tensor, "rays samples"]
+    """Joint opacity of the samples."""
+    transmittance: Float[Tensor, "rays samples"]
+    """Share of light that reaches each sample through all layers."""
+
+    @property
+    def joint(self) -> Float[Tensor, "rays samples"]:
+        """Weights of the samples as of one medium."""
+        return self.opacity * self.transmittance
 
     @property
     def total(self) -> Float[Tensor, "rays samples"]:
@@ -52,7 +65,9 @@ class Composite:
 
 
 def composite(
-    densities: Mapping[Layer, Float[Tensor, "rays samples"]], deltas: Float[Tensor, "rays samples"]
+    densities: Mapping[Layer, Float[Tensor, "rays samples"]],
+    deltas: Float[Tensor, "rays samples"],
+    open_end: bool = False,
 ) -> Composite:
     """Weights of layers that share their rays.
 
@@ -62,23 +77,35 @@ def composite(
     Args:
         densities: In 1 / scene unit, not negative.
         deltas: Lengths of the intervals, in scene units.
+        open_end: The last interval has no end (`OPEN_END`): there each layer has the opacity of its own density, so
+            that the weights of all layers may sum to more than 1 (DIV-FF).
     """
     summed = sum(densities.values(), torch.zeros(()))
     optical = summed * deltas
-    share = (1 - torch.exp(-optical)) / (summed + 1e-6)
-    transmittance = torch.exp(-(torch.cumsum(optical, -1) - optical))
+    opacity = 1 - torch.exp(-optical)
+    share = opacity / (summed + 1e-6)
     alphas: dict[Layer, Tensor] = {layer: density * share for layer, density in densities.items()}
-    return Composite(weights={layer: alpha * transmittance for layer, alpha in alphas.items()}, alphas=alphas)
+    if open_end:
+        for layer, density in densities.items():
+            last = 1 - torch.exp(-density[:, -1:] * deltas[:, -1:])
+            alphas[layer] = torch.cat((alphas[layer][:, :-1], last), -1)
+        # Without the last interval in the sum: so long, it would round the others away.
+        before = F.pad(torch.cumsum(optical[:, :-1], -1), (1, 0))
+    else:
+        before = torch.cumsum(optical, -1) - optical
+    reached = torch.exp(-before)
+    weights = {layer: alpha * reached for layer, alpha in alphas.items()}
+    return Composite(weights=weights, alphas=alphas, opacity=opacity, transmittance=reached)
 
 
-def weights_alone(alphas: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples"]:
+def weights_alone(alphas: Float[Tensor, "rays samples"], floor: float = 1e-7) -> Float[Tensor, "rays samples"]:
     """Weights of one layer rendered alone: its opacities of the joint render under its own transmittance (DIV-FF)."""
-    return alphas * transmittance(alphas)
+    return alphas * transmittance(alphas, floor)
 
 
-def transmittance(alphas: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples"]:
-    """Share of light that reaches each sample through those before it."""
-    clear = torch.cumprod(1 - alphas[:, :-1] + 1e-7, -1)
+def transmittance(alphas: Float[Tensor, "rays samples"], floor: float = 1e-7) -> Float[Tensor, "rays samples"]:
+    """Share of light that reaches each sample through those before it, each of which lets `floor` more through."""
+    clear = torch.cumprod(1 - alphas[:, :-1] + floor, -1)
     return torch.cat((torch.ones_like(alphas[:, :1]), clear), -1)
 
 
@@ -149,7 +176,12 @@ def sample_rays(
 
 def points_of(rays: RayBundle, samples: RaySamples) -> SamplePoints:
     """World and camera positions of samples."""
-    distances = midpoints(samples)[..., None]
+    return points_at(rays, midpoints(samples))
+
+
+def points_at(rays: RayBundle, depths: Float[Tensor, "rays samples"]) -> SamplePoints:
+    """World and camera positions at distances along rays, in scene units."""
+    distances = depths[..., None]
     assert rays.times is not None
     return SamplePoints(
         positions=rays.origins[:, None] + rays.directions[:, None] * distances,
@@ -162,3 +194,59 @@ def points_of(rays: RayBundle, samples: RaySamples) -> SamplePoints:
 def midpoints(samples: RaySamples) -> Float[Tensor, "rays samples"]:
     """Distances of samples along their rays, in scene units."""
     return (samples.frustums.starts[..., 0] + samples.frustums.ends[..., 0]) / 2
+
+
+def even_depths(rays: RayBundle, count: int, jitter: bool) -> Float[Tensor, "rays count"]:
+    """Depths from near to far, both included, at even distances (NeRF's coarse samples).
+
+    Args:
+        rays: Rays with nears and fars.
+        count: Depths on each ray.
+        jitter: Draw each between the middles to its neighbours.
+    """
+    assert rays.nears is not None and rays.fars is not None
+    steps = torch.linspace(0, 1, count, device=rays.origins.device)
+    depths = rays.nears * (1 - steps) + rays.fars * steps
+    if not jitter:
+        return depths
+    middles = between(depths)
+    lower = torch.cat((depths[:, :1], middles), -1)
+    upper = torch.cat((middles, depths[:, -1:]), -1)
+    return lower + (upper - lower) * torch.rand_like(depths)
+
+
+def between(depths: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples-1"]:
+    """The middles of neighbouring depths."""
+    return (depths[:, :-1] + depths[:, 1:]) / 2
+
+
+def importance_depths(
+    edges: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays edges-1"], count: int, jitter: bool
+) -> Float[Tensor, "rays count"]:
+    """Depths drawn by the inverse of the weights' distribution function (NeRF, section 5.2; constants of DIV-FF).
+
+    Args:
+        edges: Ends of the intervals, ascending.
+        weights: Weights of the intervals; each is raised by 1e-5.
+        count: Depths on each ray.
+        jitter: Draw uniformly at random; otherwise at even steps of the distribution, both ends included.
+    """
+    raised = weights + 1e-5
+    share = F.pad(torch.cumsum(raised / raised.sum(-1, keepdim=True), -1), (1, 0))
+    if jitter:
+        wanted = torch.rand(len(share), count, device=share.device)
+    else:
+        wanted = torch.linspace(0, 1, count, device=share.device).expand(len(share), -1).contiguous()
+    above = torch.searchsorted(share, wanted, right=True)
+    below = (above - 1).clamp_min(0)
+    above = above.clamp_max(share.shape[-1] - 1)
+    low, high = share.gather(-1, below), share.gather(-1, above)
+    # An interval that is hardly ever hit gives its beginning.
+    width = torch.where(high - low < 1e-5, torch.ones_like(low), high - low)
+    start, end = edges.gather(-1, below), edges.gather(-1, above)
+    return start + (wanted - low) / width * (end - start)
+
+
+def open_intervals(depths: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples"]:
+    """Distance from each depth to the next, and `OPEN_END` behind the last."""
+    return torch.cat((depths[:, 1:] - depths[:, :-1], torch.full_like(depths[:, :1], OPEN_END)), -1)

@@ -13,9 +13,13 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from divff_nerfstudio.features.autoencoder import load_autoencoder
 from divff_nerfstudio.fields.encodings import implementation_for
 from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.model import DivFFModelConfig
 from divff_nerfstudio.pipeline import DivFFPipelineConfig, random_state, restore_random_state
+from divff_nerfstudio.published_model import PublishedModelConfig
+from divff_nerfstudio.schedule import StagedCosineConfig
 
 ITERATIONS = {"cuda": 20000, "cpu": 5000}
 """Training steps by kind of device, unless said otherwise."""
@@ -57,6 +61,7 @@ class DivFFTrainerConfig(TrainerConfig):
         device = "cuda" if self.machine.device_type == "cuda" else "cpu"
         self.max_num_iterations = self.max_num_iterations or ITERATIONS[device]
         steps, model, data = self.max_num_iterations, self.pipeline.model, self.pipeline.datamanager
+        assert isinstance(model, DivFFModelConfig)
         if model.fields.implementation == "auto":
             model.fields.implementation = implementation_for(device)
         data.train_num_rays_per_batch = data.train_num_rays_per_batch or RAYS[device]
@@ -71,6 +76,35 @@ class DivFFTrainerConfig(TrainerConfig):
         """Writes config.yml with everything settled, so that a checkpoint opens on any device."""
         self.settle()
         super().save_config()
+
+
+@dataclass
+class PublishedTrainerConfig(DivFFTrainerConfig):
+    """Configuration of a training run by the published schedule."""
+
+    def settle(self) -> None:
+        """Settles the schedule from the scene's size, features and the steps asked for; what is settled stays.
+
+        Raises:
+            TrainingError: If heads shall be trained and there are no features.
+        """
+        model, data = self.pipeline.model, self.pipeline.datamanager
+        assert isinstance(model, PublishedModelConfig)
+        schedule = model.schedule
+        if not schedule.steps_per_epoch:
+            pixels, features = data.survey()
+            if schedule.stages == "heads" and not features:
+                raise TrainingError(
+                    "The scene has no features to train semantic heads on: extract them with `divff extract`."
+                )
+            schedule.settle(pixels, data.train_num_rays_per_batch, features, self.max_num_iterations)
+        if model.autoencoder is not None and model.autoencoder_sizes is None:
+            model.autoencoder_sizes = load_autoencoder(model.autoencoder).config
+        self.max_num_iterations = self.max_num_iterations or schedule.steps
+        for group in self.optimizers.values():
+            if isinstance(group["scheduler"], StagedCosineConfig):
+                group["scheduler"].epochs = schedule.epochs
+                group["scheduler"].steps_per_epoch = schedule.steps_per_epoch
 
 
 class DivFFTrainer(Trainer):
@@ -140,11 +174,12 @@ class DivFFTrainer(Trainer):
             raise TrainingError(f"{path} is no readable checkpoint ({reason}): resume from another one.") from error
         self._start_step = state["step"] + 1
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
-        self.optimizers.load_optimizers(state["optimizers"])
-        if self.config.load_scheduler:
-            self.optimizers.load_schedulers(state["schedulers"])
-        self.grad_scaler.load_state_dict(state["scalers"])
-        restore_random_state(state["random"])
+        if state["optimizers"]:  # imported weights have none, and begin with fresh ones
+            self.optimizers.load_optimizers(state["optimizers"])
+            if self.config.load_scheduler:
+                self.optimizers.load_schedulers(state["schedulers"])
+            self.grad_scaler.load_state_dict(state["scalers"])
+            restore_random_state(state["random"])
         CONSOLE.print(f"Resuming at step {self._start_step} from {path}")
 
     def _checkpoint_to_load(self) -> Path | None:

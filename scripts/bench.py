@@ -1,6 +1,9 @@
-"""Measures what runs per step and per view, on the machine at hand; prints JSON.
+"""Measures methods on the machine at hand.
 
-python scripts/bench.py --data SCENE [--rays 1024] [--width 228 --height 128]
+python scripts/bench.py steps --data SCENE [--rays 1024] [--width 228 --height 128]
+    what runs per step and per view; prints JSON
+python scripts/bench.py compare --data SCENE --methods divff divff-paper --minutes N
+    how good methods are after how much time; writes JSON and a plot
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from compare_methods import Compare
 
 
 @dataclass
@@ -99,4 +103,4 @@ def _machine() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    tyro.cli(Bench).main()
+    tyro.extras.subcommand_cli_from_dict({"steps": Bench, "compare": Compare}).main()

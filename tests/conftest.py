@@ -143,6 +143,16 @@ def edit_meta(tiny_scene: Path) -> Callable[[Callable[[dict], object]], None]:
     return edit
 
 
+@pytest.fixture(scope="session")
+def parity_dir() -> Path:
+    """Folder of the numbers that the published code has computed, ``$DIVFF_PARITY_DIR`` or beside the repository."""
+    shared = Path(__file__).resolve().parents[2] / "shared" / "parity"
+    folder = Path(os.environ.get("DIVFF_PARITY_DIR", shared))
+    if not (folder / "divff_reference_a.npz").is_file():
+        pytest.skip(f"there are no numbers of the published code at {folder}; name their folder in DIVFF_PARITY_DIR")
+    return folder
+
+
 @pytest.fixture
 def kitchen_small() -> Path:
     """Folder of the kitchen at 114 x 64 pixels, from ``$DIVFF_DATA_DIR`` or beside the repository."""

@@ -7,20 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nerfstudio.models.base_model import Model
+from nerfstudio.utils import writer
 from test_feature_encoders import write_encoder
+from torch import nn
 
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.features.encoders import load_encoder
 from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader
 from divff_nerfstudio.fields.layered import LayeredFieldConfig
+from divff_nerfstudio.fields.published import PublishedFieldConfig, PublishedHeadsConfig
 from divff_nerfstudio.fields.semantic_heads import SemanticHeadsConfig
 from divff_nerfstudio.model import DivFFModelConfig
-from divff_nerfstudio.registry import divff
-from divff_nerfstudio.trainer import DivFFTrainerConfig
+from divff_nerfstudio.published_model import PublishedModelConfig
+from divff_nerfstudio.registry import divff, divff_paper
+from divff_nerfstudio.trainer import DivFFTrainerConfig, PublishedTrainerConfig
 
 FIELDS = {"static_resolutions": (8, 16), "static_channels": 4, "dynamic_resolutions": (8,), "dynamic_channels": 4}
 NETWORKS = {"dynamic_hidden": 16, "actor_hidden": 16, "hidden": 16, "encoding_dim": 5}
+
+PUBLISHED = {"position_octaves": 3, "direction_octaves": 2, "time_octaves": 4, "trunk_width": 32, "branch_width": 12}
 
 
 def shrink(model: DivFFModelConfig) -> DivFFModelConfig:
@@ -35,6 +40,27 @@ def config(scene: Path, output: Path, steps: int = 12) -> DivFFTrainerConfig:
     """The registered method on a scene, tiny, on the CPU, without a viewer."""
     chosen = copy.deepcopy(divff.config)
     assert isinstance(chosen, DivFFTrainerConfig)
+    _quiet(chosen, scene, output, steps)
+    assert isinstance(chosen.pipeline.model, DivFFModelConfig)
+    shrink(chosen.pipeline.model)
+    return chosen
+
+
+def published_config(scene: Path, output: Path, steps: int = 13) -> PublishedTrainerConfig:
+    """The registered method divff-paper, as `config` has the default one."""
+    chosen = copy.deepcopy(divff_paper.config)
+    assert isinstance(chosen, PublishedTrainerConfig)
+    _quiet(chosen, scene, output, steps)
+    model = chosen.pipeline.model
+    assert isinstance(model, PublishedModelConfig)
+    model.fields = PublishedFieldConfig(**PUBLISHED)
+    model.heads = PublishedHeadsConfig(hidden=8, samples=4)
+    model.coarse_samples, model.importance_samples = 8, 6
+    return chosen
+
+
+def _quiet(chosen: DivFFTrainerConfig, scene: Path, output: Path, steps: int) -> None:
+    """On a scene, with few rays, on the CPU, without a viewer."""
     chosen.machine.device_type = "cpu"
     chosen.vis = "tensorboard"
     chosen.output_dir, chosen.experiment_name, chosen.timestamp = output, "tiny", "run"
@@ -42,8 +68,12 @@ def config(scene: Path, output: Path, steps: int = 12) -> DivFFTrainerConfig:
     chosen.pipeline.datamanager.dataparser.data = scene
     chosen.pipeline.datamanager.train_num_rays_per_batch = 32
     chosen.pipeline.datamanager.eval_num_rays_per_batch = 32
-    shrink(chosen.pipeline.model)
-    return chosen
+
+
+def forget_writers() -> None:
+    """Drops what nerfstudio's writers of an earlier training have kept."""
+    writer.EVENT_WRITERS.clear()
+    writer.GLOBAL_BUFFER.clear()
 
 
 def write_features(root: Path, encoder_folder: Path) -> str:
@@ -75,6 +105,6 @@ def write_features(root: Path, encoder_folder: Path) -> str:
     return name
 
 
-def parameters(model: Model) -> dict[str, torch.Tensor]:
+def parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     """Copies of a model's parameters by name."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

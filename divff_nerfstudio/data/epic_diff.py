@@ -60,18 +60,12 @@ class EpicDiff(DataParser):
         scene = self.scene
         indices = scene.splits[split]  # pyright: ignore[reportArgumentType]
         times = torch.from_numpy(scene.times(self.config.time_rows)[indices])
-        shift = 0.0 if self.config.pixel_centres else 0.5
-        K = scene.intrinsics
-        cameras = Cameras(
-            camera_to_worlds=torch.from_numpy(scene.camera_to_worlds[indices]),
-            fx=float(K[0, 0]),
-            fy=float(K[1, 1]),
-            cx=float(K[0, 2]) + shift,
-            cy=float(K[1, 2]) + shift,
-            width=scene.width,
-            height=scene.height,
-            camera_type=CameraType.PERSPECTIVE,
-            times=times[:, None],
+        cameras = pinhole_cameras(
+            torch.from_numpy(scene.camera_to_worlds[indices]),
+            scene.intrinsics,
+            (scene.width, scene.height),
+            times[:, None],
+            self.config.pixel_centres,
         )
         return DataparserOutputs(
             image_filenames=[scene.image_paths[i] for i in indices],
@@ -84,8 +78,43 @@ class EpicDiff(DataParser):
                 "nears": torch.from_numpy(scene.nears[indices]),
                 "fars": torch.from_numpy(scene.fars[indices]),
                 "times": times,
+                "time_rows": self.config.time_rows,
+                "all_times": torch.from_numpy(scene.times(self.config.time_rows)),
+                "all_nears": torch.from_numpy(scene.nears),
+                "all_fars": torch.from_numpy(scene.fars),
             },
         )
+
+
+def pinhole_cameras(
+    camera_to_worlds: Float[torch.Tensor, "frames 3 4"],
+    intrinsics: Float[np.ndarray, "3 3"],
+    size: tuple[int, int],
+    times: Float[torch.Tensor, "frames 1"],
+    pixel_centres: bool,
+) -> Cameras:
+    """Cameras of frames that share their intrinsics.
+
+    Args:
+        camera_to_worlds: Poses: columns right, up, back, position.
+        intrinsics: In pixels.
+        size: Width and height in pixels.
+        times: In [0, 1].
+        pixel_centres: See `EpicDiffDataParserConfig`.
+    """
+    # nerfstudio's rays go through pixel centres: half a pixel to the right and below puts them on the corner.
+    shift = 0.0 if pixel_centres else 0.5
+    return Cameras(
+        camera_to_worlds=camera_to_worlds,
+        fx=float(intrinsics[0, 0]),
+        fy=float(intrinsics[1, 1]),
+        cx=float(intrinsics[0, 2]) + shift,
+        cy=float(intrinsics[1, 2]) + shift,
+        width=size[0],
+        height=size[1],
+        camera_type=CameraType.PERSPECTIVE,
+        times=times,
+    )
 
 
 def frustum_box(scene: Scene) -> Float[torch.Tensor, "2 3"]:

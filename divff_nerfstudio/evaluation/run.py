@@ -22,7 +22,7 @@ from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THR
 from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task
 from divff_nerfstudio.evaluation.scores import frame_scores
 from divff_nerfstudio.files import DivffError
-from divff_nerfstudio.query import Query
+from divff_nerfstudio.query import FeatureKind, Query
 
 if TYPE_CHECKING:
     from divff_nerfstudio.datamanager import DivFFDataManager
@@ -74,7 +74,7 @@ def evaluate(
     scene: Scene = datamanager.train_dataset.metadata["scene"]
     loader = datamanager.fixed_indices_eval_dataloader
     trained = {int(i) for i in datamanager.train_dataset.metadata["indices"]}
-    tasks = find_tasks(scene)
+    tasks = find_tasks(scene, query.config.object_features)
     classes = {name: ClassScores(task.annotations.names, task.threshold) for name, task in tasks.items()}
     truth = ground_truth(scene)
     frames: dict[int, dict[str, float]] = {}
@@ -162,10 +162,15 @@ def neutral(model: Renderer) -> Iterator[None]:
         visibility.hide_actor, visibility.hide_dynamic = hidden
 
 
-def find_tasks(scene: Scene) -> dict[str, Task]:
-    """What a scene's annotations allow to ask, by name."""
+def find_tasks(scene: Scene, object_features: FeatureKind = "image") -> dict[str, Task]:
+    """What a scene's annotations allow to ask, by name.
+
+    Args:
+        scene: The scene.
+        object_features: Which features are asked for objects.
+    """
     found = (
-        ("object", "image", OBJECT_THRESHOLD, object_annotations(scene)),
+        ("object", object_features, OBJECT_THRESHOLD, object_annotations(scene)),
         ("affordance", "video", AFFORDANCE_THRESHOLD, affordance_annotations(scene)),
     )
     return {name: Task(name, kind, level, masks) for name, kind, level, masks in found if masks is not None}

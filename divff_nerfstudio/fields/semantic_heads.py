@@ -67,6 +67,11 @@ class SemanticHeads(nn.Module):
             }
         )
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of features that are rendered."""
+        return tuple(self.heads)
+
     def code(
         self,
         points: SamplePoints,

@@ -1,0 +1,153 @@
+"""Reading weights that other programs have saved, without running anything that their files say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from divff_nerfstudio.files import DivffError
+
+Shape = tuple[int, ...]
+
+
+class CheckpointError(DivffError):
+    """A checkpoint cannot be read, or does not fit what it is read for."""
+
+
+class _Inert(dict):
+    """Stands where a file names a class that is neither imported nor needed: takes everything and does nothing."""
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        """Forgets the state."""
+
+
+_UNNEEDED = (
+    "argparse.Namespace",
+    *(
+        f"{package}.{name}"
+        for package in ("pytorch_lightning", "lightning.pytorch")
+        for name in (
+            "callbacks.model_checkpoint.ModelCheckpoint",
+            "callbacks.early_stopping.EarlyStopping",
+            "callbacks.lr_monitor.LearningRateMonitor",
+            "utilities.parsing.AttributeDict",
+        )
+    ),
+)
+"""Classes that Lightning's checkpoints name (as keys of "callbacks", or around hyper-parameters)."""
+
+
+def read_checkpoint(path: Path | str) -> Any:
+    """Reads what `torch.save` has written, on the CPU, whatever device it was saved on.
+
+    Only tensors and plain data are built; Lightning's own classes are replaced by empty ones, and a file that names
+    any other function or class is refused before it is called.
+
+    Args:
+        path: The file, in the zip format or in the one before it.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, no such file, or asks for anything else.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: give the checkpoint file in it.")
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}: see where the checkpoint lies.")
+    stand_ins = [(_Inert, name) for name in _UNNEEDED]
+    try:
+        with torch.serialization.safe_globals(stand_ins):  # pyright: ignore[reportArgumentType]
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file may fail in any way
+        if asked := re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", str(error)):
+            raise CheckpointError(
+                f"{path} is refused because it asks for {asked[1]}, which no file of weights needs: none of it was run."
+            ) from None
+        raise CheckpointError(
+            f"{path} is no readable checkpoint (damaged, cut short, or something else): fetch it anew."
+        ) from None
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Reads the weights of a checkpoint: its "state_dict" where it has one, else what the file itself holds.
+
+    Args:
+        path: See `read_checkpoint`.
+
+    Returns:
+        As `weights_of`.
+
+    Raises:
+        CheckpointError: As `read_checkpoint` and `weights_of`.
+    """
+    return weights_of(path, read_checkpoint(path))
+
+
+def weights_of(path: Path | str, content: Any) -> dict[str, Tensor]:
+    """The weights in what `read_checkpoint` has read.
+
+    Args:
+        path: The file, for messages.
+        content: What it holds.
+
+    Returns:
+        The tensors by name, floating ones in single precision.
+
+    Raises:
+        CheckpointError: If there are no named tensors, or one is not finite.
+    """
+    weights = content.get("state_dict", content) if isinstance(content, dict) else None
+    if (
+        not isinstance(weights, dict)
+        or not weights
+        or not all(isinstance(name, str) and _has_values(value) for name, value in weights.items())
+    ):
+        raise CheckpointError(
+            f"{path} holds no dictionary of named tensors: give a checkpoint with a state_dict, or a state_dict."
+        )
+    weights = {
+        name: value.detach().float() if value.is_floating_point() else value.detach() for name, value in weights.items()
+    }
+    broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{path} has values that are not finite in {', '.join(broken)}: take an earlier one.")
+    return weights
+
+
+def _has_values(value: Any) -> bool:
+    """Whether it is an ordinary tensor, which has a value at every place."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta
+
+
+def require_shapes(path: Path | str, what: str, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+    """Compares the names and shapes of weights with those that are needed.
+
+    Args:
+        path: The file, for the message.
+        what: What the file should hold, for the message.
+        found: Shapes in the file.
+        expected: Shapes that are needed.
+
+    Raises:
+        CheckpointError: With every unknown, missing and misshapen name.
+    """
+    faults = {
+        "unknown": [name for name in found if name not in expected],
+        "missing": [name for name in expected if name not in found],
+        "of another shape": [
+            f"{name} {tuple(found[name])} instead of {tuple(shape)}"
+            for name, shape in expected.items()
+            if name in found and tuple(found[name]) != tuple(shape)
+        ],
+    }
+    if any(faults.values()):
+        listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)
+        raise CheckpointError(f"{path} is no {what} ({listed}): give one that is.")

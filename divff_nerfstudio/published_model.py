@@ -1,0 +1,371 @@
+"""The published model: rays -> coarse and importance samples -> network -> compositing -> outputs (DIV-FF)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from torch import Tensor, nn
+
+from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder
+from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
+from divff_nerfstudio.fields.published import (
+    PublishedField,
+    PublishedFieldConfig,
+    PublishedHeads,
+    PublishedHeadsConfig,
+)
+from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig, pictures_of
+from divff_nerfstudio.losses import weighted_error
+from divff_nerfstudio.rendering import (
+    Composite,
+    accumulate,
+    between,
+    composite,
+    even_depths,
+    importance_depths,
+    open_intervals,
+    points_at,
+    ray_uncertainty,
+    weights_alone,
+)
+from divff_nerfstudio.schedule import PublishedScheduleConfig
+
+MEMORY_MB = {"cuda": 2048, "cpu": 128}
+"""Memory for the activations of a chunk of rays by kind of device, unless said otherwise."""
+_CLEAR = 1e-10
+"""Light that an opaque sample lets through where a layer is rendered alone."""
+
+
+class PublishedModelError(DivffError):
+    """The published model cannot be built from what it is given."""
+
+
+@dataclass
+class PublishedModelConfig(LayeredModelConfig):
+    """Options of the published model."""
+
+    _target: type = field(default_factory=lambda: PublishedModel)
+    """target class to instantiate"""
+    eval_num_rays_per_chunk: int = 32768
+    """Rays handed over at a time; how many of them are rendered at once follows from memory-mb."""
+    mean_over_all_rays: bool = True
+    """Take the mean of features' losses over all rays, also over those without a target, which count as 0."""
+    fields: PublishedFieldConfig = field(default_factory=PublishedFieldConfig)
+    """Sizes of the network."""
+    heads: PublishedHeadsConfig = field(default_factory=PublishedHeadsConfig)
+    """Sizes of the semantic heads."""
+    schedule: PublishedScheduleConfig = field(default_factory=PublishedScheduleConfig)
+    """Stages of the training."""
+    autoencoder: Optional[Path] = None  # noqa: UP045  (tyro and pyright agree on this form in Python 3.10)
+    """The scene's autoencoder: the image head learns its codes of the scene's image features, and what is asked is held
+    against the decoded ones. It is kept in the checkpoint. Without one the features are learnt as they are."""
+    autoencoder_sizes: Optional[AutoencoderConfig] = None  # noqa: UP045
+    """Its sizes, settled when training starts."""
+    coarse_samples: int = 64
+    """Samples of the coarse network on each ray."""
+    importance_samples: int = 64
+    """Samples that are drawn from the coarse weights, of which the fine network sees all."""
+    jitter: bool = True
+    """Draw depths at random in training."""
+    density_noise: float = 1.0
+    """Standard deviation of the noise on the coarse density in training."""
+    end_density: float = 100.0
+    """Static density of the last sample in training, where the colour is random, so that no black background is learnt.
+    0: as the network has it."""
+    least_uncertainty: float = 0.03
+    """Standard deviation of the colours of the static layer."""
+    density_weight: float = 0.01
+    """Weight of the mean densities of the dynamic layer and of the actor."""
+    bounds: Literal["frames", "training"] = "frames"
+    """Near and far of a view: those of the scene's frame next in time, or of the training frame next in time."""
+    memory_mb: int = 0
+    """Memory for the activations of the rays that are rendered at once. 0: by device."""
+    compile: bool = False
+    """Compile the networks with torch.compile (CUDA)."""
+
+
+@dataclass
+class CoarsePass:
+    """What the coarse network says of rays."""
+
+    depths: Float[Tensor, "rays samples"]
+    """Distances along the unit rays, in scene units."""
+    density: Float[Tensor, "rays samples"]
+    """In 1 / scene unit, without noise."""
+    composited: Composite
+    """The one layer, with noise in training."""
+    colours: Float[Tensor, "rays samples 3"] | None
+    """In training only: elsewhere the densities are enough."""
+
+    @property
+    def rgb(self) -> Float[Tensor, "rays 3"]:
+        """Colours of the rays."""
+        assert self.colours is not None
+        return accumulate(self.composited.joint, self.colours)
+
+
+@dataclass
+class Rendering:
+    """Rays when layers have been composited."""
+
+    coarse: CoarsePass
+    """What led to the samples."""
+    drawn: Float[Tensor, "rays drawn"]
+    """Depths that were drawn from the coarse weights."""
+    depths: Float[Tensor, "rays samples"]
+    """Those and the coarse ones, ascending."""
+    points: SamplePoints
+    """Where they are."""
+    fields: dict[Layer, LayerSamples]
+    """What the fine network says there, with the last sample's override in training."""
+    composited: Composite
+    """Shares of the layers."""
+    uncertainty: Float[Tensor, "rays"]
+    """Standard deviations of the colours."""
+
+    @property
+    def shares(self) -> dict[Layer, Float[Tensor, "rays 3"]]:
+        """Each layer's share of the colours."""
+        return {layer: accumulate(self.composited.weights[layer], self.fields[layer].rgb) for layer in self.fields}
+
+    @property
+    def rgb(self) -> Float[Tensor, "rays 3"]:
+        """Colours of the rays."""
+        return torch.stack(list(self.shares.values())).sum(0)
+
+    @property
+    def depth(self) -> Float[Tensor, "rays"]:
+        """Sum of the joint weights times the distances; it is not divided by the opacity."""
+        return (self.composited.joint * self.depths).sum(-1)
+
+    @property
+    def alone(self) -> dict[Layer, Float[Tensor, "rays samples"]]:
+        """Weights of each layer rendered alone."""
+        return {layer: weights_alone(alphas, _CLEAR) for layer, alphas in self.composited.alphas.items()}
+
+
+class PublishedModel(LayeredModel):
+    """The published network with its sampling, compositing, losses and schedule.
+
+    Attributes:
+        autoencoder: Of the scene's image features, frozen, if the model was given one.
+    """
+
+    config: PublishedModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    field: PublishedField  # pyright: ignore[reportIncompatibleVariableOverride]
+    semantic: PublishedHeads | None  # pyright: ignore[reportIncompatibleVariableOverride]
+    all_times: Tensor
+    all_nears: Tensor
+    all_fars: Tensor
+
+    def populate_modules(self) -> None:
+        """Builds the network, the heads for the scene's features, and the autoencoder.
+
+        Raises:
+            PublishedModelError: If frames have no rows in the network's tables, or the features fit no head.
+        """
+        super().populate_modules()
+        metadata, config = self.kwargs["metadata"], self.config
+        if metadata.get("time_rows") is None:
+            raise PublishedModelError(
+                "The published network has a table with a row per frame id: set its number of rows with "
+                "--pipeline.datamanager.dataparser.time-rows (1000 in the published checkpoints)."
+            )
+        for name in ("times", "nears", "fars"):
+            values = metadata[f"all_{name}"].flatten()
+            self.register_buffer(f"all_{name}", values.float(), persistent=False)
+        self.field = PublishedField(config.fields, metadata["time_rows"], self.train_times)
+        self.autoencoder = self._autoencoder()
+        dimensions = {**config.heads.dimensions, **metadata.get("feature_dims", {})}
+        if self.autoencoder is not None and "image" in dimensions:
+            if dimensions["image"] not in (self.autoencoder.feature_dim, self.autoencoder.code_dim):
+                raise PublishedModelError(
+                    f"The scene's image features have {dimensions['image']} values where the autoencoder "
+                    f"{config.autoencoder} reads {self.autoencoder.feature_dim}: give the one that was trained on them."
+                )
+            dimensions["image"] = self.autoencoder.code_dim
+        self.semantic = PublishedHeads(config.heads, self.field.encoding_dim, dimensions) if dimensions else None
+        if config.compile:
+            self.field.nerf_coarse.compile()
+            self.field.nerf_fine.compile()
+
+    def _autoencoder(self) -> Autoencoder | None:
+        """The autoencoder from its file; where that is gone, one of its sizes for a checkpoint to fill."""
+        config = self.config
+        if config.autoencoder is not None and (config.autoencoder_sizes is None or config.autoencoder.is_file()):
+            found = load_autoencoder(config.autoencoder)
+            config.autoencoder_sizes = found.config
+            return found
+        if config.autoencoder_sizes is not None:
+            return Autoencoder(config.autoencoder_sizes).eval().requires_grad_(False)
+        return None
+
+    def train(self, mode: bool = True) -> PublishedModel:
+        """Sets the mode of everything but the autoencoder, whose statistics stay."""
+        super().train(mode)
+        if self.autoencoder is not None:
+            self.autoencoder.eval()
+        return self
+
+    # The schedule.
+
+    @property
+    def features_from(self) -> int:
+        """Step from which the semantic heads are trained."""
+        return self.config.schedule.heads_from
+
+    @property
+    def features_detached(self) -> bool:
+        """Never: features teach what they are rendered from, as far as that is not frozen."""
+        return False
+
+    @property
+    def heads_begin_on_loaded_geometry(self) -> bool:
+        """Whether a checkpoint of geometry alone is one to train new heads on."""
+        return self.config.schedule.stages == "heads"
+
+    def update_to_step(self, step: int) -> None:
+        """Takes the place in the schedule that belongs to a step."""
+        super().update_to_step(step)
+        frozen = self.semantic is not None and self.config.schedule.networks_frozen(step)
+        for parameter in self.field.networks():
+            parameter.requires_grad_(not frozen)
+
+    def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters of "networks", "codes" and, with features, "heads"."""
+        groups = {"networks": self.field.networks(), "codes": self.field.codes()}
+        if self.semantic is not None:
+            groups["heads"] = list(self.semantic.parameters())
+        return groups
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        """Begins the second stage with fresh optimizers."""
+
+        def refresh(step: int) -> None:
+            if step == self.features_from and training_callback_attributes.optimizers is not None:
+                for optimizer in training_callback_attributes.optimizers.optimizers.values():
+                    optimizer.state.clear()
+
+        return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], refresh)]
+
+    # Rendering.
+
+    @property
+    def rays_at_once(self) -> int:
+        """Rays whose activations fit into the memory for them."""
+        config = self.config
+        samples = config.coarse_samples + config.importance_samples
+        # Two encoded points, three hidden layers, and encodings, colours and weights of the layers.
+        per_sample = 2 * 63 + 3 * config.fields.trunk_width + 4 * config.fields.branch_width + 64
+        heads = 0 if self.semantic is None else 3 * len(LAYERS) * config.heads.samples * config.heads.hidden
+        budget = (config.memory_mb or MEMORY_MB.get(self.device.type, MEMORY_MB["cpu"])) * 2**20
+        return max(16, budget // (4 * (samples * per_sample + heads)))
+
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:  # pyright: ignore
+        """Renders rays: in training all at once, otherwise as many at a time as fit into memory."""
+        if self.training:
+            return super().get_outputs(ray_bundle)
+        size, outputs = self.rays_at_once, super().get_outputs
+        parts = [outputs(ray_bundle[start : start + size]) for start in range(0, len(ray_bundle), size)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _frame_bounds(self, times: Float[Tensor, "*bs 1"]) -> tuple[Float[Tensor, "*bs 1"], Float[Tensor, "*bs 1"]]:
+        """Near and far of the scene's frame next in time, or of the training frame, as the configuration says."""
+        if self.config.bounds == "training":
+            return super()._frame_bounds(times)
+        # Frames of the scene are no farther than half a row from their own times.
+        nearest = (times[..., None] - self.all_times).abs().argmin(-1)
+        return self.all_nears[nearest], self.all_fars[nearest]
+
+    def render(self, rays: RayBundle, layers: tuple[Layer, ...]) -> Rendering:
+        """Samples rays and composites layers.
+
+        Args:
+            rays: Rays with nears, fars and times, and "camera_directions" in their metadata.
+            layers: The layers to render.
+        """
+        config = self.config
+        jitter = self.training and config.jitter
+        coarse = self._coarse(rays, jitter)
+        middles, weights = between(coarse.depths), coarse.composited.joint[:, 1:-1].detach()
+        drawn = importance_depths(middles, weights, config.importance_samples, jitter)
+        depths = torch.cat((coarse.depths, drawn), -1).sort(-1).values
+        points = points_at(rays, depths)
+        fields = self.field(points, layers)
+        if self.training and config.end_density > 0:
+            fields["static"] = self._ended(fields["static"])
+        densities = {layer: found.density for layer, found in fields.items()}
+        composited = composite(densities, open_intervals(depths), open_end=True)
+        uncertainty = ray_uncertainty(composited, fields, config.least_uncertainty)
+        return Rendering(coarse, drawn, depths, points, fields, composited, uncertainty)
+
+    def _coarse(self, rays: RayBundle, jitter: bool) -> CoarsePass:
+        depths = even_depths(rays, self.config.coarse_samples, jitter)
+        density, colours = self.field.coarse(points_at(rays, depths), colours=self.training)
+        noisy = density
+        if self.training and self.config.density_noise > 0:
+            noisy = torch.relu(density + self.config.density_noise * torch.randn_like(density))
+        composited = composite({"static": noisy}, open_intervals(depths), open_end=True)
+        return CoarsePass(depths, density, composited, colours)
+
+    def _ended(self, static: LayerSamples) -> LayerSamples:
+        """The static layer, opaque and of a random colour at the last sample, through which nothing is learnt."""
+        density = torch.cat(
+            (static.density[:, :-1], torch.full_like(static.density[:, :1], self.config.end_density)), -1
+        )
+        rgb = torch.cat((static.rgb[:, :-1], self.end_colours(len(density))[:, None]), 1)
+        return LayerSamples(density, rgb, static.encoding)
+
+    def end_colours(self, rays: int) -> Float[Tensor, "rays 3"]:
+        """Colours of the last samples in training."""
+        return torch.rand(rays, 3, device=self.device)
+
+    def _render(self, rays: RayBundle) -> dict[str, Any]:
+        found = self.render(rays, LAYERS if self.training else self.visibility.layers)
+        state = (found.points, found.fields, found.composited.weights)
+        if self.training:
+            return {
+                "rgb": found.rgb,
+                "rgb_coarse": found.coarse.rgb,
+                "uncertainty": found.uncertainty,
+                "masks": {layer: found.composited.mask(layer) for layer in LAYERS if layer != "static"},
+                "densities": {layer: samples.density for layer, samples in found.fields.items()},
+                "state": state,
+            }
+        alone = {layer: accumulate(weights, found.fields[layer].rgb) for layer, weights in found.alone.items()}
+        accumulation = found.composited.joint.sum(-1)
+        pictures = pictures_of(found.rgb, found.depth, accumulation, alone, found.composited, found.uncertainty)
+        return {**pictures, "state": state}
+
+    def _features(self, code: Float[Tensor, "*bs code"], kind: str) -> Float[Tensor, "*bs dim"]:
+        """Features of one kind that can be asked: image features are decoded by the autoencoder."""
+        features = super()._features(code, kind)
+        return self.autoencoder.decode(features) if kind == "image" and self.autoencoder is not None else features
+
+    # Losses.
+
+    def _geometry_losses(self, outputs: dict[str, Any], target: Tensor) -> dict[str, Tensor]:
+        densities, uncertainty = outputs["densities"], outputs["uncertainty"]
+        return {
+            "coarse": 0.5 * (outputs["rgb_coarse"] - target).square().mean(),
+            "photometric": weighted_error(outputs["rgb"], target, uncertainty),
+            "uncertainty": uncertainty.log().mean(),
+            "density": self.config.density_weight * (densities["dynamic"].mean() + densities["actor"].mean()),
+        }
+
+    def _feature_losses(self, code: Tensor, features: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """Losses of features, of the image features' codes where there is an autoencoder."""
+        encoder = self.autoencoder
+        if encoder is not None and "image" in features and features["image"][0].shape[-1] == encoder.feature_dim:
+            target, valid = features["image"]
+            features = {**features, "image": (encoder.encode(target), valid)}
+        return super()._feature_losses(code, features)

@@ -1,0 +1,61 @@
+"""The method divff-paper against numbers that the published code has computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from divff_nerfstudio.files import DivffError
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture
+def parity(monkeypatch):
+    """The script's module."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import parity_divff
+
+    return parity_divff
+
+
+def files(folder: Path) -> tuple[Path, Path, Path]:
+    name = "divff_reference_a"
+    return folder / f"{name}.npz", folder / f"{name}.ckpt", folder / f"{name}_autoencoder.pth"
+
+
+def test_every_array_agrees(parity, parity_dir: Path):
+    rows = parity.compare(*files(parity_dir))
+    assert len(rows) > 150
+    assert [(row.name, row.difference, row.allowed) for row in rows if not row.passed] == []
+
+
+def test_other_weights_unknown_arrays_and_changed_numbers_are_told(parity, parity_dir: Path, tmp_path: Path):
+    npz, checkpoint, autoencoder = files(parity_dir)
+    kept = ("in/", "nerf_", "tolerance/", "test_f32/z")
+    with np.load(npz) as file:
+        data = {name: file[name] for name in file.files if name.startswith(kept)}
+    data["nerf_coarse/sigma_only"] = data["nerf_coarse/sigma_only"] + np.float32(1e-3)
+    data["nerf_fine/more"] = np.zeros(2)
+    np.savez(tmp_path / "changed.npz", **data)
+    rows = {row.name: row for row in parity.compare(tmp_path / "changed.npz", checkpoint, autoencoder)}
+    assert {name for name, row in rows.items() if not row.passed} == {"nerf_coarse/sigma_only", "nerf_fine/more"}
+    assert rows["nerf_fine/more"].allowed is None
+    assert rows["nerf_coarse/sigma_only"].difference == pytest.approx(1e-3, 0.1)
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    state["nerf_fine.static_rgb.0.bias"] += 0.1
+    torch.save(state, tmp_path / "other.ckpt")
+    other = parity.compare(tmp_path / "changed.npz", tmp_path / "other.ckpt", autoencoder)
+    assert "nerf_fine/output_398" in {row.name for row in other if not row.passed}
+
+
+def test_what_is_no_file_of_numbers_is_refused(parity, parity_dir: Path, tmp_path: Path):
+    _, checkpoint, autoencoder = files(parity_dir)
+    with pytest.raises(DivffError, match="cannot be read"):
+        parity.compare(checkpoint.with_name("none.npz"), checkpoint, autoencoder)
+    np.savez(tmp_path / "empty.npz", **{"train/rgb_fine": np.zeros(3)})
+    with pytest.raises(DivffError, match="lacks"):
+        parity.compare(tmp_path / "empty.npz", checkpoint, autoencoder)
