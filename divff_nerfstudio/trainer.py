@@ -20,11 +20,19 @@ from divff_nerfstudio.model import DivFFModelConfig
 from divff_nerfstudio.pipeline import DivFFPipelineConfig, random_state, restore_random_state
 from divff_nerfstudio.published_model import PublishedModelConfig
 from divff_nerfstudio.schedule import StagedCosineConfig
+from divff_nerfstudio.splat.model import SplatModelConfig
 
 ITERATIONS = {"cuda": 20000, "cpu": 5000}
 """Training steps by kind of device, unless said otherwise."""
 RAYS = {"cuda": 4096, "cpu": 512}
 """Rays per step by kind of device, unless said otherwise."""
+SPLAT_ITERATIONS = {"cuda": 15000, "cpu": 3000}
+"""Training steps of Gaussians, a frame each, by kind of device, unless said otherwise."""
+SPLAT_GAUSSIANS = {
+    "cuda": {"static_start": 50000, "static_most": 300000, "dynamic_most": 60000, "actor_most": 40000},
+    "cpu": {"static_start": 5000, "static_most": 8000, "dynamic_most": 3000, "actor_most": 2000},
+}
+"""Numbers of Gaussians by kind of device, unless said otherwise."""
 STATIC_SHARE, HEADS_SHARE, JOINT_SHARE = 0.12, 0.75, 0.92
 """Parts of the training at which the static layer is joined, the heads begin, and all is trained together."""
 
@@ -60,11 +68,16 @@ class DivFFTrainerConfig(TrainerConfig):
         """Settles what depends on the device and on the length of the run; what the user has chosen stays."""
         device = "cuda" if self.machine.device_type == "cuda" else "cpu"
         self.max_num_iterations = self.max_num_iterations or ITERATIONS[device]
-        steps, model, data = self.max_num_iterations, self.pipeline.model, self.pipeline.datamanager
+        model, data = self.pipeline.model, self.pipeline.datamanager
         assert isinstance(model, DivFFModelConfig)
         if model.fields.implementation == "auto":
             model.fields.implementation = implementation_for(device)
         data.train_num_rays_per_batch = data.train_num_rays_per_batch or RAYS[device]
+        self._settle_schedule(model)
+
+    def _settle_schedule(self, model: DivFFModelConfig | SplatModelConfig) -> None:
+        """Settles the schedule's steps from the length of the run."""
+        steps = self.max_num_iterations
         model.static_until = model.static_until or round(STATIC_SHARE * steps)
         model.heads_from = model.heads_from or round(HEADS_SHARE * steps)
         model.joint_from = model.joint_from or round(JOINT_SHARE * steps)
@@ -105,6 +118,21 @@ class PublishedTrainerConfig(DivFFTrainerConfig):
             if isinstance(group["scheduler"], StagedCosineConfig):
                 group["scheduler"].epochs = schedule.epochs
                 group["scheduler"].steps_per_epoch = schedule.steps_per_epoch
+
+
+@dataclass
+class SplatTrainerConfig(DivFFTrainerConfig):
+    """Configuration of a training run of Gaussians."""
+
+    def settle(self) -> None:
+        """Settles what depends on the device and on the length of the run; what the user has chosen stays."""
+        device = "cuda" if self.machine.device_type == "cuda" else "cpu"
+        model = self.pipeline.model
+        assert isinstance(model, SplatModelConfig)
+        self.max_num_iterations = self.max_num_iterations or SPLAT_ITERATIONS[device]
+        for name, count in SPLAT_GAUSSIANS[device].items():
+            setattr(model, name, getattr(model, name) or count)
+        self._settle_schedule(model)
 
 
 class DivFFTrainer(Trainer):
