@@ -258,8 +258,7 @@ class LayeredModel(Model):
         was_training = self.training
         self.eval()
         rays = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
-        rotation = camera.camera_to_worlds.reshape(-1, camera.camera_to_worlds.shape[-2], 4)[0, :3, :3]
-        rays.metadata = {"camera_directions": rays.directions @ rotation.to(rays.directions)}
+        rays.metadata = {"camera_directions": self._camera_directions(camera, rays)}
         if rays.nears is not None and rays.fars is not None:
             rays.metadata[_CROP] = torch.cat((rays.nears, rays.fars), -1)
             rays.nears = rays.fars = None
@@ -270,6 +269,11 @@ class LayeredModel(Model):
     def _features(self, code: Float[Tensor, "*bs code"], kind: str) -> Float[Tensor, "*bs dim"]:
         """Features of one kind that can be asked, of unit length."""
         return self.semantic.decode(code, kind)
+
+    def _camera_directions(self, camera: Cameras, rays: RayBundle) -> Float[Tensor, "*bs 3"]:
+        """Unit directions of a camera's rays in its own frame."""
+        rotation = camera.camera_to_worlds.reshape(-1, camera.camera_to_worlds.shape[-2], 4)[0, :3, :3]
+        return rays.directions @ rotation.to(rays.directions)
 
     # Losses.
 

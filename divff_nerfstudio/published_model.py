@@ -8,10 +8,12 @@ from typing import Any, Literal, Optional
 
 import torch
 from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from torch import Tensor, nn
 
+from divff_nerfstudio.data.rays import at_origin
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
 from divff_nerfstudio.fields.published import (
@@ -24,6 +26,7 @@ from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig, pictures_of
 from divff_nerfstudio.losses import weighted_error
 from divff_nerfstudio.rendering import (
+    CLEAR,
     Composite,
     accumulate,
     between,
@@ -39,8 +42,6 @@ from divff_nerfstudio.schedule import PublishedScheduleConfig
 
 MEMORY_MB = {"cuda": 2048, "cpu": 128}
 """Memory for the activations of a chunk of rays by kind of device, unless said otherwise."""
-_CLEAR = 1e-10
-"""Light that an opaque sample lets through where a layer is rendered alone."""
 
 
 class PublishedModelError(DivffError):
@@ -148,7 +149,7 @@ class Rendering:
     @property
     def alone(self) -> dict[Layer, Float[Tensor, "rays samples"]]:
         """Weights of each layer rendered alone."""
-        return {layer: weights_alone(alphas, _CLEAR) for layer, alphas in self.composited.alphas.items()}
+        return {layer: weights_alone(alphas, CLEAR) for layer, alphas in self.composited.alphas.items()}
 
 
 class PublishedModel(LayeredModel):
@@ -277,6 +278,13 @@ class PublishedModel(LayeredModel):
         size, outputs = self.rays_at_once, super().get_outputs
         parts = [outputs(ray_bundle[start : start + size]) for start in range(0, len(ray_bundle), size)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _camera_directions(self, camera: Cameras, rays: RayBundle) -> Float[Tensor, "*bs 3"]:
+        """Unit directions of a camera's rays in its own frame: those of the same camera at the origin.
+
+        The highest octave magnifies what rounding would leave of the pose, were it rotated back.
+        """
+        return at_origin(camera).generate_rays(camera_indices=0, keep_shape=True).directions
 
     def _frame_bounds(self, times: Float[Tensor, "*bs 1"]) -> tuple[Float[Tensor, "*bs 1"], Float[Tensor, "*bs 1"]]:
         """Near and far of the scene's frame next in time, or of the training frame, as the configuration says."""

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
 
+CLEAR = 1e-10
+"""Share of light that an opaque sample lets through in the published compositing."""
 OPEN_END = 100.0
 """Length of the last interval in the published compositing, in scene units."""
 
@@ -89,11 +91,10 @@ def composite(
         for layer, density in densities.items():
             last = 1 - torch.exp(-density[:, -1:] * deltas[:, -1:])
             alphas[layer] = torch.cat((alphas[layer][:, :-1], last), -1)
-        # Without the last interval in the sum: so long, it would round the others away.
-        before = F.pad(torch.cumsum(optical[:, :-1], -1), (1, 0))
+        # As a product, in which the last interval has no part: so long, it would round the others away in a sum.
+        reached = transmittance(opacity, CLEAR)
     else:
-        before = torch.cumsum(optical, -1) - optical
-    reached = torch.exp(-before)
+        reached = torch.exp(-(torch.cumsum(optical, -1) - optical))
     weights = {layer: alpha * reached for layer, alpha in alphas.items()}
     return Composite(weights=weights, alphas=alphas, opacity=opacity, transmittance=reached)
 

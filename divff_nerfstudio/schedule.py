@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nerfstudio.configs.base_config import InstantiateConfig
+from nerfstudio.configs.base_config import PrintableConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 
 @dataclass
-class PublishedScheduleConfig(InstantiateConfig):
+class PublishedScheduleConfig(PrintableConfig):
     """Options of the schedule (DIV-FF)."""
 
     stages: Literal["both", "heads", "joint"] = "both"

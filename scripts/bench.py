@@ -4,6 +4,8 @@ python scripts/bench.py steps --data SCENE [--rays 1024] [--width 228 --height 1
     what runs per step and per view; prints JSON
 python scripts/bench.py compare --data SCENE --methods divff divff-paper --minutes N
     how good methods are after how much time; writes JSON and a plot
+python scripts/bench.py published [--rays 1024] [--width 228 --height 128]
+    the published network beside a straightforward version of it; prints JSON
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from bench_published import Published
 from compare_methods import Compare
 
 
@@ -103,4 +106,4 @@ def _machine() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"steps": Bench, "compare": Compare}).main()
+    tyro.extras.subcommand_cli_from_dict({"steps": Bench, "compare": Compare, "published": Published}).main()

@@ -44,13 +44,14 @@ class Run:
 
     folder: Path
     env: dict[str, str]
+    method: str = "divff"
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
     started: dict[str, Future[None]] = field(default_factory=dict)
 
     @property
     def config(self) -> Path:
         """The training's config.yml."""
-        return self.folder / "outputs" / "tiny" / "divff" / "run" / "config.yml"
+        return self.folder / "outputs" / "tiny" / self.method / "run" / "config.yml"
 
     def command(self, name: str, *words: object) -> None:
         """Runs one of nerfstudio's commands; what it printed is shown where it fails."""

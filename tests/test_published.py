@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.utils import writer
 
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig, save_autoencoder
 from divff_nerfstudio.fields.layers import LAYERS, SamplePoints
@@ -21,7 +22,6 @@ from divff_nerfstudio.fields.published import (
     PublishedFieldConfig,
     PublishedHeads,
     PublishedHeadsConfig,
-    octave_encoding,
 )
 from divff_nerfstudio.layered_model import PICTURES
 from divff_nerfstudio.published_model import PublishedModel, PublishedModelConfig, PublishedModelError
@@ -39,6 +39,7 @@ FIELD = PublishedFieldConfig(
     time_dim=6,
 )
 DIMENSIONS = {"image": 8, "video": 10, "regulariser": 6}
+SCRIPTS = Path(__file__).parent.parent / "scripts"
 ROWS, TRAINED = 41, (4, 6, 10, 20)
 HEADS_FROM, FROZEN = 20, 4
 WIDTH, HEIGHT = 9, 6
@@ -86,48 +87,36 @@ def points(rays: int = 5, samples: int = 7) -> SamplePoints:
     return SamplePoints(places[0], places[1], F.normalize(torch.randn(rays, 3), dim=-1), torch.rand(rays, 1))
 
 
-def straight(field: PublishedField, at: SamplePoints) -> dict[str, torch.Tensor]:
-    """The fine network as its description has it: everything side by side for each sample, layer after layer."""
-    net, rays, samples = field.nerf_fine, *at.positions.shape[:2]
-
-    def per_sample(values: torch.Tensor) -> torch.Tensor:
-        return values[:, None].expand(-1, samples, -1)
-
-    xyz, local = (octave_encoding(x, FIELD.position_octaves) for x in (at.positions, at.camera_positions))
-    hidden = xyz
-    for i in range(1, 9):
-        hidden = getattr(net, f"xyz_encoding_{i}")(torch.cat((xyz, hidden), -1) if i == 5 else hidden)
-    final, time = net.xyz_encoding_final(hidden), per_sample(field.time_code(at.times))
-    directions = octave_encoding(at.directions, FIELD.direction_octaves)
-    codes = field.embedding_a(field.appearance_rows(at.times))
-    zeros = torch.zeros(rays, samples, FIELD.trunk_width + FIELD.time_dim - local.shape[-1] - time.shape[-1])
-    return {
-        "static": net.dir_encoding(torch.cat((final, per_sample(directions), per_sample(codes)), -1)),
-        "dynamic": net.transient_encoding(torch.cat((final, time), -1)),
-        "actor": net.person_encoding(torch.cat((local, time, zeros), -1)),
-        "density": net.static_sigma(hidden)[..., 0],
-    }
-
-
 def make_field(rows: int = ROWS, trained: tuple[int, ...] = TRAINED) -> PublishedField:
     torch.manual_seed(0)
     return PublishedField(FIELD, rows, torch.tensor(trained) / (rows - 1))
 
 
-def test_the_fine_network_is_its_description_with_equal_gradients():
-    field, at = make_field(), points()
-    expected, found = straight(field, at), field(at, LAYERS)
-    fast = {layer: found[layer].encoding for layer in LAYERS} | {"density": found["static"].density}
-    gradients = []
-    for outputs in (expected, fast):
-        for name, value in outputs.items():
-            assert torch.allclose(value, expected[name], atol=1e-6), name
-        field.zero_grad()
-        torch.stack([value.sin().sum() for value in outputs.values()]).sum().backward()
-        gradients.append({name: p.grad for name, p in field.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
+def test_the_network_is_its_straightforward_version_with_equal_gradients(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from bench_published import straightened
+
+    model = make_model(jitter=False, density_noise=0.0)
+    copied = straightened(model)
+    found, gradients = [], []
+    for each in (model, copied):
+        each.train()
+        each.end_colours = lambda rays: torch.zeros(rays, 3)
+        torch.manual_seed(0)
+        losses = each.get_loss_dict(each(bundle()), batch_of())
+        torch.stack(list(losses.values())).sum().backward()
+        found.append(losses)
+        gradients.append({name: p.grad for name, p in each.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() and gradients[0].keys() == gradients[1].keys()
+    assert len(gradients[0]) == sum(1 for _ in model.parameters()) - 1  # nerfstudio's device indicator has none
+    for name, value in found[0].items():
+        assert torch.allclose(value, found[1][name], rtol=1e-5), name
     for name, gradient in gradients[0].items():
-        assert torch.allclose(gradients[1][name], gradient, atol=1e-5), name
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-5 * (1 + float(gradient.abs().max()))), name
+    pictures, expected = (each.get_outputs_for_camera(camera()) for each in (model, copied))
+    assert all(torch.allclose(pictures[name], expected[name], atol=1e-5) for name in PICTURES)
+    features, expected = (each.render_features(camera()) for each in (model, copied))
+    assert all(torch.allclose(features[kind], expected[kind], atol=1e-5) for kind in DIMENSIONS)
 
 
 @pytest.mark.parametrize("layers", [("static",), ("static", "dynamic"), ("static", "actor")])
@@ -342,7 +331,8 @@ def begin(tiny_scene: Path, tmp_path: Path):
         config = tiny_run.published_config(tiny_scene, tmp_path / name, steps)
         for key, value in changes.items():
             setattr(config, key, value)
-        tiny_run.forget_writers()
+        writer.EVENT_WRITERS.clear()
+        writer.GLOBAL_BUFFER.clear()
         torch.manual_seed(0)
         trainer = config.setup(local_rank=0, world_size=1)
         assert isinstance(trainer, DivFFTrainer)

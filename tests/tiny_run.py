@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nerfstudio.utils import writer
 from test_feature_encoders import write_encoder
 from torch import nn
 
@@ -68,12 +67,6 @@ def _quiet(chosen: DivFFTrainerConfig, scene: Path, output: Path, steps: int) ->
     chosen.pipeline.datamanager.dataparser.data = scene
     chosen.pipeline.datamanager.train_num_rays_per_batch = 32
     chosen.pipeline.datamanager.eval_num_rays_per_batch = 32
-
-
-def forget_writers() -> None:
-    """Drops what nerfstudio's writers of an earlier training have kept."""
-    writer.EVENT_WRITERS.clear()
-    writer.GLOBAL_BUFFER.clear()
 
 
 def write_features(root: Path, encoder_folder: Path) -> str:

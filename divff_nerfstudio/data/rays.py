@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 
@@ -41,3 +44,12 @@ def pixel_areas(coords: Float[Tensor, "*batch 2"], intrinsics: Float[Tensor, "*#
         neighbours, _ = camera_directions(coords + coords.new_tensor(step), intrinsics)
         area = area * torch.linalg.vector_norm(directions - neighbours, dim=-1, keepdim=True)
     return area
+
+
+def at_origin(cameras: Cameras) -> Cameras:
+    """The same cameras without their poses, whose rays are those in the cameras' own frames."""
+    moved = copy.copy(cameras)
+    moved.camera_to_worlds = (
+        torch.eye(4)[:3].to(cameras.camera_to_worlds).expand_as(cameras.camera_to_worlds[..., :3, :])
+    )
+    return moved

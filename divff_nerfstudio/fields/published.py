@@ -154,8 +154,7 @@ class _Trunk(nn.Module):
         hidden = encoded
         for layer in range(1, 9):
             linear = getattr(self, f"xyz_encoding_{layer}")[0]
-            hidden = _join(linear, encoded, hidden) if layer == 5 else linear(hidden)
-            hidden = F.relu(hidden, inplace=True)
+            hidden = F.relu(linear(torch.cat((encoded, hidden), -1) if layer == 5 else hidden), inplace=True)
         return hidden
 
     def behind_final(
@@ -296,12 +295,6 @@ def octave_scales(octaves: int) -> Float[Tensor, "{octaves}"]:
 def _encoded(dim: int, octaves: int) -> int:
     """Length of what `octave_encoding` gives."""
     return dim * (2 * octaves + 1)
-
-
-def _join(linear: nn.Linear, first: Tensor, second: Tensor) -> Tensor:
-    """A linear layer on two inputs side by side, without putting them there."""
-    width = first.shape[-1]
-    return F.linear(first, linear.weight[:, :width], linear.bias) + F.linear(second, linear.weight[:, width:])
 
 
 @dataclass
