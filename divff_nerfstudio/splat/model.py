@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Optional
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
@@ -53,7 +52,7 @@ class SplatModelConfig(LayeredModelConfig):
     """Depth under which nothing is rendered, in units of the frame's near."""
     points: Optional[Path] = None  # noqa: UP045
     """Points that the static layer starts from: a PLY file (such as one exported from a run of divff), or points3D.bin
-    or .txt of COLMAP, in the poses' coordinates. None: those in the scene's folder, else random ones in the frustums."""
+    or .txt of COLMAP, in the poses' coordinates. None: those in the scene's folder, else random ones."""
     static_start: int = 0
     """Random points that the static layer starts from where there are no others; of others, at most `static_most` are
     taken. 0: by device."""
