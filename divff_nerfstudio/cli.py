@@ -22,6 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "evaluate": ("divff_nerfstudio.evaluation.commands:EvaluateConfig", "score a trained scene on its test frames"),
     "video": ("divff_nerfstudio.evaluation.commands:VideoConfig", "write the two-row video of a trained scene"),
+    "gaussians": (
+        "divff_nerfstudio.evaluation.gaussians:GaussiansConfig",
+        "write the layers of a run of divff-splat as PLY files of Gaussians",
+    ),
     "view": ("divff_nerfstudio.evaluation.commands:ViewConfig", "open the viewer, for this machine alone"),
 }
 """Each subcommand's dataclass, which has a method `main`, and what it does. Only the one asked for is imported."""

@@ -87,9 +87,10 @@ def refine(
     from gsplat import DefaultStrategy
     from gsplat.strategy.ops import remove
 
+    facts = observation.of_layer(len(layer))
     strategy = DefaultStrategy(
         prune_opa=config.transparent,
-        grow_grad2d=max(config.gradient, _least_gradient(layer, most)),
+        grow_grad2d=max(config.gradient, _least_gradient(layer, facts, most)),
         grow_scale3d=config.large,
         refine_start_iter=0,
         refine_stop_iter=step + 1,
@@ -99,7 +100,7 @@ def refine(
     )
     rows, views = layer.rows, dict(optimizers)
     state: dict[str, Any] = {"grad2d": layer.gradients, "count": layer.sightings, "scene_scale": 1.0}
-    strategy.step_post_backward(rows, views, state, step, observation.of_layer(len(layer)))  # pyright: ignore
+    strategy.step_post_backward(rows, views, state, step, facts)  # pyright: ignore
     if step % config.every == 0:
         huge = rows["scales"].detach().amax(-1).exp() > config.huge
         if huge.any():
@@ -107,9 +108,12 @@ def refine(
     layer.gradients, layer.sightings = state["grad2d"], state["count"]
 
 
-def _least_gradient(layer: GaussianLayer, most: int) -> float:
-    """The mean gradient above which no more Gaussians are than the layer has room for."""
-    room, mean = max(0, most - len(layer)), layer.gradients / layer.sightings.clamp_min(1)
+def _least_gradient(layer: GaussianLayer, facts: dict[str, Any], most: int) -> float:
+    """The mean gradient, this step's among it, above which there are no more Gaussians than the layer has room for."""
+    seen = (facts["radii"][0] > 0).to(layer.gradients)
+    half = seen.new_tensor((facts["width"] / 2, facts["height"] / 2))
+    summed = layer.gradients + seen * (facts["means2d"].grad[0] * half).norm(dim=-1)
+    room, mean = max(0, most - len(layer)), summed / (layer.sightings + seen).clamp_min(1)
     return 0.0 if room >= len(mean) else float(mean.sort(descending=True).values[room])
 
 

@@ -138,18 +138,24 @@ class SplatModel(LayeredModel):
                 "actor": ActorGaussians(code, config.degree, frames, bound, config.actor_octaves, config.hidden),
             }
         )
-        self.actor_shadow = ActorShadow(self._layer("actor"), config.hidden) if config.shadow else None  # pyright: ignore
+        self.actor_shadow = ActorShadow(self.gaussian_layer("actor"), config.hidden) if config.shadow else None  # pyright: ignore
         dimensions: dict[str, int] = dict(metadata.get("feature_dims", {}))
         self.semantic = SplatHeads(config.heads, frames, dimensions) if dimensions else None
         self._place(metadata["scene"])
         self._seen: dict[Layer, Observation] = {}
 
-    def _layer(self, layer: Layer) -> GaussianLayer:
+    def gaussian_layer(self, layer: Layer) -> GaussianLayer:
+        """One layer's Gaussians."""
         return self.layers[layer]  # pyright: ignore[reportReturnType]
+
+    def gaussians_at(self, camera: Cameras) -> dict[Layer, Splats]:
+        """The Gaussians of each layer that live at a camera's time, in the world, in lengths of the scene."""
+        view = View.of(camera, float(self.space.length), self.config.default_time, self.device)
+        return {layer: splats for layer, splats in self._splats(view, LAYERS).items() if len(splats)}
 
     def _place(self, scene: Scene) -> None:
         """Puts the static layer's first Gaussians."""
-        config, layer = self.config, self._layer("static")
+        config, layer = self.config, self.gaussian_layer("static")
         path = config.points or find_points(scene)
         if path is None:
             positions, colours = random_points(scene, config.static_start)
@@ -165,7 +171,8 @@ class SplatModel(LayeredModel):
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """Takes on the number of Gaussians that a state of the model has."""
         for name in LAYERS:
-            self._layer(name).make_room(len(state[f"layers.{name}.rows.means"]))
+            if (means := state.get(f"layers.{name}.rows.means")) is not None:
+                self.gaussian_layer(name).make_room(len(means))
 
     # The schedule.
 
@@ -193,7 +200,7 @@ class SplatModel(LayeredModel):
         """Parameters by what they are; each row of each layer is a group of its own for gsplat's strategies."""
         groups: dict[str, list[Any]] = {}
         for layer in LAYERS:
-            for name, row in self._layer(layer).rows.items():
+            for name, row in self.gaussian_layer(layer).rows.items():
                 groups.setdefault(ROW_GROUPS.get(name, name), []).append({"params": [row]})
         rows = {id(group["params"][0]) for each in groups.values() for group in each}
         others = [parameter for parameter in self.layers.parameters() if id(parameter) not in rows]
@@ -224,7 +231,7 @@ class SplatModel(LayeredModel):
         optimizers = attributes.optimizers.optimizers.values()
         if step < 0.85 * config.heads_from:
             for name, observation in self._seen.items():
-                layer = self._layer(name)
+                layer = self.gaussian_layer(name)
                 since = step if name == "static" else step - config.static_until
                 most = {"static": config.static_most, "dynamic": config.dynamic_most, "actor": config.actor_most}[name]
                 refine(layer, row_optimizers(layer, optimizers), observation, since, most, config.density)
@@ -254,7 +261,7 @@ class SplatModel(LayeredModel):
             ("dynamic", dynamic_seeds, config.dynamic_most),
             ("actor", actor_seeds, config.actor_most),
         ):
-            layer = self._layer(name)
+            layer = self.gaussian_layer(name)
             # Half of what may be, spread over the rounds; the other half is for refinement.
             count = min(most - len(layer), most // (2 * config.seed_rounds) * (2 if done == 0 else 1))
             if count > 0:
@@ -284,17 +291,19 @@ class SplatModel(LayeredModel):
         return {name: output.view(view.height, view.width, -1) for name, output in outputs.items()}
 
     def _splats(self, view: View, layers: tuple[Layer, ...]) -> dict[Layer, Splats]:
-        """The Gaussians of layers in a view."""
-        return {layer: self._layer(layer).at(view.moment) for layer in layers}
+        """The Gaussians of those layers that have any, in a view."""
+        return {
+            layer: self.gaussian_layer(layer).at(view.moment) for layer in layers if len(self.gaussian_layer(layer))
+        }
 
     def _shaded(self, view: View, splats: Mapping[Layer, Splats]) -> tuple[Tensor, Tensor | None]:
         """Colours of Gaussians with the actor's shadow on the static ones, and that shadow."""
         colours = {layer: each.colours for layer, each in splats.items()}
         shadow = None
-        if self.actor_shadow is not None and "actor" in splats and len(splats["actor"]):
+        if self.actor_shadow is not None and "actor" in splats:
             places = view.in_camera(splats["static"].means.detach())
             times = view.moment.time.view(1, 1).expand(len(places), 1)
-            shadow = self.actor_shadow(self._layer("actor"), places, times)
+            shadow = self.actor_shadow(self.gaussian_layer("actor"), places, times)
             colours["static"] = colours["static"] * (1 - shadow)[:, None]
         return torch.cat(list(colours.values())), shadow
 
@@ -350,7 +359,7 @@ class SplatModel(LayeredModel):
 
     def _lasting(self, splats: Splats) -> Float[Tensor, "gaussians"]:
         """How much of each dynamic Gaussian there is at the one of some moments at which there is least."""
-        layer = self._layer("dynamic")
+        layer = self.gaussian_layer("dynamic")
         assert isinstance(layer, DynamicGaussians)
         moments = self.config.persistence_moments
         times = (torch.rand(moments, device=self.device) + torch.arange(moments, device=self.device)) / moments
@@ -363,7 +372,8 @@ class SplatModel(LayeredModel):
             splats = self._splats(view, layers)
         if self.geometry_frozen:
             splats = {
-                name: replace(each, codes=self._layer(name).rows["codes"][each.ids]) for name, each in splats.items()
+                name: replace(each, codes=self.gaussian_layer(name).rows["codes"][each.ids])
+                for name, each in splats.items()
             }
         parts, facts, shadow = self._joint(view, splats, codes)
         rgb, alpha, masks = parts["rgb"], parts["accumulation"], parts["masks"]
@@ -469,10 +479,10 @@ class SplatModel(LayeredModel):
             )
         if outputs["lasting"] is not None:
             losses["persistence"] = config.persistence_weight * outputs["lasting"].mean()
-        opacities = torch.cat([outputs["splats"][layer].opacities for layer in _MOVING])
-        if len(opacities):
-            losses["opacity"] = config.opacity_weight * opacities.mean()
-        motions = self._layer("dynamic").rows["motions"]
+        opacities = [each.opacities for layer, each in outputs["splats"].items() if layer != "static"]
+        if sum(map(len, opacities)):
+            losses["opacity"] = config.opacity_weight * torch.cat(opacities).mean()
+        motions = self.gaussian_layer("dynamic").rows["motions"]
         if len(motions):
             losses["motion"] = config.motion_weight * motions.abs().sum((1, 2)).mean()
         return losses
