@@ -33,6 +33,8 @@ SPLAT_GAUSSIANS = {
     "cpu": {"static_start": 5000, "static_most": 8000, "dynamic_most": 3000, "actor_most": 2000},
 }
 """Numbers of Gaussians by kind of device, unless said otherwise."""
+SPLAT_STATIC_SHARE = 0.2
+"""Part of the training at which the room of Gaussians is joined, which begins at random places."""
 STATIC_SHARE, HEADS_SHARE, JOINT_SHARE = 0.12, 0.75, 0.92
 """Parts of the training at which the static layer is joined, the heads begin, and all is trained together."""
 
@@ -73,12 +75,12 @@ class DivFFTrainerConfig(TrainerConfig):
         if model.fields.implementation == "auto":
             model.fields.implementation = implementation_for(device)
         data.train_num_rays_per_batch = data.train_num_rays_per_batch or RAYS[device]
-        self._settle_schedule(model)
+        self._settle_schedule(model, STATIC_SHARE)
 
-    def _settle_schedule(self, model: DivFFModelConfig | SplatModelConfig) -> None:
+    def _settle_schedule(self, model: DivFFModelConfig | SplatModelConfig, static_share: float) -> None:
         """Settles the schedule's steps from the length of the run."""
         steps = self.max_num_iterations
-        model.static_until = model.static_until or round(STATIC_SHARE * steps)
+        model.static_until = model.static_until or round(static_share * steps)
         model.heads_from = model.heads_from or round(HEADS_SHARE * steps)
         model.joint_from = model.joint_from or round(JOINT_SHARE * steps)
         for group in self.optimizers.values():
@@ -132,7 +134,7 @@ class SplatTrainerConfig(DivFFTrainerConfig):
         self.max_num_iterations = self.max_num_iterations or SPLAT_ITERATIONS[device]
         for name, count in SPLAT_GAUSSIANS[device].items():
             setattr(model, name, getattr(model, name) or count)
-        self._settle_schedule(model)
+        self._settle_schedule(model, SPLAT_STATIC_SHARE)
 
 
 class DivFFTrainer(Trainer):

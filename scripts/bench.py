@@ -6,6 +6,8 @@ python scripts/bench.py compare --data SCENE --methods divff divff-paper --minut
     how good methods are after how much time; writes JSON and a plot
 python scripts/bench.py published [--rays 1024] [--width 228 --height 128]
     the published network beside a straightforward version of it; prints JSON
+python scripts/bench.py splat --data SCENE [--gaussians 10000] [--width 114 --height 64]
+    views, features and steps of divff-splat; prints JSON
 """
 
 from __future__ import annotations
@@ -13,16 +15,15 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
 from bench_published import Published
+from bench_splat import Splat
 from compare_methods import Compare
+from timing import measure
 
 
 @dataclass
@@ -59,17 +60,17 @@ class Bench:
         camera, _ = data.next_eval_image(0)
         camera.rescale_output_resolution(self.width / int(camera.width))
         results = {
-            "geometry_step": {"rays": self.rays, **self._measure(step)},
+            "geometry_step": {"rays": self.rays, **measure(self.repeats, step)},
             "render_view": {
                 "width": int(camera.width),
                 "height": int(camera.height),
-                **self._measure(lambda: model.get_outputs_for_camera(camera)),
+                **measure(self.repeats, lambda: model.get_outputs_for_camera(camera)),
             },
-            "next_batch": self._measure(lambda: data.next_train(0)),
+            "next_batch": measure(self.repeats, lambda: data.next_train(0)),
         }
         for kind, store in data.feature_stores.items():
             draw = [torch.randint(size, (4096,)).numpy() for size in (len(store), *store.header.image_size)]
-            results[f"lookup_4096_{kind}"] = self._measure(lambda store=store, draw=draw: store.lookup(*draw))
+            results[f"lookup_4096_{kind}"] = measure(self.repeats, lambda store=store, draw=draw: store.lookup(*draw))
         print(json.dumps({"machine": _machine(), "threads": self.threads, "results": results}, indent=2))
 
     def _pipeline(self):
@@ -84,21 +85,6 @@ class Bench:
         config.settle()
         return config.pipeline.setup(device=config.machine.device_type, test_mode="test")
 
-    def _measure(self, run: Callable[[], object]) -> dict[str, float]:
-        run()
-        seconds, cpu_seconds = [], []
-        for _ in range(self.repeats):
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - wall)
-            cpu_seconds.append(time.process_time() - cpu)
-        return {
-            "seconds": round(statistics.median(seconds), 5),
-            "cpu_seconds": round(statistics.median(cpu_seconds), 5),
-        }
-
 
 def _machine() -> dict[str, object]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -106,4 +92,6 @@ def _machine() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"steps": Bench, "compare": Compare, "published": Published}).main()
+    tyro.extras.subcommand_cli_from_dict(
+        {"steps": Bench, "compare": Compare, "published": Published, "splat": Splat}
+    ).main()

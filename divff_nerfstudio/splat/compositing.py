@@ -161,7 +161,7 @@ class _Weights:
 
 def _weigh(table: Float[Tensor, "gaussians 6"], chunk: _Chunk) -> _Weights:
     """Opacities of a chunk's Gaussians in its pixels, and their weights."""
-    gaussians = table[chunk.ids].movedim(-1, 0)
+    gaussians = F.embedding(chunk.ids, table).movedim(-1, 0).contiguous()
     x, y, a, b, c, opacity = gaussians
     dx, dy = chunk.columns[:, :, None] - x[:, None], chunk.rows[:, :, None] - y[:, None]
     across = opacity[:, None] - 0.5 * a[:, None] * dx * dx
@@ -194,7 +194,8 @@ class _Compositing(torch.autograd.Function):
         table, filled = _tables(means, conics, opacities, values)
         image = values.new_zeros(height * width + 1, values.shape[-1] + 1)
         for chunk in _chunks(lists, width, height, len(means), values):
-            image[chunk.pixels] = torch.bmm(_weigh(table, chunk).weights, filled[chunk.ids])
+            composited = torch.bmm(_weigh(table, chunk).weights, F.embedding(chunk.ids, filled))
+            image.index_copy_(0, chunk.pixels.flatten(), composited.flatten(0, 1))
         ctx.save_for_backward(means, conics, opacities, values)
         ctx.lists, ctx.width, ctx.height = lists, width, height
         return image[:-1].view(height, width, -1)
@@ -208,10 +209,14 @@ class _Compositing(torch.autograd.Function):
         of_table, of_values = torch.zeros_like(table), torch.zeros_like(filled)
         for chunk in _chunks(ctx.lists, ctx.width, ctx.height, len(means), values):
             weighed, ids = _weigh(table, chunk), chunk.ids.flatten()
-            here = gradient[chunk.pixels]
+            here = F.embedding(chunk.pixels, gradient)
             of_values.index_add_(0, ids, torch.bmm(weighed.weights.mT, here).flatten(0, 1))
-            of_weights = torch.bmm(here, filled[chunk.ids].mT)
+            if not any(ctx.needs_input_grad[:3]):
+                continue
+            of_weights = torch.bmm(here, F.embedding(chunk.ids, filled).mT)
             of_table.index_add_(0, ids, _gradient_of_table(weighed, of_weights).flatten(1).T)
+        if not any(ctx.needs_input_grad[:3]):
+            return None, None, None, of_values[:-1, :-1], None, None, None
         of_opacities = of_table[:-1, 5] / opacities.clamp_min(1e-12)
         return of_table[:-1, :2], of_table[:-1, 2:5], of_opacities, of_values[:-1, :-1], None, None, None
 
