@@ -9,8 +9,8 @@ from typing import Optional
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 
-from divff_nerfstudio.evaluation.commands import RunError, open_run
-from divff_nerfstudio.evaluation.videos import central_frame, scene_cameras
+from divff_nerfstudio.evaluation.runs import RunError, open_scene
+from divff_nerfstudio.evaluation.viewpoints import central_frame
 
 
 @dataclass
@@ -34,13 +34,13 @@ class GaussiansConfig:
         from divff_nerfstudio.splat.model import SplatModel
         from divff_nerfstudio.splat.ply import write_layers
 
-        pipeline, _ = open_run(self.load_config)
-        if not isinstance(pipeline.model, SplatModel):
+        trained = open_scene(self.load_config)
+        if not isinstance(trained.model, SplatModel):
             raise RunError(f"{self.load_config} is a run without Gaussians: give one of `ns-train divff-splat`.")
-        scene = pipeline.datamanager.train_dataset.scene
+        scene = trained.scene
         index = central_frame(scene) if self.frame is None else scene.index_of(self.frame)
-        camera = scene_cameras(pipeline.datamanager)[index : index + 1]
+        camera = trained.cameras[index : index + 1]
         folder = self.output or self.load_config.resolve().parent / "gaussians"
-        paths = list(write_layers(pipeline.model, folder, camera).values())
+        paths = list(write_layers(trained.model, folder, camera).values())
         CONSOLE.print(f"Written: {escape(str(folder))}: {', '.join(path.name for path in paths)}")
         return paths

@@ -69,10 +69,15 @@ class ActorField(nn.Module):
 class CastsShadow(Protocol):
     """An actor, however it is represented, as its shadow sees it."""
 
-    encoding: Encoding
-    """Encoding of places."""
-    time_code: LowRankTimeCode
-    """Codes of moments."""
+    @property
+    def encoding(self) -> Encoding:
+        """Encoding of places."""
+        ...
+
+    @property
+    def time_code(self) -> LowRankTimeCode:
+        """Codes of moments."""
+        ...
 
     def encode(self, camera_positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points dim"]:
         """Encodes points in camera space."""

@@ -169,7 +169,7 @@ def _weigh(table: Float[Tensor, "gaussians 6"], chunk: _Chunk) -> _Weights:
     alphas = across[:, None] + down[:, :, None]
     alphas.addcmul_((b[:, None] * dx)[:, None], dy[:, :, None], value=-1)
     alphas = alphas.exp_().clamp_max_(LARGEST_ALPHA)
-    alphas = F.threshold_(alphas, LEAST_ALPHA, 0.0).flatten(1, 2)
+    alphas = F.threshold(alphas, LEAST_ALPHA, 0.0, inplace=True).flatten(1, 2)
     light = torch.cumprod(1 - alphas, -1)
     weights = -torch.diff(light, dim=-1, prepend=torch.ones_like(light[..., :1]))
     weights.mul_(light > LEAST_LIGHT)

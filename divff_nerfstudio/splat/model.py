@@ -254,14 +254,15 @@ class SplatModel(LayeredModel):
             target = torch.from_numpy(dataset.get_numpy_image(index)).to(self.device).reshape(-1, 3) / 255.0
             splats = self._splats(view, LAYERS)
             rgb = self._rasterise(view, splats, [self._shaded(view, splats)[0]])[0]
-            static = {"static": splats["static"]}
+            static: dict[Layer, Splats] = {"static": splats["static"]}
             depth, alpha, _ = self._rasterise(view, static, [view.depths(splats["static"].means)[:, None]])
             residuals.add(view, target, (rgb - target).abs().mean(-1), depth[:, 0] / alpha.clamp_min(1e-2))
         self.train()
-        for name, seeds, most in (
+        moving: tuple[tuple[Layer, Any, int], ...] = (
             ("dynamic", dynamic_seeds, config.dynamic_most),
             ("actor", actor_seeds, config.actor_most),
-        ):
+        )
+        for name, seeds, most in moving:
             layer = self.gaussian_layer(name)
             # Half of what may be, spread over the rounds; the other half is for refinement.
             count = min(most - len(layer), most // (2 * config.seed_rounds) * (2 if done == 0 else 1))
@@ -372,10 +373,8 @@ class SplatModel(LayeredModel):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.geometry_frozen):
             splats = self._splats(view, layers)
         if self.geometry_frozen:
-            splats = {
-                name: replace(each, codes=self.gaussian_layer(name).rows["codes"][each.ids])
-                for name, each in splats.items()
-            }
+            for name, each in splats.items():
+                splats[name] = replace(each, codes=self.gaussian_layer(name).rows["codes"][each.ids])
         parts, facts, shadow = self._joint(view, splats, codes)
         rgb, alpha, masks = parts["rgb"], parts["accumulation"], parts["masks"]
         outputs: dict[str, Any] = {
@@ -420,7 +419,8 @@ class SplatModel(LayeredModel):
         """`PICTURES` of a view, and its code if features are trained; (rays, channels) each."""
         splats = self._splats(view, self.visibility.layers)
         if box is not None:
-            splats = {name: each.select(box.within(each.means * self.space.length)) for name, each in splats.items()}
+            for name, each in splats.items():
+                splats[name] = each.select(box.within(each.means * self.space.length))
         codes = self.semantic is not None and self.features_trained
         parts, _, _ = self._joint(view, splats, codes)
         static = self._static_alone(view, splats, None)["rgb_static"]
@@ -447,7 +447,7 @@ class SplatModel(LayeredModel):
         """A moving layer alone, where the static layer does not hide it."""
         if layer not in splats or not len(splats[layer]):
             return view.intrinsics.new_zeros(view.height * view.width, 3)
-        both = {name: splats[name] for name in ("static", layer)}
+        both: dict[Layer, Splats] = {"static": splats["static"], layer: splats[layer]}
         colours = [torch.zeros_like(splats["static"].colours), splats[layer].colours]
         return self._rasterise(view, both, [torch.cat(colours)])[0]
 
