@@ -179,7 +179,8 @@ class QueryCommandConfig:
         for typed in self.text:
             kind, phrase = asked_kind(typed, self.features)
             answer = view.ask(phrase, kind, self.threshold)
-            answers.append(answer.summary() | {"files": save_answer(self.output / file_name(phrase), answer)})
+            base = self.output / file_name(phrase, kind)
+            answers.append(answer.summary() | {"files": save_answer(base, answer)})
         assert view.camera.times is not None
         rgb = view.outputs["rgb"].numpy()
         save_picture(self.output / "view.png", as_picture(rgb, (rgb.shape[0], rgb.shape[1])))
@@ -200,7 +201,7 @@ class QueryCommandConfig:
         tracks = follow(trained, asked, shown, viewpoint, self.hide or ("actor",))
         answers = []
         for followed in tracks:
-            name = file_name(followed.phrase)
+            name = file_name(followed.phrase, followed.kind)
             files = {
                 "csv": str(write_csv(self.output / f"{name}_over_time.csv", followed.rows())),
                 "plot": str(save_plot(self.output / f"{name}_over_time.png", followed)),
@@ -235,11 +236,12 @@ def save_answer(base: Path, answer: Answer) -> dict[str, str]:
     return {"array": str(array), **files}
 
 
-def file_name(phrase: str) -> str:
-    """A phrase as the beginning of a file's name; phrases that become alike keep apart by a checksum."""
+def file_name(phrase: str, kind: str) -> str:
+    """A phrase and its features as the beginning of a file's name; phrases that become alike get a checksum."""
     plain = "_".join("".join(c if c.isalnum() else " " for c in phrase.lower()).split())[:60]
     exact = plain.replace("_", " ") == phrase
-    return plain if exact else f"{plain or 'query'}_{zlib.crc32(phrase.encode()):08x}"
+    checksum = "" if exact else f"_{zlib.crc32(phrase.encode()):08x}"
+    return f"{plain or 'query'}{checksum}_{kind}"
 
 
 @dataclass
