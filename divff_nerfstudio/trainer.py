@@ -127,10 +127,16 @@ class SplatTrainerConfig(DivFFTrainerConfig):
     """Configuration of a training run of Gaussians."""
 
     def settle(self) -> None:
-        """Settles what depends on the device and on the length of the run; what the user has chosen stays."""
+        """Settles what depends on the device and on the length of the run; what the user has chosen stays.
+
+        Raises:
+            TrainingError: If the file of points is missing.
+        """
         device = "cuda" if self.machine.device_type == "cuda" else "cpu"
         model = self.pipeline.model
         assert isinstance(model, SplatModelConfig)
+        if model.points is not None and not model.points.is_file():
+            raise TrainingError(f"{model.points} does not exist: give a PLY file or COLMAP's points3D as points.")
         self.max_num_iterations = self.max_num_iterations or SPLAT_ITERATIONS[device]
         for name, count in SPLAT_GAUSSIANS[device].items():
             setattr(model, name, getattr(model, name) or count)

@@ -19,7 +19,7 @@ from divff_nerfstudio.pipeline import CheckpointError
 from divff_nerfstudio.splat.model import SplatModel
 from divff_nerfstudio.splat.ply import write_layers
 from divff_nerfstudio.splat.points import random_points, read_points
-from divff_nerfstudio.trainer import DivFFTrainer
+from divff_nerfstudio.trainer import DivFFTrainer, TrainingError
 
 STEPS = 20
 Start = Callable[..., DivFFTrainer]
@@ -54,9 +54,10 @@ def model_of(trainer: DivFFTrainer) -> SplatModel:
 @pytest.mark.parametrize("broken_after", [3, 7, 16, 18])
 def test_resumed_training_is_the_unbroken_one(start: Start, broken_after):
     """Broken when moving Gaussians have just begun, while numbers change, with frozen geometry, and at the end."""
-    unbroken = start("unbroken", steps_per_save=broken_after, save_only_latest_checkpoint=False)
+    looked_at = {"steps_per_eval_batch": 3, "steps_per_eval_image": 7, "steps_per_eval_all_images": 11}
+    unbroken = start("unbroken", steps_per_save=broken_after, save_only_latest_checkpoint=False, **looked_at)
     unbroken.train()
-    resumed = start("resumed", seed=99, load_dir=unbroken.checkpoint_dir, load_step=broken_after)
+    resumed = start("resumed", seed=99, load_dir=unbroken.checkpoint_dir, load_step=broken_after, **looked_at)
     resumed.train()
     expected, found = (tiny_run.parameters(model_of(each)) for each in (unbroken, resumed))
     assert expected.keys() == found.keys()
@@ -196,6 +197,11 @@ def test_points_are_read_where_the_scene_has_some(start: Start, tiny_scene):
     model = model_of(start("run"))
     placed = model.gaussian_layer("static").rows["means"].detach() * model.space.length
     assert len(placed) == 50 and (placed[:, None] - found).norm(dim=-1).amin(1).max() < 1e-4
+
+
+def test_missing_points_stop_training_before_it_starts(start: Start, tmp_path):
+    with pytest.raises(TrainingError, match=r"nowhere\.ply"):
+        start("run", model={"points": tmp_path / "nowhere.ply"})
 
 
 @pytest.mark.parametrize("content", [None, "ply\n", "x y z"])

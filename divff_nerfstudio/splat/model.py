@@ -157,7 +157,8 @@ class SplatModel(LayeredModel):
         """Puts the static layer's first Gaussians."""
         config, layer = self.config, self.gaussian_layer("static")
         path = config.points or find_points(scene)
-        if path is None:
+        # Training checks that there are points; whoever opens a checkpoint needs none.
+        if path is None or not path.is_file():
             positions, colours = random_points(scene, config.static_start)
         else:
             positions, colours = read_points(path)
@@ -224,18 +225,18 @@ class SplatModel(LayeredModel):
 
     def _adapt(self, attributes: TrainingCallbackAttributes, step: int) -> None:
         """Refines the layers, and puts moving Gaussians where the picture is wrong."""
-        config = self.config
+        config, seen = self.config, self._seen
+        self._seen = {}
         if step >= config.heads_from:
             return
         assert attributes.optimizers is not None and attributes.pipeline is not None
         optimizers = attributes.optimizers.optimizers.values()
         if step < 0.85 * config.heads_from:
-            for name, observation in self._seen.items():
+            for name, observation in seen.items():
                 layer = self.gaussian_layer(name)
                 since = step if name == "static" else step - config.static_until
                 most = {"static": config.static_most, "dynamic": config.dynamic_most, "actor": config.actor_most}[name]
                 refine(layer, row_optimizers(layer, optimizers), observation, since, most, config.density)
-        self._seen = {}
         pause = max(1, (config.heads_from - config.static_until) // (2 * max(1, config.seed_rounds)))
         done, late = divmod(step + 1 - config.static_until, pause)
         if late == 0 and 0 <= done < config.seed_rounds:
@@ -382,7 +383,7 @@ class SplatModel(LayeredModel):
             "rgb": rgb + (1 - alpha)[:, None] * torch.rand_like(rgb),
             "uncertainty": parts["uncertainty"],
             "masks": dict(zip(_MOVING, masks.unbind(-1), strict=True)) if len(layers) > 1 else {},
-            "lasting": parts["rest"][:, 0] if len(layers) > 1 and not codes else None,
+            "lasting": parts["rest"][:, 0] if "dynamic" in splats and not codes else None,
             "size": (view.height, view.width),
             "splats": splats,
             "enclosed": alpha,

@@ -28,7 +28,8 @@ def rasterization(
 ) -> tuple[Float[Tensor, "cameras {height} {width} channels"], Float[Tensor, "cameras {height} {width} 1"], dict]:
     """Renders Gaussians with gsplat on CUDA and with `rasterization_in_torch` elsewhere.
 
-    Whether there is CUDA is all that decides: a machine with a compiler and no GPU makes gsplat compile in vain.
+    Whether there is CUDA is all that decides: a machine with a compiler and no GPU makes gsplat compile in vain. (No
+    Gaussians at all are no work for a GPU.)
 
     Args:
         means: Centres in the world.
@@ -45,7 +46,7 @@ def rasterization(
     Returns:
         Sums of `colors`, sums of the weights, and facts ("means2d", "radii", "depths", ...), unpacked.
     """
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() or not len(means):
         return rasterization_in_torch(means, quats, scales, opacities, colors, viewmats, Ks, width, height, **options)
     import gsplat
 
