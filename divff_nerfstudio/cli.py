@@ -16,15 +16,28 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "divff_nerfstudio.data.demo_scene:DemoSceneConfig",
         "write a procedural kitchen in EPIC-Diff's layout",
     ),
+    "download": (
+        "divff_nerfstudio.download.epic_diff:DownloadConfig",
+        "fetch what is public of EPIC-Diff, and weights",
+    ),
+    "convert": (
+        "divff_nerfstudio.convert.commands:ConvertConfig",
+        "turn a video, a COLMAP model or another scene into a scene folder",
+    ),
     "extract": (
         "divff_nerfstudio.features.extract:ExtractConfig",
         "extract the features of a scene that are distilled",
     ),
+    "import": (
+        "divff_nerfstudio.importing:ImportConfig",
+        "make a run of a checkpoint of NeuralDiff or of the published DIV-FF",
+    ),
     "evaluate": ("divff_nerfstudio.evaluation.commands:EvaluateConfig", "score a trained scene on its test frames"),
-    "video": ("divff_nerfstudio.evaluation.commands:VideoConfig", "write the two-row video of a trained scene"),
-    "gaussians": (
-        "divff_nerfstudio.evaluation.gaussians:GaussiansConfig",
-        "write the layers of a run of divff-splat as PLY files of Gaussians",
+    "query": ("divff_nerfstudio.evaluation.commands:QueryCommandConfig", "ask a trained scene in words"),
+    "video": ("divff_nerfstudio.evaluation.commands:VideoConfig", "write a video of a trained scene"),
+    "export": (
+        "divff_nerfstudio.evaluation.commands:ExportConfig",
+        "write a trained scene as points or as Gaussians",
     ),
     "view": ("divff_nerfstudio.evaluation.commands:ViewConfig", "open the viewer, for this machine alone"),
 }

@@ -13,7 +13,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.models.base_model import Model, ModelConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from divff_nerfstudio.features.pca import FeatureBasis, project
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
@@ -33,6 +33,8 @@ PICTURES = (
     "uncertainty",
 )
 """What every view is rendered to, in the viewer's order. Depth is the distance along the unit ray, in scene units."""
+HEADS = {"hotspot": "video"}
+"""Kinds of targets that another kind's head is compared with."""
 _CODE, _CROP = "code", "crop"
 
 Answer = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
@@ -82,6 +84,8 @@ class LayeredModelConfig(ModelConfig):
     """Weight of the image-language features' loss."""
     video_weight: float = 1.0
     """Weight of the video-language features' loss."""
+    hotspot_weight: float = 0.0
+    """Weight of their loss where hands meet objects, against the whole clip's feature (0 as in DIV-FF)."""
     regulariser_weight: float = 1.0
     """Weight of the regulariser's loss."""
     mean_over_all_rays: bool = False
@@ -102,7 +106,7 @@ class LayeredModel(Model):
     """
 
     config: LayeredModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    field: nn.Module
+    field: Any
     semantic: Any
     train_times: Tensor
     train_nears: Tensor
@@ -191,7 +195,7 @@ class LayeredModel(Model):
 
     def _frame_bounds(self, times: Float[Tensor, "*bs 1"]) -> tuple[Float[Tensor, "*bs 1"], Float[Tensor, "*bs 1"]]:
         """Near and far of the training frame next in time."""
-        nearest = _nearest(self.train_times, times)
+        nearest = nearest_frame(self.train_times, times)
         return self.train_nears[nearest], self.train_fars[nearest]
 
     @abstractmethod
@@ -308,11 +312,13 @@ class LayeredModel(Model):
         weights = {
             "image": self.config.image_weight,
             "video": self.config.video_weight,
+            "hotspot": self.config.hotspot_weight,
             "regulariser": self.config.regulariser_weight,
         }
+        over_all = self.config.mean_over_all_rays
         return {
             f"features_{kind}": weights[kind]
-            * feature_loss(kind, self.semantic.decode(code, kind), target, valid, self.config.mean_over_all_rays)
+            * feature_loss(kind, self.semantic.decode(code, HEADS.get(kind, kind)), target, valid, over_all)
             for kind, (target, valid) in features.items()
         }
 
@@ -371,7 +377,7 @@ class _LazyFeatures(dict[str, Tensor]):
         return self._model.decode_features(self._code, kind)
 
 
-def _nearest(sorted_times: Float[Tensor, "frames"], times: Float[Tensor, "*bs 1"]) -> Tensor:
+def nearest_frame(sorted_times: Float[Tensor, "frames"], times: Float[Tensor, "*bs 1"]) -> Tensor:
     """Index of the frame next in time, of earlier and later equally near ones the earlier."""
     later = torch.searchsorted(sorted_times, times.contiguous()).clamp(1, max(1, len(sorted_times) - 1))
     later = later.clamp_max(len(sorted_times) - 1)

@@ -45,16 +45,25 @@ def structural_loss(
 
 
 def proposal_loss(
-    proposal: ProposalSamples, samples: RaySamples, weights: Float[Tensor, "rays samples"]
+    proposal: ProposalSamples,
+    samples: RaySamples,
+    weights: Float[Tensor, "rays samples"],
+    static_weights: Float[Tensor, "rays samples"],
 ) -> Float[Tensor, ""]:
-    """Teaches the proposal to bound the weights of what it leads to (mip-NeRF 360, equation 13)."""
-    bound = lossfun_outer(
-        ray_samples_to_sdist(samples).detach(),
-        weights.detach(),
-        ray_samples_to_sdist(proposal.samples),
-        proposal.weights[..., 0],
+    """Teaches the proposal to bound the weights of what it leads to (mip-NeRF 360, equation 13).
+
+    Args:
+        proposal: The proposal.
+        samples: What was drawn from it.
+        weights: Weights of all layers together.
+        static_weights: Weights of the static layer alone, which the proposal's room bounds.
+    """
+    drawn, proposed = ray_samples_to_sdist(samples).detach(), ray_samples_to_sdist(proposal.samples)
+    bounds = ((weights, proposal.weights), (static_weights, proposal.room_weights))
+    return sum(
+        (lossfun_outer(drawn, found.detach(), proposed, bound[..., 0]).mean() for found, bound in bounds),
+        torch.zeros(()),
     )
-    return bound.mean()
 
 
 def persistence_loss(

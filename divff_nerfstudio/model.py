@@ -89,7 +89,7 @@ class DivFFModel(LayeredModel):
     """Three fast fields, the actor's shadow, and semantic heads on a code per ray."""
 
     config: DivFFModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    field: LayeredField  # pyright: ignore[reportIncompatibleVariableOverride]
+    field: LayeredField
 
     def populate_modules(self) -> None:
         """Builds the fields and heads from the configuration and the training frames' times, nears and fars."""
@@ -164,7 +164,7 @@ class DivFFModel(LayeredModel):
         )
         assert samples.deltas is not None
         points, distances = points_of(rays, samples), midpoints(samples)
-        fields = self.field(points, layers)
+        fields = self.field(points, layers, all_at_rest=self.static_only)
         composited = composite({layer: fields[layer].density for layer in layers}, samples.deltas[..., 0])
         shares = {layer: accumulate(composited.weights[layer], fields[layer].rgb) for layer in layers}
         alone = weights_alone(composited.alphas["static"])
@@ -193,11 +193,11 @@ class DivFFModel(LayeredModel):
                 "densities": {layer: fields[layer].density for layer in layers},
                 "dynamic_weights": composited.weights.get("dynamic"),
                 "points": points,
-                "proposal": (proposal, samples, total),
+                "proposal": (proposal, samples, total, alone),
                 "state": state,
             }
         in_room = transmittance(composited.alphas["static"])
-        alone_in_room = {
+        alone_in_room: dict[Layer, Tensor] = {
             layer: accumulate(weights_alone(composited.alphas[layer]) * in_room, fields[layer].rgb)
             for layer in layers
             if layer != "static"
@@ -206,7 +206,7 @@ class DivFFModel(LayeredModel):
             rgb,
             expected_depth(total, distances),
             accumulation,
-            {"static": static_alone, **alone_in_room},
+            {**alone_in_room, "static": static_alone},
             composited,
             uncertainty,
         )
@@ -259,12 +259,10 @@ class DivFFModel(LayeredModel):
         positions = points.positions.reshape(-1, 3)[drawn]
         moments = config.persistence_moments
         times = (torch.rand(len(drawn), 1) + torch.arange(moments)[None]) / moments
-        elsewhen = self.field.dynamic.density(
-            positions[:, None].expand(-1, moments, -1).reshape(-1, 3), times.to(positions).reshape(-1, 1)
-        )
+        elsewhen = self.field.dynamic_density(positions, times.to(positions))
         loss = persistence_loss(
             outputs["densities"]["dynamic"].reshape(-1)[drawn],
-            elsewhen.view(-1, moments),
+            elsewhen,
             depth=float(self.field.space.length) / 100,
         )
         return loss * weights.sum() / len(points.times)

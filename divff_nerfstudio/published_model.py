@@ -23,7 +23,7 @@ from divff_nerfstudio.fields.published import (
     PublishedHeadsConfig,
 )
 from divff_nerfstudio.files import DivffError
-from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig, pictures_of
+from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig, nearest_frame, pictures_of
 from divff_nerfstudio.losses import weighted_error
 from divff_nerfstudio.rendering import (
     CLEAR,
@@ -80,6 +80,9 @@ class PublishedModelConfig(LayeredModelConfig):
     end_density: float = 100.0
     """Static density of the last sample in training, where the colour is random, so that no black background is learnt.
     0: as the network has it."""
+    share_epsilon: float = 1e-6
+    """Added to the summed density where a layer's part of it is taken. NeuralDiff adds nothing: 1e-20 stands for that,
+    which changes no density that single precision tells from 0."""
     least_uncertainty: float = 0.03
     """Standard deviation of the colours of the static layer."""
     density_weight: float = 0.01
@@ -160,8 +163,8 @@ class PublishedModel(LayeredModel):
     """
 
     config: PublishedModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    field: PublishedField  # pyright: ignore[reportIncompatibleVariableOverride]
-    semantic: PublishedHeads | None  # pyright: ignore[reportIncompatibleVariableOverride]
+    field: PublishedField
+    semantic: PublishedHeads | None
     all_times: Tensor
     all_nears: Tensor
     all_fars: Tensor
@@ -179,9 +182,9 @@ class PublishedModel(LayeredModel):
                 "The published network has a table with a row per frame id: set its number of rows with "
                 "--pipeline.datamanager.dataparser.time-rows (1000 in the published checkpoints)."
             )
+        order = torch.argsort(metadata["all_times"].flatten())
         for name in ("times", "nears", "fars"):
-            values = metadata[f"all_{name}"].flatten()
-            self.register_buffer(f"all_{name}", values.float(), persistent=False)
+            self.register_buffer(f"all_{name}", metadata[f"all_{name}"].flatten()[order].float(), persistent=False)
         self.field = PublishedField(config.fields, metadata["time_rows"], self.train_times)
         self.autoencoder = self._autoencoder()
         dimensions = {**config.heads.dimensions, **metadata.get("feature_dims", {})}
@@ -290,8 +293,7 @@ class PublishedModel(LayeredModel):
         """Near and far of the scene's frame next in time, or of the training frame, as the configuration says."""
         if self.config.bounds == "training":
             return super()._frame_bounds(times)
-        # Frames of the scene are no farther than half a row from their own times.
-        nearest = (times[..., None] - self.all_times).abs().argmin(-1)
+        nearest = nearest_frame(self.all_times, times)
         return self.all_nears[nearest], self.all_fars[nearest]
 
     def render(self, rays: RayBundle, layers: tuple[Layer, ...]) -> Rendering:
@@ -312,7 +314,8 @@ class PublishedModel(LayeredModel):
         if self.training and config.end_density > 0:
             fields["static"] = self._ended(fields["static"])
         densities = {layer: found.density for layer, found in fields.items()}
-        composited = composite(densities, open_intervals(depths), open_end=True)
+        intervals = open_intervals(depths)
+        composited = composite(densities, intervals, open_end=True, share_epsilon=config.share_epsilon)
         uncertainty = ray_uncertainty(composited, fields, config.least_uncertainty)
         return Rendering(coarse, drawn, depths, points, fields, composited, uncertainty)
 
@@ -349,7 +352,9 @@ class PublishedModel(LayeredModel):
                 "densities": {layer: samples.density for layer, samples in found.fields.items()},
                 "state": state,
             }
-        alone = {layer: accumulate(weights, found.fields[layer].rgb) for layer, weights in found.alone.items()}
+        alone: dict[Layer, Tensor] = {
+            layer: accumulate(weights, found.fields[layer].rgb) for layer, weights in found.alone.items()
+        }
         accumulation = found.composited.joint.sum(-1)
         pictures = pictures_of(found.rgb, found.depth, accumulation, alone, found.composited, found.uncertainty)
         return {**pictures, "state": state}

@@ -18,6 +18,10 @@ CLEAR = 1e-10
 """Share of light that an opaque sample lets through in the published compositing."""
 OPEN_END = 100.0
 """Length of the last interval in the published compositing, in scene units."""
+SPREAD = 0.1
+"""Share of the samples that is spread evenly over the proposal's intervals, in case it has missed something."""
+BEHIND = 0.4
+"""Samples for the room by itself, relative to those for all that the ray meets."""
 
 
 @dataclass
@@ -70,6 +74,7 @@ def composite(
     densities: Mapping[Layer, Float[Tensor, "rays samples"]],
     deltas: Float[Tensor, "rays samples"],
     open_end: bool = False,
+    share_epsilon: float = 1e-6,
 ) -> Composite:
     """Weights of layers that share their rays.
 
@@ -81,11 +86,12 @@ def composite(
         deltas: Lengths of the intervals, in scene units.
         open_end: The last interval has no end (`OPEN_END`): there each layer has the opacity of its own density, so
             that the weights of all layers may sum to more than 1 (DIV-FF).
+        share_epsilon: Added to the sum of which a layer has its part (1e-6 in DIV-FF, nothing in NeuralDiff).
     """
     summed = sum(densities.values(), torch.zeros(()))
     optical = summed * deltas
     opacity = 1 - torch.exp(-optical)
-    share = opacity / (summed + 1e-6)
+    share = opacity / (summed + share_epsilon)
     alphas: dict[Layer, Tensor] = {layer: density * share for layer, density in densities.items()}
     if open_end:
         for layer, density in densities.items():
@@ -95,7 +101,7 @@ def composite(
         reached = transmittance(opacity, CLEAR)
     else:
         reached = torch.exp(-(torch.cumsum(optical, -1) - optical))
-    weights = {layer: alpha * reached for layer, alpha in alphas.items()}
+    weights: dict[Layer, Tensor] = {layer: alpha * reached for layer, alpha in alphas.items()}
     return Composite(weights=weights, alphas=alphas, opacity=opacity, transmittance=reached)
 
 
@@ -144,11 +150,13 @@ class ProposalSamples:
     """Intervals of the proposal."""
     weights: Float[Tensor, "rays samples 1"]
     """Its weights."""
+    room_weights: Float[Tensor, "rays samples 1"]
+    """Weights of its room, as if nothing were before it."""
 
 
 def sample_rays(
     rays: RayBundle,
-    density: Callable[[SamplePoints], Float[Tensor, "points"]],
+    density: Callable[[SamplePoints], tuple[Float[Tensor, "points"], Float[Tensor, "points"]]],
     num_proposal: int,
     num_samples: int,
     anneal: float = 1.0,
@@ -156,23 +164,27 @@ def sample_rays(
 ) -> tuple[RaySamples, ProposalSamples]:
     """Draws samples where a proposal says that there is something (mip-NeRF 360, Barron 2022).
 
-    The proposal's intervals are spaced by the logarithm of the distance, since hands are near and rooms are far.
+    The proposal's intervals are spaced by the logarithm of the distance, since hands are near and rooms are far. Some
+    samples go to the room behind the hands, which is rendered alone, too.
 
     Args:
         rays: Rays with nears, fars and times, and "camera_directions" in their metadata.
-        density: Density of the proposal.
+        density: Density of the proposal: of everything, and of its room.
         num_proposal: Intervals of the proposal.
         num_samples: Intervals that are returned.
         anneal: Exponent of the proposal's weights, below 1 while it is still unreliable.
         training: Whether to draw at random.
     """
-    first, second = LogSampler(single_jitter=True), PDFSampler(include_original=False, single_jitter=True)
+    first = LogSampler(single_jitter=True)
+    second = PDFSampler(include_original=False, single_jitter=True, histogram_padding=SPREAD / num_proposal)
     first.train(training)
     second.train(training)
     coarse = first(rays, num_samples=num_proposal)
-    weights = coarse.get_weights(density(points_of(rays, coarse)).view(-1, num_proposal, 1))
-    fine = second(rays, coarse, torch.pow(weights.detach(), anneal), num_samples=num_samples)
-    return fine, ProposalSamples(coarse, weights)
+    everything, room = (
+        coarse.get_weights(found.view(-1, num_proposal, 1)) for found in density(points_of(rays, coarse))
+    )
+    drawn = torch.pow(((everything + BEHIND * room) / (1 + BEHIND)).detach(), anneal)
+    return second(rays, coarse, drawn, num_samples=num_samples), ProposalSamples(coarse, everything, room)
 
 
 def points_of(rays: RayBundle, samples: RaySamples) -> SamplePoints:

@@ -1,34 +1,39 @@
-"""Measures methods on the machine at hand.
+"""Measures on the machine at hand; prints JSON.
 
 python scripts/bench.py steps --data SCENE [--rays 1024] [--width 228 --height 128]
-    what runs per step and per view; prints JSON
+    what runs per step and per view
+python scripts/bench.py lookup
+    rays' features, fetched from stores of 1000 frames of 456x256
+python scripts/bench.py memory
+    resident memory of training on such a scene with all kinds of features
+python scripts/bench.py segments [--size large] [--weights FOLDER]
+    SAM 2.1's automatic masks of a picture of 456x256
 python scripts/bench.py compare --data SCENE --methods divff divff-paper --minutes N
-    how good methods are after how much time; writes JSON and a plot
+    how good methods are after how much time; writes a plot, too
 python scripts/bench.py published [--rays 1024] [--width 228 --height 128]
-    the published network beside a straightforward version of it; prints JSON
+    the published network beside a straightforward version of it
 python scripts/bench.py splat --data SCENE [--gaussians 10000] [--width 114 --height 64]
-    views, features and steps of divff-splat; prints JSON
+    views, features and steps of divff-splat
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
+from bench_features import Lookup, Memory, Segments
 from bench_published import Published
 from bench_splat import Splat
 from compare_methods import Compare
-from timing import measure
+from stopwatch import machine, measure
 
 
 @dataclass
 class Bench:
-    """Times a training step of the geometry, a rendered view and a feature look-up of the method divff."""
+    """Times a training step of the geometry, a rendered view, another query on it and a feature look-up of divff."""
 
     data: Path
     """A scene folder in the EPIC-Diff layout."""
@@ -60,18 +65,58 @@ class Bench:
         camera, _ = data.next_eval_image(0)
         camera.rescale_output_resolution(self.width / int(camera.width))
         results = {
-            "geometry_step": {"rays": self.rays, **measure(self.repeats, step)},
+            "geometry_step": {"rays": self.rays, **measure(step, self.repeats)},
             "render_view": {
                 "width": int(camera.width),
                 "height": int(camera.height),
-                **measure(self.repeats, lambda: model.get_outputs_for_camera(camera)),
+                **measure(lambda: model.get_outputs_for_camera(camera), self.repeats),
             },
-            "next_batch": measure(self.repeats, lambda: data.next_train(0)),
+            "next_batch": measure(lambda: data.next_train(0), self.repeats),
         }
+        if "image" in pipeline.query.kinds:
+            results["another_query"] = self._query(pipeline, camera)
+            results["viewer_query"] = self._viewer_query(pipeline, camera)
         for kind, store in data.feature_stores.items():
             draw = [torch.randint(size, (4096,)).numpy() for size in (len(store), *store.header.image_size)]
-            results[f"lookup_4096_{kind}"] = measure(self.repeats, lambda store=store, draw=draw: store.lookup(*draw))
-        print(json.dumps({"machine": _machine(), "threads": self.threads, "results": results}, indent=2))
+            results[f"lookup_4096_{kind}"] = measure(lambda store=store, draw=draw: store.lookup(*draw), self.repeats)
+        print(json.dumps({"machine": machine(), "threads": self.threads, "results": results}, indent=2))
+
+    def _query(self, pipeline, camera) -> dict[str, float]:
+        """A question to a view whose features have been decoded by one before, its phrase encoded already."""
+        from divff_nerfstudio.evaluation.trained_scene import TrainedScene
+
+        pipeline.model.update_to_step(pipeline.model.config.heads_from)
+        view = TrainedScene(pipeline.model, pipeline.datamanager, pipeline.query).render(camera)
+        return measure(lambda: view.ask("mug"), self.repeats)
+
+    def _viewer_query(self, pipeline, camera) -> dict[str, object]:
+        """A question that was never asked before, about a view that the viewer has rendered: encoded and answered."""
+        from divff_nerfstudio.query import Query
+        from divff_nerfstudio.viewer.views import Views
+
+        query: Query = pipeline.query
+        pipeline.model.update_to_step(pipeline.model.config.joint_from)
+        pipeline.model.eval()
+        views = Views(
+            pipeline.model,
+            state=lambda: None,
+            answer=lambda view: query.answer(view.pictures, view.features),
+            seen=lambda client, view: None,
+            client=lambda: 0,
+        )
+        views.attach()
+        words = (
+            f"{colour} {thing}" for thing in ("mug", "pan", "bowl") for colour in ("red", "blue", "green", "white")
+        )
+
+        def ask() -> None:
+            query.ask(text=next(words), features=query.kinds[0], contour=True)
+            assert "relevancy_overlay" in views.outputs(camera)
+
+        ask()
+        measured = measure(ask, self.repeats)
+        assert views.rendered == 1
+        return {"width": int(camera.width), "height": int(camera.height), **measured}
 
     def _pipeline(self):
         from divff_nerfstudio.registry import divff
@@ -81,17 +126,20 @@ class Bench:
         assert isinstance(config, DivFFTrainerConfig)
         config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
         config.pipeline.datamanager.data = self.data
+        config.pipeline.datamanager.features = "auto"
         config.pipeline.datamanager.train_num_rays_per_batch = self.rays
         config.settle()
         return config.pipeline.setup(device=config.machine.device_type, test_mode="test")
 
 
-def _machine() -> dict[str, object]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpu": gpu}
-
-
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict(
-        {"steps": Bench, "compare": Compare, "published": Published, "splat": Splat}
-    ).main()
+    commands = {
+        "steps": Bench,
+        "lookup": Lookup,
+        "memory": Memory,
+        "segments": Segments,
+        "compare": Compare,
+        "published": Published,
+        "splat": Splat,
+    }
+    tyro.extras.subcommand_cli_from_dict(commands).main()

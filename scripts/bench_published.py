@@ -117,7 +117,9 @@ def _per_sample(values: Tensor, positions: Tensor) -> Tensor:
 class StraightModel(PublishedModel):
     """The model on these, with a fixed number of rays at a time."""
 
-    rays_at_once = 4096  # pyright: ignore[reportAssignmentType]
+    @property
+    def rays_at_once(self) -> int:
+        return 4096
 
 
 def straightened(model: PublishedModel) -> StraightModel:
@@ -132,7 +134,7 @@ def straightened(model: PublishedModel) -> StraightModel:
     )
     for module, kind in kinds:
         if module is not None:
-            module.__class__ = kind
+            module.__class__ = kind  # pyright: ignore[reportAttributeAccessIssue]
     assert isinstance(copied, StraightModel)
     return copied
 

@@ -55,7 +55,7 @@ from divff_nerfstudio.files import atomic_path
 INPUT = 64
 WIDTH, HEIGHT = 228, 128
 """Of the views, as the demo's video frames."""
-KITCHENS, VIEWS, CLIPS, CROPS = 72, 12, 10, 80
+KITCHENS, VIEWS, CLIPS, CROPS = 64, 12, 10, 80
 """How many kitchens, and of each: views cut into segments, clips cut into tiles, close-ups of objects."""
 HELD_OUT = 8
 """Every so many-th kitchen is for testing."""

@@ -27,7 +27,8 @@ from divff_nerfstudio.data.annotations import (
     resize_nearest,
 )
 from divff_nerfstudio.data.scene import Scene, load_scene
-from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD, ClassScores
+from divff_nerfstudio.evaluation.classes import ClassScores
+from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import FeatureStore, store_root
@@ -115,7 +116,7 @@ def answers(scene: Scene, store: FeatureStore, annotated: LabelledMasks, thresho
     row, column = (torch.from_numpy(grid.ravel()) for grid in np.mgrid[: scene.height, : scene.width])
     for frame, masks in annotated.masks.items():
         features, valid = store.lookup(torch.full_like(row, frame), row, column)
-        found = relevancy(features, positives, negatives) * valid[:, None]
+        found = relevancy(store.decode(features), positives, negatives) * valid[:, None]
         scores.add(found.reshape(scene.height, scene.width, -1).numpy(), masks)
     return {"mean": scores.totals(), "classes": scores.per_class()}
 

@@ -1,6 +1,6 @@
 """Trains the demo encoder from scratch: a small model of open_clip for the world of the demo scene.
 
-Usage: ``python scripts/train_demo_encoder.py --samples FOLDER --minutes 35``. The samples are rendered once (they stay
+Usage: ``python scripts/train_demo_encoder.py --samples FOLDER --minutes 40``. The samples are rendered once (they stay
 in the folder); the encoder's files are written to ``divff_nerfstudio/features/demo_encoder``. Prints one JSON object
 with the accuracy on a held-out split of the renders.
 """
@@ -57,7 +57,7 @@ class TrainConfig:
     """How many random kitchens the samples come from."""
     output: Path = DEMO_ENCODER
     """Folder to write the encoder to."""
-    minutes: float = 35.0
+    minutes: float = 40.0
     """How long to train, in minutes of processor time."""
     batch: int = 128
     """Pictures a step."""

@@ -218,10 +218,34 @@ def test_layers_have_their_shapes_and_ranges(field):
     assert found["actor"].density.mean() < found["static"].density.mean()
 
 
-def test_dynamic_density_alone_is_that_of_the_layer(field):
+def test_dynamic_density_at_moments_is_that_of_the_layer(field):
     where = points()
-    alone = field.dynamic.density(where.positions.reshape(-1, 3), where.per_sample(where.times))
-    assert torch.allclose(alone.view(6, 4), field(where, ("dynamic",))["dynamic"].density)
+    times = where.per_sample(where.times)
+    alone = field.dynamic_density(where.positions.reshape(-1, 3), times.expand(-1, 2))
+    layer = field(where, ("dynamic",))["dynamic"].density
+    assert torch.allclose(alone, layer.reshape(-1, 1).expand(-1, 2), rtol=1e-4)
+
+
+def test_what_leaves_is_the_static_layers_until_it_does_not_stay(field):
+    where = points()
+    rest, stays = field(where, ("static",), all_at_rest=True)["static"], field(where, LAYERS)["static"]
+    assert torch.allclose(stays.density, rest.density * rest.permanence)
+    assert (rest.permanence > 0.5).all() and (rest.permanence < 1).all()
+    with torch.no_grad():
+        field.static.network.layers[-1].bias[1] = -20.0  # nothing is permanent
+        field.dynamic.network.layers[-1].bias[-1] = 20.0  # but it is there
+    found = field(where, LAYERS)
+    assert torch.allclose(found["static"].density, torch.zeros(6, 4), atol=1e-5)
+    comes = found["dynamic"].density - rest.density
+    assert (comes > -1e-4 * rest.density).all()
+    with torch.no_grad():
+        field.dynamic.network.layers[-1].bias[-1] = -20.0  # it has left
+    gone = field(where, LAYERS)["dynamic"].density
+    assert torch.allclose(gone, comes, rtol=1e-3, atol=1e-4 * float(rest.density.max()))
+    near = torch.minimum(rest.density / (comes + 1e-9), torch.tensor(1e3))[..., None] > 100
+    assert torch.allclose(
+        torch.where(near, found["dynamic"].rgb, rest.rgb), rest.rgb, atol=2e-2
+    )  # in the colours that it has at rest
 
 
 def test_a_new_actor_throws_hardly_a_shadow(field):
@@ -235,10 +259,11 @@ def test_a_new_actor_throws_hardly_a_shadow(field):
 def test_proposal_sees_the_room_and_what_is_before_the_camera(field):
     where = points()
     flat = (where.positions.reshape(-1, 3), where.camera_positions.reshape(-1, 3), where.per_sample(where.times))
-    found = field.proposal(*flat)
-    assert found.shape == (24,) and (found > 0).all()
-    assert not torch.equal(field.proposal(flat[0] * 0.5, *flat[1:]), found)
-    assert not torch.equal(field.proposal(flat[0], flat[1] * 0.5, flat[2]), found)
+    found, room = field.proposal(*flat)
+    assert found.shape == room.shape == (24,) and (found > room).all() and (room > 0).all()
+    assert not torch.equal(field.proposal(flat[0] * 0.5, *flat[1:])[1], room)
+    moved, same = field.proposal(flat[0], flat[1] * 0.5, flat[2])
+    assert not torch.equal(moved, found) and torch.equal(same, room)
 
 
 @pytest.mark.parametrize("implementation", ["planes", "hash"])
@@ -253,7 +278,7 @@ def test_every_parameter_learns_at_one_rate_and_gets_a_gradient(implementation):
     where = points()
     flat = (where.positions.reshape(-1, 3), where.camera_positions.reshape(-1, 3), where.per_sample(where.times))
     found = field(where, LAYERS)
-    loss = field.proposal(*flat).sum() + field.shadow(where.camera_positions[:, 0], where.times).sum()
+    loss = field.proposal(*flat)[0].sum() + field.shadow(where.camera_positions[:, 0], where.times).sum()
     for samples in found.values():
         loss = loss + samples.density.sum() + samples.rgb.square().sum() + samples.encoding.square().sum()
         loss = loss + (samples.uncertainty.sum() if samples.uncertainty is not None else 0)

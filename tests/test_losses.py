@@ -87,20 +87,27 @@ def test_proposal_is_taught_to_bound_the_weights_and_nothing_else():
         times=torch.zeros(3, 1),
         metadata={"camera_directions": directions},
     )
-    level = torch.tensor(0.5, requires_grad=True)
+    level, room = torch.tensor(0.5, requires_grad=True), torch.tensor(0.2, requires_grad=True)
 
     def density(points):
-        return level * torch.ones(points.positions.shape[:2].numel())
+        ones = torch.ones(points.positions.shape[:2].numel())
+        return (level + room) * ones, room * ones
 
     samples, proposal = sample_rays(rays, density, 8, 6, training=False)
     peak = torch.zeros(3, 6, requires_grad=True)
     with torch.no_grad():
         peak[:, 3] = 1.0
-    loss = proposal_loss(proposal, samples, peak)
-    loss.backward()
+    nothing = torch.zeros(3, 6)
+    loss = proposal_loss(proposal, samples, peak, nothing)
+    loss.backward(retain_graph=True)
     assert loss.item() > 0 and level.grad is not None and level.grad.abs() > 0 and peak.grad is None
-    bounded = ProposalSamples(proposal.samples, torch.ones_like(proposal.weights))
-    assert proposal_loss(bounded, samples, peak).item() == pytest.approx(0.0, abs=1e-6)
+    level.grad = None
+    behind = proposal_loss(proposal, samples, nothing, peak)
+    behind.backward()
+    assert behind.item() > 0 and level.grad in (None, torch.tensor(0.0)) and room.grad.abs() > 0
+    ones = torch.ones_like(proposal.weights)
+    bounded = ProposalSamples(proposal.samples, ones, ones)
+    assert proposal_loss(bounded, samples, peak, peak).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_shadow_is_found_where_the_target_is_a_darker_multiple():

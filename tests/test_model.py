@@ -14,7 +14,7 @@ from nerfstudio.data.scene_box import OrientedBox, SceneBox
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.features.pca import fit_feature_basis
 from divff_nerfstudio.fields.layers import LAYERS
-from divff_nerfstudio.layered_model import PICTURES, _nearest
+from divff_nerfstudio.layered_model import PICTURES, nearest_frame
 from divff_nerfstudio.model import DivFFModel, DivFFModelConfig
 from divff_nerfstudio.pipeline import CheckpointError, DivFFPipeline
 
@@ -201,9 +201,9 @@ def test_near_and_far_are_those_of_the_frame_next_in_time(time, frame):
 
 
 def test_nearest_time_of_few_frames():
-    assert _nearest(torch.tensor([0.4]), torch.tensor([[0.0], [1.0]])).flatten().tolist() == [0, 0]
+    assert nearest_frame(torch.tensor([0.4]), torch.tensor([[0.0], [1.0]])).flatten().tolist() == [0, 0]
     pair = torch.tensor([0.0, 1.0])
-    assert _nearest(pair, torch.tensor([[0.5], [0.51], [0.49]])).flatten().tolist() == [0, 1, 0]
+    assert nearest_frame(pair, torch.tensor([[0.5], [0.51], [0.49]])).flatten().tolist() == [0, 1, 0]
 
 
 def test_rays_with_bounds_keep_them():

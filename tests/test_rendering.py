@@ -119,6 +119,17 @@ def test_a_layer_in_front_hides_in_the_joint_render_only():
     assert uncovered.mask("static").item() == pytest.approx(1, abs=1e-5)
 
 
+def test_layers_share_all_of_the_opacity_where_nothing_is_added():
+    thin = {layer: torch.full((1, 2), 1e-6) for layer in LAYERS}
+    deltas = torch.ones(1, 2)
+    shared = {epsilon: composite(thin, deltas, share_epsilon=epsilon) for epsilon in (1e-6, 1e-20)}
+    opacity = shared[1e-20].opacity
+    assert torch.allclose(sum(shared[1e-20].alphas.values()), opacity, rtol=1e-5, atol=0)
+    assert torch.allclose(sum(shared[1e-6].alphas.values()), 0.75 * opacity, rtol=1e-5, atol=0)
+    nothing = composite({layer: torch.zeros(1, 2) for layer in LAYERS}, deltas, share_epsilon=1e-20)
+    assert nothing.total.sum() == 0
+
+
 def test_visibility_leaves_out_moving_layers():
     assert Visibility().layers == LAYERS
     assert Visibility(hide_actor=True).layers == ("static", "dynamic")
@@ -185,7 +196,7 @@ def test_samples_are_sorted_between_near_and_far(near, factor, density, training
     far = near * factor
     rays = bundle(6, near, far)
     samples, proposal = sample_rays(
-        rays, lambda points: points.positions.reshape(-1, 3)[:, 0] * 0 + density, 12, 9, anneal, training
+        rays, lambda points: (points.positions.reshape(-1, 3)[:, 0] * 0 + density,) * 2, 12, 9, anneal, training
     )
     assert samples.frustums.starts.shape == (6, 9, 1) and proposal.weights.shape == (6, 12, 1)
     for found in (samples, proposal.samples):
@@ -196,22 +207,26 @@ def test_samples_are_sorted_between_near_and_far(near, factor, density, training
     assert proposal.weights.isfinite().all()
 
 
-def test_samples_gather_where_the_proposal_is_dense():
-    def shell(points):
-        distance = points.camera_positions.norm(dim=-1).reshape(-1)
-        return 200.0 * ((distance > 2.9) & (distance < 3.1))
+def test_samples_gather_where_the_proposal_is_dense_and_at_the_room_behind():
+    def shell(distance):
+        return lambda points: 200.0 * ((points.camera_positions.norm(dim=-1).reshape(-1) - distance).abs() < 0.1)
 
-    def share(density):
+    def share(before, room, distance):
+        density = lambda points: (before(points) + room(points), room(points))  # noqa: E731
         samples, _ = sample_rays(bundle(20, 0.1, 10.0), density, 48, 32, training=False)
-        return ((midpoints(samples) - 3).abs() < 0.3).float().mean()
+        return ((midpoints(samples) - distance).abs() < 0.3).float().mean()
 
-    assert share(shell) > 0.5
-    assert share(lambda points: shell(points) * 0 + 1e-6) < 0.1
+    nothing = lambda points: points.camera_positions.reshape(-1, 3)[:, 0] * 0 + 1e-6  # noqa: E731
+    assert share(nothing, shell(3.0), 3.0) > 0.7
+    assert share(nothing, nothing, 3.0) < 0.1
+    assert share(shell(1.0), shell(3.0), 1.0) > 0.4 > 0.15 < share(shell(1.0), shell(3.0), 3.0)
 
 
 def test_points_lie_on_the_rays_in_world_and_camera():
     rays = bundle(4, 0.5, 2.0)
-    samples, _ = sample_rays(rays, lambda points: torch.ones(points.positions.shape[:2].numel()), 6, 5, training=False)
+    samples, _ = sample_rays(
+        rays, lambda points: (torch.ones(points.positions.shape[:2].numel()),) * 2, 6, 5, training=False
+    )
     points, distances = points_of(rays, samples), midpoints(samples)
     assert torch.allclose((points.positions - rays.origins[:, None]).norm(dim=-1), distances, atol=1e-5)
     expected = rays.metadata["camera_directions"][:, None] * distances[..., None]

@@ -49,24 +49,44 @@ class DynamicField(nn.Module):
         self.grid = GridEncoding(implementation, resolutions, channels)
         self.time_code = LowRankTimeCode(time_octaves)
         self.network = MLP(
-            self.grid.out_dim + self.time_code.out_dim, num_layers=4, layer_width=hidden, out_dim=5 + encoding_dim
+            self.grid.out_dim + self.time_code.out_dim, num_layers=4, layer_width=hidden, out_dim=6 + encoding_dim
         )
 
     def raw(self, positions: Float[Tensor, "points 3"], codes: Float[Tensor, "points dim"]) -> Tensor:
-        """The network's outputs: density, colour (3), uncertainty, encoding."""
+        """The network's outputs: density, colour (3), uncertainty, encoding, presence."""
         return self.network(torch.cat((self.grid(self.space.to_unit_cube(positions)), codes), -1))
 
     def density(
         self, positions: Float[Tensor, "points 3"], times: Float[Tensor, "points 1"]
-    ) -> Float[Tensor, "points"]:
-        """Density alone."""
-        return density_from(self.raw(positions, self.time_code(times))[:, 0], self.space, self.density_shift)
+    ) -> tuple[Float[Tensor, "points"], Float[Tensor, "points"]]:
+        """Density of what comes to a place, and presence there of what leaves it."""
+        raw = self.raw(positions, self.time_code(times))
+        return density_from(raw[:, 0], self.space, self.density_shift), torch.sigmoid(raw[:, -1])
 
-    def forward(self, points: SamplePoints) -> LayerSamples:
-        """The layer at samples."""
+    def forward(self, points: SamplePoints, static: LayerSamples | None = None) -> LayerSamples:
+        """The layer at samples.
+
+        Args:
+            points: The samples.
+            static: The static layer there with all that ever rests in it. What of it does not stay is this layer's
+                while it is there, in the colours that it has there.
+        """
         codes = points.per_sample(self.time_code(points.times))
         raw = self.raw(points.positions.reshape(-1, 3), codes)
-        return moving_layer(raw, points, self.space, self.density_shift, self.largest_uncertainty)
+        comes = moving_layer(raw[:, :-1], points, self.space, self.density_shift, self.largest_uncertainty)
+        if static is None:
+            return comes
+        assert static.permanence is not None
+        presence = torch.sigmoid(raw[:, -1]).view(comes.density.shape)
+        leaves = static.density * (1 - static.permanence) * presence
+        density = comes.density + leaves
+        share = (leaves / (density + 1e-6))[..., None]
+        return LayerSamples(
+            density=density,
+            rgb=torch.lerp(comes.rgb, static.rgb, share),
+            encoding=torch.lerp(comes.encoding, static.encoding, share),
+            uncertainty=comes.uncertainty,
+        )
 
 
 def moving_layer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -30,7 +30,7 @@ class LayeredFieldConfig(InstantiateConfig):
     implementation: Literal["auto", "planes", "hash", "tcnn"] = "auto"
     """Encoding of places. "auto" is settled when training starts: planes on a CPU, a hash grid in PyTorch on CUDA.
     "tcnn" is the hash grid of tinycudann, faster, for checkpoints that need not open without it."""
-    static_resolutions: tuple[int, ...] = (64, 160)
+    static_resolutions: tuple[int, ...] = (64, 256)
     """Resolutions of the static layer's planes."""
     static_channels: int = 16
     """Channels per resolution of the static layer."""
@@ -52,6 +52,8 @@ class LayeredFieldConfig(InstantiateConfig):
     """Raw density at which the dynamic and actor layers start: they are nearly transparent at first."""
     largest_uncertainty: float = 0.2
     """Bound of the uncertainty of a sample's colour; unbounded, it explains the actor away."""
+    permanence: bool = True
+    """Let the dynamic layer take away what the static layer has kept."""
     shadow: bool = True
     """Model the actor's shadow, which darkens the static layer."""
 
@@ -104,10 +106,39 @@ class LayeredField(nn.Module):
         )
         self.actor_shadow = ActorShadow(self.actor, config.hidden) if config.shadow else None
 
-    def forward(self, points: SamplePoints, layers: Sequence[Layer]) -> dict[Layer, LayerSamples]:
-        """The asked layers at samples."""
-        fields: dict[Layer, nn.Module] = {"static": self.static, "dynamic": self.dynamic, "actor": self.actor}
-        return {layer: fields[layer](points) for layer in layers}
+    def forward(
+        self, points: SamplePoints, layers: Sequence[Layer], all_at_rest: bool = False
+    ) -> dict[Layer, LayerSamples]:
+        """The asked layers at samples.
+
+        Args:
+            points: The samples.
+            layers: Which.
+            all_at_rest: Whether the static layer has all that ever rests in it; otherwise what stays.
+        """
+        found: dict[Layer, LayerSamples] = {}
+        static, leaves = self.static(points), self.config.permanence
+        assert static.permanence is not None
+        if "static" in layers:
+            stays = static.density * static.permanence if leaves and not all_at_rest else static.density
+            found["static"] = replace(static, density=stays)
+        if "dynamic" in layers:
+            found["dynamic"] = self.dynamic(points, static if leaves else None)
+        if "actor" in layers:
+            found["actor"] = self.actor(points)
+        return found
+
+    def dynamic_density(
+        self, positions: Float[Tensor, "points 3"], times: Float[Tensor, "points moments"]
+    ) -> Float[Tensor, "points moments"]:
+        """Density of the dynamic layer at places at several moments each, in 1 / scene unit."""
+        moments = times.shape[1]
+        comes, presence = self.dynamic.density(
+            positions[:, None].expand(-1, moments, -1).reshape(-1, 3), times.reshape(-1, 1)
+        )
+        if not self.config.permanence:
+            return comes.view_as(times)
+        return comes.view_as(times) + self.static.vacating(positions)[:, None] * presence.view_as(times)
 
     def shadow(
         self, camera_positions: Float[Tensor, "rays 3"], times: Float[Tensor, "rays 1"]

@@ -25,6 +25,8 @@ class LayerSamples:
     """What the semantic heads read."""
     uncertainty: Float[Tensor, "rays samples"] | None = None
     """Standard deviation of the colour; the static layer has none."""
+    permanence: Float[Tensor, "rays samples"] | None = None
+    """Share of the density that is never taken away; the static layer alone has it."""
 
 
 @dataclass

@@ -33,8 +33,8 @@ class ProposalField(nn.Module):
         positions: Float[Tensor, "points 3"],
         camera_positions: Float[Tensor, "points 3"],
         times: Float[Tensor, "points 1"],
-    ) -> Float[Tensor, "points"]:
-        """Density in 1 / scene unit."""
-        room = self.room_network(self.room(self.space.to_unit_cube(positions)))
+    ) -> tuple[Float[Tensor, "points"], Float[Tensor, "points"]]:
+        """Density of everything and of the room with what is in it, in 1 / scene unit."""
+        room = density_from(self.room_network(self.room(self.space.to_unit_cube(positions)))[:, 0], self.space)
         camera = self.camera_network(self.camera(self.space.to_camera_cube(camera_positions), times))
-        return density_from(room[:, 0], self.space) + density_from(camera[:, 0], self.space, shift=-2.0)
+        return room + density_from(camera[:, 0], self.space, shift=-2.0), room

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from jaxtyping import Float
 from nerfstudio.field_components.mlp import MLP
-from torch import nn
+from torch import Tensor, nn
 
 from divff_nerfstudio.fields.encodings import GridEncoding, Implementation
 from divff_nerfstudio.fields.layers import LayerSamples, SamplePoints
 from divff_nerfstudio.fields.space import SceneSpace, density_from
 
+PERMANENT = 2.0
+"""Raw permanence at which places start: most of what is there stays."""
+
 
 class StaticField(nn.Module):
-    """Density and colour of places, the same at all times and from all sides.
+    """Density, permanence and colour of places, the same at all times and from all sides.
 
-    Without view dependence nothing that moves with the camera can hide in this layer.
+    Without view dependence nothing that moves with the camera can hide in this layer. Permanence is the share of the
+    density that stays at all times.
 
     Args:
         space: The scene's units.
@@ -38,16 +44,22 @@ class StaticField(nn.Module):
         super().__init__()
         self.space = space
         self.grid = GridEncoding(implementation, resolutions, channels)
-        self.network = MLP(self.grid.out_dim, num_layers=2, layer_width=hidden, out_dim=1 + encoding_dim)
+        self.network = MLP(self.grid.out_dim, num_layers=2, layer_width=hidden, out_dim=2 + encoding_dim)
         self.colour = MLP(encoding_dim, num_layers=2, layer_width=hidden, out_dim=3, out_activation=nn.Sigmoid())
+
+    def vacating(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points"]:
+        """Density, in 1 / scene unit, of what is there for a while only."""
+        hidden = self.network(self.grid(self.space.to_unit_cube(positions)))
+        return density_from(hidden[:, 0], self.space) * torch.sigmoid(-hidden[:, 1] - PERMANENT)
 
     def forward(self, points: SamplePoints) -> LayerSamples:
         """The layer at samples."""
         shape = points.positions.shape[:2]
         hidden = self.network(self.grid(self.space.to_unit_cube(points.positions.reshape(-1, 3))))
-        encoding = hidden[:, 1:]
+        encoding = hidden[:, 2:]
         return LayerSamples(
             density=density_from(hidden[:, 0], self.space).view(shape),
             rgb=self.colour(encoding).view(*shape, 3),
             encoding=encoding.view(*shape, -1),
+            permanence=torch.sigmoid(hidden[:, 1] + PERMANENT).view(shape),
         )
