@@ -98,7 +98,7 @@ divff_splat = MethodSpecification(
             "lives": _optimizer(1e-2, 0.2),
             "motions": _optimizer(1e-3, 0.1),
             "uncertainties": _optimizer(2e-2, 0.2),
-            "networks": _optimizer(3e-3, 0.1),
+            "networks": _optimizer(5e-3, 0.1),
             "heads": _optimizer(3e-3, 0.3),
         },
         viewer=ViewerConfig(num_rays_per_chunk=4096, websocket_host="127.0.0.1"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from stopwatch import measure
+from stopwatch import machine, measure
 
 DIMENSION = 512
 """Length of the features that are decoded where the scene has none."""
@@ -75,9 +75,8 @@ class Splat:
             "geometry_step": measure(step, self.repeats),
         }
         if torch.cuda.is_available():
-            results["gpu"] = torch.cuda.get_device_name()
             results["gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
-        print(json.dumps({"threads": self.threads, "results": results}, indent=2))
+        print(json.dumps({"machine": machine(), "threads": self.threads, "results": results}, indent=2))
 
     @staticmethod
     def _frame(pipeline: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -90,7 +89,7 @@ class Splat:
         from divff_nerfstudio.splat.heads import SplatHeads
 
         if self.load_config is not None:
-            from divff_nerfstudio.evaluation.commands import open_run
+            from divff_nerfstudio.evaluation.runs import open_run
 
             pipeline = open_run(self.load_config)[0]
         else:
@@ -109,6 +108,7 @@ class Splat:
         assert isinstance(config, SplatTrainerConfig)
         config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
         config.pipeline.datamanager.data = self.data
+        config.pipeline.datamanager.features = "auto"
         config.settle()
         pipeline: Any = config.pipeline.setup(device=config.machine.device_type, test_mode="test")
         model = pipeline.model

@@ -21,6 +21,8 @@ from divff_nerfstudio.fields.time_code import LowRankTimeCode, octaves_for
 from divff_nerfstudio.splat.compositing import LEAST_ALPHA
 from divff_nerfstudio.splat.rasterise import harmonics
 
+FADING = 5.0
+"""Factor of what an actor's network adds to logits of opacities: arms come and go within few frames."""
 HARMONIC_0 = 0.28209479177387814
 """The spherical harmonic of degree 0."""
 
@@ -264,7 +266,7 @@ class ActorGaussians(GaussianLayer):
         self.network = MLP(in_dim, num_layers=4, layer_width=hidden, out_dim=8)
         last = self.network.layers[-1]
         assert isinstance(last, nn.Linear)
-        nn.init.normal_(last.weight, std=1e-3)
+        nn.init.normal_(last.weight, std=1e-2)
         nn.init.zeros_(last.bias)
 
     def own_rows(self) -> dict[str, tuple[int, ...]]:
@@ -288,7 +290,7 @@ class ActorGaussians(GaussianLayer):
             moment,
             means @ moment.rotation.T + moment.origin,
             product(turn, quats),
-            (rows["opacities"] + change[:, 7]).sigmoid(),
+            (rows["opacities"] + FADING * change[:, 7]).sigmoid(),
             bounded(rows["uncertainties"], self.largest_uncertainty),
         )
 

@@ -50,6 +50,9 @@ class SplatModelConfig(LayeredModelConfig):
     """target class to instantiate"""
     nearest: float = 0.1
     """Depth under which nothing is rendered, in units of the frame's near."""
+    room_from: float = 0.7
+    """Depth, in units of the frame's near, under which training frames show nothing of the static layer: where a room
+    begins is known, and what is nearer is somebody."""
     points: Optional[Path] = None  # noqa: UP045
     """Points that the static layer starts from: a PLY file (such as one exported from a run of divff), or points3D.bin
     or .txt of COLMAP, in the poses' coordinates. None: those in the scene's folder, else random ones."""
@@ -317,7 +320,6 @@ class SplatModel(LayeredModel):
         Returns:
             The sums, the sums of the weights, and the rasteriser's facts.
         """
-        near = self._frame_bounds(view.moment.time.view(1, 1))[0]
         image, alpha, facts = rasterization(
             *(torch.cat([getattr(each, name) for each in splats.values()]) for name in _GEOMETRY),
             colors=torch.cat(values, -1),
@@ -325,9 +327,13 @@ class SplatModel(LayeredModel):
             Ks=view.camera_matrix[None],
             width=view.width,
             height=view.height,
-            near_plane=self.config.nearest * float(near / self.space.length),
+            near_plane=self.config.nearest * self._near(view),
         )
         return image[0].flatten(0, 1), alpha.flatten(), facts
+
+    def _near(self, view: View) -> float:
+        """Where the room begins at a time, in lengths of the scene."""
+        return float(self._frame_bounds(view.moment.time.view(1, 1))[0] / self.space.length)
 
     def _joint(
         self, view: View, splats: Mapping[Layer, Splats], codes: bool
@@ -372,6 +378,8 @@ class SplatModel(LayeredModel):
         layers: tuple[Layer, ...] = ("static",) if self.static_only else LAYERS
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.geometry_frozen):
             splats = self._splats(view, layers)
+        static = splats["static"]
+        splats["static"] = static.select(view.depths(static.means) > self.config.room_from * self._near(view))
         if self.geometry_frozen:
             for name, each in splats.items():
                 splats[name] = replace(each, codes=self.gaussian_layer(name).rows["codes"][each.ids])
