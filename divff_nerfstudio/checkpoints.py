@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ _UNNEEDED = (
 """Classes that Lightning's checkpoints name (as keys of "callbacks", or around hyper-parameters)."""
 
 
-def read_checkpoint(path: Path | str) -> Any:
+def read_checkpoint(path: Path | str, mapped: bool = False) -> Any:
     """Reads what `torch.save` has written, on the CPU, whatever device it was saved on.
 
     Only tensors and plain data are built; Lightning's own classes are replaced by empty ones, and a file that names
@@ -53,6 +54,7 @@ def read_checkpoint(path: Path | str) -> Any:
 
     Args:
         path: The file, in the zip format or in the one before it.
+        mapped: Map tensors into memory where the format allows it, so that only those which are used are read.
 
     Raises:
         CheckpointError: If it is missing, damaged, no such file, or asks for anything else.
@@ -65,7 +67,8 @@ def read_checkpoint(path: Path | str) -> Any:
     stand_ins = [(_Inert, name) for name in _UNNEEDED]
     try:
         with torch.serialization.safe_globals(stand_ins):  # pyright: ignore[reportArgumentType]
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mapped = mapped and zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged or hostile file may fail in any way
         if asked := re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", str(error)):
             raise CheckpointError(

@@ -16,9 +16,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "divff_nerfstudio.data.demo_scene:DemoSceneConfig",
         "write a procedural kitchen in EPIC-Diff's layout",
     ),
+    "download": (
+        "divff_nerfstudio.download.epic_diff:DownloadConfig",
+        "fetch what is public of EPIC-Diff, and weights",
+    ),
+    "convert": (
+        "divff_nerfstudio.convert.commands:ConvertConfig",
+        "turn a video, a COLMAP model or another scene into a scene folder",
+    ),
     "extract": (
         "divff_nerfstudio.features.extract:ExtractConfig",
         "extract the features of a scene that are distilled",
+    ),
+    "import": (
+        "divff_nerfstudio.importing:ImportConfig",
+        "make a run of a checkpoint of NeuralDiff or of the published DIV-FF",
     ),
     "evaluate": ("divff_nerfstudio.evaluation.commands:EvaluateConfig", "score a trained scene on its test frames"),
     "video": ("divff_nerfstudio.evaluation.commands:VideoConfig", "write the two-row video of a trained scene"),

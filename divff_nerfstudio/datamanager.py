@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -17,12 +21,14 @@ from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, Va
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.pixel_samplers import PixelSamplerConfig
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from divff_nerfstudio.data.annotations import check_annotations
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.data.rays import camera_directions, pixel_areas, pixel_grid
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
+from divff_nerfstudio.features.sources import DEFAULT_SOURCES
 from divff_nerfstudio.features.store import FeatureStore, store_root
 
 FeatureTargets = dict[str, tuple[Float[Tensor, "rays dimension"], Bool[Tensor, "rays"]]]
@@ -123,8 +129,13 @@ class DivFFDataManagerConfig(VanillaDataManagerConfig):
     """Target class to instantiate."""
     dataparser: AnnotatedDataParserUnion = field(default_factory=EpicDiffDataParserConfig)
     """Specifies the dataparser used to unpack the data."""
-    features: Literal["auto", "none"] = "auto"
-    """Feature targets: those that `divff extract` has stored for the scene, or none (geometry only)."""
+    features: Literal["all", "auto", "none"] = "all"
+    """Feature targets: of all kinds, which `divff extract` must have stored for the scene; auto: of the kinds that it
+    has stored; none: geometry alone is trained."""
+    auto_extract: bool = False
+    """Extract the features that are missing before training starts, instead of stopping."""
+    extract_options: str = ""
+    """Options of `divff extract` for that, quoted and with an equals sign: "--encoder=demo"."""
     feature_dir: Optional[Path] = None  # noqa: UP045
     """Folder of the feature stores, if it is not the place where `divff extract` puts them."""
 
@@ -157,7 +168,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
     Only frames of the training split are ever drawn for training, and only their features are looked up.
 
     Attributes:
-        feature_stores: The opened stores by kind ("image", "video", "regulariser"); empty without features.
+        feature_stores: The opened stores by kind ("image", "video", "regulariser", and "hotspot" after `use_hotspots`);
+            empty without features.
         feature_start_step: Training step from which on batches carry feature targets; the schedule sets it.
     """
 
@@ -169,14 +181,16 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
 
     def __init__(self, config: DivFFDataManagerConfig, *args: Any, **kwargs: Any):
         self.feature_stores: dict[str, FeatureStore] = {}
+        self._hotspots: FeatureStore | None = None
         self.feature_start_step = 0
         super().__init__(config, *args, **kwargs)
 
     def create_train_dataset(self) -> SceneDataset:
         """The training frames; opens the feature stores and hands their dimensions on to the model."""
         dataset = super().create_train_dataset()
-        if self.config.features == "auto":
-            self.feature_stores = _open_feature_stores(dataset.scene, self.config.feature_dir)
+        if self.config.features != "none":
+            self.feature_stores = self._open_feature_stores(dataset.scene)
+            self._hotspots = self.feature_stores.pop("hotspot", None)
         dataset.metadata["feature_dims"] = {kind: store.dimension for kind, store in self.feature_stores.items()}
         return dataset
 
@@ -192,6 +206,27 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         self.eval_pixel_sampler = PixelBatches(self.eval_dataset, rays, self.device)  # pyright: ignore
         self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
         self.eval_dataloader = RandIndicesEvalDataloader(self.eval_dataset, device=self.device)
+
+    def use_hotspots(self) -> None:
+        """Adds the targets where hands meet objects, which are left out otherwise, to those of the batches.
+
+        Raises:
+            SceneError: If they are missing, or are not in the space of the video-language features.
+        """
+        scene, video, hotspots = self.train_dataset.scene, self.feature_stores.get("video"), self._hotspots
+        if video is None or hotspots is None:
+            missing = [kind for kind, store in (("video", video), ("hotspot", hotspots)) if store is None]
+            raise SceneError(
+                f"The weight of the hotspots is not 0, but {scene.root} lacks {' and '.join(missing)} features: run "
+                f"`{shlex.join(self._extract_command(scene, missing))}`, or set --pipeline.model.hotspot-weight to 0."
+            )
+        if video.header.fingerprint != hotspots.header.fingerprint:
+            again = [*self._extract_command(scene, ["hotspot"]), "--hotspot.video", video.header.source, "--overwrite"]
+            raise SceneError(
+                f"The hotspots in {hotspots.directory} are features of {hotspots.header.model}, but those in "
+                f"{video.directory} of {video.header.model}: run `{shlex.join(again)}`."
+            )
+        self.feature_stores["hotspot"] = hotspots
 
     def with_features(self, step: int) -> bool:
         """Whether training batches of this step carry feature targets."""
@@ -232,24 +267,57 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
             targets[kind] = (features.to(self.device), valid.to(self.device))
         return targets
 
+    def _open_feature_stores(self, scene: Scene) -> dict[str, FeatureStore]:
+        """Opens what `divff extract` has written for a scene, by kind; extracts what is missing, if that is asked for.
 
-def _open_feature_stores(scene: Scene, feature_dir: Path | None) -> dict[str, FeatureStore]:
-    """Opens what `divff extract` has written for a scene, by kind; nothing, if there is nothing.
+        Raises:
+            SceneError: If a kind is missing that is not to be, or a store was made from other frames.
+        """
+        folder, wanted = self.config.feature_dir, self.config.features == "all"
+        stores = _found_stores(scene, folder)
+        missing = [kind for kind in DEFAULT_SOURCES if kind not in stores] if wanted or not stores else []
+        if missing and self.config.auto_extract and self.test_mode == "val":
+            _run(self._extract_command(scene, missing))
+            stores = _found_stores(scene, folder)
+        elif missing and (wanted or folder is not None):
+            raise SceneError(
+                f"{store_root(scene, folder)} lacks {' and '.join(missing)} features: run "
+                f"`{shlex.join(self._extract_command(scene, missing))}`, or give --pipeline.datamanager.auto-extract "
+                "True to have that done now, or --pipeline.datamanager.features none to train geometry alone (auto: "
+                "with those that there are)."
+            )
+        for store in stores.values():
+            _require_same_frames(store, scene)
+        return stores
 
-    Raises:
-        SceneError: If a store was made from other frames, or the folder that the user named has none.
-    """
+    def _extract_command(self, scene: Scene, kinds: Sequence[str]) -> list[str]:
+        """The line that extracts features of some kinds."""
+        folder, video = self.config.feature_dir, scene.video_dir
+        return [
+            *("divff", "extract", "--data", str(scene.root)),
+            *(() if folder is None else ("--output", str(folder))),
+            *(() if video == scene.root / "high_res_video" else ("--video-dir", str(video))),
+            *shlex.split(self.config.extract_options),
+            *(() if len(kinds) == len(DEFAULT_SOURCES) else ("--sources", *kinds)),
+        ]
+
+
+def _found_stores(scene: Scene, feature_dir: Path | None) -> dict[str, FeatureStore]:
+    """The scene's finished stores by kind."""
     root = store_root(scene, feature_dir)
     folders = sorted(path.parent for path in root.glob("*/header.json") if not path.parent.name.startswith("."))
-    stores = {folder.name: FeatureStore.open(folder) for folder in folders}
-    if feature_dir is not None and not stores:
+    return {folder.name: FeatureStore.open(folder) for folder in folders}
+
+
+def _run(command: Sequence[str]) -> None:
+    """Runs `divff` in a process of its own, so that the memory of its models is free again afterwards."""
+    CONSOLE.print(f"Extracting features first: {shlex.join(command)}", soft_wrap=True)
+    status = subprocess.run([sys.executable, "-m", "divff_nerfstudio.cli", *command[1:]], check=False).returncode
+    if status:
         raise SceneError(
-            f"{feature_dir} holds no features: leave feature-dir out, or run "
-            f"`divff extract --data {scene.root} --output {feature_dir}`."
+            f"`{shlex.join(command)}` ended with status {status}: mend what it says above and start again, which goes "
+            "on from there."
         )
-    for store in stores.values():
-        _require_same_frames(store, scene)
-    return stores
 
 
 def _require_same_frames(store: FeatureStore, scene: Scene) -> None:

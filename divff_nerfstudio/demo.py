@@ -18,6 +18,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 
 from divff_nerfstudio import __version__
+from divff_nerfstudio.features.sources import DEMO_SOURCES
 from divff_nerfstudio.files import DivffError, atomic_path
 
 TARGETS = {"moving_ap": 0.80, "object_ap": 0.50, "affordance_ap": 0.35, "psnr_static_room": 22.0}
@@ -203,8 +204,13 @@ class Demo:
         run_module("divff_nerfstudio.cli", "demo-scene", str(self.scene))
 
     def extract(self) -> None:
-        """Extracts the features of the scene."""
-        run_module("divff_nerfstudio.cli", "extract", "--data", str(self.scene), "--encoder", self.config.encoder)
+        """Extracts the features of the scene, all by one encoder, so that no further weights are needed."""
+        run_module(
+            "divff_nerfstudio.cli",
+            "extract",
+            *("--data", str(self.scene), "--encoder", self.config.encoder),
+            *("--sources", *DEMO_SOURCES.values(), "--segments.segmenter", "colour"),
+        )
 
     def train(self) -> None:
         """Trains, from the last checkpoint of an interrupted training if there is one."""

@@ -8,15 +8,18 @@ import importlib
 import os
 import pickle
 import secrets
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 import yaml
+
+T = TypeVar("T")
 
 
 class DivffError(RuntimeError):
@@ -32,7 +35,7 @@ class UnsafeConfigError(DivffError):
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
+def atomic_path(path: Path | str, sync: bool = True) -> Iterator[Path]:
     """Gives a temporary path beside `path` that takes its place when the block ends without an error.
 
     Readers see the old content or the whole new one, never a part, and two writers do not mix. The temporary name
@@ -41,6 +44,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
     Args:
         path: Where the content shall be. Its folder is made if necessary.
+        sync: Wait until a file is on the disk. Without, a power failure may leave an empty one: only for files of
+            which there are thousands, and that can be made again.
 
     Yields:
         The path to write to; it does not exist yet.
@@ -50,13 +55,40 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
-        if temporary.is_file():
+        if sync and temporary.is_file():
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
             temporary.unlink()
+
+
+def plugin_class(name: str, base: type[T], what: str, known: Iterable[str] = ()) -> type[T]:
+    """Imports a class that a user has named.
+
+    Args:
+        name: ``module:Class``; the module is found as by an import statement, or in the working directory.
+        base: Class that it must be derived from.
+        what: What it is, in words.
+        known: Names that may be given instead.
+
+    Raises:
+        DivffError: If it cannot be imported or is not derived from `base`.
+    """
+    module, _, attribute = name.partition(":")
+    choice = f"choose from {', '.join(known)}, or give your own as module:Class" if known else "give module:Class"
+    if not attribute:
+        raise DivffError(f"There is no {what} {name}: {choice}.")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise DivffError(f"The {what} {name} cannot be imported ({error}): {choice}.") from None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise DivffError(f"{name} is no {base.__name__}: derive it from {base.__module__}:{base.__qualname__}.")
+    return found
 
 
 def is_writable(folder: Path) -> bool:
@@ -67,21 +99,31 @@ def is_writable(folder: Path) -> bool:
 def user_cache_dir(scene_root: Path | str) -> Path:
     """Place for what is computed from a scene whose own folder must not be written to.
 
-    It lies in ``$DIVFF_CACHE_DIR``, else ``$XDG_CACHE_HOME/divff``, else ``~/.cache/divff``, else, where a home cannot
-    be written to, in the folder for temporary files. It is not made here.
+    It lies in `_cache_base` and is not made here.
 
     Args:
         scene_root: Folder of the scene; two scenes of one name in different places get different folders.
     """
     root = Path(scene_root).resolve()
+    return _cache_base() / f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}"
+
+
+def weights_dir() -> Path:
+    """Place for weights of other people's models, ``weights`` in `_cache_base`. It is not made here."""
+    return _cache_base() / "weights"
+
+
+def _cache_base() -> Path:
+    """``$DIVFF_CACHE_DIR``, else ``$XDG_CACHE_HOME/divff``, else ``~/.cache/divff``.
+
+    Where a home cannot be written to, it is in the folder for temporary files.
+    """
     chosen = os.environ.get("DIVFF_CACHE_DIR")
     if chosen:
-        base = Path(chosen)
-    else:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        existing = next((folder for folder in (home, *home.parents) if folder.exists()), home)
-        base = (home if is_writable(existing) else Path(tempfile.gettempdir())) / "divff"
-    return base / f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}"
+        return Path(chosen)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    existing = next((folder for folder in (home, *home.parents) if folder.exists()), home)
+    return (home if is_writable(existing) else Path(tempfile.gettempdir())) / "divff"
 
 
 class _Dtype:

@@ -33,6 +33,8 @@ PICTURES = (
     "uncertainty",
 )
 """What every view is rendered to, in the viewer's order. Depth is the distance along the unit ray, in scene units."""
+HEADS = {"hotspot": "video"}
+"""Kinds of targets that another kind's head is compared with."""
 _CODE, _CROP = "code", "crop"
 
 Answer = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
@@ -82,6 +84,8 @@ class LayeredModelConfig(ModelConfig):
     """Weight of the image-language features' loss."""
     video_weight: float = 1.0
     """Weight of the video-language features' loss."""
+    hotspot_weight: float = 0.0
+    """Weight of their loss where hands meet objects, against the whole clip's feature (0 as in DIV-FF)."""
     regulariser_weight: float = 1.0
     """Weight of the regulariser's loss."""
     mean_over_all_rays: bool = False
@@ -317,11 +321,13 @@ class LayeredModel(Model):
         weights = {
             "image": self.config.image_weight,
             "video": self.config.video_weight,
+            "hotspot": self.config.hotspot_weight,
             "regulariser": self.config.regulariser_weight,
         }
+        over_all = self.config.mean_over_all_rays
         return {
             f"features_{kind}": weights[kind]
-            * feature_loss(kind, self.semantic.decode(code, kind), target, valid, self.config.mean_over_all_rays)
+            * feature_loss(kind, self.semantic.decode(code, HEADS.get(kind, kind)), target, valid, over_all)
             for kind, (target, valid) in features.items()
         }
 

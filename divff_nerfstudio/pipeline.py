@@ -13,18 +13,14 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
+from divff_nerfstudio.checkpoints import CheckpointError
 from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfig
 from divff_nerfstudio.features.pca import fit_feature_basis
 from divff_nerfstudio.features.text import text_encoder
-from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig
 from divff_nerfstudio.model import DivFFModelConfig
 from divff_nerfstudio.panel import QueryPanel
 from divff_nerfstudio.query import QueryConfig, build_query
-
-
-class CheckpointError(DivffError):
-    """A checkpoint does not fit the run's configuration."""
 
 
 @dataclass
@@ -67,11 +63,13 @@ class DivFFPipeline(VanillaPipeline):
         grad_scaler: Optional[GradScaler] = None,  # noqa: UP045
     ):
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)  # pyright: ignore
+        if config.model.hotspot_weight > 0 and test_mode == "val":
+            self.datamanager.use_hotspots()
         stores = self.datamanager.feature_stores
         self.datamanager.feature_start_step = self.model.features_from
         self.query = build_query(config.query, stores, text_encoder)
         self.model.answer = self.query.answer
-        if "image" in stores:
+        if "image" in stores and len(stores["image"].table) > 0:
             self.model.feature_basis = fit_feature_basis(stores["image"].table)
         scene = self.datamanager.train_dataset.scene
         rows = config.datamanager.dataparser.time_rows  # pyright: ignore[reportAttributeAccessIssue]

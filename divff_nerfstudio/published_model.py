@@ -81,6 +81,9 @@ class PublishedModelConfig(LayeredModelConfig):
     end_density: float = 100.0
     """Static density of the last sample in training, where the colour is random, so that no black background is learnt.
     0: as the network has it."""
+    share_epsilon: float = 1e-6
+    """Added to the summed density where a layer's part of it is taken. NeuralDiff adds nothing: 1e-20 stands for that,
+    which changes no density that single precision tells from 0."""
     least_uncertainty: float = 0.03
     """Standard deviation of the colours of the static layer."""
     density_weight: float = 0.01
@@ -317,7 +320,8 @@ class PublishedModel(LayeredModel):
         if self.training and config.end_density > 0:
             fields["static"] = self._ended(fields["static"])
         densities = {layer: found.density for layer, found in fields.items()}
-        composited = composite(densities, open_intervals(depths), open_end=True)
+        intervals = open_intervals(depths)
+        composited = composite(densities, intervals, open_end=True, share_epsilon=config.share_epsilon)
         uncertainty = ray_uncertainty(composited, fields, config.least_uncertainty)
         return Rendering(coarse, drawn, depths, points, fields, composited, uncertainty)
 

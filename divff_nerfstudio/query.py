@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FeatureKind = Literal["image", "video"]
 Encode = Callable[[Sequence[str]], Float[Tensor, "phrases dim"]]
+Decode = Callable[[Float[Tensor, "rows code"]], Float[Tensor, "rows dim"]]
 
 PUBLISHED_NEGATIVES: Mapping[str, tuple[str, ...]] = {
     "image": ("object", "things", "stuff", "hands"),
@@ -34,6 +35,7 @@ OVERLAY_OFFSET: Mapping[str, float] = {"image": 0.5, "video": 0.51}
 MAX_PHRASES = 16
 """More phrases than this in one query are refused: each costs a map of the image's size."""
 _REMEMBERED = 512
+_DECODED = 32768
 
 
 class QueryError(DivffError):
@@ -133,17 +135,22 @@ class Query:
         config: The query to begin with. It is not encoded yet.
         encoders: Text encoder of each kind of features that there is.
         negatives: Phrases that the features' own source wants queries held against.
+        decoders: What turns rendered features of a kind into embeddings, where they are codes.
 
     Raises:
         QueryError: If the query has more than `MAX_PHRASES` phrases.
     """
 
     def __init__(
-        self, config: QueryConfig, encoders: Mapping[str, Encode], negatives: Mapping[str, Sequence[str]] | None = None
+        self,
+        config: QueryConfig,
+        encoders: Mapping[str, Encode],
+        negatives: Mapping[str, Sequence[str]] | None = None,
+        decoders: Mapping[str, Decode] | None = None,
     ):
         split_phrases(config.text)
         self.config = config
-        self.encoders = dict(encoders)
+        self.encoders, self.decoders = dict(encoders), dict(decoders or {})
         self.own_negatives = {kind: tuple(phrases) for kind, phrases in (negatives or {}).items()}
         self.error: str | None = None
         self._remembered: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
@@ -182,6 +189,14 @@ class Query:
         if phrases := split_phrases(config.text):
             self._embeddings(config, config.features, phrases)
         self.config, self.error = config, None
+
+    def check(self, kind: str, phrases: Sequence[str]) -> None:
+        """Finds out whether phrases can be asked of one kind of features, and remembers their embeddings.
+
+        Raises:
+            QueryError: If there are no such features, or their text encoder does not work.
+        """
+        self._embeddings(self.config, kind, phrases)
 
     def relevancies(
         self, features: Float[Tensor, "*bs dim"], kind: str, phrases: Sequence[str]
@@ -235,7 +250,18 @@ class Query:
 
     def _relevancies(self, config: QueryConfig, features: Tensor, kind: str, phrases: Sequence[str]) -> Tensor:
         positives, negatives = self._embeddings(config, kind, phrases)
-        return relevancy(features, positives.to(features), negatives.to(features), config.temperature)
+        positives, negatives = positives.to(features), negatives.to(features)
+        decode = self.decoders.get(kind)
+        if decode is None:
+            if positives.shape[-1] != features.shape[-1]:
+                raise QueryError(
+                    f"The text encoder of the {kind} features gives {positives.shape[-1]} values where they have "
+                    f"{features.shape[-1]}: name the one that they were made with."
+                )
+            return relevancy(features, positives, negatives, config.temperature)
+        parts = features.flatten(0, -2).split(_DECODED)
+        found = [relevancy(decode(part), positives, negatives, config.temperature) for part in parts]
+        return torch.cat(found).view(*features.shape[:-1], len(positives))
 
     def _embeddings(self, config: QueryConfig, kind: str, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Embeddings of the phrases and of the negatives."""
@@ -281,6 +307,7 @@ def build_query(
             for kind, header in asked.items()
         },
         {kind: header.negatives for kind, header in asked.items()},
+        {kind: stores[kind].decode for kind, header in asked.items() if header.decoder is not None},
     )
 
 

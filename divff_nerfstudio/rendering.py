@@ -74,6 +74,7 @@ def composite(
     densities: Mapping[Layer, Float[Tensor, "rays samples"]],
     deltas: Float[Tensor, "rays samples"],
     open_end: bool = False,
+    share_epsilon: float = 1e-6,
 ) -> Composite:
     """Weights of layers that share their rays.
 
@@ -85,11 +86,12 @@ def composite(
         deltas: Lengths of the intervals, in scene units.
         open_end: The last interval has no end (`OPEN_END`): there each layer has the opacity of its own density, so
             that the weights of all layers may sum to more than 1 (DIV-FF).
+        share_epsilon: Added to the sum of which a layer has its part (1e-6 in DIV-FF, nothing in NeuralDiff).
     """
     summed = sum(densities.values(), torch.zeros(()))
     optical = summed * deltas
     opacity = 1 - torch.exp(-optical)
-    share = opacity / (summed + 1e-6)
+    share = opacity / (summed + share_epsilon)
     alphas: dict[Layer, Tensor] = {layer: density * share for layer, density in densities.items()}
     if open_end:
         for layer, density in densities.items():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
+import tyro
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.decorators import check_main_thread
@@ -14,10 +15,11 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from divff_nerfstudio.features.autoencoder import load_autoencoder
+from divff_nerfstudio.features.store import IMPORTED
 from divff_nerfstudio.fields.encodings import implementation_for
 from divff_nerfstudio.files import DivffError, atomic_path
 from divff_nerfstudio.model import DivFFModelConfig
-from divff_nerfstudio.pipeline import DivFFPipelineConfig, random_state, restore_random_state
+from divff_nerfstudio.pipeline import DivFFPipeline, DivFFPipelineConfig, random_state, restore_random_state
 from divff_nerfstudio.published_model import PublishedModelConfig
 from divff_nerfstudio.schedule import StagedCosineConfig
 
@@ -55,6 +57,18 @@ class DivFFTrainerConfig(TrainerConfig):
     """pipeline configuration"""
     max_num_iterations: int = 0
     """Step at which training ends, resumed or not. 0: by device, settled when training starts."""
+    run_dir: tyro.conf.Suppress[Optional[Path]] = None  # noqa: UP045  (tyro and pyright agree on this form)
+    """Folder of an imported run; others lie where nerfstudio puts them."""
+
+    def get_base_dir(self) -> Path:
+        """Folder with config.yml."""
+        usual = super().get_base_dir()
+        return usual if self.run_dir is None else self.run_dir
+
+    def set_timestamp(self) -> None:
+        """Called when a training begins: one that begins with an imported run gets a folder of its own."""
+        self.run_dir = None
+        super().set_timestamp()
 
     def settle(self) -> None:
         """Settles what depends on the device and on the length of the run; what the user has chosen stays."""
@@ -114,6 +128,7 @@ class DivFFTrainer(Trainer):
     """
 
     config: DivFFTrainerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    pipeline: DivFFPipeline  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: DivFFTrainerConfig, local_rank: int = 0, world_size: int = 1):
         config.settle()
@@ -129,6 +144,12 @@ class DivFFTrainer(Trainer):
         if self._start_step >= total:
             raise TrainingError(
                 f"The checkpoint has {self._start_step} of {total} steps behind it: give more with max-num-iterations."
+            )
+        stores = self.pipeline.datamanager.feature_stores
+        if blank := [kind for kind, store in stores.items() if store.header.source == IMPORTED]:
+            CONSOLE.print(
+                f"[yellow]The {', '.join(blank)} features have no targets, which an import does not bring, so that "
+                "their heads are not trained: run `divff extract` and import again to train them, too."
             )
         self.config.max_num_iterations = total - self._start_step  # nerfstudio counts from where it starts
         try:
@@ -174,12 +195,16 @@ class DivFFTrainer(Trainer):
             raise TrainingError(f"{path} is no readable checkpoint ({reason}): resume from another one.") from error
         self._start_step = state["step"] + 1
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
-        if state["optimizers"]:  # imported weights have none, and begin with fresh ones
+        if state["optimizers"]:
             self.optimizers.load_optimizers(state["optimizers"])
             if self.config.load_scheduler:
                 self.optimizers.load_schedulers(state["schedulers"])
             self.grad_scaler.load_state_dict(state["scalers"])
             restore_random_state(state["random"])
+        else:  # imported weights begin with fresh optimizers, at their place in the schedule
+            for scheduler in self.optimizers.schedulers.values():
+                scheduler.last_epoch = self._start_step - 1
+                scheduler.step()
         CONSOLE.print(f"Resuming at step {self._start_step} from {path}")
 
     def _checkpoint_to_load(self) -> Path | None:

@@ -1,28 +1,31 @@
-"""Measures methods on the machine at hand.
+"""Measures on the machine at hand; prints JSON.
 
 python scripts/bench.py steps --data SCENE [--rays 1024] [--width 228 --height 128]
-    what runs per step and per view; prints JSON
+    what runs per step and per view
+python scripts/bench.py lookup
+    rays' features, fetched from stores of 1000 frames of 456x256
+python scripts/bench.py memory
+    resident memory of training on such a scene with all kinds of features
+python scripts/bench.py segments [--size large] [--weights FOLDER]
+    SAM 2.1's automatic masks of a picture of 456x256
 python scripts/bench.py compare --data SCENE --methods divff divff-paper --minutes N
-    how good methods are after how much time; writes JSON and a plot
+    how good methods are after how much time; writes a plot, too
 python scripts/bench.py published [--rays 1024] [--width 228 --height 128]
-    the published network beside a straightforward version of it; prints JSON
+    the published network beside a straightforward version of it
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
+from bench_features import Lookup, Memory, Segments
 from bench_published import Published
 from compare_methods import Compare
+from stopwatch import machine, measure
 
 
 @dataclass
@@ -59,18 +62,18 @@ class Bench:
         camera, _ = data.next_eval_image(0)
         camera.rescale_output_resolution(self.width / int(camera.width))
         results = {
-            "geometry_step": {"rays": self.rays, **self._measure(step)},
+            "geometry_step": {"rays": self.rays, **measure(step, self.repeats)},
             "render_view": {
                 "width": int(camera.width),
                 "height": int(camera.height),
-                **self._measure(lambda: model.get_outputs_for_camera(camera)),
+                **measure(lambda: model.get_outputs_for_camera(camera), self.repeats),
             },
-            "next_batch": self._measure(lambda: data.next_train(0)),
+            "next_batch": measure(lambda: data.next_train(0), self.repeats),
         }
         for kind, store in data.feature_stores.items():
             draw = [torch.randint(size, (4096,)).numpy() for size in (len(store), *store.header.image_size)]
-            results[f"lookup_4096_{kind}"] = self._measure(lambda store=store, draw=draw: store.lookup(*draw))
-        print(json.dumps({"machine": _machine(), "threads": self.threads, "results": results}, indent=2))
+            results[f"lookup_4096_{kind}"] = measure(lambda store=store, draw=draw: store.lookup(*draw), self.repeats)
+        print(json.dumps({"machine": machine(), "threads": self.threads, "results": results}, indent=2))
 
     def _pipeline(self):
         from divff_nerfstudio.registry import divff
@@ -80,30 +83,19 @@ class Bench:
         assert isinstance(config, DivFFTrainerConfig)
         config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
         config.pipeline.datamanager.data = self.data
+        config.pipeline.datamanager.features = "auto"
         config.pipeline.datamanager.train_num_rays_per_batch = self.rays
         config.settle()
         return config.pipeline.setup(device=config.machine.device_type, test_mode="test")
 
-    def _measure(self, run: Callable[[], object]) -> dict[str, float]:
-        run()
-        seconds, cpu_seconds = [], []
-        for _ in range(self.repeats):
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - wall)
-            cpu_seconds.append(time.process_time() - cpu)
-        return {
-            "seconds": round(statistics.median(seconds), 5),
-            "cpu_seconds": round(statistics.median(cpu_seconds), 5),
-        }
-
-
-def _machine() -> dict[str, object]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpu": gpu}
-
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"steps": Bench, "compare": Compare, "published": Published}).main()
+    commands = {
+        "steps": Bench,
+        "lookup": Lookup,
+        "memory": Memory,
+        "segments": Segments,
+        "compare": Compare,
+        "published": Published,
+    }
+    tyro.extras.subcommand_cli_from_dict(commands).main()

@@ -7,11 +7,12 @@ import sys
 import tyro
 from nerfstudio.utils.rich_utils import CONSOLE
 from parity_divff import DivffParityConfig
+from parity_egovideo import EgoVideoParityConfig
 from rich.markup import escape
 
 from divff_nerfstudio.files import DivffError
 
-CHECKS = {"divff": DivffParityConfig}
+CHECKS = {"divff": DivffParityConfig, "egovideo": EgoVideoParityConfig}
 
 if __name__ == "__main__":
     try:

@@ -25,6 +25,7 @@ PUBLISHED: dict[str, Any] = {
     "persistence_weight": 0.0,
     "fields.largest_uncertainty": 10.0,
     "fields.shadow": False,
+    "fields.permanence": False,
 }
 """The published priors alone: uncertainty without bound, and a penalty on the moving layers' mean density."""
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -34,6 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without static first": {"static_until": 1},
     "without mask cost": {"mask_weight": 0.0},
     "without persistence": {"persistence_weight": 0.0},
+    "without permanence": {"fields.permanence": False},
     "without shadow": {"fields.shadow": False},
 }
 SCORES = ("psnr", "psnr_static_room", "moving_ap", "moving_ap_ever", "actor_ap", "dynamic_ap", "dynamic_ap_ever")

@@ -115,7 +115,7 @@ def answers(scene: Scene, store: FeatureStore, annotated: LabelledMasks, thresho
     row, column = (torch.from_numpy(grid.ravel()) for grid in np.mgrid[: scene.height, : scene.width])
     for frame, masks in annotated.masks.items():
         features, valid = store.lookup(torch.full_like(row, frame), row, column)
-        found = relevancy(features, positives, negatives) * valid[:, None]
+        found = relevancy(store.decode(features), positives, negatives) * valid[:, None]
         scores.add(found.reshape(scene.height, scene.width, -1).numpy(), masks)
     return {"mean": scores.totals(), "classes": scores.per_class()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreH
 
 
 def manager(root: Path, test_mode: str = "val", **options: object) -> DivFFDataManager:
-    config = DivFFDataManagerConfig(dataparser=EpicDiffDataParserConfig(data=root), **options)  # pyright: ignore
+    options = {"features": "auto", **options}
+    options = {"dataparser": EpicDiffDataParserConfig(data=root), **options}
+    config = DivFFDataManagerConfig(**options)  # pyright: ignore
     found = config.setup(device="cpu", test_mode=test_mode)
     assert isinstance(found, DivFFDataManager)
     return found
@@ -67,7 +70,7 @@ def test_training_rays(tiny_scene: Path) -> None:
 @pytest.mark.parametrize("pixel_centres", [True, False])
 def test_rays_are_those_of_nerfstudios_cameras(tiny_scene: Path, pixel_centres: bool) -> None:
     parser = EpicDiffDataParserConfig(data=tiny_scene, pixel_centres=pixel_centres)
-    data = DivFFDataManagerConfig(dataparser=parser).setup(device="cpu")
+    data = DivFFDataManagerConfig(dataparser=parser, features="none").setup(device="cpu")
     rays, batch = data.next_train(0)
     cameras = data.train_dataset.cameras
     camera, coords = batch["indices"][:, :1], batch["indices"][:, 1:] + 0.5
@@ -184,7 +187,7 @@ def test_features_can_be_left_out_or_lie_elsewhere(tiny_scene: Path, tmp_path: P
     assert without.feature_stores == {} and not without.with_features(10**6)
     write_features(tiny_scene, "regulariser", tmp_path / "elsewhere")
     assert set(manager(tiny_scene, feature_dir=tmp_path / "elsewhere").feature_stores) == {"regulariser"}
-    with pytest.raises(SceneError, match=r"nowhere holds no features.*divff extract --data"):
+    with pytest.raises(SceneError, match=r"nowhere lacks .*divff extract --data"):
         manager(tiny_scene, feature_dir=tmp_path / "nowhere")
 
 
@@ -235,3 +238,49 @@ def test_many_frames(tmp_path: Path) -> None:
     root = write_tiny_scene(tmp_path / "long", frames=1200, extras=False)
     data = manager(root)
     assert len(data.train_dataset) == 600 and data.next_train(0)[0].times.max() <= 1
+
+
+def test_what_is_missing_stops_the_start_with_the_line_to_type(tiny_scene: Path) -> None:
+    write_features(tiny_scene, "video")
+    with pytest.raises(SceneError) as error:
+        manager(tiny_scene, features="all", extract_options="--encoder=demo")
+    message = str(error.value)
+    assert "lacks image and regulariser features" in message and "\n" not in message
+    assert f"`divff extract --data {tiny_scene} --encoder=demo --sources image regulariser`" in message
+    assert "auto-extract" in message and "features none" in message
+    for kind in ("image", "regulariser"):
+        write_features(tiny_scene, kind)
+    assert set(manager(tiny_scene, features="all").feature_stores) == {"image", "video", "regulariser"}
+
+
+def test_the_line_names_other_folders(tiny_scene: Path, tmp_path: Path) -> None:
+    (tiny_scene / "high_res_video").rename(tmp_path / "my video")
+    parser = EpicDiffDataParserConfig(data=tiny_scene, video_dir=tmp_path / "my video")
+    with pytest.raises(SceneError, match=r"--output .*elsewhere --video-dir '.*my video'`"):
+        manager(tiny_scene, dataparser=parser, features="all", feature_dir=tmp_path / "elsewhere")
+
+
+def test_missing_features_are_extracted_on_demand(tiny_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def run(command: list[str], check: bool) -> SimpleNamespace:
+        calls.append(command[1:])
+        for kind in ("image", "video", "regulariser"):
+            write_features(tiny_scene, kind)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr("divff_nerfstudio.datamanager.subprocess.run", run)
+    asked = {"features": "all", "auto_extract": True, "extract_options": "--encoder=demo"}
+    with pytest.raises(SceneError, match="lacks"):
+        manager(tiny_scene, "test", **asked)  # an evaluation does not extract
+    data = manager(tiny_scene, **asked)
+    assert set(data.feature_stores) == {"image", "video", "regulariser"}
+    assert calls == [["-m", "divff_nerfstudio.cli", "extract", "--data", str(tiny_scene), "--encoder=demo"]]
+    manager(tiny_scene, **asked)
+    assert len(calls) == 1
+
+
+def test_a_failed_extraction_stops_the_start(tiny_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("divff_nerfstudio.datamanager.subprocess.run", lambda *_, **__: SimpleNamespace(returncode=1))
+    with pytest.raises(SceneError, match="ended with status 1"):
+        manager(tiny_scene, features="all", auto_extract=True)

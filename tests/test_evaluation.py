@@ -200,6 +200,17 @@ def test_no_features_no_classes(datamanager):
     assert "psnr" in scores and not any(key.startswith(("object", "affordance")) for key in scores)
 
 
+def test_without_a_text_encoder_the_other_scores_are_not_lost(datamanager, capsys):
+    def absent(phrases):
+        raise RuntimeError("no weights")
+
+    query = small_scene.make_query()
+    query.encoders["video"] = absent
+    scores = evaluate_scene(small_scene.KnowingModel(), datamanager, query)
+    assert {"psnr", "object_miou"} <= scores.keys() and not any(key.startswith("affordance") for key in scores)
+    assert "no weights" in capsys.readouterr().out
+
+
 def test_frames_that_were_trained_on_are_refused(scene_root):
     with pytest.raises(EvaluationError, match="trained on"):
         evaluate(small_scene.KnowingModel(), small_scene.datamanager(scene_root, "train"), small_scene.make_query())

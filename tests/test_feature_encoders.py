@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+import tokenizers
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.features import encoders
+from divff_nerfstudio.features.autoencoder import AutoencoderConfig, load_autoencoder
 from divff_nerfstudio.features.encoders import Encoder, EncoderError, load_encoder
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.open_clip_source import PatchSource, SegmentSource, SegmentSourceConfig, TileSource
@@ -25,8 +28,10 @@ from divff_nerfstudio.features.store import NO_FEATURE, FeatureStore, FeatureSto
 from divff_nerfstudio.features.text import text_encoder
 from divff_nerfstudio.features.tiles import Tiles
 from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.query import QueryConfig, build_query
 
 CPU = torch.device("cpu")
+OPEN_CLIP = ("segments", "clip-tiles", "patches")
 TOWERS = {
     "transformer": {"image_size": 16, "patch_size": 8, "width": 72, "layers": 2, "head_width": 36},
     "residual": {"image_size": 32, "width": 8, "layers": [1, 1, 1, 1], "head_width": 64},
@@ -254,7 +259,7 @@ def test_sampled_frames_stand_in_for_the_video(tmp_path, encoder_folder, capsys)
 @pytest.mark.parametrize("size", [(64, 114), (16, 28), (7, 5), (256, 456)])
 def test_each_pixel_takes_the_nearest_tile(size):
     tiles = Tiles.of(*size, share=0.3, overlap=0.5)
-    assert tiles.size == max(2, round(0.3 * size[0]))
+    assert tiles.size == max(2, int(0.3 * size[0]))
     index = tiles.index()
     centres = np.moveaxis(np.mgrid[: tiles.rows, : tiles.columns], 0, -1).reshape(-1, 2) * tiles.stride
     step = max(1, size[0] // 16)
@@ -293,7 +298,7 @@ def test_segmenter_finds_things_whole():
 
 def test_a_pixel_has_the_feature_of_its_segment(scene_root, encoder_folder):
     pictures = Pictures(load_scene(scene_root))
-    source = SegmentSource(pictures, encoder_folder, CPU)
+    source = SegmentSource(pictures, encoder_folder, CPU, SegmentSourceConfig(segmenter="colour"))
 
     class Halves(Segmenter):
         def segment(self, picture):
@@ -322,11 +327,11 @@ def test_a_pixel_has_the_feature_of_its_segment(scene_root, encoder_folder):
     np.testing.assert_allclose(np.linalg.norm(filled.table, axis=-1), 1, atol=1e-5)
 
 
-def test_the_regulariser_keeps_what_differs(scene_root, encoder_folder):
+def test_the_regulariser_keeps_what_differs(scene_root, encoder_folder, tmp_path):
     source = PatchSource(Pictures(load_scene(scene_root)), encoder_folder, CPU)
     random = np.random.default_rng(0)
     rows = (random.normal(size=(5000, 72)) * np.where(np.arange(72) < 5, 10, 0.01) + 3).astype(np.float16)
-    chunks = list(source.reduce(rows))
+    chunks = list(source.reduce(rows, tmp_path))
     reduced = np.concatenate(chunks)
     assert reduced.shape == (5000, 64) and len(chunks) > 1
     np.testing.assert_allclose(np.linalg.norm(reduced, axis=-1), 1, atol=1e-5)
@@ -336,6 +341,8 @@ def test_the_regulariser_keeps_what_differs(scene_root, encoder_folder):
 
 
 def extract(scene_root: Path, encoder: str, output: Path, **options) -> dict[str, FeatureStore]:
+    """Extracts by the sources that need no other weights than the encoder's."""
+    options = {"sources": OPEN_CLIP, "segments": SegmentSourceConfig(segmenter="colour"), **options}
     config = ExtractConfig(data=scene_root, encoder=encoder, output=output, device="cpu", **options)
     return {path.name: FeatureStore.open(path) for path in config.main()}
 
@@ -383,16 +390,16 @@ def test_killed_extraction_goes_on_and_equals_the_unbroken_one(scene_root, encod
 def test_other_settings_are_named_and_replaced_only_when_asked(scene_root, encoder_folder, tmp_path):
     one = {"sources": ("image",)}
     extract(scene_root, encoder_folder, tmp_path / "features", **one)
-    changed = SegmentSourceConfig(masked_weight=0.5)
+    changed = SegmentSourceConfig(masked_weight=0.5, segmenter="colour")
     with pytest.raises(FeatureStoreError, match=r"settings\.masked_weight: 0\.75 -> 0\.5"):
-        extract(scene_root, encoder_folder, tmp_path / "features", image=changed, **one)
-    stores = extract(scene_root, encoder_folder, tmp_path / "features", image=changed, overwrite=True, **one)
+        extract(scene_root, encoder_folder, tmp_path / "features", segments=changed, **one)
+    stores = extract(scene_root, encoder_folder, tmp_path / "features", segments=changed, overwrite=True, **one)
     assert stores["image"].header.settings["masked_weight"] == 0.5
 
 
 def test_text_of_another_encoder_is_refused(scene_root, tmp_path):
     folder = write_encoder(tmp_path / "encoder")
-    store = extract(scene_root, folder, tmp_path / "features", sources=("video",))["video"]
+    store = extract(scene_root, folder, tmp_path / "features", sources=("clip-tiles",))["video"]
     write_encoder(tmp_path / "encoder", seed=1)
     load_encoder.cache_clear()
     assert store.header.text_encoder is not None
@@ -425,3 +432,105 @@ def test_the_documentations_own_source_extracts(scene_root, tmp_path, monkeypatc
     stores = extract(scene_root, "demo", tmp_path / "features", sources=("documented_source:MeanColours",))
     index, table = stores["regulariser"].frame_features(0)
     assert index.shape == (9, 16) and table.shape == (144, 3)
+
+
+def test_the_text_encoder_of_ones_own_source_travels_with_its_store(scene_root, tmp_path):
+    store = extract(scene_root, "none", tmp_path / "features", sources=("plain_source:AskedSource",))["image"]
+    assert store.header.source == "asked" and store.dimension == 3
+    query = build_query(QueryConfig(), {"image": FeatureStore.open(store.directory)}, text_encoder)
+    assert query.negatives("image") == ("grey",)
+    colours = torch.tensor([[1.0, 0, 0], [0, 0, 1]])
+    found = query.relevancies(colours, "image", ["red", "blue"])
+    assert found[0, 0] > 0.9 > 0.1 > found[0, 1] and found[1, 1] > 0.9 > 0.1 > found[1, 0]
+
+
+def test_a_scenes_autoencoder_is_kept_beside_its_codes(scene_root, encoder_folder, tmp_path):
+    shape = AutoencoderConfig(encoder_widths=(10, 6), decoder_widths=(8,), epochs=2)
+    segments = SegmentSourceConfig(segmenter="colour", codes=True, autoencoder=shape)
+    options = {"sources": ("segments",), "segments": segments}
+    plain = extract(scene_root, encoder_folder, tmp_path / "plain", sources=("segments",))["image"]
+    store = extract(scene_root, encoder_folder, tmp_path / "codes", **options)["image"]
+    assert store.dimension == 6 and store.header.decoder == "autoencoder.pth" and plain.header.decoder is None
+    autoencoder = load_autoencoder(store.directory / "autoencoder.pth")
+    _, embeddings = plain.frame_features(3)
+    _, codes = store.frame_features(3)
+    np.testing.assert_allclose(codes, autoencoder.encode(torch.from_numpy(embeddings)).numpy(), atol=2e-3)
+    decoded = store.decode(torch.from_numpy(codes))
+    assert decoded.shape == (len(codes), plain.dimension)
+    torch.testing.assert_close(decoded, autoencoder.decode(torch.from_numpy(codes)))
+    torch.testing.assert_close(plain.decode(torch.from_numpy(embeddings)), torch.from_numpy(embeddings))
+
+    query = build_query(QueryConfig(), {"image": store}, text_encoder)
+    positives, negatives = (text_encoder(store.header.text_encoder or {}).encode(words) for words in (["mug"], ["cu"]))
+    found = query.relevancies(torch.from_numpy(codes), "image", ["mug"])
+    assert found.shape == (len(codes), 1) and positives.shape[1] == negatives.shape[1] == plain.dimension
+
+    (store.directory / "autoencoder.pth").rename(tmp_path / "kept.pth")
+    with pytest.raises(FeatureStoreError, match=r"autoencoder\.pth is missing"):
+        FeatureStore.open(store.directory)
+
+
+def test_an_interrupted_autoencoder_goes_on_at_its_epoch(scene_root, encoder_folder, tmp_path, monkeypatch):
+    shape = AutoencoderConfig(encoder_widths=(10, 6), decoder_widths=(8,), epochs=5, candidates=2)
+    segments = SegmentSourceConfig(segmenter="colour", codes=True, autoencoder=shape)
+    options = {"sources": ("segments",), "segments": segments}
+    whole = extract(scene_root, encoder_folder, tmp_path / "whole", **options)["image"]
+    epochs = []
+
+    def note(self, text):
+        epochs.append(text)
+        if text.endswith("3/5") and "died" not in epochs:
+            epochs.append("died")
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("divff_nerfstudio.features.extract._show", lambda *_: lambda text: note(None, text))
+    with pytest.raises(KeyboardInterrupt):
+        extract(scene_root, encoder_folder, tmp_path / "broken", **options)
+    broken = extract(scene_root, encoder_folder, tmp_path / "broken", **options)["image"]
+    assert [text[-3:] for text in epochs if "epoch" in text] == ["1/5", "2/5", "3/5", "3/5", "4/5", "5/5"]
+    np.testing.assert_array_equal(broken.table, whole.table)
+    assert sorted(path.name for path in broken.directory.iterdir()) == sorted(
+        ["autoencoder.pth", "header.json", "index.npy", "offsets.npy", "table.npy"]
+    )
+
+
+def test_siglip_through_open_clip(scene_root, tmp_path):
+    """A model as SigLIP's: a tower of timm with attention pooling, a bias of logits, its own tokenizer."""
+    torch.manual_seed(0)
+    words = {word: number for number, word in enumerate(("[PAD]", "[UNK]", "a", "mug", "cup"))}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    folder = tmp_path / "siglip"
+    fast.save_pretrained(folder)
+    shape = {
+        "embed_dim": 64,
+        "init_logit_bias": -10,
+        "vision_cfg": {"image_size": 32, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none"},
+        "text_cfg": {
+            "context_length": 6,
+            "vocab_size": len(words),
+            "hf_tokenizer_name": "timm/ViT-B-16-SigLIP",
+            "tokenizer_kwargs": {"clean": "canonicalize"},
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
+            "norm_kwargs": {"eps": 1e-6},
+        },
+    }
+    model = open_clip.CustomTextCLIP(**shape)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / encoders.WEIGHTS)
+    config = {"model_cfg": {**shape, "custom_text": True}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (folder / encoders.CONFIG).write_text(json.dumps(config))
+    stores = extract(scene_root, str(folder), tmp_path / "features")
+    assert stores["image"].dimension == stores["video"].dimension == 64
+    entry = stores["image"].header.text_encoder
+    assert entry is not None
+    found = text_encoder(entry).encode(["A mug!", "a cup"])
+    with torch.no_grad():  # canonicalised: small letters, no punctuation
+        expected = model.eval().encode_text(torch.tensor([[2, 3, 0, 0, 0, 0], [2, 4, 0, 0, 0, 0]]), normalize=True)
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found[0], found[1])

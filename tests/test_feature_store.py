@@ -209,7 +209,7 @@ def test_reduced_rows(tmp_path):
             writer.append(frame)
         with pytest.raises(ValueError, match="reduced"):
             writer.finish()
-        store = writer.finish(lambda rows: (rows[at : at + 2, :4] for at in range(0, len(rows), 2)))
+        store = writer.finish(lambda rows, _: (rows[at : at + 2, :4] for at in range(0, len(rows), 2)))
     assert not (tmp_path / "image" / "rows.npy").exists()
     for i, frame in enumerate(frames):
         np.testing.assert_array_equal(store.frame_features(i)[1], frame.table[:, :4])
@@ -223,6 +223,9 @@ def test_other_settings_are_named(tmp_path, finished):
             writer.append(frame)
         if finished:
             writer.finish()
+    assert header().differences(replace(header(), settings={"tiles": {"size": 0.3, "widths": (1, 2)}})) == [
+        "settings.tiles.widths: absent -> [1, 2]"
+    ]
     other = replace(header(), settings={"tiles": {"size": 0.25}}, model="ViT-B-16")
     with pytest.raises(FeatureStoreError) as error:
         FeatureWriter(tmp_path / "image", other)

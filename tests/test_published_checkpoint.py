@@ -21,7 +21,7 @@ FIELD = PublishedFieldConfig(
     position_octaves=3,
     direction_octaves=2,
     time_octaves=4,
-    trunk_width=16,
+    trunk_width=24,
     branch_width=8,
     appearance_dim=5,
     time_dim=6,
@@ -75,7 +75,7 @@ def test_a_state_without_a_checkpoint_is_read(tmp_path: Path) -> None:
 def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     state = weights()
     del state["embedding_t.W"], state["nerf_fine.person_rgb.0.bias"], state["transient_lerf.clip_net.4.weight"]
-    state["nerf_coarse.static_sigma.0.weight"] = torch.zeros(2, 16)
+    state["nerf_coarse.static_sigma.0.weight"] = torch.zeros(2, 24)
     state["dynamic_lerf.clip_net.0.weight"] = torch.zeros(1)
     state["nerf_fine.dir_encoding.0.weight"] = torch.zeros(8, 17)
     with pytest.raises(CheckpointError) as raised:
@@ -86,7 +86,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         "unknown: dynamic_lerf.clip_net.0.weight",
         "embedding_t.W, nerf_fine.person_rgb.0.bias",
         "transient_lerf.clip_net.4.weight",
-        "nerf_coarse.static_sigma.0.weight (2, 16) instead of (1, 16)",
+        "nerf_coarse.static_sigma.0.weight (2, 24) instead of (1, 24)",
         "nerf_fine.dir_encoding.0.weight (8, 17)",
     ):
         assert part in message
@@ -103,3 +103,10 @@ def test_tables_need_two_rows(tmp_path: Path) -> None:
     state["embedding_a.weight"] = state["embedding_a.weight"][:1]
     with pytest.raises(CheckpointError, match="no video"):
         read_published(write(tmp_path / "one.ckpt", state))
+
+
+def test_sizes_beyond_reason_ask_for_no_memory(tmp_path: Path) -> None:
+    state = weights()
+    state["nerf_fine.xyz_encoding_1.0.weight"] = torch.zeros(1, 21).expand(2_000_000, 21)
+    with pytest.raises(CheckpointError, match=r"xyz_encoding_1\.0\.weight \(2000000, 21\) instead of"):
+        read_published(write(tmp_path / "wide.ckpt", state))

@@ -158,7 +158,8 @@ def test_the_query_of_feature_stores_builds_each_encoder_once_and_late():
         return Encoder()
 
     def store(text_encoder, negatives=()):
-        return SimpleNamespace(header=SimpleNamespace(text_encoder=text_encoder, negatives=list(negatives)))
+        header = SimpleNamespace(text_encoder=text_encoder, negatives=list(negatives), decoder=None)
+        return SimpleNamespace(header=header)
 
     stores = {"image": store({"name": "demo"}, ["things"]), "video": store({"name": "ego"}), "regulariser": store(None)}
     query = build_query(QueryConfig(), stores, make_encoder)  # pyright: ignore[reportArgumentType]
@@ -167,6 +168,21 @@ def test_the_query_of_feature_stores_builds_each_encoder_once_and_late():
     query.ask(text="mug")
     query.ask(text="bowl")
     assert built == ["demo"]
+
+
+def test_codes_are_decoded_before_they_are_compared(monkeypatch):
+    monkeypatch.setattr("divff_nerfstudio.query._DECODED", 4)
+    matrix = torch.randn(3, len(WORDS), generator=torch.Generator().manual_seed(1))
+
+    def decode(codes):
+        assert codes.shape[0] <= 4
+        return torch.nn.functional.normalize(codes @ matrix, dim=-1)
+
+    codes = unit(3, 5, 3)
+    query = Query(QueryConfig(), {"image": Encoder()}, decoders={"image": decode})
+    plain = Query(QueryConfig(), {"image": Encoder()})
+    expected = plain.relevancies(torch.nn.functional.normalize(codes @ matrix, dim=-1), "image", ["mug", "bowl"])
+    torch.testing.assert_close(query.relevancies(codes, "image", ["mug", "bowl"]), expected)
 
 
 def test_a_failing_encoder_does_not_stop_a_render():

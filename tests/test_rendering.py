@@ -119,6 +119,17 @@ def test_a_layer_in_front_hides_in_the_joint_render_only():
     assert uncovered.mask("static").item() == pytest.approx(1, abs=1e-5)
 
 
+def test_layers_share_all_of_the_opacity_where_nothing_is_added():
+    thin = {layer: torch.full((1, 2), 1e-6) for layer in LAYERS}
+    deltas = torch.ones(1, 2)
+    shared = {epsilon: composite(thin, deltas, share_epsilon=epsilon) for epsilon in (1e-6, 1e-20)}
+    opacity = shared[1e-20].opacity
+    assert torch.allclose(sum(shared[1e-20].alphas.values()), opacity, rtol=1e-5, atol=0)
+    assert torch.allclose(sum(shared[1e-6].alphas.values()), 0.75 * opacity, rtol=1e-5, atol=0)
+    nothing = composite({layer: torch.zeros(1, 2) for layer in LAYERS}, deltas, share_epsilon=1e-20)
+    assert nothing.total.sum() == 0
+
+
 def test_visibility_leaves_out_moving_layers():
     assert Visibility().layers == LAYERS
     assert Visibility(hide_actor=True).layers == ("static", "dynamic")

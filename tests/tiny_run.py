@@ -65,6 +65,7 @@ def _quiet(chosen: DivFFTrainerConfig, scene: Path, output: Path, steps: int) ->
     chosen.output_dir, chosen.experiment_name, chosen.timestamp = output, "tiny", "run"
     chosen.max_num_iterations = steps
     chosen.pipeline.datamanager.dataparser.data = scene
+    chosen.pipeline.datamanager.features = "auto"
     chosen.pipeline.datamanager.train_num_rays_per_batch = 32
     chosen.pipeline.datamanager.eval_num_rays_per_batch = 32
 

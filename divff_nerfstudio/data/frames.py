@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -24,16 +25,20 @@ class SceneError(DivffError):
     """Something is wrong with a scene folder; the message names the file and the remedy in one sentence."""
 
 
-def decode_frame(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+def decode_frame(path: Path, content: IO[bytes] | None = None) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes a picture into RGB.
 
     Grey and palette pictures are converted, an opaque alpha channel is dropped.
+
+    Args:
+        path: The file, or what a picture elsewhere is called.
+        content: What to read where `path` is only a name.
 
     Raises:
         SceneError: If the file is missing, truncated or not a picture that has red, green and blue in 8 bits.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else content) as image:
             image.load()
             opaque = image.mode == "RGBA" and image.getextrema()[3] == (255, 255)
             if image.mode not in ("RGB", "L", "P") and not opaque:

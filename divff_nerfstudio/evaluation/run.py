@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.markup import escape
 from rich.progress import track
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THR
 from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task
 from divff_nerfstudio.evaluation.scores import frame_scores
 from divff_nerfstudio.files import DivffError
-from divff_nerfstudio.query import FeatureKind, Query
+from divff_nerfstudio.query import FeatureKind, Query, QueryError
 
 if TYPE_CHECKING:
     from divff_nerfstudio.datamanager import DivFFDataManager
@@ -74,7 +75,7 @@ def evaluate(
     scene: Scene = datamanager.train_dataset.metadata["scene"]
     loader = datamanager.fixed_indices_eval_dataloader
     trained = {int(i) for i in datamanager.train_dataset.metadata["indices"]}
-    tasks = find_tasks(scene, query.config.object_features)
+    tasks = _answerable(find_tasks(scene, query.config.object_features), query)
     classes = {name: ClassScores(task.annotations.names, task.threshold) for name, task in tasks.items()}
     truth = ground_truth(scene)
     frames: dict[int, dict[str, float]] = {}
@@ -174,6 +175,19 @@ def find_tasks(scene: Scene, object_features: FeatureKind = "image") -> dict[str
         ("affordance", "video", AFFORDANCE_THRESHOLD, affordance_annotations(scene)),
     )
     return {name: Task(name, kind, level, masks) for name, kind, level, masks in found if masks is not None}
+
+
+def _answerable(tasks: Mapping[str, Task], query: Query) -> dict[str, Task]:
+    """The tasks that can be asked; where a text encoder is not to be had, the other scores are not lost with it."""
+    found = {}
+    for name, task in tasks.items():
+        try:
+            if task.kind in query.kinds:
+                query.check(task.kind, task.annotations.names)
+            found[name] = task
+        except QueryError as error:
+            CONSOLE.print(f"[yellow]{escape(str(error))} The scores of the task {name} are left out.")
+    return found
 
 
 def _relevancies(

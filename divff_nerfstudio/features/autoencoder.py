@@ -168,6 +168,7 @@ def train_autoencoder(
     device: torch.device | str = "cpu",
     seed: int = 0,
     report: Callable[[int, float], None] | None = None,
+    state: Path | None = None,
 ) -> Autoencoder:
     """Trains an autoencoder on a scene's features (DIV-FF's losses and schedule).
 
@@ -179,6 +180,8 @@ def train_autoencoder(
         device: Where to train.
         seed: Of initial weights and order; equal seeds give equal weights on one device.
         report: Called after each epoch with its number from 1 on and the mean loss over it.
+        state: File that is written after each epoch, and from which an interrupted training of the same table and
+            configuration goes on.
 
     Returns:
         The best of the last epochs, in evaluation mode.
@@ -196,8 +199,14 @@ def train_autoencoder(
         autoencoder = Autoencoder(config).to(device)
     order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(autoencoder.parameters(), lr=config.learning_rate)
-    best, best_loss = None, float("inf")
-    for epoch in range(1, config.epochs + 1):
+    best, best_loss, done = None, float("inf"), 0
+    if state is not None and state.is_file():
+        found = torch.load(state, map_location=device, weights_only=True)
+        autoencoder.load_state_dict(found["autoencoder"])
+        optimizer.load_state_dict(found["optimizer"])
+        order.set_state(found["order"].cpu())
+        best, best_loss, done = found["best"], found["best_loss"], found["epoch"]
+    for epoch in range(done + 1, config.epochs + 1):
         autoencoder.train()
         total = torch.zeros((), device=device)
         for rows in torch.randperm(len(table), generator=order).split(config.batch_size):
@@ -215,6 +224,11 @@ def train_autoencoder(
             loss = evaluate_autoencoder(autoencoder, table, config.cosine_weight)
             if loss < best_loss:
                 best, best_loss = copy.deepcopy(autoencoder.state_dict()), loss
+        if state is not None:
+            content = {"autoencoder": autoencoder.state_dict(), "optimizer": optimizer.state_dict()}
+            content |= {"order": order.get_state(), "best": best, "best_loss": best_loss, "epoch": epoch}
+            with atomic_path(state) as temporary:
+                torch.save(content, temporary)
     if best is None:
         raise CheckpointError("The autoencoder's loss is not finite: look for values in the features that are not.")
     autoencoder.load_state_dict(best)

@@ -13,7 +13,6 @@ An encoder is named in one of these ways:
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -28,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.features.pretrained import EncoderError, weights_fingerprint
 
 DEMO_ENCODER = Path(__file__).parent / "demo_encoder"
 CONFIG, WEIGHTS, CLIP_WEIGHTS, MERGES = (
@@ -38,10 +37,6 @@ CONFIG, WEIGHTS, CLIP_WEIGHTS, MERGES = (
     "bpe_merges.txt.gz",
 )
 _BATCH = {"cpu": 64, "cuda": 512}
-
-
-class EncoderError(DivffError):
-    """An encoder is not to be had; the message says what to fetch and where to put it."""
 
 
 class Encoder:
@@ -71,7 +66,7 @@ class Encoder:
         self.model = model.eval().requires_grad_(False)
         self.clip_tower = None if clip_tower is None else clip_tower.eval().requires_grad_(False)
         self.clip_length = clip_length
-        self.fingerprint = _fingerprint(model, clip_tower)
+        self.fingerprint = weights_fingerprint(model, clip_tower)
         self._tokenizer = tokenizer
         self._mean, self._std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
         self.device = torch.device("cpu")
@@ -141,9 +136,9 @@ class Encoder:
         (height, width), last = self.input_size, 1
         if isinstance(tower, ModifiedResNet):
             last = 2
-            height, width, _ = _fitted(picture, 2 * scale * height, (32, 32))
+            height, width, _ = fitted_size(picture, 2 * scale * height, (32, 32))
         elif hasattr(tower, "positional_embedding") and hasattr(tower, "patch_size"):
-            height, width, grid = _fitted(picture, scale * height, tower.patch_size)
+            height, width, grid = fitted_size(picture, scale * height, tower.patch_size)
             tower = _with_positions(tower, grid)
         tokens = tower.forward_intermediates(
             self._normalised(self._stretched([picture], (height, width))),
@@ -177,7 +172,7 @@ class Encoder:
         return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
-def _fitted(
+def fitted_size(
     picture: UInt8[np.ndarray, "_ _ 3"], height: float, patch: tuple[int, int]
 ) -> tuple[int, int, tuple[int, int]]:
     """Height and width nearest to a picture's shape at a given height that are whole patches, and how many."""
@@ -197,17 +192,6 @@ def _with_positions(tower: Any, grid: tuple[int, int]) -> Any:
     positions = state["visual.positional_embedding"].to(tower.positional_embedding)
     stretched._parameters["positional_embedding"] = nn.Parameter(positions, requires_grad=False)
     return stretched
-
-
-def _fingerprint(*modules: nn.Module | None) -> str:
-    """SHA-256 over the names and values of all weights, in single precision."""
-    digest = hashlib.sha256()
-    for module in modules:
-        if module is not None:
-            for name, weight in sorted(module.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(weight.detach().cpu().float().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 @lru_cache(maxsize=1)
@@ -255,8 +239,11 @@ def _from_folder(name: str, folder: Path) -> Encoder:
             clip_tower = open_clip.CLIP(**{**arguments, "vision_cfg": config["clip_tower"]}).visual
             clip_tower.load_state_dict(weights(CLIP_WEIGHTS))
         text = shape["text_cfg"]
-        vocabulary: dict[str, Any] = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
-        tokenizer = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **vocabulary)
+        if "hf_tokenizer_name" in text:
+            tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}")
+        else:
+            vocabulary: dict[str, Any] = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
+            tokenizer = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **vocabulary)
     except EncoderError:
         raise
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:

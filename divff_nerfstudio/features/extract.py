@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import tyro
 from nerfstudio.utils.rich_utils import CONSOLE
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from divff_nerfstudio.data.scene import load_scene
-from divff_nerfstudio.features.open_clip_source import PatchSourceConfig, SegmentSourceConfig, TileSourceConfig
+from divff_nerfstudio.features.clip_source import ClipSourceConfig
+from divff_nerfstudio.features.egovideo.source import EgoVideoSourceConfig
+from divff_nerfstudio.features.hotspots import HotspotSourceConfig
+from divff_nerfstudio.features.open_clip_source import PatchSourceConfig, SegmentSourceConfig
+from divff_nerfstudio.features.patches import DinoSourceConfig
 from divff_nerfstudio.features.pictures import Pictures
-from divff_nerfstudio.features.sources import source_class
+from divff_nerfstudio.features.sources import DEFAULT_SOURCES, FeatureSource, source_class, source_name
 from divff_nerfstudio.features.store import FeatureWriter, store_root
+from divff_nerfstudio.features.xclip import XClipSourceConfig
+from divff_nerfstudio.files import DivffError
 
 
 @dataclass
@@ -26,48 +44,146 @@ class ExtractConfig:
     encoder: str = "ViT-B-16/laion2b_s34b_b88k"
     """What looks at the pictures: a model and weights of open_clip, MODEL/FILE with your own file of weights, an
     encoder's folder, or "demo", which comes with this package, needs no download and knows the demo's world only."""
-    sources: tuple[str, ...] = ("image", "video", "regulariser")
-    """Which features: image (what is it), video (what is done here), regulariser, or your own class, module:Class."""
+    sources: tuple[str, ...] = tuple(DEFAULT_SOURCES)
+    """Which features: image (what is it), video (what is done here), regulariser, each by its default source, or a
+    source by its name (segments; egovideo, xclip, clip-tiles; dinov2, patches; hotspot), or your own class,
+    module:Class."""
     output: Path | None = None
     """Folder of the stores; None: SCENE/features, or the user's cache where the scene may not be written to."""
     overwrite: bool = False
-    """Replace features that were extracted with other settings."""
+    """Replace features that were extracted with other settings, or are damaged."""
+    wait: bool = False
+    """Wait while another extraction writes the same features, instead of stopping."""
     video_dir: Path | None = None
     """Folder of the video's frames, if it is not SCENE/high_res_video."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on; auto: a GPU where there is one."""
-    image: SegmentSourceConfig = field(default_factory=SegmentSourceConfig)
-    """Options of the image-language features."""
-    video: TileSourceConfig = field(default_factory=TileSourceConfig)
-    """Options of the video-language features."""
-    regulariser: PatchSourceConfig = field(default_factory=PatchSourceConfig)
-    """Options of the regulariser."""
+    own: tuple[str, ...] = ()
+    """Options of your own source, as NAME=VALUE."""
+    segments: SegmentSourceConfig = field(default_factory=SegmentSourceConfig)
+    """Options of the image-language features of segments."""
+    clip_tiles: ClipSourceConfig = field(default_factory=ClipSourceConfig)
+    """Options of the video-language features of clips' tiles by an encoder of open_clip."""
+    patches: PatchSourceConfig = field(default_factory=PatchSourceConfig)
+    """Options of the regulariser by an encoder of open_clip."""
+    dinov2: DinoSourceConfig = field(default_factory=DinoSourceConfig)
+    """Options of the regulariser by DINOv2."""
+    egovideo: EgoVideoSourceConfig = field(default_factory=EgoVideoSourceConfig)
+    """Options of the video-language features of EgoVideo."""
+    xclip: XClipSourceConfig = field(default_factory=XClipSourceConfig)
+    """Options of the video-language features of X-CLIP."""
+    hotspot: HotspotSourceConfig = field(default_factory=HotspotSourceConfig)
+    """Options of the interaction hotspots."""
+
+    def __post_init__(self) -> None:
+        self.hotspot.clips = getattr(self, self.hotspot.video.replace("-", "_"), None)
 
     def main(self) -> list[Path]:
         """Extracts what is not there yet.
+
+        All models, settings and stores are looked at before the first frame, so that what is missing or differs is
+        said at once.
 
         Returns:
             The folders of the stores.
 
         Raises:
-            DivffError: If the scene, the encoder or a store is not usable; the message says what to do.
+            DivffError: If the scene, a model or a store is not usable; the message says what to do.
         """
         pictures = Pictures(load_scene(self.data, video_dir=self.video_dir))
-        root = store_root(pictures.scene, self.output)
-        classes = [source_class(name) for name in self.sources]
-        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        root, names = store_root(pictures.scene, self.output), self._names()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        stores = []
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=CONSOLE) as progress:
-            for name, made in zip(self.sources, classes, strict=True):
-                options: Any = getattr(self, name, None) if name in ("image", "video", "regulariser") else None
-                source = made(pictures, self.encoder, torch.device(device), options)
-                task = progress.add_task(f"{source.kind} features", total=len(pictures.scene))
-                with FeatureWriter(root / source.kind, source.header(), source.row_length, self.overwrite) as writer:
-                    progress.update(task, completed=len(writer))
-                    for frame in range(len(writer), len(pictures.scene)):
-                        writer.append(source.extract(frame))
-                        progress.advance(task)
-                    stores.append(writer.finish(source.reduce if source.row_length else None).directory)
+        with (
+            Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=CONSOLE) as progress,
+            ExitStack() as stack,
+        ):
+            stores, source = {}, None
+            for name in reversed(names):  # so that the source of the first name is at hand afterwards
+                source = None
+                _free()
+                source = self._source(name, pictures)
+                stores[name] = stack.enter_context(
+                    FeatureWriter(root / source.kind, source.header(), source.row_length, self.overwrite, self.wait)
+                )
+            tasks = {
+                name: progress.add_task(
+                    f"{source_class(name).kind} features", total=len(pictures.scene), completed=len(stores[name])
+                )
+                for name in names
+            }
+            for name in names:
+                if not stores[name].finished:
+                    _fill(stores[name], source or self._source(name, pictures), progress, tasks[name])
+                source = None
+                _free()
         CONSOLE.print(f"Features of {len(pictures.scene)} frames lie in {root}.")
-        return stores
+        return [stores[name].directory for name in names]
+
+    def _names(self) -> list[str]:
+        """The sources by name, ordered by kind, so that two extractions take their locks in one order."""
+        names = [source_name(name, self.encoder) for name in self.sources]
+        if self.own and not any(":" in name for name in names):
+            raise DivffError("--own sets options of a source of your own: name it by --sources module:Class.")
+        by_kind: dict[str, str] = {}
+        for name in names:
+            kind = source_class(name).kind
+            if by_kind.setdefault(kind, name) != name:
+                raise DivffError(
+                    f"{by_kind[kind]} and {name} both give {kind} features: extract one of them, or give each an "
+                    "--output of its own."
+                )
+        return [by_kind[kind] for kind in sorted(by_kind)]
+
+    def _source(self, name: str, pictures: Pictures) -> FeatureSource:
+        made = source_class(name)
+        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        options = self._own_options(made, name) if ":" in name else getattr(self, name.replace("-", "_"), None)
+        return made(pictures, self.encoder, torch.device(device), options)
+
+    def _own_options(self, made: type[FeatureSource], name: str) -> Any:
+        """Options of a user's own source, parsed as its configuration says."""
+        if made.config_class is None:
+            if self.own:
+                raise DivffError(f"{name} takes no options: leave --own out, or give the class a config_class.")
+            return None
+        arguments = [part for option in self.own for part in _as_argument(option)]
+        try:
+            return tyro.cli(made.config_class, args=arguments, prog=f"--own (of {name})")
+        except SystemExit:
+            raise DivffError(f"The options of {name} are not as it wants them: see above, and mend --own.") from None
+
+
+def _as_argument(option: str) -> tuple[str, str]:
+    name, equals, value = option.partition("=")
+    if not equals:
+        raise DivffError(f"--own {option} is no NAME=VALUE: write for example --own rows=9.")
+    return f"--{name.replace('_', '-')}", value
+
+
+def _fill(store: FeatureWriter, source: FeatureSource, progress: Progress, task: TaskID) -> None:
+    """Extracts the frames that a store lacks, and completes it."""
+    for frame in range(len(store), len(source.pictures.scene)):
+        features = source.extract(frame)
+        try:
+            store.append(features)
+        except ValueError as error:
+            raise DivffError(f"The source {source.name} gave no usable features of frame {frame}: {error}") from error
+        progress.advance(task)
+    title = f"{source.kind} features"
+    source.note = _show(progress, task, title)
+    if source.row_length:
+        source.note("putting together")
+    store.finish(source.reduce if source.row_length else None)
+    progress.update(task, description=title)
+
+
+def _show(progress: Progress, task: TaskID, title: str) -> Callable[[str], None]:
+    """Shows a few words behind a task's title."""
+    return lambda text: progress.update(task, description=f"{title} ({text})")
+
+
+def _free() -> None:
+    """Gives back the memory of a source's models before the next source's are loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
-from nerfstudio.utils.rich_utils import CONSOLE
-from sklearn.decomposition import IncrementalPCA
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
 from torch.nn.functional import normalize
 
+from divff_nerfstudio.features.autoencoder import (
+    AutoencoderConfig,
+    load_autoencoder,
+    save_autoencoder,
+    train_autoencoder,
+)
+from divff_nerfstudio.features.clip_source import ClipSource, ClipSourceConfig
 from divff_nerfstudio.features.encoders import Encoder, load_encoder
+from divff_nerfstudio.features.patches import PatchConfig, PatchTokens
 from divff_nerfstudio.features.pictures import Pictures
-from divff_nerfstudio.features.segments import ColourSegmenterConfig
+from divff_nerfstudio.features.sam import SamSegmenterConfig
+from divff_nerfstudio.features.segments import ColourSegmenterConfig, Segmenter
 from divff_nerfstudio.features.sources import FeatureSource
 from divff_nerfstudio.features.store import NO_FEATURE, FrameFeatures
 from divff_nerfstudio.features.tiles import Tiles
+from divff_nerfstudio.files import plugin_class
+
+AUTOENCODER = "autoencoder.pth"
+_CHUNK = 4096
 
 
 class OpenClipSource(FeatureSource):
@@ -39,8 +52,13 @@ class OpenClipSource(FeatureSource):
 class SegmentSourceConfig:
     """Options of the image-language features."""
 
-    segmenter: ColourSegmenterConfig = field(default_factory=ColourSegmenterConfig)
-    """How segments are found."""
+    segmenter: str = "auto"
+    """How segments are found: sam (SAM 2.1), colour (by colour alone, no weights), or your own class, module:Class;
+    auto: colour with the demo encoder, else sam."""
+    sam: SamSegmenterConfig = field(default_factory=SamSegmenterConfig)
+    """Options of SAM 2.1."""
+    colour: ColourSegmenterConfig = field(default_factory=ColourSegmenterConfig)
+    """Options of the segmenter that goes by colour."""
     masked_weight: float = 0.75
     """Weight of the crop in which all but the segment is black; the segment's whole box has the rest (DIV-FF)."""
     min_share: float = 0.002
@@ -49,6 +67,11 @@ class SegmentSourceConfig:
     """Whether pixels without a segment take the feature of the tile around them; else they have none."""
     tile_share: float = 0.3
     """Side of such a tile, as a share of the picture's height."""
+    codes: bool = False
+    """Whether codes of an autoencoder are stored, which is trained on the scene's features and kept beside them; the
+    field learns the codes, queries decode them (DIV-FF)."""
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """Options of the autoencoder."""
 
 
 class SegmentSource(OpenClipSource):
@@ -63,30 +86,72 @@ class SegmentSource(OpenClipSource):
         self, pictures: Pictures, encoder: str, device: torch.device, config: SegmentSourceConfig | None = None
     ):
         super().__init__(pictures, encoder, device, config or SegmentSourceConfig())
-        self.segmenter = self.config.segmenter.setup()
+        self.segmenter = self._make_segmenter().to(device)
+        if self.config.codes:
+            self.row_length = self.dimension
+            self.dimension = self.config.autoencoder.encoder_widths[-1]
+            self.decoder = AUTOENCODER
+
+    def _make_segmenter(self) -> Segmenter:
+        name = self.config.segmenter
+        if name == "auto":
+            name = "colour" if self.encoder_name == "demo" else "sam"
+        if name in ("sam", "colour"):
+            return getattr(self.config, name).setup()
+        made: Any = plugin_class(name, Segmenter, "segmenter", ("sam", "colour"))
+        return made()
 
     def settings(self) -> dict[str, Any]:
-        """Options of segmenter, crops and tiles, and which pictures they are cut from."""
-        options = {key: value for key, value in asdict(self.config).items() if key != "segmenter"}
+        """Options of segmenter, crops, tiles and codes, and which pictures they are cut from."""
+        parts = ("segmenter", "sam", "colour", "autoencoder")
+        options = {key: value for key, value in asdict(self.config).items() if key not in parts}
+        if self.config.codes:
+            options["autoencoder"] = asdict(self.config.autoencoder)
+            del options["autoencoder"]["_target"], options["autoencoder"]["feature_dim"]
         return {**options, "segmenter": self.segmenter.settings(), "video_frames": self.pictures.all_in_video}
 
     def extract(self, frame: int) -> FrameFeatures:
-        """Features of the segments, in the resolution of the sharpest picture."""
+        """Features of the segments, in the resolution of the sharpest picture.
+
+        Where segments overlap, the last is on top: the box of each is that of the pixels left to it, while its masked
+        crop is of the whole.
+        """
         picture = self.pictures.sharpest(frame)
-        segments = self.segmenter.segment(picture)
-        areas = np.bincount(segments[segments >= 0], minlength=1)
-        kept = np.flatnonzero(areas >= max(1.0, self.config.min_share * segments.size))
-        row = np.full(len(areas) + 1, NO_FEATURE, np.uint16)
-        row[kept] = np.arange(len(kept))
-        index = row[segments]
-        masks = [segments == number for number in kept]
-        masked = self.encoder.encode_images([masked_crop(picture, mask) for mask in masks])
-        boxed = self.encoder.encode_images([box_crop(picture, mask) for mask in masks])
+        masks = self.segmenter.masks(picture)
+        masks = masks[masks.sum((1, 2)) >= max(1.0, self.config.min_share * masks[0].size)] if len(masks) else masks
+        index = np.full(picture.shape[:2], NO_FEATURE, np.uint16)
+        for number, mask in enumerate(masks):
+            index[mask] = number
+        seen = np.unique(index[index != NO_FEATURE])
+        row = np.full(NO_FEATURE + 1, NO_FEATURE, np.uint16)
+        row[seen] = np.arange(len(seen))
+        masked = self.encoder.encode_images(masked_crop(picture, masks[number]) for number in seen)
+        boxed = self.encoder.encode_images(box_crop(picture, index == number) for number in seen)
+        index = row[index]
         share = self.config.masked_weight
         table = normalize(share * masked + (1 - share) * boxed, dim=-1).numpy()
         if self.config.tiles and (index == NO_FEATURE).any():
             index, table = self._with_tiles(picture, index, table)
         return FrameFeatures(index, table)
+
+    def reduce(self, rows: np.ndarray, folder: Path) -> Iterable[np.ndarray]:
+        """Codes of all features, by an autoencoder that is trained on them."""
+        path, state = folder / AUTOENCODER, folder / "autoencoder-training.pth"
+        if not path.exists():
+            options, epochs = self.config.autoencoder, self.config.autoencoder.epochs
+            autoencoder = train_autoencoder(
+                rows,
+                options,
+                self.device,
+                report=lambda epoch, _: self.note(f"autoencoder, epoch {epoch}/{epochs}"),
+                state=state,
+            )
+            save_autoencoder(autoencoder, path)
+        state.unlink(missing_ok=True)
+        autoencoder = load_autoencoder(path, self.device)
+        for start in range(0, len(rows), _CHUNK):
+            features = torch.from_numpy(rows[start : start + _CHUNK].astype(np.float32))
+            yield autoencoder.encode(features.to(self.device)).cpu().numpy()
 
     def _with_tiles(self, picture: np.ndarray, index: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         tiles = Tiles.of(*picture.shape[:2], share=self.config.tile_share, overlap=0.5)
@@ -121,75 +186,39 @@ def _box(mask: Bool[np.ndarray, "h w"]) -> tuple[slice, slice]:
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-@dataclass
-class TileSourceConfig:
-    """Options of the video-language features."""
+class TileSource(OpenClipSource, ClipSource):
+    """Video-language features of a model of open_clip: of its tower for clips, or the mean over a clip's pictures."""
 
-    clip_length: int = 4
-    """Pictures of a clip."""
-    clip_stride: int = 8
-    """Video frames from one picture of a clip to the next."""
-    tile_share: float = 0.3
-    """Side of a tile, as a share of the picture's height."""
-    overlap: float = 0.5
-    """Share of a tile that the next one covers, too."""
-
-
-class TileSource(OpenClipSource):
-    """Video-language features, one per tile of a clip: what is done here?"""
-
-    kind = "video"
     name = "clip-tiles"
-    negatives = ("general task", "undistic movement", "unclear action", "background")
-    shared_index = True
-    config: TileSourceConfig
+    config: ClipSourceConfig
 
-    def __init__(self, pictures: Pictures, encoder: str, device: torch.device, config: TileSourceConfig | None = None):
-        super().__init__(pictures, encoder, device, config or TileSourceConfig())
-        if not pictures.has_video:
-            scene = pictures.scene
-            CONSOLE.print(
-                f"[yellow]{scene.video_dir} has no video frames: clips are made of the sampled frames nearest in time."
-            )
+    def __init__(self, pictures: Pictures, encoder: str, device: torch.device, config: ClipSourceConfig | None = None):
+        super().__init__(pictures, encoder, device, config or ClipSourceConfig())
 
-    def settings(self) -> dict[str, Any]:
-        """Options of clips and tiles, and which pictures they are cut from."""
-        return {**asdict(self.config), "video_frames": self.pictures.has_video}
-
-    def extract(self, frame: int) -> FrameFeatures:
-        """Features of the tiles of the clip that starts at a frame."""
-        clip = self.pictures.clip(frame, self.config.clip_length, self.config.clip_stride)
-        tiles = Tiles.of(*clip.shape[1:3], share=self.config.tile_share, overlap=self.config.overlap)
-        return FrameFeatures(tiles.index(), self.encoder.encode_clips(tiles.cut(clip)).numpy())
+    def encode_clips(self, clips: UInt8[np.ndarray, "n length height width 3"]) -> Float[Tensor, "n dim"]:
+        """Embeddings of clips."""
+        return self.encoder.encode_clips(clips)
 
 
 @dataclass
-class PatchSourceConfig:
-    """Options of the regulariser."""
+class PatchSourceConfig(PatchConfig):
+    """Options of the regulariser by a model of open_clip."""
 
-    dimension: int = 64
-    """Length of a feature after the principal component analysis (at most the model's own)."""
     scale: float = 2.0
     """Height at which a vision transformer sees the picture, over its usual one."""
-    chunk: int = 4096
-    """Rows that the analysis looks at in one go."""
 
 
-class PatchSource(OpenClipSource):
-    """The regulariser: the image tower's patch tokens, their principal components over all frames, of unit length."""
+class PatchSource(PatchTokens):
+    """The regulariser by the image tower of a model of open_clip."""
 
-    kind = "regulariser"
     name = "patches"
-    shared_index = True
-    config: PatchSourceConfig
+    config: PatchSourceConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, pictures: Pictures, encoder: str, device: torch.device, config: PatchSourceConfig | None = None):
         super().__init__(pictures, encoder, device, config or PatchSourceConfig())
-        self.row_length = self._tokens(0).shape[-1]
-        self.dimension = min(self.config.dimension, self.row_length)
-
-    def text_encoder(self) -> None:
-        """None: no words belong to patch tokens."""
+        self.encoder = load_encoder(encoder, device)
+        self.model, self.fingerprint = encoder, self.encoder.fingerprint
+        self.measure()
 
     def settings(self) -> dict[str, Any]:
         """Options of tokens and analysis, and which pictures they are made from."""
@@ -200,27 +229,6 @@ class PatchSource(OpenClipSource):
             "video_frames": self.pictures.all_in_video,
         }
 
-    def extract(self, frame: int) -> FrameFeatures:
-        """Tokens of a frame, not yet reduced."""
-        tokens = self._tokens(frame)
-        rows, columns, length = tokens.shape
-        index = np.arange(rows * columns, dtype=np.uint16).reshape(rows, columns)
-        return FrameFeatures(index, tokens.reshape(-1, length).numpy())
-
-    def reduce(self, rows: np.ndarray) -> Iterable[np.ndarray]:
-        """One principal component analysis for all frames; then every row in it, of unit length."""
-        analysis = IncrementalPCA(self.dimension)
-        chunks = list(self._chunks(len(rows)))
-        for chunk in chunks:
-            analysis.partial_fit(rows[chunk].astype(np.float32))
-        for chunk in chunks:
-            reduced = torch.from_numpy(analysis.transform(rows[chunk].astype(np.float32)))
-            yield normalize(reduced, dim=-1).numpy()
-
-    def _chunks(self, count: int) -> Iterable[slice]:
-        """Slices that are all at least as long as the analysis needs."""
-        starts = list(range(0, max(1, count - self.dimension + 1), max(self.config.chunk, self.dimension)))
-        return (slice(start, end) for start, end in zip(starts, [*starts[1:], count], strict=True))
-
-    def _tokens(self, frame: int) -> torch.Tensor:
+    def tokens(self, frame: int) -> Float[torch.Tensor, "rows columns length"]:
+        """The tower's tokens over the whole of a frame."""
         return self.encoder.patch_tokens(self.pictures.sharpest(frame), self.config.scale)

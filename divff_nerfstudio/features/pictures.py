@@ -47,8 +47,8 @@ class Pictures:
     def clip_numbers(self, i: int, length: int, stride: int) -> list[int]:
         """Video numbers of the clip that starts at the frame with index `i`.
 
-        At the end of the video the clip is shifted back, so that it lies inside as a whole; a number that is missing
-        is replaced by the nearest one that there is.
+        At the ends of the video the clip is shifted, so that it lies inside as a whole; a number that is missing is
+        replaced by the nearest one that there is.
 
         Args:
             i: Index of the frame.
@@ -56,6 +56,7 @@ class Pictures:
             stride: Video frames from one to the next.
         """
         wanted = int(self.scene.video_numbers[i]) + stride * np.arange(length)
+        wanted = wanted + max(0, int(self.numbers[0] - wanted[0]))
         wanted = wanted - max(0, int(wanted[-1] - self.numbers[-1]))
         after = np.searchsorted(self.numbers, wanted).clip(0, len(self.numbers) - 1)
         before = (after - 1).clip(0)

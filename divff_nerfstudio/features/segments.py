@@ -1,4 +1,4 @@
-"""Segments of a picture without learned weights: regions of one colour, put together to things."""
+"""What a segmenter is, and one without learned weights: regions of one colour, put together to things."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from nerfstudio.configs.base_config import InstantiateConfig
 from PIL import Image
@@ -15,9 +16,22 @@ from PIL import Image
 class Segmenter(ABC):
     """Finds segments in a picture."""
 
+    def to(self, device: torch.device) -> Segmenter:
+        """Moves the segmenter's model, if it has one."""
+        del device
+        return self
+
     @abstractmethod
     def segment(self, picture: UInt8[np.ndarray, "height width 3"]) -> Int[np.ndarray, "height width"]:
-        """The segment of each pixel, from 0 without gaps; -1 where there is none."""
+        """The segment of each pixel, from 0 on; -1 where there is none."""
+
+    def masks(self, picture: UInt8[np.ndarray, "height width 3"]) -> Bool[np.ndarray, "n height width"]:
+        """The whole of each segment, hidden parts too; a pixel of several belongs to the last of them.
+
+        Those of `segment`, unless a segmenter finds segments that overlap.
+        """
+        segments = self.segment(picture)
+        return segments[None] == np.arange(segments.max() + 1)[:, None, None]
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

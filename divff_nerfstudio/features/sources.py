@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.store import FrameFeatures, StoreHeader
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.files import DivffError, plugin_class
 
-FeatureKind = Literal["image", "video", "regulariser"]
+FeatureKind = Literal["image", "video", "regulariser", "hotspot"]
 
 SOURCES: dict[str, str] = {
-    "image": "divff_nerfstudio.features.open_clip_source:SegmentSource",
-    "video": "divff_nerfstudio.features.open_clip_source:TileSource",
-    "regulariser": "divff_nerfstudio.features.open_clip_source:PatchSource",
+    "segments": "divff_nerfstudio.features.open_clip_source:SegmentSource",
+    "clip-tiles": "divff_nerfstudio.features.open_clip_source:TileSource",
+    "patches": "divff_nerfstudio.features.open_clip_source:PatchSource",
+    "dinov2": "divff_nerfstudio.features.patches:DinoSource",
+    "egovideo": "divff_nerfstudio.features.egovideo.source:EgoVideoSource",
+    "xclip": "divff_nerfstudio.features.xclip:XClipSource",
+    "hotspot": "divff_nerfstudio.features.hotspots:HotspotSource",
 }
 """Where the class of each registered source is; it is imported when it is asked for."""
+DEFAULT_SOURCES: dict[str, str] = {"image": "segments", "video": "egovideo", "regulariser": "dinov2"}
+"""The source of each kind of features."""
+DEMO_SOURCES: dict[str, str] = {"image": "segments", "video": "clip-tiles", "regulariser": "patches"}
+"""The same with the demo encoder, which needs no other weights."""
 
 
 class FeatureSource(ABC):
@@ -45,6 +53,8 @@ class FeatureSource(ABC):
     """Phrases that queries are held against; none where no words can be asked."""
     shared_index: ClassVar[bool] = False
     """Whether all frames have the same index, as on a fixed grid."""
+    config_class: ClassVar[type | None] = None
+    """Dataclass of the source's options, where ``divff extract --own`` shall be able to set them."""
 
     model: str
     """What the model is called in the store's header."""
@@ -54,6 +64,10 @@ class FeatureSource(ABC):
     """Length of a stored feature."""
     row_length: int | None = None
     """Length of the rows that `extract` gives, where `reduce` turns them into stored features at the end."""
+    decoder: str | None = None
+    """File, put in the store's folder by `reduce`, of the autoencoder that turns stored features into embeddings."""
+    note: Callable[[str], None] = staticmethod(lambda text: None)
+    """Shows a few words beside the progress; for what takes long within `reduce`."""
 
     def __init__(self, pictures: Pictures, encoder: str, device: torch.device, config: Any = None):
         self.pictures = pictures
@@ -69,8 +83,14 @@ class FeatureSource(ABC):
     def extract(self, frame: int) -> FrameFeatures:
         """Features of the frame with this index in the scene."""
 
-    def reduce(self, rows: np.ndarray) -> Iterable[np.ndarray]:
-        """Stored features, chunk by chunk, of all rows (R, row_length); called only where `row_length` is set."""
+    def reduce(self, rows: np.ndarray, folder: Path) -> Iterable[np.ndarray]:
+        """Stored features, chunk by chunk, of all rows; called only where `row_length` is set.
+
+        Args:
+            rows: What `extract` gave for all frames, (R, row_length), memory-mapped.
+            folder: The unfinished store's folder; what is put there stays beside the features. After an interruption
+                `reduce` is called again and finds what it has left there.
+        """
         raise NotImplementedError(f"{type(self).__name__} has a row_length, but no reduction.")
 
     def text_encoder(self) -> dict[str, Any] | None:
@@ -92,23 +112,30 @@ class FeatureSource(ABC):
             text_encoder=self.text_encoder(),
             negatives=list(self.negatives),
             shared_index=self.shared_index,
+            decoder=self.decoder,
         )
+
+
+def source_name(name: str, encoder: str) -> str:
+    """Name of the source that is meant: a kind means the kind's default source.
+
+    Args:
+        name: A kind, a registered source, or ``module:Class``.
+        encoder: The encoder's name.
+    """
+    return (DEMO_SOURCES if encoder == "demo" else DEFAULT_SOURCES).get(name, name)
 
 
 def source_class(name: str) -> type[FeatureSource]:
     """The class of a registered source, or of any other, given as ``module:Class``.
 
     Raises:
-        DivffError: If there is none of that name.
+        DivffError: If there is none of that name, or it is no source.
     """
-    module, _, attribute = SOURCES.get(name, name).partition(":")
-    known = ", ".join(SOURCES)
-    if not attribute:
-        raise DivffError(f"There is no feature source {name}: choose from {known}, or give your own as module:Class.")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise DivffError(f"The feature source {name} cannot be imported ({error}): choose from {known}.") from None
-    if not (isinstance(found, type) and issubclass(found, FeatureSource)):
-        raise DivffError(f"{name} is no FeatureSource: derive it from divff_nerfstudio.features.sources:FeatureSource.")
+    found = plugin_class(SOURCES.get(name, name), FeatureSource, "feature source", (*DEFAULT_SOURCES, *SOURCES))
+    kinds = get_args(FeatureKind)
+    if getattr(found, "kind", None) not in kinds or not isinstance(getattr(found, "name", None), str):
+        raise DivffError(
+            f"{name} lacks a name or a kind: set `name` to a text and `kind` to one of {', '.join(kinds)}."
+        )
     return found

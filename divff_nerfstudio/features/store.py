@@ -8,12 +8,15 @@ that a place has no feature. A single index serves all frames where features lie
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
+import io
 import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +24,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt16
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from divff_nerfstudio.features.autoencoder import Autoencoder, load_autoencoder
 from divff_nerfstudio.files import DivffError, atomic_path, is_writable, user_cache_dir
 
 if TYPE_CHECKING:
@@ -32,7 +37,10 @@ FORMAT = 1
 NO_FEATURE = 65535
 HEADER, TABLE, OFFSETS, INDEX = "header.json", "table.npy", "offsets.npy", "index.npy"
 _ROWS, _PROGRESS = "rows.npy", "progress"
+IMPORTED = "imported"
+"""Source of the stores of an imported run, which say what its heads speak and hold no targets for them."""
 _NPY_HEADER_BYTES = 128
+_RECORD = "<qii"
 
 
 class FeatureStoreError(DivffError):
@@ -65,12 +73,15 @@ class StoreHeader:
     """Phrases that a query is compared with."""
     shared_index: bool = False
     """Whether one index serves all frames."""
+    decoder: str | None = None
+    """File in the store's folder with the autoencoder whose codes the features are; None: they are embeddings."""
     format: int = FORMAT
     """Version of the store's layout."""
 
     def differences(self, other: StoreHeader) -> list[str]:
         """Names every entry in which `other` differs, as ``name: this -> other``."""
-        mine, others = _flat(asdict(self)), _flat(asdict(other))
+        # As JSON reads them back: a tuple is written as a list.
+        mine, others = (_flat(json.loads(json.dumps(asdict(header)))) for header in (self, other))
         found = []
         for name in sorted(mine.keys() | others.keys()):
             if mine.get(name) == others.get(name):
@@ -149,6 +160,13 @@ def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", room) + described.ljust(room - 1).encode("latin1") + b"\n"
 
 
+def _write(file: io.FileIO, content: bytes) -> None:
+    """Writes all of it: nothing stays in a buffer that a full disk would keep from ever being written."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
 def _as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
@@ -159,9 +177,9 @@ class FeatureStore:
     def __init__(self, directory: Path, header: StoreHeader, arrays: dict[str, np.ndarray]):
         self.directory = directory
         self.header = header
-        self._table = arrays[TABLE]
-        self._offsets = np.asarray(arrays[OFFSETS])
-        self._index = arrays[INDEX]
+        # As plain arrays: a memmap's own indexing costs more at each look-up.
+        self._table, self._offsets, self._index = (np.asarray(arrays[name]) for name in (TABLE, OFFSETS, INDEX))
+        self._autoencoder: Autoencoder | None = None
 
     @classmethod
     def open(cls, directory: Path | str) -> FeatureStore:
@@ -198,6 +216,8 @@ class FeatureStore:
             raise refuse(OFFSETS, f"does not fit the header's {frames} frames")
         if offsets[0] != 0 or offsets[-1] != len(table) or np.any(np.diff(offsets) < 0):
             raise refuse(OFFSETS, "does not fit the table of features")
+        if header.decoder is not None and not (directory / header.decoder).is_file():
+            raise refuse(header.decoder, "is missing")
         if index.dtype != np.uint16 or index.ndim != 3 or len(index) != (1 if header.shared_index else frames):
             raise refuse(INDEX, f"does not fit the header's {frames} frames")
         return cls(directory, header, arrays)
@@ -240,14 +260,22 @@ class FeatureStore:
         plane = np.zeros_like(frame) if self.header.shared_index else frame
         local = self._index[plane, index_row, index_col]
         valid = local != NO_FEATURE
-        rows = (self._offsets[frame] + local)[valid]
-        found = torch.from_numpy(self._table[rows]).float()
-        valid_tensor = torch.from_numpy(valid)
-        if len(found) == len(valid):
-            return found, valid_tensor
-        features = found.new_zeros(len(valid), self.dimension)
-        features[valid_tensor] = found
-        return features, valid_tensor
+        # One gather of all rays, in half precision: to pick those with a feature first costs more copies than it saves.
+        rows = np.where(valid, self._offsets[frame] + local, 0)
+        if len(self._table):
+            found = np.take(self._table, rows, axis=0, mode="clip")
+            found[~valid] = 0
+        else:
+            found = np.zeros((len(rows), self.dimension), np.float16)
+        return torch.from_numpy(found).float(), torch.from_numpy(valid)
+
+    def decode(self, features: Float[Tensor, "*bs D"]) -> Float[Tensor, "*bs E"]:
+        """Embeddings of features of this store, or of rendered ones: decoded where they are an autoencoder's codes."""
+        if self.header.decoder is None:
+            return features
+        if self._autoencoder is None:
+            self._autoencoder = load_autoencoder(self.directory / self.header.decoder)
+        return self._autoencoder.to(features.device).decode(features)
 
     def frame_features(self, i: int) -> tuple[UInt16[np.ndarray, "h w"], Float[np.ndarray, "n D"]]:
         """Index and table of the frame with index `i` in the scene; 65535 marks places without a feature."""
@@ -263,7 +291,12 @@ class FeatureWriter:
     """
 
     def __init__(
-        self, directory: Path | str, header: StoreHeader, row_length: int | None = None, overwrite: bool = False
+        self,
+        directory: Path | str,
+        header: StoreHeader,
+        row_length: int | None = None,
+        overwrite: bool = False,
+        wait: bool = False,
     ):
         """Opens a new store, or one that was not finished.
 
@@ -272,16 +305,21 @@ class FeatureWriter:
             header: What it will hold. A store that exists must have an equal header.
             row_length: Length of the rows that are appended, where `finish` reduces them to the header's dimension;
                 None where they are kept as they are.
-            overwrite: Throw away what exists and differs.
+            overwrite: Throw away what exists and differs, or is damaged.
+            wait: Wait while another writer is at it.
 
         Raises:
-            FeatureStoreError: If what exists was made with other settings (it says which), or another writer is at it.
+            FeatureStoreError: If what exists was made with other settings (it says which), another writer is at it, or
+                there is no room for it.
         """
         self.directory = Path(directory)
         self.header = header
         self.row_length = row_length or header.dimension
         self._rows_name = TABLE if row_length is None else _ROWS
         self.finished = False
+        self._offsets = [0]
+        self._index_shape: tuple[int, int] | None = None
+        self._files: list[io.FileIO] = []
         self._partial = self.directory.with_name(f".{self.directory.name}.partial")
         try:
             self.directory.parent.mkdir(parents=True, exist_ok=True)
@@ -291,43 +329,66 @@ class FeatureWriter:
                 f"{self.directory} cannot be written ({error.strerror}): choose another folder with --output."
             ) from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise FeatureStoreError(
-                f"Another extraction is writing {self.directory}: wait until it has ended."
-            ) from None
-        try:
-            self._open(overwrite)
+            self._take_lock(wait)
+            with self._disk_faults():
+                self._open(overwrite)
         except BaseException:
             self._lock.close()
             raise
 
+    def _take_lock(self, wait: bool) -> None:
+        """Takes the store for this writer; the lock ends with the process, however that ends."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if not wait:
+                raise FeatureStoreError(
+                    f"Another extraction is writing {self.directory}: wait until it has ended, or give --wait."
+                ) from None
+            CONSOLE.print(f"Another extraction is writing {self.directory}; waiting until it has ended.")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    @contextlib.contextmanager
+    def _disk_faults(self) -> Iterator[None]:
+        """Says in one sentence that a disk is full, or what else is wrong with it."""
+        try:
+            yield
+        except OSError as error:
+            kept = f"{len(self)} of {len(self.header.frame_ids)} frames are kept"
+            remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+            raise FeatureStoreError(
+                f"{self.directory} cannot be written ({error.strerror or error}); {kept}: {remedy} and run the same "
+                "line again, which goes on behind them."
+            ) from error
+
     def _open(self, overwrite: bool) -> None:
-        if self.directory.exists() and not overwrite:
-            existing = StoreHeader.read(self.directory / HEADER)
-            self._refuse_differences(self.directory, existing)
-            FeatureStore.open(self.directory)
-            self.finished = True
-            self._offsets = []
-            return
-        if (self._partial / HEADER).exists():
+        if self.directory.exists():
             try:
-                self._refuse_differences(self._partial, StoreHeader.read(self._partial / HEADER))
+                self._refuse_differences(self.directory)
+                FeatureStore.open(self.directory)
             except FeatureStoreError:
                 if not overwrite:
                     raise
+            else:
+                self.finished = True
+                self._remove_remains()
+                return
+        if self._partial.exists():
+            try:
+                self._refuse_differences(self._partial)
+            except FeatureStoreError:
+                progress = self._partial / _PROGRESS
+                if not overwrite and progress.exists() and progress.stat().st_size:
+                    raise
                 shutil.rmtree(self._partial)
-        elif self._partial.exists():
-            shutil.rmtree(self._partial)
         if not self._partial.exists():
             self._partial.mkdir()
-            self.header.write(self._partial / "header.tmp")
-            (self._partial / "header.tmp").replace(self._partial / HEADER)
+            with atomic_path(self._partial / HEADER) as path:
+                self.header.write(path)
         self._resume()
 
-    def _refuse_differences(self, where: Path, existing: StoreHeader) -> None:
-        differences = existing.differences(self.header)
+    def _refuse_differences(self, where: Path) -> None:
+        differences = StoreHeader.read(where / HEADER).differences(self.header)
         if differences:
             raise FeatureStoreError(
                 f"The features in {where} were extracted with other settings ({'; '.join(differences)}): "
@@ -337,17 +398,15 @@ class FeatureWriter:
     def _resume(self) -> None:
         """Opens the files behind the last frame that is whole in all of them."""
 
-        def opened(name: str) -> Any:
+        for name in (_PROGRESS, self._rows_name, INDEX):
             path = self._partial / name
             path.touch()
-            return path.open("r+b")
-
-        self._progress, self._rows, self._index = opened(_PROGRESS), opened(self._rows_name), opened(INDEX)
+            self._files.append(io.FileIO(path, "r+"))
+        self._progress, self._rows, self._index = self._files
         records = self._progress.read()
-        record = struct.calcsize("<qii")
-        known = [struct.unpack_from("<qii", records, at) for at in range(0, len(records) - record + 1, record)]
+        record = struct.calcsize(_RECORD)
+        known = [struct.unpack_from(_RECORD, records, at) for at in range(0, len(records) - record + 1, record)]
         row_bytes, index_bytes = self._size(self._rows), self._size(self._index)
-        self._offsets, self._index_shape = [0], None
         for number, (end, height, width) in enumerate(known):
             planes = 1 if self.header.shared_index else number + 1
             if _NPY_HEADER_BYTES + end * self.row_length * 2 > row_bytes:
@@ -356,12 +415,12 @@ class FeatureWriter:
                 break
             self._offsets.append(end)
             self._index_shape = (height, width)
-        self._progress.truncate(len(self) * record)
-        for file, end in (
-            (self._progress, len(self) * record),
-            (self._rows, self._rows_end),
-            (self._index, self._index_end),
-        ):
+        self._cut()
+
+    def _cut(self) -> None:
+        """Cuts off what lies behind the last whole frame."""
+        ends = len(self) * struct.calcsize(_RECORD), self._rows_end, self._index_end
+        for file, end in zip(self._files, ends, strict=True):
             file.truncate(end)
             file.seek(end)
 
@@ -389,6 +448,7 @@ class FeatureWriter:
 
         Raises:
             ValueError: If their shapes do not fit the store.
+            FeatureStoreError: If they cannot be written; what was stored before stays.
         """
         table = np.ascontiguousarray(features.table, dtype=np.float16)
         index = np.ascontiguousarray(features.index, dtype=np.uint16)
@@ -401,25 +461,32 @@ class FeatureWriter:
             raise ValueError(f"The index points beyond the {len(table)} rows of the table.")
         if not np.isfinite(table).all():
             raise ValueError("The features are not finite.")
-        first = self._index_shape is None
-        self._index_shape = index.shape
-        self._rows.write(table.tobytes())
-        self._rows.flush()
-        if first or not self.header.shared_index:
-            self._index.write(index.tobytes())
-            self._index.flush()
+        record = struct.pack(_RECORD, self._offsets[-1] + len(table), *index.shape)
+        try:
+            with self._disk_faults():
+                _write(self._rows, table.tobytes())
+                if self._index_shape is None or not self.header.shared_index:
+                    _write(self._index, index.tobytes())
+                _write(self._progress, record)
+        except FeatureStoreError:
+            self._cut()
+            raise
+        self._index_shape = index.shape[0], index.shape[1]
         self._offsets.append(self._offsets[-1] + len(table))
-        self._progress.write(struct.pack("<qii", self._offsets[-1], *index.shape))
-        self._progress.flush()
 
-    def finish(self, reduce: Callable[[np.ndarray], Iterable[np.ndarray]] | None = None) -> FeatureStore:
+    def finish(self, reduce: Callable[[np.ndarray, Path], Iterable[np.ndarray]] | None = None) -> FeatureStore:
         """Completes the store and puts it in its place.
 
         Args:
-            reduce: Turns all rows that were appended, (R, row_length), into the rows to keep, (R, D), chunk by chunk.
+            reduce: Turns all rows that were appended, (R, row_length), into the rows to keep, (R, D), chunk by chunk;
+                it may put files that belong to them into the folder that it gets, too.
 
         Returns:
             The finished store.
+
+        Raises:
+            ValueError: If frames are missing, or rows shall be reduced that are not to be, or the other way round.
+            FeatureStoreError: If it cannot be written; what was appended stays.
         """
         if self.finished:
             return FeatureStore.open(self.directory)
@@ -427,53 +494,59 @@ class FeatureWriter:
             raise ValueError(f"{len(self)} of {len(self.header.frame_ids)} frames are stored.")
         if (reduce is None) != (self._rows_name == TABLE):
             raise ValueError("Rows are reduced if, and only if, the writer was opened with their length.")
-        rows = self._offsets[-1]
-        self._head(self._rows, np.dtype(np.float16), (rows, self.row_length))
+        with self._disk_faults():
+            self._complete(reduce)
+        self.finished = True
+        return FeatureStore.open(self.directory)
+
+    def _complete(self, reduce: Callable[[np.ndarray, Path], Iterable[np.ndarray]] | None) -> None:
+        assert self._index_shape is not None
+        self._head(self._rows, np.dtype(np.float16), (self._offsets[-1], self.row_length))
         planes = 1 if self.header.shared_index else len(self)
         self._head(self._index, np.dtype(np.uint16), (planes, *self._index_shape))
         if reduce is not None:
             self._reduce(reduce)
-        np.save(self._partial / OFFSETS, np.asarray(self._offsets, dtype=np.int64))
+        with atomic_path(self._partial / OFFSETS) as path:
+            np.save(path, np.asarray(self._offsets, dtype=np.int64))
         self._close_files()
-        replaced = None
         if self.directory.exists():
-            replaced = self.directory.with_name(f".{self.directory.name}.replaced")
-            shutil.rmtree(replaced, ignore_errors=True)
-            self.directory.rename(replaced)
+            shutil.rmtree(self._replaced, ignore_errors=True)
+            self.directory.rename(self._replaced)
         self._partial.rename(self.directory)
-        if replaced is not None:
-            shutil.rmtree(replaced)
+        self._remove_remains()
+
+    @property
+    def _replaced(self) -> Path:
+        return self.directory.with_name(f".{self.directory.name}.replaced")
+
+    def _remove_remains(self) -> None:
+        """Removes what a finished store does not need, and the store that it has replaced."""
         for name in (_PROGRESS, _ROWS):
             (self.directory / name).unlink(missing_ok=True)
-        self.finished = True
-        return FeatureStore.open(self.directory)
+        shutil.rmtree(self._replaced, ignore_errors=True)
 
     @staticmethod
     def _head(file: Any, dtype: np.dtype, shape: tuple[int, ...]) -> None:
         file.seek(0)
-        file.write(_npy_header(dtype, shape))
-        file.flush()
+        _write(file, _npy_header(dtype, shape))
         os.fsync(file.fileno())
 
-    def _reduce(self, reduce: Callable[[np.ndarray], Iterable[np.ndarray]]) -> None:
+    def _reduce(self, reduce: Callable[[np.ndarray, Path], Iterable[np.ndarray]]) -> None:
         rows = 0
-        with atomic_path(self._partial / TABLE) as path, path.open("wb") as file:
+        with atomic_path(self._partial / TABLE) as path, io.FileIO(path, "w") as file:
             file.seek(_NPY_HEADER_BYTES)
-            for chunk in reduce(np.load(self._partial / self._rows_name, mmap_mode="r")):
-                file.write(np.ascontiguousarray(chunk, dtype=np.float16).tobytes())
+            for chunk in reduce(np.load(self._partial / self._rows_name, mmap_mode="r"), self._partial):
+                _write(file, np.ascontiguousarray(chunk, dtype=np.float16).tobytes())
                 rows += len(chunk)
             self._head(file, np.dtype(np.float16), (rows, self.header.dimension))
 
     def _close_files(self) -> None:
-        for file in (self._progress, self._rows, self._index):
+        for file in self._files:
             file.close()
 
     def close(self) -> None:
         """Lets go of the files; what is stored stays for the next writer."""
-        if self._lock.closed:
-            return
-        if self._offsets:
-            self._close_files()
+        self._close_files()
         self._lock.close()
 
     def __enter__(self) -> FeatureWriter:

@@ -3,22 +3,69 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from divff_nerfstudio.features.encoders import EncoderError, load_encoder
+from divff_nerfstudio.files import plugin_class
+
+
+class PhraseEncoder(ABC):
+    """A model that turns phrases into embeddings, such as a source of features names in `text_encoder`.
+
+    Args:
+        entry: "text_encoder" of a store's header, as the source has written it.
+    """
+
+    name: str
+    """What messages call it."""
+    fingerprint: str
+    """SHA-256 of its weights."""
+    dimension: int
+    """Length of an embedding."""
+
+    @abstractmethod
+    def __init__(self, entry: dict[str, Any]): ...
+
+    @abstractmethod
+    def encode_text(self, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
+        """Embeddings of phrases, single precision, on the CPU, of whatever length the model gives them."""
+
+
+class OpenClipPhrases(PhraseEncoder):
+    """The text tower of a model of open_clip; the entry's "encoder" is the name to `load_encoder`."""
+
+    def __init__(self, entry: dict[str, Any]):
+        self._encoder = load_encoder(entry["encoder"])
+        self.name, self.fingerprint = self._encoder.name, self._encoder.fingerprint
+        self.dimension = self._encoder.dimension
+
+    def encode_text(self, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
+        """Embeddings of phrases."""
+        return self._encoder.encode_text(phrases, normalise=False).clone()
+
+
+FAMILIES: dict[str, str] = {
+    "open_clip": "divff_nerfstudio.features.text:OpenClipPhrases",
+    "egovideo": "divff_nerfstudio.features.egovideo.encoder:EgoVideoPhrases",
+    "xclip": "divff_nerfstudio.features.xclip:XClipPhrases",
+}
+"""Where the class of each family of text encoders is; it is imported when it is asked for."""
 
 
 class TextEncoder:
     """Turns phrases into embeddings that a store's features are compared with.
 
     Args:
-        entry: "text_encoder" of a store's header: "encoder" (its name), "fingerprint" of its weights, and whether to
-            "normalise" embeddings to unit length (they are, unless it says otherwise).
+        entry: "text_encoder" of a store's header: its "family" (one of `FAMILIES`, or ``module:Class`` derived from
+            `PhraseEncoder`; open_clip where it says nothing), what that class needs, the "fingerprint" of its weights,
+            and whether to "normalise" embeddings to unit length (they are, unless it says otherwise).
 
     Raises:
         EncoderError: If the encoder is not to be had, or is not the one that made the features.
@@ -26,7 +73,7 @@ class TextEncoder:
 
     def __init__(self, entry: dict[str, Any]):
         self.normalise = bool(entry.get("normalise", True))
-        self._encoder = load_encoder(entry["encoder"])
+        self._encoder = _family(entry.get("family", "open_clip"))(entry)
         if entry.get("fingerprint", self._encoder.fingerprint) != self._encoder.fingerprint:
             raise EncoderError(
                 f"The encoder {self._encoder.name} has other weights than when the features were extracted: run "
@@ -40,7 +87,8 @@ class TextEncoder:
 
     def encode(self, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
         """Embeddings of phrases, single precision, on the CPU."""
-        return self._encoder.encode_text(phrases, self.normalise).clone()
+        found = self._encoder.encode_text(phrases)
+        return normalize(found, dim=-1) if self.normalise else found
 
     def __call__(self, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
         """As `encode`."""
@@ -59,3 +107,8 @@ def text_encoder(entry: dict[str, Any]) -> TextEncoder:
 @lru_cache(maxsize=4)
 def _text_encoder(entry: str) -> TextEncoder:
     return TextEncoder(json.loads(entry))
+
+
+def _family(name: str) -> type[PhraseEncoder]:
+    """The class of a family of text encoders."""
+    return plugin_class(FAMILIES.get(name, name), PhraseEncoder, "text encoder of these features")

@@ -52,6 +52,8 @@ class LayeredFieldConfig(InstantiateConfig):
     """Raw density at which the dynamic and actor layers start: they are nearly transparent at first."""
     largest_uncertainty: float = 0.2
     """Bound of the uncertainty of a sample's colour; unbounded, it explains the actor away."""
+    permanence: bool = True
+    """Let the dynamic layer take away what the static layer has kept."""
     shadow: bool = True
     """Model the actor's shadow, which darkens the static layer."""
 
@@ -115,12 +117,13 @@ class LayeredField(nn.Module):
             all_at_rest: Whether the static layer has all that ever rests in it; otherwise what stays.
         """
         found: dict[Layer, LayerSamples] = {}
-        static = self.static(points)
+        static, leaves = self.static(points), self.config.permanence
+        assert static.permanence is not None
         if "static" in layers:
-            stays = static.density if all_at_rest else static.density * static.permanence
+            stays = static.density * static.permanence if leaves and not all_at_rest else static.density
             found["static"] = replace(static, density=stays)
         if "dynamic" in layers:
-            found["dynamic"] = self.dynamic(points, static)
+            found["dynamic"] = self.dynamic(points, static if leaves else None)
         if "actor" in layers:
             found["actor"] = self.actor(points)
         return found
@@ -133,6 +136,8 @@ class LayeredField(nn.Module):
         comes, presence = self.dynamic.density(
             positions[:, None].expand(-1, moments, -1).reshape(-1, 3), times.reshape(-1, 1)
         )
+        if not self.config.permanence:
+            return comes.view_as(times)
         return comes.view_as(times) + self.static.vacating(positions)[:, None] * presence.view_as(times)
 
     def shadow(

@@ -1,0 +1,1 @@
+"""Turning one's own videos and reconstructions into scene folders."""

@@ -1,0 +1,367 @@
+"""``divff convert``: one subcommand for each kind of source."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from divff_nerfstudio.convert.alignment import Alignment
+from divff_nerfstudio.convert.hands import open_hands
+from divff_nerfstudio.convert.keyframes import choose_from_video
+from divff_nerfstudio.convert.layout import QUALITY, PosedFrames, SceneOptions, is_written, video_name, write_scene
+from divff_nerfstudio.convert.pictures import (
+    ConvertError,
+    FolderFrames,
+    FrameSource,
+    Order,
+    TarFrames,
+    VideoFrames,
+    open_frames,
+    resized,
+)
+from divff_nerfstudio.convert.reconstructions import find_model, read_colmap, read_epic_fields, read_nerfstudio
+from divff_nerfstudio.convert.staging import fingerprint, staged
+from divff_nerfstudio.convert.structure import Engine, Matcher, StructureFromMotion
+from divff_nerfstudio.data.scene import load_scene
+from divff_nerfstudio.files import atomic_path
+
+_FEWEST = 10
+"""Frames of a video that a reconstruction needs at least."""
+
+
+def _say(text: str) -> None:
+    from nerfstudio.utils.rich_utils import CONSOLE
+
+    CONSOLE.print(text, markup=False)
+
+
+def _settings(kind: str, options: SceneOptions, *paths: Path, **more: Any) -> dict[str, Any]:
+    """All that a conversion's result depends on."""
+    chosen = asdict(options)
+    chosen.pop("overwrite")
+    return {"kind": kind, **chosen, "sources": [fingerprint(path) for path in paths], **more}
+
+
+def _convert(
+    posed: PosedFrames, source: FrameSource, output: Path, options: SceneOptions, settings: dict[str, Any]
+) -> None:
+    """Writes a scene folder of a reconstruction and opens it, so that a fault is found here and not in training."""
+    posed = posed.selected(options)
+    with staged(output, settings, options.overwrite) as folder:
+        write_scene(folder, posed, source, options)
+    _report(output)
+
+
+def _report(output: Path) -> None:
+    scene = load_scene(output)
+    held = ", ".join(f"{len(indices)} {split}" for split, indices in scene.splits.items())
+    _say(
+        f"{output}: {len(scene)} frames of {scene.width}x{scene.height} ({held}), "
+        f"{len(scene.video_numbers_available)} video frames. Next: divff extract --data {output}"
+    )
+
+
+@dataclass
+class ColmapToScene:
+    """A COLMAP model and the images that it was made of."""
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Folder of cameras, images and points3D (.bin or .txt), or of sparse/0 with them."""
+    output: Annotated[Path, tyro.conf.Positional]
+    """Folder of the scene; it must not exist, or be empty."""
+    images: Path | None = None
+    """Folder of the images, a tar archive of them, or the video; None: MODEL/images."""
+    order: Order = "number"
+    """Frames are numbered by the digits at the end of their names, or by the order of the names."""
+    scene: Annotated[SceneOptions, tyro.conf.arg(name="")] = field(default_factory=SceneOptions)
+    """What the scene looks like."""
+
+    def main(self) -> None:
+        """Converts it.
+
+        Raises:
+            DivffError: Something is wrong with the model, the images or an option.
+        """
+        self.scene.check()
+        model = find_model(self.model)
+        images = self.model / "images" if self.images is None else self.images
+        source = open_frames(images, self.order)
+        posed = read_colmap(model, source, self.order)
+        settings = _settings("colmap", self.scene, model, images, order=self.order)
+        _convert(posed, source, self.output, self.scene, settings)
+
+
+@dataclass
+class NerfstudioToScene:
+    """A nerfstudio data set: transforms.json and its images."""
+
+    data: Annotated[Path, tyro.conf.Positional]
+    """The file, or the folder that holds it."""
+    output: Annotated[Path, tyro.conf.Positional]
+    """Folder of the scene; it must not exist, or be empty."""
+    order: Literal["number", "name", "listed"] = "number"
+    """The order of the video: the digits at the end of the names, the names, or the file's own order."""
+    points: Path | None = None
+    """PLY file of points of the room, for near and far; None: the one that transforms.json names."""
+    scene: Annotated[SceneOptions, tyro.conf.arg(name="")] = field(default_factory=SceneOptions)
+    """What the scene looks like."""
+
+    def main(self) -> None:
+        """Converts it.
+
+        Raises:
+            DivffError: Something is wrong with the file, the images or an option.
+        """
+        self.scene.check()
+        posed, source = read_nerfstudio(self.data, self.order, self.points)
+        settings = _settings("nerfstudio", self.scene, posed.path, order=self.order, points=str(self.points))
+        _convert(posed, source, self.output, self.scene, settings)
+
+
+@dataclass
+class EpicFieldsToScene:
+    """An EPIC Fields reconstruction and the frames of its video."""
+
+    reconstruction: Annotated[Path, tyro.conf.Positional]
+    """The JSON file, as P28_101.json."""
+    output: Annotated[Path, tyro.conf.Positional]
+    """Folder of the scene; it must not exist, or be empty."""
+    frames: Path
+    """Folder or tar archive of EPIC-KITCHENS' RGB frames, or the video."""
+    scene: Annotated[SceneOptions, tyro.conf.arg(name="")] = field(default_factory=SceneOptions)
+    """What the scene looks like."""
+
+    def main(self) -> None:
+        """Converts it.
+
+        Raises:
+            DivffError: Something is wrong with the file, the frames or an option.
+        """
+        self.scene.check()
+        posed = read_epic_fields(self.reconstruction)
+        source = open_frames(self.frames)
+        settings = _settings("epic-fields", self.scene, self.reconstruction, self.frames)
+        _convert(posed, source, self.output, self.scene, settings)
+
+
+@dataclass
+class VideoToScene:
+    """A video of one's own: COLMAP finds where the camera was."""
+
+    video: Annotated[Path, tyro.conf.Positional]
+    """The video, as MP4."""
+    output: Annotated[Path, tyro.conf.Positional]
+    """Folder of the scene; it must not exist, or be empty."""
+    num_frames: int = 300
+    """Frames to reconstruct, at most: the sharpest of as many stretches of equal motion."""
+    camera_model: Literal[
+        "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV", "OPENCV_FISHEYE"
+    ] = "OPENCV"
+    """What COLMAP takes the lens for; OPENCV_FISHEYE beyond about 100 degrees."""
+    hands: Path | None = None
+    """Masks of the hands, where no features are looked for: a folder of pictures by frame number, not black where a
+    hand is, or a hand_obj_detections.json."""
+    engine: Engine = "auto"
+    """The program colmap, or the library pycolmap; auto: the program where it is installed."""
+    matcher: Matcher = "auto"
+    """Match all pairs of frames, or neighbours; auto: all pairs up to 250 frames."""
+    scene: Annotated[SceneOptions, tyro.conf.arg(name="")] = field(default_factory=SceneOptions)
+    """What the scene looks like; --first and --last are numbers of the video's frames, from 1."""
+
+    def main(self) -> None:
+        """Reconstructs and converts it; what was interrupted goes on with the step it was in.
+
+        Raises:
+            DivffError: Something is wrong with the video, the masks or an option, or nothing can be reconstructed.
+        """
+        self.scene.check()
+        if self.num_frames < _FEWEST:
+            raise ConvertError(f"--num-frames is {self.num_frames}: give {_FEWEST} or more.")
+        mine = {name: getattr(self, name) for name in ("num_frames", "camera_model", "engine", "matcher")}
+        paths = [self.video] if self.hands is None else [self.video, self.hands]
+        video = VideoFrames(self.video)
+        with staged(self.output, _settings("video", self.scene, *paths, **mine), self.scene.overwrite) as folder:
+            work = folder / "reconstruction"
+            work.mkdir(exist_ok=True)
+            masks = self._extract(video, work)
+            steps = StructureFromMotion(work, work / "images", masks, self.camera_model, self.engine, self.matcher)
+            model = steps.run(_say)
+            images = FolderFrames.of_folder(work / "images")
+            posed = read_colmap(model, images, "number").selected(self.scene)
+            _say(f"{len(posed.numbers)} of {len(images.numbers)} frames have a pose.")
+            write_scene(folder, posed, video, self.scene)
+            shutil.rmtree(work)
+        _report(self.output)
+
+    def _extract(self, video: VideoFrames, work: Path) -> Path | None:
+        """Writes the chosen frames and their masks; returns the folder of masks, if there are any."""
+        from rich.progress import track
+
+        images, masks = work / "images", work / "masks"
+        chosen_path = work / "chosen.txt"
+        if not chosen_path.exists():
+            chosen = self._chosen(video)
+            with atomic_path(chosen_path) as temporary:
+                np.savetxt(temporary, chosen, fmt="%d")
+        chosen = np.loadtxt(chosen_path, np.int64, ndmin=1)
+        images.mkdir(exist_ok=True)
+        hands = None if self.hands is None else open_hands(self.hands)
+        todo = [n for n in chosen.tolist() if not is_written(images / video_name(n))]
+        for number, picture in track(video.read(todo), total=len(todo), description="Writing sharp frames"):
+            if hands is not None:
+                masks.mkdir(exist_ok=True)
+                hidden = hands(number, picture.shape[1], picture.shape[0])
+                with atomic_path(masks / f"{video_name(number)}.png", sync=False) as temporary:
+                    Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)).save(temporary)
+            with atomic_path(images / video_name(number), sync=False) as temporary:
+                Image.fromarray(picture).save(temporary, quality=95)
+        return None if hands is None else masks
+
+    def _chosen(self, video: VideoFrames) -> np.ndarray:
+        first = self.scene.first or 1
+        stretch = _Stretch(video, first, self.scene.last)
+        chosen = choose_from_video(stretch, self.video, self.num_frames) + first - 1
+        if len(chosen) < _FEWEST:
+            raise ConvertError(f"{self.video} has {len(chosen)} frames where {_FEWEST} are needed: give a longer one.")
+        return chosen
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A part of a video."""
+
+    video: VideoFrames
+    first: int
+    last: int | None
+
+    def decode(self) -> Iterator[tuple[int, Any]]:
+        for number, frame in self.video.decode():
+            if self.last is not None and number > self.last:
+                return
+            if number >= self.first:
+                yield number, frame
+
+
+@dataclass
+class VideoFramesOfScene:
+    """The frames between a scene's sampled ones, which clips of video features need, from EPIC-KITCHENS.
+
+    They are compared with the sampled frames; where they do not line up, nothing is written and the offset is said.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """The video (P01_01.MP4), the archive of its RGB frames (P01_01.tar), or a folder of them."""
+    data: Path
+    """Folder of the scene; the frames get into its folder high_res_video."""
+    width: int = 456
+    """Of the frames, pixels."""
+    height: int = 256
+    """Of the frames, pixels."""
+    margin: int = 32
+    """Frames before the first and behind the last sampled one to cut as well."""
+    offset: int = 0
+    """Number of a frame in the source less its number in the scene."""
+    overwrite: bool = False
+    """Replace the frames that are there."""
+
+    def main(self) -> None:
+        """Cuts them; what was interrupted goes on where it stopped.
+
+        Raises:
+            DivffError: Frames are missing, damaged or not those of the scene.
+        """
+        if min(self.width, self.height) < 16 or self.margin < 0:
+            raise ConvertError("Video frames have at least 16x16 pixels, and --margin is not negative: give them so.")
+        scene = load_scene(self.data)
+        source = open_frames(self.source)
+        first = max(1, int(scene.video_numbers[0]) - self.margin)
+        last = int(scene.video_numbers[-1]) + self.margin
+        settings = {
+            "kind": "video-frames", "source": fingerprint(self.source), "size": [self.width, self.height],
+            "range": [first, last, self.offset],
+        }  # fmt: skip
+        alignment = Alignment(scene, self.source)
+        with staged(scene.root / "high_res_video", settings, self.overwrite) as folder:
+            try:
+                written = self._cut(source, folder, range(first, last + 1), alignment)
+                alignment.check()
+                self._check_count(scene.video_numbers, written)
+            except ConvertError:
+                shutil.rmtree(folder)
+                raise
+        _say(f"{scene.root / 'high_res_video'}: {len(written)} frames, in line with the sampled ones.")
+
+    def _cut(self, source: FrameSource, folder: Path, wanted: Collection[int], alignment: Alignment) -> set[int]:
+        """Writes the frames; returns the numbers, as the scene counts, of all that are there."""
+        from rich.progress import track
+
+        present = {n for n in wanted if is_written(folder / video_name(n))}
+        todo = [n for n in wanted if n not in present or alignment.wants(n)]
+        if source.numbers is not None:
+            there = {number - self.offset for number in source.numbers}
+            todo = [number for number in todo if number in there]
+        for number, picture in track(self._pictures(source, todo), total=len(todo), description="Cutting frames"):
+            alignment.add(number, picture)
+            if number not in present:
+                self._save(source, number, picture, folder / video_name(number))
+                present.add(number)
+        return present
+
+    def _pictures(self, source: FrameSource, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Frames by the scene's numbers; a video may end before the margin does."""
+        if isinstance(source, VideoFrames):
+            wanted = set(numbers)
+            for number, picture in source.read_until_end(number + self.offset for number in wanted):
+                yield number - self.offset, picture
+        else:
+            for number, picture in source.read([number + self.offset for number in numbers]):
+                yield number - self.offset, picture
+
+    def _save(self, source: FrameSource, number: int, picture: np.ndarray, path: Path) -> None:
+        """As JPEG; a JPEG of an archive that has the size already is taken as it is."""
+        with atomic_path(path, sync=False) as temporary:
+            if picture.shape[:2] == (self.height, self.width) and isinstance(source, TarFrames):
+                content = source.content(number + self.offset)
+                if Image.open(io.BytesIO(content)).format == "JPEG":
+                    temporary.write_bytes(content)
+                    return
+            Image.fromarray(resized(picture, (self.width, self.height))).save(temporary, quality=QUALITY)
+
+    def _check_count(self, sampled: np.ndarray, written: set[int]) -> None:
+        """The frames must reach from the first sampled one to the last, without a gap."""
+        inside = range(int(sampled[0]), int(sampled[-1]) + 1)
+        missing = [number for number in inside if number not in written]
+        if missing:
+            raise ConvertError(
+                f"{self.source} lacks {len(missing)} of the {len(inside)} frames between the first and the last "
+                f"sampled one, first {missing[0] + self.offset}: give the whole video."
+            )
+
+
+_Source = Union[  # noqa: UP007  (tyro reads annotations of the members)
+    Annotated[VideoToScene, tyro.conf.subcommand("video")],
+    Annotated[ColmapToScene, tyro.conf.subcommand("colmap")],
+    Annotated[NerfstudioToScene, tyro.conf.subcommand("nerfstudio")],
+    Annotated[EpicFieldsToScene, tyro.conf.subcommand("epic-fields")],
+    Annotated[VideoFramesOfScene, tyro.conf.subcommand("video-frames")],
+]
+
+
+@dataclass
+class ConvertConfig:
+    """Turn a video, a COLMAP model, a nerfstudio data set or an EPIC Fields reconstruction into a scene folder."""
+
+    source: Annotated[_Source, tyro.conf.arg(name="")]
+    """What to convert."""
+
+    def main(self) -> None:
+        """Converts it; see the `main` of the source."""
+        self.source.main()

@@ -1,0 +1,71 @@
+"""Masks of the hands, on which a reconstruction finds no features: hands move with the camera, not with the room."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image
+
+from divff_nerfstudio.convert.pictures import ConvertError, FolderFrames
+from divff_nerfstudio.data.frames import decode_frame
+
+DETECTION_SIZE = (456, 256)
+"""Width and height of the frames that boxes of ``hand_obj_detections.json`` refer to."""
+_GROWN = 8
+"""Pixels, of 456, by which boxes are grown: they cut off fingers and shadows."""
+
+HandMask = Callable[[int, int, int], Bool[np.ndarray, "height width"]]
+"""From a frame's number, width and height to what hides the room."""
+
+
+def open_hands(path: Path) -> HandMask:
+    """Masks of the hands.
+
+    Args:
+        path: A folder of mask pictures whose names end in the frames' numbers, not black where a hand is; or a
+            ``hand_obj_detections.json``, whose boxes of hands are masked.
+
+    Raises:
+        ConvertError: If it is neither.
+    """
+    if path.is_dir():
+        return _of_folder(FolderFrames.of_folder(path))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        boxes = {
+            int(entry["frame_number"]): np.array(
+                [entry[side] for side in ("left_hand", "right_hand") if entry.get(side) is not None], np.float64
+            ).reshape(-1, 4)
+            for entry in content
+        }
+    except FileNotFoundError:
+        raise ConvertError(f"{path} is missing: give a folder of masks or a hand_obj_detections.json.") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConvertError(
+            f"{path} is no list of hand detections ({type(error).__name__}: {error}): it has frame_number, left_hand "
+            "and right_hand in each entry."
+        ) from None
+    return lambda number, width, height: _of_boxes(boxes.get(number, np.empty((0, 4))), width, height)
+
+
+def _of_folder(masks: FolderFrames) -> HandMask:
+    def mask(number: int, width: int, height: int) -> np.ndarray:
+        if number not in masks.files:
+            return np.zeros((height, width), bool)
+        picture = Image.fromarray(decode_frame(masks.files[number]).max(2))
+        return np.asarray(picture.resize((width, height), Image.Resampling.NEAREST)) > 0
+
+    return mask
+
+
+def _of_boxes(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    mask = np.zeros((height, width), bool)
+    grown = boxes + np.array((-_GROWN, -_GROWN, _GROWN, _GROWN))
+    scale = np.tile((width / DETECTION_SIZE[0], height / DETECTION_SIZE[1]), 2)
+    for left, top, right, bottom in np.clip(np.round(grown * scale), 0, None).astype(int):
+        mask[top:bottom, left:right] = True
+    return mask

@@ -1,0 +1,74 @@
+"""A folder that is made beside the place it takes in the end, so that a killed conversion goes on or starts clean."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from divff_nerfstudio.convert.pictures import ConvertError
+from divff_nerfstudio.files import atomic_path
+
+_MARKER = "conversion.json"
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """What tells one file from another, or a folder from one that something was added to, without reading it."""
+    if not path.exists():
+        raise ConvertError(f"{path} is missing: give the path of what is to be converted.")
+    status = path.stat()
+    return {"path": str(path.resolve()), "size": status.st_size, "changed": status.st_mtime_ns}
+
+
+@contextmanager
+def staged(output: Path, settings: dict[str, Any], overwrite: bool = False) -> Iterator[Path]:
+    """Gives a hidden folder beside `output` that becomes `output` when the block ends without an error.
+
+    After an error, or when the process is killed, it stays, and the next call with equal settings gets it with what is
+    in it; a call with other settings gets an empty one. Files in it must be written atomically.
+
+    Args:
+        output: The folder to be made; it must not exist, or be empty.
+        settings: All that the content depends on.
+        overwrite: Replace what is in `output`.
+
+    Raises:
+        ConvertError: If `output` holds something, or is being written by another process.
+    """
+    import filelock
+
+    if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
+        raise ConvertError(f"{output} holds something already: give another folder or --overwrite.")
+    folder = output.with_name(f".{output.name}.partial")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock_path = output.with_name(f".{output.name}.lock")
+    content = json.loads(json.dumps(settings))
+    try:
+        with filelock.FileLock(lock_path, timeout=0):
+            try:
+                if _read(folder / _MARKER) != content:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    folder.mkdir()
+                    with atomic_path(folder / _MARKER) as temporary:
+                        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+                for left in folder.rglob(".*.tmp*"):
+                    left.unlink()
+                yield folder
+                (folder / _MARKER).unlink()
+                if output.is_dir():
+                    shutil.rmtree(output)
+                folder.replace(output)
+            finally:
+                lock_path.unlink(missing_ok=True)
+    except filelock.Timeout:
+        raise ConvertError(f"{output} is being written by another process: wait for it, or end it.") from None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,76 @@
+"""What video-language sources have in common: clips of the video, cut into tiles."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+
+from divff_nerfstudio.features.pictures import Pictures
+from divff_nerfstudio.features.sources import FeatureSource
+from divff_nerfstudio.features.store import FrameFeatures
+from divff_nerfstudio.features.tiles import Tiles
+
+
+@dataclass
+class ClipSourceConfig:
+    """Options of clips and tiles."""
+
+    clip_length: int = 4
+    """Pictures of a clip."""
+    clip_stride: int = 8
+    """Video frames from one picture of a clip to the next."""
+    tile_share: float = 0.3
+    """Side of a tile, as a share of the picture's height."""
+    overlap: float = 0.5
+    """Share of a tile that the next one covers, too."""
+    lookup: Literal["nearest", "floor"] = "nearest"
+    """Tile of a pixel: the nearest, or the one before it in both directions, which is what DIV-FF's published fields
+    learnt."""
+    padding: Literal["edge", "black"] = "edge"
+    """What tiles show beyond the picture: its edge's colour, or black as in DIV-FF."""
+
+
+class ClipSource(FeatureSource):
+    """Video-language features, one per tile of a clip: what is done here?
+
+    A subclass loads its model and implements `encode_clips`.
+    """
+
+    kind = "video"
+    negatives = ("general task", "undistic movement", "unclear action", "background")
+    shared_index = True
+    config: ClipSourceConfig
+
+    def __init__(self, pictures: Pictures, encoder: str, device: torch.device, config: ClipSourceConfig):
+        super().__init__(pictures, encoder, device, config)
+        if not pictures.has_video:
+            scene = pictures.scene
+            CONSOLE.print(
+                f"[yellow]{scene.video_dir} has no video frames: clips are made of the sampled frames nearest in time."
+            )
+
+    @abstractmethod
+    def encode_clips(self, clips: UInt8[np.ndarray, "n length height width 3"]) -> Float[Tensor, "n dim"]:
+        """Embeddings of unit length of clips, single precision, on the CPU."""
+
+    def settings(self) -> dict[str, Any]:
+        """Options of clips and tiles, and which pictures they are cut from."""
+        options = {entry.name: getattr(self.config, entry.name) for entry in fields(ClipSourceConfig)}
+        return {**options, "video_frames": self.pictures.has_video}
+
+    def clip(self, frame: int) -> UInt8[np.ndarray, "length height width 3"]:
+        """The clip that starts at the frame with this index."""
+        return self.pictures.clip(frame, self.config.clip_length, self.config.clip_stride)
+
+    def extract(self, frame: int) -> FrameFeatures:
+        """Features of the tiles of the clip that starts at a frame."""
+        clip, config = self.clip(frame), self.config
+        tiles = Tiles.of(*clip.shape[1:3], share=config.tile_share, overlap=config.overlap)
+        return FrameFeatures(tiles.index(config.lookup), self.encode_clips(tiles.cut(clip, config.padding)).numpy())

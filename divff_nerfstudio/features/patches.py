@@ -1,0 +1,143 @@
+"""The regulariser: patch tokens of a picture, and their principal components over all frames."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from sklearn.decomposition import IncrementalPCA
+from torch.nn.functional import normalize
+
+from divff_nerfstudio.features.encoders import fitted_size
+from divff_nerfstudio.features.pictures import Pictures
+from divff_nerfstudio.features.pretrained import EncoderError, load_pretrained, weights_fingerprint
+from divff_nerfstudio.features.sources import FeatureSource
+from divff_nerfstudio.features.store import FrameFeatures
+
+_STATISTICS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+@dataclass
+class PatchConfig:
+    """Options of every regulariser that is made of patch tokens."""
+
+    dimension: int = 64
+    """Length of a feature after the principal component analysis; at most the model's own, and the number of patches of
+    the whole scene."""
+    chunk: int = 4096
+    """Rows that the analysis looks at in one go."""
+
+
+class PatchTokens(FeatureSource):
+    """Patch tokens, reduced to their principal components over all frames, of unit length.
+
+    A subclass implements `tokens` and `settings`, and calls `measure` when its model is loaded.
+    """
+
+    kind = "regulariser"
+    shared_index = True
+    config: PatchConfig
+
+    @abstractmethod
+    def tokens(self, frame: int) -> Float[torch.Tensor, "rows columns length"]:
+        """Tokens over the whole of a frame, on the CPU."""
+
+    def measure(self) -> None:
+        """Finds out how long tokens and features are, from the first frame."""
+        rows, columns, self.row_length = self.tokens(0).shape
+        self.dimension = min(self.config.dimension, self.row_length, rows * columns * len(self.pictures.scene))
+
+    def text_encoder(self) -> None:
+        """None: no words belong to patch tokens."""
+
+    def extract(self, frame: int) -> FrameFeatures:
+        """Tokens of a frame, not yet reduced."""
+        tokens = self.tokens(frame)
+        rows, columns, length = tokens.shape
+        index = np.arange(rows * columns, dtype=np.uint16).reshape(rows, columns)
+        return FrameFeatures(index, tokens.reshape(-1, length).numpy())
+
+    def reduce(self, rows: np.ndarray, folder: Path) -> Iterable[np.ndarray]:
+        """One principal component analysis for all frames; then every row in it, of unit length."""
+        del folder
+        analysis = IncrementalPCA(self.dimension)
+        chunks = list(self._chunks(len(rows)))
+        for chunk in chunks:
+            analysis.partial_fit(rows[chunk].astype(np.float32))
+        for chunk in chunks:
+            reduced = torch.from_numpy(analysis.transform(rows[chunk].astype(np.float32)))
+            yield normalize(reduced, dim=-1).numpy()
+
+    def _chunks(self, count: int) -> Iterable[slice]:
+        """Slices that are all at least as long as the analysis needs."""
+        starts = list(range(0, max(1, count - self.dimension + 1), max(self.config.chunk, self.dimension)))
+        return (slice(start, end) for start, end in zip(starts, [*starts[1:], count], strict=True))
+
+
+@dataclass
+class DinoSourceConfig(PatchConfig):
+    """Options of the regulariser by DINOv2."""
+
+    weights: str = "facebook/dinov2-small"
+    """DINOv2's name on the Hugging Face hub (the default is ViT-S/14), or a folder with config.json and
+    model.safetensors."""
+    height: int = 266
+    """Height at which it sees the picture, in whole patches; the width follows (476x266 for 456x256)."""
+    statistics: Literal["imagenet", "half"] = "imagenet"
+    """What colours are normalised by: ImageNet's statistics, as in DINOv2's training, or mean and deviation 0.5, as in
+    DIV-FF."""
+
+
+class DinoSource(PatchTokens):
+    """The regulariser by DINOv2 (Oquab et al. 2023)."""
+
+    name = "dinov2"
+    config: DinoSourceConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, pictures: Pictures, encoder: str, device: torch.device, config: DinoSourceConfig | None = None):
+        super().__init__(pictures, encoder, device, config or DinoSourceConfig())
+        self.model = self.config.weights
+        self.tower: Any = load_pretrained("AutoModel", self.model, "--dinov2.weights")
+        if not self.tower.config.model_type.startswith("dinov2"):
+            raise EncoderError(
+                f"{self.model} holds a {self.tower.config.model_type}: give --dinov2.weights a DINOv2, such as "
+                f"{DinoSourceConfig.weights}."
+            )
+        self.fingerprint = weights_fingerprint(self.tower)
+        self.tower.to(device=device, dtype=torch.float16 if device.type == "cuda" else torch.float32)
+        self.measure()
+
+    def settings(self) -> dict[str, Any]:
+        """Options of tokens and analysis, and which pictures they are made from."""
+        return {
+            "dimension": self.dimension,
+            "height": self.config.height,
+            "statistics": self.config.statistics,
+            "chunk": self.config.chunk,
+            "video_frames": self.pictures.all_in_video,
+        }
+
+    @torch.inference_mode()
+    def tokens(self, frame: int) -> Float[torch.Tensor, "rows columns length"]:
+        """Tokens of the last layer, after its normalisation, over the whole of a frame."""
+        picture = self.pictures.sharpest(frame)
+        patch = self.tower.config.patch_size
+        height, width, grid = fitted_size(picture, self.config.height, (patch, patch))
+        pixels = self._pixels(picture, (width, height)).to(self.device, self.tower.dtype)
+        registers = getattr(self.tower.config, "num_register_tokens", 0)
+        return self.tower(pixels[None]).last_hidden_state[0, 1 + registers :].view(*grid, -1).float().cpu()
+
+    def _pixels(self, picture: UInt8[np.ndarray, "_ _ 3"], size: tuple[int, int]) -> Float[torch.Tensor, "3 h w"]:
+        mean, std = (torch.tensor(values)[:, None, None] for values in _STATISTICS[self.config.statistics])
+        resized = np.array(Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BICUBIC))
+        return (torch.from_numpy(resized).permute(2, 0, 1).float() / 255 - mean) / std

@@ -1,0 +1,83 @@
+"""Models of transformers by their name on the Hugging Face hub or from a folder, and what identifies weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from divff_nerfstudio.files import DivffError
+
+
+class EncoderError(DivffError):
+    """A model or its weights are not to be had; the message says what to fetch and where to put it."""
+
+
+def weights_fingerprint(*parts: nn.Module | Mapping[str, Tensor] | None) -> str:
+    """SHA-256 over the names and values of all weights, in single precision.
+
+    Args:
+        parts: Modules or their state; None is left out.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if part is not None:
+            state = part.state_dict() if isinstance(part, nn.Module) else part
+            for name, weight in sorted(state.items()):
+                digest.update(name.encode())
+                digest.update(weight.detach().cpu().float().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def load_pretrained(model_class: str, name: str, option: str) -> Any:
+    """Loads a model of transformers, whole.
+
+    Args:
+        model_class: Its class in transformers, such as "Sam2Model".
+        name: Its name on the hub, such as "facebook/sam2.1-hiera-large", or a folder with ``config.json`` and
+            ``model.safetensors``.
+        option: What a user types to name a folder, such as "--segments.sam.weights".
+
+    Returns:
+        The model, for inference, in single precision, on the CPU.
+
+    Raises:
+        EncoderError: If transformers or the weights are not to be had, or the weights lack a part of the model (which
+            transformers would fill with random numbers).
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise EncoderError(
+            f"{name} needs the package transformers ({error}): pip install 'divff-nerfstudio[features]'."
+        ) from None
+    folder = Path(name).expanduser()
+    place = folder if folder.is_dir() else None
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        model, info = getattr(transformers, model_class).from_pretrained(
+            str(place or name), output_loading_info=True, dtype="float32"
+        )
+    except Exception as error:  # whatever a download, a hub or a reader of weights may raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise EncoderError(_remedy(place, name, reason, option)) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    lacking = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"])
+    if lacking:
+        raise EncoderError(_remedy(place, name, f"they lack {lacking[0]} and {len(lacking) - 1} more", option))
+    return model.eval().requires_grad_(False)
+
+
+def _remedy(place: Path | None, name: str, reason: str, option: str) -> str:
+    files = "config.json and model.safetensors"
+    if place is not None:
+        return f"The weights in {place} cannot be used ({reason}): put the model's own {files} there."
+    return (
+        f"The weights {name} cannot be had ({reason}): fetch {files} from https://huggingface.co/{name} where there is "
+        f"a network, put both in one folder on this machine, and give {option} FOLDER."
+    )

@@ -1,0 +1,301 @@
+"""What may go wrong amid an extraction: nothing finished is lost, nothing half-written read, one sentence says why."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+from test_feature_encoders import write_scene
+
+from divff_nerfstudio import cli
+from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.features import store as store_module
+from divff_nerfstudio.features.extract import ExtractConfig
+from divff_nerfstudio.features.patches import DinoSourceConfig
+from divff_nerfstudio.features.pretrained import EncoderError
+from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, FeatureWriter
+from divff_nerfstudio.files import DivffError
+
+FRAMES = 6
+
+
+@pytest.fixture
+def scene_root(tmp_path: Path) -> Path:
+    return write_scene(tmp_path / "scene", frames=FRAMES, video=20)
+
+
+def config(root: Path, *sources: str, **options) -> ExtractConfig:
+    names = tuple(f"plain_source:{name}" for name in sources or ("PlainSource",))
+    return ExtractConfig(data=root, sources=names, device="cpu", **options)
+
+
+def contents(root: Path, kind: str = "image") -> list[tuple[bytes, bytes]]:
+    store = FeatureStore.open(root / "features" / kind)
+    return [tuple(part.tobytes() for part in store.frame_features(i)) for i in range(len(store))]  # pyright: ignore
+
+
+@pytest.fixture
+def unbroken(tmp_path: Path) -> list[tuple[bytes, bytes]]:
+    root = write_scene(tmp_path / "unbroken", frames=FRAMES, video=20)
+    config(root).main()
+    return contents(root)
+
+
+@pytest.mark.parametrize(("source", "variable"), [("PlainSource", "KILLED_IN"), ("TornSource", "TORN_IN")])
+def test_killed_in_the_middle_of_a_frame(scene_root, unbroken, source, variable, monkeypatch):
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-m", "divff_nerfstudio.cli", "extract", "--data", str(scene_root)]
+    done = subprocess.run(
+        [*command, "--device", "cpu", "--sources", f"plain_source:{source}"],
+        env={**os.environ, variable: "3", "PYTHONPATH": here},
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with pytest.raises(FeatureStoreError, match="no feature store"):
+        FeatureStore.open(scene_root / "features" / "image")
+    extracted = count_frames(monkeypatch)
+    config(scene_root, source).main()
+    assert extracted == [3, 4, 5]
+    assert contents(scene_root) == unbroken
+
+
+def count_frames(monkeypatch) -> list[int]:
+    from plain_source import PlainSource
+
+    extracted: list[int] = []
+    original = PlainSource.extract
+    monkeypatch.setattr(PlainSource, "extract", lambda self, frame: (extracted.append(frame), original(self, frame))[1])
+    return extracted
+
+
+@pytest.mark.parametrize("fails_at", [1, 3, 4, 12, 19, 20, 21])
+def test_disk_full(scene_root, unbroken, monkeypatch, fails_at):
+    """A disk that takes half of one write: of a table, an index, the progress, or a head at the end."""
+    writes, original = [], store_module._write
+
+    def write(file, content):
+        writes.append(len(content))
+        if len(writes) == fails_at:
+            original(file, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(file, content)
+
+    monkeypatch.setattr(store_module, "_write", write)
+    kept = min((fails_at - 1) // 3, FRAMES)
+    if fails_at <= 20:
+        with pytest.raises(FeatureStoreError) as error:
+            config(scene_root).main()
+        message = str(error.value)
+        assert "No space left on device" in message and "make room" in message and "\n" not in message
+        assert f"{kept} of {FRAMES} frames are kept" in message
+        assert not (scene_root / "features" / "image").exists()
+    extracted = count_frames(monkeypatch)
+    config(scene_root).main()
+    assert extracted == list(range(kept if fails_at <= 20 else 0, FRAMES))
+    assert contents(scene_root) == unbroken
+
+
+def test_a_small_disk(tmp_path, scene_root, unbroken):
+    """The same on a real file system without room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", str(disk)], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("only an administrator can mount a small disk")
+    try:
+        with pytest.raises(FeatureStoreError, match=r"No space left.* [1-5] of 6 frames are kept: make room"):
+            config(scene_root, output=disk, own=("columns=400",)).main()
+        with pytest.raises(FeatureStoreError, match="No space left"):
+            config(scene_root, output=disk, own=("columns=400",)).main()
+        subprocess.run(["mount", "-o", "remount,size=10M", str(disk)], check=True)
+        config(scene_root, output=disk, own=("columns=400",)).main()
+        assert len(FeatureStore.open(disk / "image")) == FRAMES
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_truncated_store_is_named(scene_root, capsys):
+    config(scene_root).main()
+    table = scene_root / "features" / "image" / "table.npy"
+    os.truncate(table, table.stat().st_size - 4)
+    words = ["extract", "--data", str(scene_root), "--device", "cpu", "--sources", "plain_source:PlainSource"]
+    assert cli.main(words) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "table.npy is truncated" in said and "run `divff extract" in said
+    assert cli.main([*words, "--overwrite"]) == 0
+    assert len(contents(scene_root)) == FRAMES
+
+
+def test_the_second_extraction_stops_or_waits(scene_root, unbroken, monkeypatch):
+    from plain_source import PlainSource
+
+    started, go_on = threading.Event(), threading.Event()
+    original, extracted = PlainSource.extract, []
+
+    def slow(self, frame):
+        extracted.append(frame)
+        started.set()
+        assert go_on.wait(60)
+        return original(self, frame)
+
+    monkeypatch.setattr(PlainSource, "extract", slow)
+    first = threading.Thread(target=lambda: config(scene_root).main())
+    first.start()
+    assert started.wait(60)
+    with pytest.raises(FeatureStoreError, match=r"Another extraction is writing .*wait") as error:
+        config(scene_root).main()
+    assert "\n" not in str(error.value)
+    second = threading.Thread(target=lambda: config(scene_root, wait=True).main())
+    second.start()
+    time.sleep(0.3)
+    assert second.is_alive() and extracted == [0]
+    go_on.set()
+    first.join(60)
+    second.join(60)
+    assert extracted == list(range(FRAMES)) and contents(scene_root) == unbroken
+
+
+def test_a_corrupt_jpeg_in_the_middle(scene_root, unbroken, monkeypatch):
+    picture = scene_root / "high_res_video" / "frame_0000000010.jpg"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SceneError, match=picture.name) as error:
+        config(scene_root).main()
+    assert "copy it anew" in str(error.value)
+    picture.write_bytes(whole)
+    extracted = count_frames(monkeypatch)
+    config(scene_root).main()
+    assert extracted == [3, 4, 5] and contents(scene_root) == unbroken
+
+
+def test_weights_that_cannot_be_had(scene_root, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    options = {"data": scene_root, "sources": ("plain_source:PlainSource", "regulariser"), "device": "cpu"}
+    with pytest.raises(EncoderError) as error:
+        ExtractConfig(**options, dinov2=DinoSourceConfig(weights="facebook/dinov2-small-absent")).main()
+    message = str(error.value)
+    assert "fetch config.json and model.safetensors from https://huggingface.co/facebook/dinov2-small-absent" in message
+    assert "--dinov2.weights FOLDER" in message and "\n" not in message
+    assert not list((scene_root / "features").glob("[a-z]*")), "it is said before anything is extracted"
+
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(open_clip, "create_model", refuse)
+    with pytest.raises(EncoderError, match="--encoder ViT-B-16/PATH_OF_THE_FILE"):
+        ExtractConfig(data=scene_root, sources=("image",), device="cpu").main()
+
+
+def test_every_differing_setting_is_named_before_anything_is_extracted(scene_root, monkeypatch):
+    config(scene_root, "PlainSource").main()
+    before, extracted = contents(scene_root), count_frames(monkeypatch)
+    with pytest.raises(FeatureStoreError) as error:
+        config(scene_root, "VideoSource", "PlainSource", own=("rows=4", "scale=2")).main()
+    assert "settings.rows: 3 -> 4" in str(error.value) and "settings.scale: 1.0 -> 2.0" in str(error.value)
+    assert "--overwrite" in str(error.value) and "--output" in str(error.value)
+    assert extracted == [] and contents(scene_root) == before
+
+
+def test_overwriting_keeps_what_is_as_asked(scene_root, monkeypatch):
+    config(scene_root, "PlainSource", "VideoSource").main()
+    extracted = count_frames(monkeypatch)
+    config(scene_root, "PlainSource", "VideoSource", overwrite=True).main()
+    assert extracted == []
+    config(scene_root, own=("rows=4",), overwrite=True).main()
+    assert extracted == list(range(FRAMES))
+
+
+def test_a_start_without_a_frame_binds_nobody(scene_root, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    options = {"data": scene_root, "device": "cpu", "dinov2": DinoSourceConfig(weights="someone/absent")}
+    with pytest.raises(EncoderError):
+        ExtractConfig(**options, sources=("regulariser", "plain_source:VideoSource")).main()
+    assert (scene_root / "features" / ".video.partial").is_dir()
+    config(scene_root, "VideoSource", own=("rows=4",)).main()
+    assert FeatureStore.open(scene_root / "features" / "video").header.settings["rows"] == 4
+
+
+def test_each_picture_is_decoded_once_per_source(scene_root, monkeypatch):
+    decoded: list[int] = []
+    original = Scene.video_frame
+    monkeypatch.setattr(Scene, "video_frame", lambda self, number: (decoded.append(number), original(self, number))[1])
+    for source in ("PlainSource", "VideoSource"):
+        decoded.clear()
+        config(scene_root, source).main()
+        assert decoded and len(decoded) == len(set(decoded))
+
+
+def test_wrong_options_and_sources_of_ones_own(scene_root):
+    for sources, options, said in (
+        (("PlainSource",), {"own": ("rows",)}, "NAME=VALUE"),
+        (("PlainSource",), {"own": ("rows=many",)}, "mend --own"),
+        (("PlainSource", "TornSource"), {}, "both give image features"),
+        (("WrongSource",), {}, "no usable features of frame 0"),
+        (("Kindless",), {}, "lacks a name or a kind"),
+    ):
+        with pytest.raises(DivffError, match=said):
+            config(scene_root, *sources, **options).main()
+    with pytest.raises(DivffError, match="source of your own"):
+        ExtractConfig(data=scene_root, sources=("patches",), own=("rows=3",)).main()
+
+
+def test_remains_of_a_replaced_store_are_removed(scene_root):
+    """A process killed between the last renames and the last removals has left a whole store."""
+    config(scene_root).main()
+    folder = scene_root / "features" / "image"
+    (folder / "rows.npy").write_bytes(b"0")
+    (folder.parent / ".image.replaced").mkdir()
+    config(scene_root).main()
+    assert not (folder / "rows.npy").exists() and not (folder.parent / ".image.replaced").exists()
+
+
+def test_killed_before_the_last_rename(scene_root, unbroken, monkeypatch):
+    config(scene_root, own=("rows=4",)).main()
+    original = Path.rename
+
+    def rename(self, target):
+        if self.name == ".image.partial":
+            raise KeyboardInterrupt
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        config(scene_root, overwrite=True).main()
+    monkeypatch.undo()
+    extracted = count_frames(monkeypatch)
+    config(scene_root).main()
+    assert extracted == [] and contents(scene_root) == unbroken
+    assert np.array_equal(sorted(path.name for path in (scene_root / "features").glob("*")), [".image.lock", "image"])
+
+
+def test_a_writer_goes_on_after_a_full_disk(tmp_path, monkeypatch):
+    from test_feature_store import header, random_frame
+
+    random = np.random.default_rng(0)
+    frames = [random_frame(random, 3, 4, (5, 7)) for _ in range(3)]
+    with FeatureWriter(tmp_path / "image", header()) as writer:
+        writer.append(frames[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(store_module, "_write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+            with pytest.raises(FeatureStoreError, match="1 of 3 frames are kept"):
+                writer.append(frames[1])
+        for frame in frames[1:]:
+            writer.append(frame)
+        store = writer.finish()
+    for i, frame in enumerate(frames):
+        np.testing.assert_array_equal(store.frame_features(i)[1], frame.table)
