@@ -195,7 +195,7 @@ class Demo:
     @cached_property
     def pipeline(self) -> tuple[Any, int]:
         """The trained pipeline and its step."""
-        from divff_nerfstudio.evaluation.commands import open_run
+        from divff_nerfstudio.evaluation.runs import open_run
 
         return open_run(self.run_config)
 
@@ -229,22 +229,26 @@ class Demo:
 
     def render(self) -> None:
         """Writes the two-row video."""
-        from divff_nerfstudio.evaluation.videos import write_two_row_video
+        from divff_nerfstudio.evaluation.trained_scene import TrainedScene
+        from divff_nerfstudio.evaluation.videos import LAYOUTS, fixed_moments, video_pictures, write_video
+        from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint
 
         pipeline, _ = self.pipeline
-        write_two_row_video(
-            self.video, pipeline.model, pipeline.datamanager, pipeline.query, frames=self.config.video_frames
-        )
+        trained = TrainedScene(pipeline.model, pipeline.datamanager, pipeline.query)
+        frames = chosen_frames(len(trained.scene), self.config.video_frames)
+        moments = fixed_moments(trained, frames, fixed_viewpoint(trained.scene))
+        write_video(self.video, video_pictures(trained, moments, LAYOUTS["published"], trained.standing_queries))
 
     def evaluate(self) -> None:
         """Scores the test frames and writes the page."""
-        from divff_nerfstudio.evaluation.commands import run_facts
         from divff_nerfstudio.evaluation.report import Gallery, Report, save_report, save_scores
-        from divff_nerfstudio.evaluation.run import evaluate
+        from divff_nerfstudio.evaluation.run import Wanted, evaluate
+        from divff_nerfstudio.evaluation.runs import run_facts
 
         pipeline, step = self.pipeline
         gallery = Gallery(self.output / "frames")
-        evaluation = evaluate(pipeline.model, pipeline.datamanager, pipeline.query, gallery.add)
+        wanted = Wanted(tasks=("masks", "objects", "affordances"), baselines=("nearest", "mean", "extracted"))
+        evaluation = evaluate(pipeline.model, pipeline.datamanager, pipeline.query, gallery.add, wanted)
         facts = run_facts(pipeline, step)
         facts |= {name.capitalize(): f"{duration:.0f} s" for name, duration in self.seconds.items()}
         facts["Peak memory of this call"] = f"{peak_memory() / 2**30:.1f} GiB"
@@ -257,7 +261,7 @@ class Demo:
             f"Learned from {len(scene.splits['train'])} frames of one egocentric video. All scores and figures are of "
             f"the {len(scene.splits['test'])} test frames, which training has never seen."
         )
-        another = shlex.join(["divff", "video", "--load-config", str(self.run_config), "--query", self.query])
+        another = shlex.join(["divff", "video", "--load-config", str(self.run_config), "--queries", self.query])
         commands = [("Ask the scene in the browser:", self.viewer_command), ("Another query in the video:", another)]
         save_report(
             self.report,

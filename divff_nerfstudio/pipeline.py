@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional
 
+import numpy as np
 import torch
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -21,6 +22,7 @@ from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig
 from divff_nerfstudio.model import DivFFModelConfig
 from divff_nerfstudio.panel import QueryPanel
 from divff_nerfstudio.query import QueryConfig, build_query
+from divff_nerfstudio.viewer.presets import scene_presets
 
 
 @dataclass
@@ -73,7 +75,15 @@ class DivFFPipeline(VanillaPipeline):
             self.model.feature_basis = fit_feature_basis(stores["image"].table)
         scene = self.datamanager.train_dataset.scene
         rows = config.datamanager.dataparser.time_rows  # pyright: ignore[reportAttributeAccessIssue]
-        self.panel = QueryPanel(self.query, self.model.visibility, scene.frame_ids, scene.times(rows))
+        self.panel = QueryPanel(
+            self.query,
+            self.model.visibility,
+            scene.frame_ids,
+            scene.times(rows),
+            scene.camera_to_worlds,
+            float(2 * np.arctan(scene.height / 2 / scene.intrinsics[1, 1])),
+            presets=lambda: scene_presets(scene, config.query.presets),
+        )
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Losses of a step, at its place in the schedule."""

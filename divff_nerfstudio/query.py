@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
 from nerfstudio.configs.base_config import InstantiateConfig
-from nerfstudio.utils.colormaps import apply_float_colormap
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 from torch import Tensor
 
 from divff_nerfstudio.data.annotations import clean_query
 from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.overlays import OVERLAY_OFFSET, outlined, overlay, overlay_several
 
 if TYPE_CHECKING:
     from divff_nerfstudio.features.store import FeatureStore
@@ -30,11 +32,12 @@ PUBLISHED_NEGATIVES: Mapping[str, tuple[str, ...]] = {
     "video": ("general task", "undistic movement", "unclear action", "background"),
 }
 """The phrases that a query is held against in DIV-FF, spelt as there."""
-OVERLAY_OFFSET: Mapping[str, float] = {"image": 0.5, "video": 0.51}
-"""Relevancy from which on the overlay's colour scale counts (DIV-FF)."""
+EXAMPLE_NAME = re.compile(r"\[point \d+\]")
+"""How phrases are called that are no words but something pointed at."""
 MAX_PHRASES = 16
 """More phrases than this in one query are refused: each costs a map of the image's size."""
-_REMEMBERED = 512
+_REMEMBERED = 4096
+_PICTURE_FIELDS = {"threshold", "strength", "contour"}
 _DECODED = 32768
 
 
@@ -67,36 +70,6 @@ def relevancy(
     return torch.sigmoid(temperature * (features @ positives.T - strongest))
 
 
-def overlay(
-    rgb: Float[Tensor, "*bs 3"],
-    relevance: Float[Tensor, "*bs 1"],
-    offset: float = 0.5,
-    threshold: float = 0.53,
-    strength: float = 1.0,
-) -> Float[Tensor, "*bs 3"]:
-    """Shows a relevancy map as the published pictures do (DIV-FF).
-
-    What exceeds `offset` is divided by its largest value, its upper half stretched over the colours of "turbo"; where
-    relevancy is under `threshold`, the image shows instead, lightened half way to white.
-
-    Args:
-        rgb: The image, in [0, 1].
-        relevance: Relevancies in [0, 1].
-        offset: Relevancy at which the colour scale starts.
-        threshold: Relevancy under which the image is shown.
-        strength: Share of the overlay in the picture; the rest is the image itself.
-
-    Returns:
-        The picture, in [0, 1].
-    """
-    above = (relevance - offset).clamp(0, 1)
-    share = above / above.max().clamp_min(1e-6)
-    colours = apply_float_colormap((2 * share - 1).clamp(0, 1), colormap="turbo").to(rgb)
-    lightened = 0.5 + 0.5 * rgb
-    picture = torch.where(relevance < threshold, lightened, colours)
-    return torch.lerp(rgb, picture, strength).clamp(0, 1)
-
-
 @dataclass
 class QueryConfig(InstantiateConfig):
     """What is asked of the scene. Renderers that cannot be told a query (``ns-render``) take it from here."""
@@ -115,27 +88,88 @@ class QueryConfig(InstantiateConfig):
     """Put before every phrase asked of the video features ("#C C " as in EgoVideo's captions); negatives stay bare."""
     unit_video_text: bool = True
     """Whether embeddings of phrases asked of the video features have unit length; DIV-FF leaves theirs as they are."""
-    object_features: FeatureKind = "image"
-    """Which features are asked for annotated objects in evaluation; DIV-FF's code asks the video features."""
     temperature: float = 10.0
     """Factor of the similarities in the relevancy."""
     threshold: float = 0.53
     """Relevancy under which the overlay shows the lightened image."""
     strength: float = 1.0
     """Share of the overlay in the picture, 0 to 1."""
+    contour: bool = False
+    """Whether the overlay outlines where the threshold is reached."""
+    presets: tuple[str, ...] = ()
+    """Queries that the viewer offers. Empty: the names in the scene's annotations."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A feature that was pointed at and stands for a phrase.
+
+    Features of images are far closer to each other than to any text, so an example is not held against the negatives
+    but against the view that it was found in: `level` is the similarity halfway between the example itself and the mean
+    of that view.
+    """
+
+    feature: Float[Tensor, "dim"]
+    """The feature, of unit length."""
+    level: float
+    """Similarity from which on something is rather like the example than like the rest."""
+
+    @classmethod
+    def of(cls, features: Float[Tensor, "height width dim"], row: int, col: int) -> Example:
+        """The feature of a pixel, held against the rest of its view."""
+        feature = features[row, col]
+        return cls(feature.detach().cpu(), 0.5 + 0.5 * min(float((features @ feature).mean()), 0.98))
+
+    def relevancy(self, features: Float[Tensor, "*bs dim"]) -> Float[Tensor, "*bs"]:
+        """Relevancies in [0, 1]: 0.98 for the example itself, 0.5 at its level, 0.02 for the mean of its view."""
+        return torch.sigmoid(4 * (features @ self.feature.to(features) - self.level) / (1 - self.level))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a query found in one view."""
+
+    config: QueryConfig
+    """What was asked."""
+    phrases: tuple[str, ...]
+    """The phrases of `config.text`."""
+    relevancies: Float[Tensor, "height width phrases"]
+    """In [0, 1]."""
+
+    def pictures(self, rgb: Float[Tensor, "height width 3"]) -> dict[str, Tensor]:
+        """The outputs "relevancy" and "relevancy_overlay"; several phrases have a colour of their own each."""
+        config = self.config
+        strongest = self.relevancies.amax(dim=-1, keepdim=True)
+        if len(self.phrases) == 1:
+            picture = overlay(rgb, strongest, OVERLAY_OFFSET[config.features], config.threshold, config.strength)
+        else:
+            picture = overlay_several(rgb, self.relevancies, config.threshold, config.strength)
+        if config.contour:
+            picture = outlined(picture, self.relevancies, config.threshold)
+        return {"relevancy": strongest, "relevancy_overlay": picture}
+
+    def best(self, phrase: int) -> tuple[int, int, float]:
+        """Row, column and relevancy of the pixel that is most relevant to a phrase."""
+        found = self.relevancies[..., phrase]
+        pixel = int(found.argmax())
+        return *divmod(pixel, found.shape[1]), float(found.flatten()[pixel])
 
 
 class Query:
     """Answers the query of its configuration about rendered features.
 
-    The configuration may be replaced at any time (`ask`); a render that is under way keeps the one that it started
-    with. Text encoders are asked at the first phrase only, and their answers remembered.
+    The configuration may be replaced at any time (`ask`), also from other threads; a render that is under way keeps the
+    one that it started with. Text encoders are asked at the first phrase only, and their answers remembered.
 
     Args:
         config: The query to begin with. It is not encoded yet.
         encoders: Text encoder of each kind of features that there is.
         negatives: Phrases that the features' own source wants queries held against.
         decoders: What turns rendered features of a kind into embeddings, where they are codes.
+
+    Attributes:
+        examples: Features that stand for phrases, by phrase and kind.
+        error: Why the query could not be answered at the last render, if so.
 
     Raises:
         QueryError: If the query has more than `MAX_PHRASES` phrases.
@@ -152,7 +186,9 @@ class Query:
         self.config = config
         self.encoders, self.decoders = dict(encoders), dict(decoders or {})
         self.own_negatives = {kind: tuple(phrases) for kind, phrases in (negatives or {}).items()}
+        self.examples: dict[str, dict[str, Example]] = {}
         self.error: str | None = None
+        self._changing = Lock()
         self._remembered: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
 
     @property
@@ -186,9 +222,28 @@ class Query:
             QueryError: If the new query cannot be answered; the old one then stays.
         """
         config = replace(self.config, **changes)
-        if phrases := split_phrases(config.text):
+        phrases = split_phrases(config.text)
+        if phrases and (not changes or changes.keys() - _PICTURE_FIELDS):
             self._embeddings(config, config.features, phrases)
-        self.config, self.error = config, None
+        with self._changing:
+            # Encoding takes its time, in which another thread may have changed another field.
+            self.config, self.error = replace(self.config, **changes), None
+
+    @property
+    def known(self) -> bool:
+        """Whether the query can be answered without asking a text encoder, which may take long to load."""
+        config = self.config
+        asked = self._asked(config, config.features, split_phrases(config.text))
+        asked += self.negatives(config.features, config)
+        return all((config.features, phrase) in self._remembered or phrase in self.examples for phrase in asked)
+
+    def embeddings(self, kind: str, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
+        """What the text encoder of a kind of features makes of phrases.
+
+        Raises:
+            QueryError: If there are no such features, or their text encoder does not work.
+        """
+        return self._encode(kind, self._asked(self.config, kind, phrases))
 
     def check(self, kind: str, phrases: Sequence[str]) -> None:
         """Finds out whether phrases can be asked of one kind of features, and remembers their embeddings.
@@ -198,8 +253,16 @@ class Query:
         """
         self._embeddings(self.config, kind, phrases)
 
+    def decode(self, features: Float[Tensor, "*bs code"], kind: str) -> Float[Tensor, "*bs dim"]:
+        """Rendered features as embeddings that phrases can be compared with; the same where they are such already."""
+        decode = self.decoders.get(kind)
+        if decode is None:
+            return features
+        parts = features.flatten(0, -2).split(_DECODED)
+        return torch.cat([decode(part) for part in parts]).unflatten(0, features.shape[:-1])
+
     def relevancies(
-        self, features: Float[Tensor, "*bs dim"], kind: str, phrases: Sequence[str]
+        self, features: Float[Tensor, "*bs dim"], kind: str, phrases: Sequence[str], decoded: bool = False
     ) -> Float[Tensor, "*bs phrases"]:
         """Relevancy of features to each of several phrases, whatever is being asked in `config.text`.
 
@@ -207,6 +270,7 @@ class Query:
             features: Rendered features of that kind, of unit length.
             kind: "image" or "video".
             phrases: What to look for.
+            decoded: Whether `decode` has been called on them, which another question to the same features need not.
 
         Returns:
             Relevancies in [0, 1], a channel per phrase.
@@ -214,7 +278,7 @@ class Query:
         Raises:
             QueryError: If there are no such features, or their text encoder does not work.
         """
-        return self._relevancies(self.config, features, kind, phrases)
+        return self._relevancies(self.config, features, kind, phrases, decoded)
 
     @torch.no_grad()
     def answer(
@@ -233,58 +297,110 @@ class Query:
             "relevancy", (height, width, 1) in [0, 1], the largest over the phrases, and "relevancy_overlay", (height,
             width, 3), the same over the image; nothing if nothing is asked.
         """
-        config = self.config
-        phrases = split_phrases(config.text)
-        if not phrases or config.features not in features:
-            return {}
         try:
-            found = self._relevancies(config, features[config.features], config.features, phrases)
+            answer = self.look(features)
         except QueryError as error:
             if self.error != str(error):
                 CONSOLE.print(f"[bold yellow]{escape(str(error))}")
             self.error = str(error)
             return {}
-        strongest = found.amax(dim=-1, keepdim=True)
-        picture = overlay(outputs["rgb"], strongest, OVERLAY_OFFSET[config.features], config.threshold, config.strength)
-        return {"relevancy": strongest, "relevancy_overlay": picture}
+        return answer.pictures(outputs["rgb"]) if answer is not None else {}
 
-    def _relevancies(self, config: QueryConfig, features: Tensor, kind: str, phrases: Sequence[str]) -> Tensor:
+    @torch.no_grad()
+    def look(self, features: Mapping[str, Tensor]) -> Answer | None:
+        """Answers the query about the features of a view.
+
+        Args:
+            features: As for `answer`.
+
+        Returns:
+            The answer; None if nothing is asked, or the features that shall answer are not there.
+
+        Raises:
+            QueryError: If the text encoder does not work, or an example is not there.
+        """
+        config = self.config
+        phrases = split_phrases(config.text)
+        if not phrases or config.features not in features:
+            return None
+        kind = config.features
+        return Answer(config, phrases, self._relevancies(config, features[kind], kind, phrases))
+
+    def _relevancies(
+        self, config: QueryConfig, features: Tensor, kind: str, phrases: Sequence[str], decoded: bool = False
+    ) -> Tensor:
         positives, negatives = self._embeddings(config, kind, phrases)
-        positives, negatives = positives.to(features), negatives.to(features)
-        decode = self.decoders.get(kind)
-        if decode is None:
-            if positives.shape[-1] != features.shape[-1]:
-                raise QueryError(
-                    f"The text encoder of the {kind} features gives {positives.shape[-1]} values where they have "
-                    f"{features.shape[-1]}: name the one that they were made with."
-                )
-            return relevancy(features, positives, negatives, config.temperature)
-        parts = features.flatten(0, -2).split(_DECODED)
-        found = [relevancy(decode(part), positives, negatives, config.temperature) for part in parts]
-        return torch.cat(found).view(*features.shape[:-1], len(positives))
+        if not decoded and kind in self.decoders:
+            rows = features.flatten(0, -2).split(_DECODED)
+            parts = [
+                self._compared(config, self.decode(part, kind), kind, phrases, positives, negatives) for part in rows
+            ]
+            return torch.cat(parts).unflatten(0, features.shape[:-1])
+        return self._compared(config, features, kind, phrases, positives, negatives)
+
+    def _compared(
+        self,
+        config: QueryConfig,
+        embeddings: Tensor,
+        kind: str,
+        phrases: Sequence[str],
+        positives: Tensor,
+        negatives: Tensor,
+    ) -> Tensor:
+        """Relevancies of what has been decoded."""
+        if positives.shape[-1] != embeddings.shape[-1]:
+            raise QueryError(
+                f"The text encoder of the {kind} features gives {positives.shape[-1]} values where they have "
+                f"{embeddings.shape[-1]}: name the one that they were made with."
+            )
+        found = relevancy(embeddings, positives.to(embeddings), negatives.to(embeddings), config.temperature)
+        for i, phrase in enumerate(phrases):
+            if phrase in self.examples:
+                found[..., i] = self._example(phrase, kind).relevancy(embeddings)
+        return found
 
     def _embeddings(self, config: QueryConfig, kind: str, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Embeddings of the phrases and of the negatives."""
+        asked = self._asked(config, kind, phrases)
+        return self._encode(kind, asked), self._encode(kind, self.negatives(kind, config))
+
+    def _asked(self, config: QueryConfig, kind: str, phrases: Sequence[str]) -> tuple[str, ...]:
+        """The phrases as their text encoder gets them; examples stay what they are."""
+        if kind != "video":
+            return tuple(phrases)
+        return tuple(
+            phrase if phrase in self.examples else config.prefix_video + clean_query(phrase) for phrase in phrases
+        )
+
+    def _example(self, phrase: str, kind: str) -> Example:
+        if kind not in self.examples[phrase]:
+            raise QueryError(f"{phrase} has no {kind} features: point at it again, or ask the other features.")
+        return self.examples[phrase][kind]
+
+    def _encode(self, kind: str, phrases: Sequence[str]) -> Tensor:
         if kind not in self.encoders:
             there = " and ".join(self.encoders) or "no"
             raise QueryError(f"This run has {there} features, not {kind} features: extract them with `divff extract`.")
-        prefix = config.prefix_video if kind == "video" else ""
-        asked = [prefix + clean_query(phrase) if kind == "video" else phrase for phrase in phrases]
-        return self._encode(kind, asked), self._encode(kind, self.negatives(kind, config))
-
-    def _encode(self, kind: str, phrases: Sequence[str]) -> Tensor:
-        missing = [phrase for phrase in dict.fromkeys(phrases) if (kind, phrase) not in self._remembered]
-        known = {phrase: self._remembered[kind, phrase] for phrase in phrases if phrase not in missing}
-        if missing:
+        known: dict[str, Tensor] = {}
+        for phrase in phrases:
+            if phrase in self.examples:
+                known[phrase] = self._example(phrase, kind).feature
+            elif (kind, phrase) in self._remembered:
+                known[phrase] = self._remembered[kind, phrase]
+        if missing := [phrase for phrase in dict.fromkeys(phrases) if phrase not in known]:
+            for phrase in missing:
+                if EXAMPLE_NAME.fullmatch(phrase):
+                    raise QueryError(f"Nothing has been pointed at as {phrase}: click into the picture first.")
             try:
                 fresh = self.encoders[kind](missing).detach().cpu()
             except Exception as error:  # whatever a foreign encoder or its download may raise
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise QueryError(f"The text encoder of the {kind} features cannot be used: {reason}") from error
             known.update(zip(missing, fresh, strict=True))
-            self._remembered.update({(kind, phrase): known[phrase] for phrase in missing})
-            while len(self._remembered) > _REMEMBERED:
-                self._remembered.popitem(last=False)
+            with self._changing:
+                self._remembered.update({(kind, phrase): known[phrase] for phrase in missing})
+                while len(self._remembered) > _REMEMBERED:
+                    self._remembered.popitem(last=False)
         return torch.stack([known[phrase] for phrase in phrases])
 
 

@@ -65,7 +65,7 @@ divff_paper = MethodSpecification(
                 eval_num_rays_per_batch=1024,
             ),
             model=PublishedModelConfig(),
-            query=QueryConfig(unit_video_text=False, object_features="video"),
+            query=QueryConfig(unit_video_text=False),
         ),
         optimizers={
             group: {"optimizer": AdamOptimizerConfig(lr=5e-4, eps=1e-8), "scheduler": StagedCosineConfig()}

@@ -30,7 +30,7 @@ from stopwatch import machine, measure
 
 @dataclass
 class Bench:
-    """Times a training step of the geometry, a rendered view and a feature look-up of the method divff."""
+    """Times a training step of the geometry, a rendered view, another query on it and a feature look-up of divff."""
 
     data: Path
     """A scene folder in the EPIC-Diff layout."""
@@ -70,10 +70,50 @@ class Bench:
             },
             "next_batch": measure(lambda: data.next_train(0), self.repeats),
         }
+        if "image" in pipeline.query.kinds:
+            results["another_query"] = self._query(pipeline, camera)
+            results["viewer_query"] = self._viewer_query(pipeline, camera)
         for kind, store in data.feature_stores.items():
             draw = [torch.randint(size, (4096,)).numpy() for size in (len(store), *store.header.image_size)]
             results[f"lookup_4096_{kind}"] = measure(lambda store=store, draw=draw: store.lookup(*draw), self.repeats)
         print(json.dumps({"machine": machine(), "threads": self.threads, "results": results}, indent=2))
+
+    def _query(self, pipeline, camera) -> dict[str, float]:
+        """A question to a view whose features have been decoded by one before, its phrase encoded already."""
+        from divff_nerfstudio.evaluation.trained_scene import TrainedScene
+
+        pipeline.model.update_to_step(pipeline.model.config.heads_from)
+        view = TrainedScene(pipeline.model, pipeline.datamanager, pipeline.query).render(camera)
+        return measure(lambda: view.ask("mug"), self.repeats)
+
+    def _viewer_query(self, pipeline, camera) -> dict[str, object]:
+        """A question that was never asked before, about a view that the viewer has rendered: encoded and answered."""
+        from divff_nerfstudio.query import Query
+        from divff_nerfstudio.viewer.views import Views
+
+        query: Query = pipeline.query
+        pipeline.model.update_to_step(pipeline.model.config.joint_from)
+        pipeline.model.eval()
+        views = Views(
+            pipeline.model,
+            state=lambda: None,
+            answer=lambda view: query.answer(view.pictures, view.features),
+            seen=lambda client, view: None,
+            client=lambda: 0,
+        )
+        views.attach()
+        words = (
+            f"{colour} {thing}" for thing in ("mug", "pan", "bowl") for colour in ("red", "blue", "green", "white")
+        )
+
+        def ask() -> None:
+            query.ask(text=next(words), features=query.kinds[0], contour=True)
+            assert "relevancy_overlay" in views.outputs(camera)
+
+        ask()
+        measured = measure(ask, self.repeats)
+        assert views.rendered == 1
+        return {"width": int(camera.width), "height": int(camera.height), **measured}
 
     def _pipeline(self):
         from divff_nerfstudio.registry import divff

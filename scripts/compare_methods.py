@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.pipeline import random_state, restore_random_state
 
 SCORES = {"psnr": "PSNR (dB)", "moving_ap": "moving mask (AP)", "psnr_static_room": "static room (PSNR, dB)"}
 """What is compared, and how the plot calls it."""
@@ -146,25 +147,22 @@ class Compare:
         for target in sorted(60 * self.minutes * share for share in self.at):
             if spent["seconds"] >= target:
                 continue
-            counted = None
-            while step < last and (counted is None or spent["seconds"] < target):
+            if step >= last:
+                break
+            flop, first = flop_of_step(trainer, step), step
+            while step < last and (step == first or spent["seconds"] < target):
                 wall, cpu = time.perf_counter(), time.process_time()
-                with flop_counter() if counted is None else nullcontext() as counter:
-                    iterate(trainer, step)
+                iterate(trainer, step)
                 if self.device == "cuda":
                     torch.cuda.synchronize()
                 spent["seconds"] += time.perf_counter() - wall
                 spent["cpu_seconds"] += time.process_time() - cpu
-                if counter is not None:
-                    counted = counter.get_total_flops()
-                spent["flop"] += counted or 0
+                spent["flop"] += flop
                 step += 1
-            if counted is None:
-                break
             scores = trainer.pipeline.get_average_eval_image_metrics(step=step - 1)
             trainer.save_checkpoint(step - 1)
             scores = {key: float(value) for key, value in scores.items() if math.isfinite(value)}
-            points.append({"step": step, **spent, "flop_per_step": counted, **scores})
+            points.append({"step": step, **spent, "flop_per_step": flop, **scores})
             told = "  ".join(f"{key} {scores[key]:.3f}" for key in SCORES if key in scores)
             CONSOLE.print(f"{config.method_name}: step {step}, {spent['seconds']:.0f} s  {told}")
             write()
@@ -204,6 +202,18 @@ def iterate(trainer: Trainer, step: int) -> None:
     trainer.train_iteration(step)
     for callback in trainer.callbacks:
         callback.run_callback_at_location(step, location=TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+
+
+def flop_of_step(trainer: Trainer, step: int) -> int:
+    """Arithmetic of a training step, forward and backward; it is not taken, and nothing is drawn for it."""
+    state = random_state()
+    trainer.pipeline.train()
+    with flop_counter() as counter:
+        _, losses, _ = trainer.pipeline.get_train_loss_dict(step=step)
+        functools.reduce(torch.add, losses.values()).backward()
+    trainer.optimizers.zero_grad_all()
+    restore_random_state(state)
+    return counter.get_total_flops()
 
 
 def flop_counter() -> FlopCounterMode:

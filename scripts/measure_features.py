@@ -27,7 +27,8 @@ from divff_nerfstudio.data.annotations import (
     resize_nearest,
 )
 from divff_nerfstudio.data.scene import Scene, load_scene
-from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD, ClassScores
+from divff_nerfstudio.evaluation.classes import ClassScores
+from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import FeatureStore, store_root

@@ -21,6 +21,12 @@ TEST, VAL = (4, 8), (2,)
 OBJECTS = ("mug", "bowl", "never shown")
 ACTIONS = ("take the mug",)
 DIMENSION = 6
+INSTANCES = [
+    {"id": 0, "name": "unlabelled", "description": "unlabelled", "layer": 0, "motion": []},
+    {"id": 1, "name": "mug", "description": "a red mug", "layer": 1, "motion": [[0, 110]]},
+    {"id": 2, "name": "arm", "description": "a human arm", "layer": 2, "motion": [[0, 110]]},
+    {"id": 3, "name": "bowl", "description": "a bowl", "layer": 0, "motion": []},
+]
 
 
 def layers(frame: int) -> np.ndarray:
@@ -64,12 +70,13 @@ def write(root: Path) -> Path:
             root / "ground_truth" / "frames" / name.replace("bmp", "npz"),
             layer=layer,
             layer_ever=layer,
-            instance=layer,
+            instance=np.where(object_masks(i)[..., 1], 3, layer),
             depth=np.ones((HEIGHT, WIDTH), np.float32),
         )
         if i in TEST:
             Image.fromarray((layer > 0).astype(np.uint8)).save(root / "annotations" / name)
             Image.fromarray(room()).save(root / "ground_truth" / "background" / name.replace("bmp", "png"))
+    (root / "ground_truth" / "instances.json").write_text(json.dumps({"instances": INSTANCES}))
     for i in TEST:
         for c, label in enumerate(OBJECTS):
             folder = root / "object_annotations" / label

@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,20 +15,19 @@ import tyro
 
 from divff_nerfstudio import __version__
 from divff_nerfstudio.cli import COMMANDS, main
-from divff_nerfstudio.evaluation.commands import EvaluateConfig, VideoConfig, ViewConfig, hardware, open_run
+from divff_nerfstudio.evaluation.commands import EvaluateConfig, VideoConfig, ViewConfig
+from divff_nerfstudio.evaluation.runs import hardware, open_run
 from divff_nerfstudio.files import UnsafeConfigError
 
 
-def test_help_is_fast_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     code = (
         "import sys; from divff_nerfstudio.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "print('heavy:', [name for name in ('torch', 'nerfstudio', 'sklearn', 'open_clip') if name in sys.modules])"
     )
-    start = time.perf_counter()
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert time.perf_counter() - start < 3
     assert "heavy: []" in shown
     for name, (_, purpose) in COMMANDS.items():
         assert name in shown and purpose in shown
@@ -105,7 +103,8 @@ class Stand:
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     stand = Stand(small_scene.write(tmp_path / "scene"))
-    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.open_run", lambda config: (stand, 999))
+    for module in ("commands", "runs"):
+        monkeypatch.setattr(f"divff_nerfstudio.evaluation.{module}.open_run", lambda config: (stand, 999))
     (tmp_path / "run").mkdir()
     return stand, tmp_path / "run" / "config.yml"
 
@@ -115,16 +114,15 @@ def test_evaluate_writes_scores_figures_and_a_page(trained):
     evaluation = EvaluateConfig(load_config=config).main()
     folder = config.parent / "evaluation"
     assert evaluation.totals["moving_ap"] == 1.0
-    assert {path.name for path in folder.iterdir()} == {"frames", "report.html", "scores.json"}
+    tables = {"totals.csv", "frames.csv", "classes.csv", "classes_by_frame.csv"}
+    assert {path.name for path in folder.iterdir()} == {"frames", "report.html", "scores.json", *tables}
     page = (folder / "report.html").read_text()
     assert "12 at 40x24 (9 train, 1 val, 2 test)" in page and "1000" in page and hardware() in page
 
 
 def test_video_asks_and_hides(trained):
     stand, config = trained
-    options = {"query": "bowl", "hide_actor": True, "hide_dynamic": True, "frames": 2, "cell_height": 32}
+    options = {"queries": ("bowl",), "hide": ("actor", "dynamic"), "frames": 2, "cell_height": 32}
     path = VideoConfig(load_config=config, **options).main()
     assert path == config.parent / "video.mp4" and path.stat().st_size > 0
-    assert stand.query.phrases == ("bowl",)
-    assert stand.model.visibility.hide_actor and stand.model.visibility.hide_dynamic
-    assert len(stand.model.seen) == 4
+    assert [hidden for _, hidden, _ in stand.model.seen] == [True] * 4

@@ -51,6 +51,16 @@ def test_flop_of_products_and_of_bags(compare: ModuleType) -> None:
     assert counter.get_total_flops() == 3 * (2 * 6 * 2 * 4)
 
 
+def test_counting_a_step_changes_nothing(compare: ModuleType, tiny_scene: Path, tmp_path: Path) -> None:
+    trainer = tiny_run.config(tiny_scene, tmp_path).setup(local_rank=0, world_size=1)
+    trainer.setup(test_mode="test")
+    before, state = tiny_run.parameters(trainer.pipeline.model), torch.get_rng_state()
+    assert compare.flop_of_step(trainer, 5) > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, parameter in trainer.pipeline.model.named_parameters():
+        assert torch.equal(parameter, before[name]) and (parameter.grad is None or not parameter.grad.any())
+
+
 def test_an_unknown_method_is_refused(compare: ModuleType) -> None:
     with pytest.raises(DivffError, match="There is no method nothing"):
         compare.registered("nothing")

@@ -13,32 +13,31 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import small_scene
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from divff_nerfstudio.evaluation.metrics import ClassScores, average_precision, psnr, ssim
+from divff_nerfstudio.evaluation.classes import ClassScores
+from divff_nerfstudio.evaluation.metrics import average_precision, lpips, lpips_weights, psnr, ssim
 from divff_nerfstudio.evaluation.report import Gallery, Report, report_page, save_report, save_scores
-from divff_nerfstudio.evaluation.run import EvaluationError, evaluate, evaluate_scene
+from divff_nerfstudio.evaluation.run import Wanted, evaluate, evaluate_scene
 from divff_nerfstudio.evaluation.tiles import (
     BACKGROUND,
     as_picture,
     blank,
     caption,
     column_of,
+    fitted,
     marked,
     outlined,
     row_of,
 )
-from divff_nerfstudio.evaluation.videos import (
-    central_frame,
-    chosen_frames,
-    scene_cameras,
-    two_row_pictures,
-    write_two_row_video,
-    write_video,
-)
+from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedScene
+from divff_nerfstudio.evaluation.videos import LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
+from divff_nerfstudio.evaluation.viewpoints import central_frame, chosen_frames
+from divff_nerfstudio.files import DivffError
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +48,11 @@ def scene_root(tmp_path_factory) -> Path:
 @pytest.fixture
 def datamanager(scene_root):
     return small_scene.datamanager(scene_root)
+
+
+@pytest.fixture
+def trained(datamanager) -> TrainedScene:
+    return TrainedScene(small_scene.KnowingModel(), datamanager, small_scene.make_query())
 
 
 def test_psnr_of_a_known_error():
@@ -82,7 +86,11 @@ def test_average_precision_of_a_known_ranking():
 def annotated_frames(draw):
     classes, frames = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     generator = np.random.default_rng(draw(st.integers(0, 10_000)))
-    scores = generator.random((frames, 6, 7, classes)) if draw(st.booleans()) else np.full((frames, 6, 7, classes), 0.5)
+    scores = (
+        generator.integers(0, 65, (frames, 6, 7, classes)) / 64
+        if draw(st.booleans())
+        else np.full((frames, 6, 7, classes), 0.5)
+    )
     truth = generator.random((frames, 6, 7, classes)) < draw(st.sampled_from([0.02, 0.3]))
     truth &= generator.random((frames, 1, 1, classes)) < 0.6
     return scores.astype(np.float32), truth
@@ -106,8 +114,10 @@ def test_class_scores_agree_with_counting_by_hand(frames, threshold):
         assert per_class[name]["iou"] == pytest.approx(iou)
         assert per_class[name]["frames"] == has.sum()
         if not has.any():
-            assert set(per_class[name]) == {"frames", "iou"} and iou == 0
+            assert set(per_class[name]) == {"frames", "iou", "ap_published"} and iou == 0
             continue
+        shown = (truth[has][..., i].ravel(), scores[has][..., i].ravel())
+        assert per_class[name]["ap_published"] == pytest.approx(average_precision_score(*shown), abs=2e-3)
         sound.append((found & truth[..., i]).sum() / (found | truth[..., i]).sum())
         precisions.append(average_precision_score(truth[..., i].ravel(), scores[..., i].ravel()))
         assert per_class[name]["iou_sound"] == pytest.approx(sound[-1])
@@ -123,7 +133,7 @@ def test_class_scores_agree_with_counting_by_hand(frames, threshold):
         assert totals["miou_sound"] == pytest.approx(np.mean(sound))
         assert totals["ap"] == pytest.approx(np.mean(precisions), abs=2e-3)
     else:
-        assert totals == {"miou": 0.0}
+        assert totals == {"miou": 0.0, "ap_published": 0.0}
     assert all(math.isfinite(value) for value in totals.values())
 
 
@@ -161,14 +171,17 @@ def test_a_model_that_knows_the_scene_gets_the_scores_it_deserves(datamanager):
     assert totals["object_miou_sound"] == pytest.approx(1.0)
     assert totals["affordance_miou"] == pytest.approx(1.0)
     assert set(evaluation.classes["object"]) == set(small_scene.OBJECTS)
-    assert evaluation.thresholds == {"object": 0.7, "affordance": 0.54}
+    assert evaluation.thresholds == {
+        "object": 0.7, "object_video": 0.7, "affordance": 0.54, "affordance_image": 0.54,
+    }  # fmt: skip
+    assert totals["psnr_moving"] == pytest.approx(20.0, abs=0.01) and totals["psnr_published"] == totals["psnr"]
 
 
 def test_evaluation_ignores_and_restores_what_the_viewer_is_set_to(datamanager):
     model, query = small_scene.KnowingModel(), small_scene.make_query(text="mug")
     model.answer = query.answer
-    evaluate(model, datamanager, query)
-    assert all(not hidden for _, hidden, _ in model.seen)
+    evaluate(model, datamanager, query, wanted=Wanted(tasks=("masks", "objects", "affordances")))
+    assert len(model.seen) == 2 and all(not hidden for _, hidden, _ in model.seen)
     assert model.visibility.hide_actor and model.answer == query.answer
 
 
@@ -178,8 +191,8 @@ def test_flat_scores_are_finite_and_figures_are_written(datamanager, tmp_path):
     json.dumps(scores, allow_nan=False)
     assert scores["moving_ap_std"] == 0.0 and "object_miou_std" not in scores
     figures = sorted(path.name for path in tmp_path.iterdir())
-    assert figures == ["frame_000004.png", "frame_000008.png"]
-    assert Image.open(tmp_path / figures[0]).size[0] > 1000
+    assert figures == ["consistency.png", "frame_000004.png", "frame_000008.png"]
+    assert Image.open(tmp_path / figures[1]).size[0] > 1000
 
 
 def test_what_is_not_there_is_left_out(scene_root, tmp_path):
@@ -190,7 +203,7 @@ def test_what_is_not_there_is_left_out(scene_root, tmp_path):
     for folder in ("annotations", "object_annotations", "affordance_annotations", "ground_truth"):
         shutil.rmtree(bare / folder)
     scores = evaluate_scene(small_scene.KnowingModel(), small_scene.datamanager(bare), small_scene.make_query())
-    assert set(scores) == {"psnr", "ssim", "psnr_nearest_frame"}
+    assert set(scores) == {"psnr", "ssim", "psnr_nearest_frame"}  # LPIPS has no weights here
 
 
 def test_no_features_no_classes(datamanager):
@@ -207,13 +220,105 @@ def test_without_a_text_encoder_the_other_scores_are_not_lost(datamanager, capsy
     query = small_scene.make_query()
     query.encoders["video"] = absent
     scores = evaluate_scene(small_scene.KnowingModel(), datamanager, query)
-    assert {"psnr", "object_miou"} <= scores.keys() and not any(key.startswith("affordance") for key in scores)
+    assert {"psnr", "object_miou", "affordance_image_miou"} <= scores.keys()
+    assert not {"affordance_miou", "object_video_miou"} & scores.keys()
     assert "no weights" in capsys.readouterr().out
 
 
 def test_frames_that_were_trained_on_are_refused(scene_root):
     with pytest.raises(EvaluationError, match="trained on"):
         evaluate(small_scene.KnowingModel(), small_scene.datamanager(scene_root, "train"), small_scene.make_query())
+
+
+def test_frames_that_were_trained_on_before_the_splits_changed_are_refused(datamanager):
+    model = small_scene.KnowingModel()
+    model.train_times = torch.tensor([0.0, 4 / 11])
+    with pytest.raises(EvaluationError, match=r"Frame 4 of .* was trained on"):
+        evaluate(model, datamanager, small_scene.make_query())
+
+
+def test_only_what_is_wanted_is_evaluated(datamanager):
+    model, shown = small_scene.KnowingModel(), []
+    wanted = Wanted(tasks=("objects",), frames=1, queries=("mug", "bowl", "take the mug"))
+    evaluation = evaluate(
+        model, datamanager, small_scene.make_query(), lambda result, tasks: shown.append(result.shown), wanted
+    )
+    assert list(evaluation.frames) == [4] and len(model.seen) == 1
+    assert set(evaluation.classes) == {"object", "object_video"} and set(evaluation.classes["object"]) == {
+        "mug",
+        "bowl",
+    }
+    assert set(shown[0]) == {"take the mug"}
+    assert not any(key.startswith(("psnr", "affordance", "consistency")) for key in evaluation.totals)
+    assert evaluation.frame_classes[4]["object"]["mug"]["iou"] == 1.0
+    assert "object_miou_loo" not in evaluation.totals  # one frame cannot be left out
+
+
+def test_baselines_see_training_frames_and_are_scored_alike(scene_root):
+    datamanager = small_scene.datamanager(scene_root)
+    datamanager.feature_stores = {"image": KnownFeatures(), "video": KnownFeatures()}
+    wanted = Wanted(tasks=("masks", "objects"), baselines=("nearest", "mean", "extracted"))
+    evaluation = evaluate(small_scene.KnowingModel(), datamanager, small_scene.make_query(), wanted=wanted)
+    nearest, mean, extracted = (evaluation.baselines[name] for name in wanted.baselines)
+    assert nearest.totals["psnr"] == pytest.approx(evaluation.totals["psnr_nearest_frame"])
+    average = np.mean([small_scene.picture(i) / 255.0 for i in (0, 1, 3, 5, 6, 7, 9, 10, 11)], axis=0)
+    expected = [psnr(average, small_scene.picture(i) / 255.0) for i in small_scene.TEST]
+    assert mean.totals["psnr"] == pytest.approx(np.mean(expected), abs=1e-3)
+    assert 0.1 < mean.totals["moving_ap"] < 1 and 0.1 < nearest.totals["moving_ap"] < 1
+    assert "psnr" not in extracted.totals and "ssim" not in extracted.totals
+    assert extracted.classes["object"]["mug"]["iou"] == 1.0
+    moved = [(small_scene.layers(i) == 1, small_scene.layers(i - 1) == 1) for i in small_scene.TEST]
+    iou = sum((a & b).sum() for a, b in moved) / sum((a | b).sum() for a, b in moved)
+    assert nearest.classes["object"]["mug"]["iou"] == pytest.approx(iou)
+    assert 0 <= mean.totals["object_ap"] < nearest.totals["object_ap"] < extracted.totals["object_ap"]
+    with pytest.raises(DivffError, match="no baseline nobody"):
+        evaluate(
+            small_scene.KnowingModel(), datamanager, small_scene.make_query(), wanted=Wanted(baselines=("nobody",))
+        )
+
+
+class KnownFeatures:
+    """A feature store that knows what each frame shows; the actor has no feature."""
+
+    def frame_features(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
+        index = np.where(small_scene.object_masks(frame)[..., 0], 1, 0).astype(np.uint16)
+        index[small_scene.layers(frame) == 2] = 65535
+        return index, np.stack([small_scene.CODES["object"].numpy(), small_scene.CODES["mug"].numpy()])
+
+
+def test_thresholds_are_chosen_without_the_frame_they_are_used_on():
+    scores = ClassScores(["mug"], 0.7)
+    truth = np.zeros((4, 5, 1), bool)
+    truth[:2] = True
+    for level in (0.2, 0.4, 0.6):
+        scores.add(np.where(truth, level + 0.1, level), truth)
+    first, second, third = scores.left_out_thresholds()
+    # Best for 0.4/0.5 and 0.6/0.7 is either gap, since both cost a whole frame: never the gap of the frame left out.
+    assert not 0.2 <= first < 0.3 and not 0.4 <= second < 0.5 and not 0.6 <= third < 0.7
+    table = scores.per_class()["mug"]
+    assert table["iou_loo"] < table["iou_oracle"] and table["iou_sound"] == 0.0
+    easy = ClassScores(["mug"], 0.7)
+    for _ in range(3):
+        easy.add(np.where(truth, 0.4, 0.1), truth)
+    assert easy.per_class()["mug"]["iou_loo"] == 1.0 and easy.totals()["miou"] == 0.0
+    assert all(0.1 < threshold < 0.4 for threshold in easy.left_out_thresholds())
+
+
+def test_pixels_may_be_left_out():
+    scores, truth = ClassScores(["mug"], 0.5), np.zeros((4, 4, 1), bool)
+    truth[:2] = True
+    where = np.zeros((4, 4), bool)
+    where[1:3] = True
+    table = scores.add(np.where(truth, 0.9, 0.8), truth, where)
+    assert table["mug"] == {"pixels": 4, "found": 8, "iou": 0.5, "ap": 1.0}
+
+
+def test_lpips_is_left_out_without_its_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    image = np.zeros((40, 40, 3))
+    assert lpips_weights() == tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    assert lpips(image, image) is None
 
 
 def test_pictures_are_brought_to_size_and_joined():
@@ -289,38 +394,71 @@ def test_frames_are_chosen_evenly():
     assert chosen_frames(9, 1) == [0]
 
 
-def test_cameras_of_all_frames_have_their_own_pose_and_time(datamanager):
-    scene, cameras = datamanager.train_dataset.scene, scene_cameras(datamanager)
+def test_cameras_of_all_frames_have_their_own_pose_and_time(trained):
+    scene, cameras = trained.scene, trained.cameras
     assert len(cameras) == small_scene.FRAMES
     np.testing.assert_allclose(cameras.times[:, 0].numpy(), scene.times())
     np.testing.assert_allclose(cameras.camera_to_worlds.numpy(), scene.camera_to_worlds)
     for name in ("fx", "fy", "cx", "cy"):
-        assert float(getattr(cameras, name)[3]) == float(getattr(datamanager.train_dataset.cameras, name)[0])
+        assert float(getattr(cameras, name)[3]) == float(getattr(trained.datamanager.train_dataset.cameras, name)[0])
     assert central_frame(scene) in (5, 6)  # the camera slides along a line
 
 
-def test_two_row_video_shows_own_and_fixed_viewpoint_at_the_same_times(datamanager, tmp_path):
-    model, query = small_scene.KnowingModel(), small_scene.make_query(text="mug")
-    model.answer = query.answer
-    count = write_two_row_video(tmp_path / "v.mp4", model, datamanager, query, frames=3, fixed_frame=7, cell_height=48)
-    assert count == 3
-    assert [(frame, round(x, 4)) for frame, _, x in model.seen] == [
+def test_published_video_shows_own_and_fixed_viewpoint_at_the_same_times(trained, tmp_path):
+    moments = fixed_moments(trained, [0, 6, 11], 7)
+    pictures = list(video_pictures(trained, moments, LAYOUTS["published"], [("image", "mug")], cell_height=48))
+    assert [(frame, round(x, 4)) for frame, _, x in trained.model.seen] == [
         (0, 0.0), (0, 0.07), (6, 0.06), (6, 0.07), (11, 0.11), (11, 0.07),
     ]  # fmt: skip
+    assert write_video(tmp_path / "v.mp4", pictures) == 3
     meta, frames = read_back(tmp_path / "v.mp4")
-    width = 6 * 80 + 5 * 4
-    assert meta["size"] == (width, 2 * 48 + 28 + 2 * 4) and len(frames) == 3
-    (picture,) = two_row_pictures(model, datamanager, query, [6], 7, 48)
+    assert meta["size"] == (6 * 80 + 5 * 4, 2 * 48 + 28 + 2 * 4) and len(frames) == 3
     expected = as_picture(small_scene.picture(6) / 255.0, (48, 80))
-    np.testing.assert_array_equal(picture[:48, :80], expected)
-    relevant = picture[:48, -80:].astype(int)
+    np.testing.assert_array_equal(pictures[1][:48, :80], expected)
+    relevant = pictures[1][:48, -80:].astype(int)
     mug = as_picture((small_scene.layers(6) == 1)[..., None].astype(float), (48, 80), smooth=False)[..., 0] > 0
     assert (relevant[..., 0] - relevant[..., 2])[mug].mean() > 80
 
 
-def test_video_without_a_query_has_no_relevancy(datamanager):
-    (picture,) = two_row_pictures(small_scene.KnowingModel(), datamanager, small_scene.make_query(), [0], 0, 48)
-    assert picture.shape[1] == 5 * 80 + 4 * 4
+@pytest.mark.parametrize(
+    ("layout", "columns", "rows"),
+    [("own", 6, 1), ("other", 5, 1), ("masks", 8, 2), ("relevancy", 2, 2), ("prediction", 1, 1)],
+)
+def test_layouts_have_their_rows_and_columns(trained, layout, columns, rows):
+    moments = fixed_moments(trained, [3], 7)
+    (picture,) = video_pictures(trained, moments, LAYOUTS[layout], [("image", "mug")], cell_height=48)
+    assert picture.shape[1] == 84 * columns - 4 and picture.shape[0] == 52 * rows + 28
+    assert len(trained.model.seen) == rows
+
+
+def test_layers_are_hidden_in_every_row_and_shown_again(trained):
+    moments = fixed_moments(trained, [3], 7)
+    list(video_pictures(trained, moments, LAYOUTS["published"], hide=("actor",), cell_height=48))
+    list(video_pictures(trained, moments, LAYOUTS["published"], cell_height=48))
+    assert [hidden for _, hidden, _ in trained.model.seen] == [True, True, False, False]
+
+
+def test_a_camera_path_gives_a_picture_for_each_camera_at_its_time(trained):
+    path = trained.cameras[2:8]
+    path.times = None
+    moments = path_moments(trained, path, [0, 3, 5])
+    assert [moment.frame for moment in moments] == [0, 7, 11]  # spread over the video
+    assert [float(moment.other.camera_to_worlds[0, 0, 3]) for moment in moments] == pytest.approx([0.02, 0.05, 0.07])
+    assert moments[1].note == ("camera path", "4 of 6", "(no target)")
+    moments = path_moments(trained, trained.cameras[2:8], [0, 5])
+    assert [moment.frame for moment in moments] == [2, 7]
+
+
+def test_other_proportions_get_borders():
+    cell = fitted(np.ones((10, 10, 1)), (48, 80))
+    assert cell.shape == (48, 80, 3) and (cell[:, 16:64] == 255).all() and (cell[:, :16] == BACKGROUND).all()
+    assert (fitted(np.ones((24, 40, 1)), (48, 80)) == 255).all()
+
+
+def test_a_long_video_is_made_a_picture_at_a_time(trained):
+    pictures = video_pictures(trained, iter(fixed_moments(trained, [0, 1, 2], 7)), LAYOUTS["own"], cell_height=48)
+    next(pictures)
+    assert len(trained.model.seen) == 1
 
 
 def test_ffmpeg_that_fails_is_reported(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_run
 import torch
 from conftest import TINY_FRAMES
 from hypothesis import given
@@ -29,7 +30,7 @@ from divff_nerfstudio.features.hotspots import (
     read_detections,
 )
 from divff_nerfstudio.features.pictures import Pictures
-from divff_nerfstudio.features.store import FeatureStore
+from divff_nerfstudio.features.store import FeatureStore, FeatureWriter, FrameFeatures
 from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.losses import feature_loss
 
@@ -203,3 +204,23 @@ def test_their_loss_is_on_the_head_of_the_video_features():
     torch.testing.assert_close(losses["features_hotspot"], 0.5 * feature_loss("video", rendered, target, valid))
     losses["features_hotspot"].backward()
     assert any(p.grad is not None and p.grad.any() for p in model.semantic.heads["video"].parameters())
+
+
+def test_a_run_trains_on_hotspots_if_it_shall(tiny_scene, tmp_path):
+    tiny_run.write_features(tiny_scene, tmp_path / "encoder")
+    config = tiny_run.config(tiny_scene, tmp_path / "runs")
+    config.settle()
+    config.pipeline.model.hotspot_weight = 1.0
+    with pytest.raises(SceneError, match="lacks hotspot features"):
+        config.pipeline.setup(device="cpu", test_mode="val")
+    video = FeatureStore.open(tiny_scene / "features" / "video").header
+    with FeatureWriter(tiny_scene / "features" / "hotspot", replace(video, kind="hotspot")) as writer:
+        for _ in video.frame_ids:
+            writer.append(FrameFeatures(np.zeros((2, 3), np.uint16), np.ones((1, video.dimension))))
+        writer.finish()
+    losses = {}
+    for weight in (0.0, 1.0):
+        config.pipeline.model.hotspot_weight = weight
+        pipeline = config.pipeline.setup(device="cpu", test_mode="val")
+        losses[weight] = pipeline.get_train_loss_dict(pipeline.model.features_from)[1]
+    assert set(losses[1.0]) - set(losses[0.0]) == {"features_hotspot"} and losses[1.0]["features_hotspot"] > 0

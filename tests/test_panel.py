@@ -1,49 +1,127 @@
-"""The viewer's panel, found and driven as nerfstudio does it."""
+"""The panel in nerfstudio's viewer, driven without a browser."""
 
 from __future__ import annotations
 
+import base64
+import json
+import re
+import threading
 import time
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import viser
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.viewer.control_panel import ControlPanel
+from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.utils import parse_object
-from nerfstudio.viewer.viewer_elements import ViewerControl, ViewerElement
+from nerfstudio.viewer.viewer_elements import ViewerControl
 from torch import nn
 
-from divff_nerfstudio.panel import QueryPanel, as_markdown
+from divff_nerfstudio.panel import QueryPanel
+from divff_nerfstudio.panel_state import load_panel_state, panel_state_path
 from divff_nerfstudio.query import PUBLISHED_NEGATIVES, Query, QueryConfig
+from divff_nerfstudio.rendering import Visibility
+from divff_nerfstudio.viewer.layout import SHOWN
+from divff_nerfstudio.viewer.presets import Preset
 
-
-@dataclass
-class Visibility:
-    hide_actor: bool = False
-    hide_dynamic: bool = False
+HEIGHT, WIDTH = 36, 64
+WORDS = {"mug": 0, "bowl": 1, "take the mug": 0}
+IDS = np.arange(0, 2000, 2)
 
 
 def encode(phrases):
     if any("broken" in phrase for phrase in phrases):
         raise OSError("no <b>weights</b> here")
-    return torch.eye(8)[[len(phrase) % 8 for phrase in phrases]]
+    return torch.eye(8)[[WORDS.get(phrase, 2 + len(phrase) % 6) for phrase in phrases]]
+
+
+class Model:
+    """A mug of dynamic pixels that jumps to the right at half-time, and a room."""
+
+    device = torch.device("cpu")
+    step = 0
+
+    def __init__(self):
+        self.answer, self.visibility = None, Visibility()
+        self.rendered = []
+
+    def get_outputs_for_camera(self, camera, obb_box=None):
+        height, width, moment = int(camera.height), int(camera.width), float(camera.times)
+        self.rendered.append((height, moment))
+        mug = torch.zeros(height, width, 1)
+        start = width // 8 if moment < 0.5 else width // 2
+        mug[height // 4 : height // 2, start : start + width // 4] = 1
+        outputs = {
+            "rgb": torch.full((height, width, 3), 0.5),
+            "depth": torch.full((height, width, 1), 2.0),
+            "accumulation": torch.ones(height, width, 1),
+            "mask_dynamic": mug,
+            "mask_actor": torch.zeros_like(mug),
+            "mask_moving": mug,
+        }
+        features = torch.eye(8)[torch.where(mug[..., 0] > 0, 0, 7)]
+        return outputs | self.answer(outputs, {"image": features, "video": features})
+
+
+class Machine(RenderStateMachine):
+    """A render thread that renders once, and takes note of what it is told to do."""
+
+    def __init__(self, viewer, number):
+        super().__init__(viewer, 10.0, SimpleNamespace(client_id=number))
+        self.told = []
+
+    def action(self, action):
+        self.told.append(action.action)
+
+    def run(self):
+        self.outputs = self.viewer.get_model().get_outputs_for_camera(self.shot)
+
+
+def camera(height=HEIGHT, moment=0.0, shift=0.0):
+    pose = torch.eye(4)[None, :3]
+    pose[0, 0, 3] = shift
+    focal = height / 2
+    size = {"width": height * WIDTH // HEIGHT, "height": height, "cx": height * WIDTH / HEIGHT / 2, "cy": height / 2}
+    return Cameras(pose, focal, focal, **size, times=torch.tensor([[moment]]))
+
+
+class Viewer:
+    """As much of nerfstudio's viewer as the panel uses."""
+
+    def __init__(self, server, root, trainer=None):
+        gui = server.gui
+        self.viser_server, self.trainer, self.train_lock, self.ready = server, trainer, threading.Lock(), True
+        self.model = Model()
+        self.stats_markdown = gui.add_markdown("Step: 0")
+        self.pause_train, self.resume_train = gui.add_button("Pause"), gui.add_button("Resume")
+        self.control_panel = ControlPanel(server, True, 10.0, lambda: None, lambda _: None, lambda _: None)
+        self.control_panel.update_output_options(list(SHOWN.values()))
+        self.control_panel._output_render.value = "rgb"
+        self.datapath, self.log_filename = root, root / "run" / "log.txt"
+        cameras = SimpleNamespace(width=torch.tensor([WIDTH]))
+        self.pipeline = SimpleNamespace(datamanager=SimpleNamespace(train_dataset=SimpleNamespace(cameras=cameras)))
+        self.render_statemachines = {}
+
+    def get_model(self):
+        return self.model
+
+    def get_camera_state(self, client):
+        return client
 
 
 class Pipeline(nn.Module):
     """A pipeline as far as the viewer is concerned."""
 
-    def __init__(self, kinds=("image", "video")):
+    def __init__(self, kinds=("image", "video"), text=""):
         super().__init__()
-        self.query = Query(QueryConfig(), dict.fromkeys(kinds, encode))
+        self.query = Query(QueryConfig(text=text), dict.fromkeys(kinds, encode))
         self.visibility = Visibility()
-        ids = np.arange(0, 2000, 2)
-        self.panel = QueryPanel(self.query, self.visibility, ids, (ids / ids[-1]).astype(np.float32))
-
-
-@pytest.fixture
-def pipeline():
-    return Pipeline()
+        poses = np.repeat(np.eye(4)[None, :3], len(IDS), 0)
+        presets = [Preset("mug", "image"), Preset("take the mug", "video")]
+        self.panel = QueryPanel(self.query, self.visibility, IDS, IDS / IDS[-1], poses, 0.9, lambda: presets)
 
 
 @pytest.fixture
@@ -53,109 +131,279 @@ def server():
     server.stop()
 
 
-def elements(pipeline):
-    return dict(parse_object(pipeline, ViewerElement, "Custom Elements"))
+@pytest.fixture
+def attached(server, tmp_path, monkeypatch):
+    """A panel in a viewer with a client, which has rendered once."""
+
+    def attach(pipeline):
+        viewer = Viewer(server, tmp_path)
+        for control in (c for _, c in parse_object(pipeline, ViewerControl, "Custom Elements")):
+            control._setup(viewer)
+        client = SimpleNamespace(scene=server.scene)
+        monkeypatch.setattr(server, "get_clients", lambda: {7: client})
+        viewer.render_statemachines[7] = Machine(viewer, 7)
+        return pipeline.panel, viewer
+
+    return attach
 
 
-def test_nerfstudio_finds_every_element_in_its_order(pipeline):
-    assert list(elements(pipeline)) == [
-        f"Custom Elements/panel/{name}"
-        for name in (
-            "ask",
-            "ask_features",
-            "hide_actor",
-            "hide_dynamic",
-            "moment",
-            "note",
-            "settings/negatives",
-            "settings/strength",
-            "settings/threshold",
-        )
-    ]
-    assert len(parse_object(pipeline, ViewerControl, "Custom Elements")) == 1
-    assert pipeline.state_dict() == {}
+def render(viewer, shot=None, state="high"):
+    """Renders as one of the viewer's threads."""
+    machine = Machine(viewer, 7)
+    machine.shot, machine.state = shot or camera(), state
+    viewer.render_statemachines[7] = machine
+    machine.start()
+    machine.join()
+    return machine.outputs
 
 
-def test_asking_sets_the_query_and_says_so(pipeline):
-    panel = pipeline.panel
-    panel.ask.value = "mug; bowl"
-    panel.ask.cb_hook(panel.ask)
-    assert pipeline.query.phrases == ("mug", "bowl")
-    assert "image features" in panel.note.content and "ms" in panel.note.content
-    panel.ask.value = " "
-    panel.ask.cb_hook(panel.ask)
-    assert panel.note.content == "Nothing is asked."
-
-
-def test_settings_reach_the_query(pipeline):
-    settings = pipeline.panel.settings
-    settings.threshold.value, settings.strength.value = 0.6, 0.25
-    settings.negatives.value = "stuff ;; floor"
-    for element in (settings.threshold, settings.strength, settings.negatives):
-        element.cb_hook(element)
-    config = pipeline.query.config
-    assert (config.threshold, config.strength, config.negatives_image) == (0.6, 0.25, ("stuff", "floor"))
-
-
-def test_negatives_follow_the_features(pipeline):
-    panel = pipeline.panel
-    assert panel.settings.negatives.value == "; ".join(PUBLISHED_NEGATIVES["image"])
-    panel.ask_features.value = "video"
-    panel.ask_features.cb_hook(panel.ask_features)
-    assert panel.settings.negatives.value == "; ".join(PUBLISHED_NEGATIVES["video"])
-    panel.settings.negatives.value = "nothing"
-    panel.settings.negatives.cb_hook(panel.settings.negatives)
-    assert pipeline.query.config.negatives_video == ("nothing",)
-    assert pipeline.query.config.negatives_image == ()
-
-
-def test_switches_hide_layers(pipeline):
-    panel = pipeline.panel
-    for element in (panel.hide_actor, panel.hide_dynamic):
-        element.value = True
-        element.cb_hook(element)
-    assert pipeline.visibility == Visibility(True, True)
-
-
-@pytest.mark.parametrize("text", ["broken", ";".join(map(str, range(99))), "x" * 10_000, "🥄 勺子 {a} <script>"])
-def test_no_text_raises_and_errors_are_shown(pipeline, text):
-    panel = pipeline.panel
-    panel.ask.value = text
-    panel.ask.cb_hook(panel.ask)
-    if text == "broken" or ";" in text:
-        assert pipeline.query.phrases == ()
-        assert "cannot be used" in panel.note.content or "at most" in panel.note.content
-    else:
-        assert pipeline.query.phrases == (text,)
-
-
-def test_a_run_without_features_says_so():
-    panel = Pipeline(kinds=()).panel
-    assert panel.ask.disabled and "no features" in panel.note.content
-
-
-def test_state_is_shown_literally():
-    assert as_markdown("<b>*x*</b> {y}\n[z](w)") == r"\<b\>\*x\*\<\/b\> \{y\} \[z\]\(w\)"
-    assert len(as_markdown("a" * 9999)) == 300
-
-
-def test_every_frame_can_be_reached_in_a_running_viewer(pipeline, server):
-    """The slider has steps of 0.01, the box reaches each of 1000 frames."""
-    for element in elements(pipeline).values():
-        element.install(server)
-    rendered = []
-    control = ControlPanel(server, True, 10.0, lambda: rendered.append(1), lambda _: None, lambda _: None)
-    pipeline.panel.viewer_control.viewer = type("Viewer", (), {"control_panel": control})()
-    pipeline.panel.moment.value = 1046
-    deadline = time.time() + 5
-    while not rendered and time.time() < deadline:
+def wait(condition, seconds=60):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "did not happen in time"
         time.sleep(0.01)
-    assert control.time == pytest.approx(1046 / 1998, abs=1e-6)
-    assert rendered, "a new time renders the view anew"
-    assert "Frame 1046" in pipeline.panel.note.content
-    assert pipeline.panel.note._markdown.content == as_markdown(pipeline.panel.note.content)
 
 
-def test_the_box_without_a_viewer_says_so(pipeline):
-    pipeline.panel.moment.cb_hook(pipeline.panel.moment)
-    assert "could not be set" in pipeline.panel.note.content
+def ask(panel, text):
+    """Types a question and waits until it is asked."""
+    panel.elements.ask.value = text
+    wait(lambda: panel._query.config.text == text)
+    settle(panel)
+
+
+def settle(panel):
+    for lane in (panel._asking, panel._drawing, panel._finding):
+        assert lane.join(60)
+
+
+def drawing(markdown):
+    return base64.b64decode(re.search(r"base64,([^\"]+)", markdown.content)[1]).decode()
+
+
+def test_without_a_viewer_it_is_nothing_but_a_module_without_weights():
+    pipeline = Pipeline()
+    assert pipeline.panel.elements is None and pipeline.state_dict() == {}
+    assert [path for path, _ in parse_object(pipeline, ViewerControl, "x")] == ["x/panel/viewer_control"]
+
+
+def test_a_question_is_answered_without_rendering_again(attached):
+    panel, viewer = attached(Pipeline())
+    before = render(viewer)
+    assert torch.equal(before["relevancy_overlay"], before["rgb"]) and not before["relevancy"].any()
+    panel.elements.ask.value = "mug; bowl"
+    wait(lambda: viewer.render_statemachines[7].told == ["move"])
+    assert viewer.control_panel.output_render == "relevancy_overlay"
+    after = render(viewer)
+    assert len(viewer.model.rendered) == 1
+    assert (after["relevancy"] > 0.9).float().equal(after["mask_dynamic"])
+    settle(panel)
+    assert "took" in panel.state and "rendering" not in panel.state
+    legend = drawing(panel.elements.legend)
+    assert legend.index("mug") < legend.index("bowl") and "not in view" in legend
+
+
+def test_a_kept_view_answers_lower_resolutions_and_gives_its_own(attached):
+    _, viewer = attached(Pipeline())
+    render(viewer)
+    small = camera(18)
+    assert render(viewer, small)["rgb"].shape[:2] == (HEIGHT, WIDTH)
+    # nerfstudio multiplies the rays of the camera that it passed with the depth that it got.
+    assert small.generate_rays(0).directions.shape[:2] == (HEIGHT, WIDTH)
+    render(viewer, camera(72))
+    assert [height for height, _ in viewer.model.rendered] == [36, 72]
+
+
+@pytest.mark.parametrize("change", ["moment", "shift", "hidden", "step"])
+def test_a_view_that_has_changed_is_rendered(attached, change):
+    pipeline = Pipeline()
+    _, viewer = attached(pipeline)
+    render(viewer)
+    pipeline.visibility.hide_actor = change == "hidden"
+    viewer.model.step += change == "step"
+    render(viewer, camera(moment=0.4 * (change == "moment"), shift=1.0 * (change == "shift")))
+    assert len(viewer.model.rendered) == 2
+
+
+def test_what_is_not_the_viewers_is_rendered_as_ever(attached):
+    _, viewer = attached(Pipeline())
+    for _ in range(2):
+        assert "relevancy" in viewer.model.get_outputs_for_camera(camera())
+    viewer.model.answer = None
+    viewer.model.get_outputs_for_camera.__self__._render = lambda camera, obb_box: {"rgb": torch.ones(2, 2, 3)}
+    assert set(viewer.model.get_outputs_for_camera(camera())) == {"rgb"}
+
+
+def test_a_render_in_full_is_not_interrupted_by_typing(attached):
+    panel, viewer = attached(Pipeline())
+    machine = viewer.render_statemachines[7]
+    panel._views._busy.add(7)
+    machine.state = "high"
+    panel._repaint()
+    assert machine.told == []
+    machine.state = "low_move"
+    panel._repaint()
+    assert machine.told == ["move"]
+
+
+def test_neither_callbacks_nor_renders_wait_for_a_text_encoder(attached):
+    pipeline, loads = Pipeline(text="mug"), threading.Event()
+    slow = lambda phrases: (loads.wait(20), encode(phrases))[1]  # noqa: E731
+    pipeline.query.encoders = dict.fromkeys(pipeline.query.encoders, slow)
+    panel, viewer = attached(pipeline)
+    assert not render(viewer)["relevancy"].any()
+    for text in ("b", "bo", "bow", "bowl"):
+        panel.elements.ask.value = text
+    wait(lambda: "loads" in panel.state)
+    assert not render(viewer)["relevancy"].any()
+    loads.set()
+    wait(lambda: pipeline.query.config.text == "bowl")
+    settle(panel)
+    asked = {phrase for _, phrase in pipeline.query._remembered}
+    assert len(asked & {"b", "bo", "bow"}) <= 1, "what is typed on while an encoder loads is not asked"
+
+
+@pytest.mark.parametrize(
+    "text", ["broken", ";".join(map(str, range(99))), "x" * 10_000, "🥄 勺子 {a} <script>", "[point 9]"]
+)
+def test_no_text_raises_and_errors_are_shown(attached, text):
+    pipeline = Pipeline()
+    panel, viewer = attached(pipeline)
+    panel.elements.ask.value = text
+    wait(lambda: pipeline.query.phrases == (text,) or re.search("cannot be used|at most|pointed at", panel.state))
+    settle(panel)
+    render(viewer)
+    settle(panel)
+    if pipeline.query.phrases:
+        assert "<script" not in drawing(panel.elements.legend) and len(panel.elements.legend.content) < 5000
+    else:
+        assert "<" not in panel.elements.note.content.replace("\\<", "")
+
+
+def test_settings_reach_the_query(attached):
+    pipeline = Pipeline()
+    panel, _ = attached(pipeline)
+    e = panel.elements
+    e.threshold.value, e.strength.value, e.contour.value, e.negatives.value = 0.6, 0.25, False, "stuff ;; floor"
+    wait(lambda: pipeline.query.config.negatives_image == ("stuff", "floor"))
+    config = pipeline.query.config
+    assert (config.threshold, config.strength, config.contour) == (0.6, 0.25, False)
+
+
+def test_presets_bring_their_features_and_negatives(attached):
+    pipeline = Pipeline()
+    panel, _ = attached(pipeline)
+    wait(lambda: "take the mug (action)" in panel.elements.preset.options)
+    panel.elements.preset.value = "take the mug (action)"
+    wait(lambda: pipeline.query.config.features == "video" and pipeline.query.phrases == ("take the mug",))
+    settle(panel)
+    assert panel.elements.ask.value == "take the mug"
+    assert panel.elements.negatives.value == "; ".join(PUBLISHED_NEGATIVES["video"])
+
+
+def test_a_run_without_features_says_so(attached):
+    panel, _ = attached(Pipeline(kinds=()))
+    assert panel.elements.ask.disabled and "no features" in panel.state
+
+
+def test_a_run_without_video_features_says_so(attached):
+    panel, _ = attached(Pipeline(kinds=("image",)))
+    assert "No video features in this run" in panel.state
+
+
+def test_switches_hide_layers(attached):
+    pipeline = Pipeline()
+    panel, viewer = attached(pipeline)
+    panel.elements.hide_actor.value = panel.elements.hide_dynamic.value = True
+    wait(lambda: pipeline.visibility.hide_actor and pipeline.visibility.hide_dynamic)
+    wait(lambda: len(viewer.render_statemachines[7].told) == 2)
+
+
+def test_every_frame_can_be_reached_and_the_box_follows_the_slider(attached):
+    """The slider has steps of 0.01, the box reaches each of 1000 frames."""
+    panel, viewer = attached(Pipeline())
+    panel.elements.frame.value = 1046
+    wait(lambda: viewer.control_panel.time == pytest.approx(1046 / 1998))
+    viewer.control_panel.time = 0.25
+    wait(lambda: panel.elements.frame.value == 500)
+    time.sleep(0.1)
+    assert viewer.control_panel.time == 0.25
+
+
+def test_a_click_asks_what_is_there(attached):
+    pipeline = Pipeline()
+    panel, viewer = attached(pipeline)
+    render(viewer)
+    panel._clicked(SimpleNamespace(client_id=7, screen_pos=[(0.25, 0.4)]))
+    wait(lambda: pipeline.query.phrases == ("[point 1]",))
+    settle(panel)
+    assert panel.elements.ask.value == "[point 1]"
+    assert "dynamic layer" in panel.elements.pointed.content and "like mug 1" in panel.elements.pointed.content
+    outputs = render(viewer)
+    assert (outputs["relevancy"] > 0.9).float().equal(outputs["mask_dynamic"])
+
+
+def test_best_points_are_marked_in_space(attached):
+    panel, viewer = attached(Pipeline())
+    ask(panel, "mug; bowl")
+    render(viewer)
+    wait(lambda: panel._marks.get(7))
+    settle(panel)
+    ball, _ = panel._marks[7]
+    # A mug in the picture's upper left, two units along its ray from the eye; the viewer's units are ten times larger.
+    x, y, z = np.asarray(ball.position)
+    assert np.linalg.norm([x, y, z]) == pytest.approx(20, rel=1e-3) and x < 0 < y and z < 0
+    panel.elements.mark_best.value = False
+    render(viewer)
+    wait(lambda: not panel._marks.get(7))
+
+
+def test_the_next_move_is_found_in_the_frame_where_it_begins(attached):
+    panel, viewer = attached(Pipeline())
+    ask(panel, "mug")
+    render(viewer)
+    panel._find_move()
+    wait(lambda: "moves at frame" in panel.state)
+    moment = viewer.control_panel.time
+    assert 0.5 <= moment < 0.5 + 1.5 / len(IDS)
+    assert "polyline" in drawing(panel.elements.plot)
+    looked = len(viewer.model.rendered)
+    ask(panel, "bowl")
+    panel._find_move()
+    wait(lambda: "does not move" in panel.state)
+    assert len(viewer.model.rendered) == looked
+
+
+def test_state_is_saved_beside_camera_paths(attached, tmp_path):
+    pipeline = Pipeline()
+    panel, viewer = attached(pipeline)
+    ask(panel, "mug")
+    render(viewer)
+    panel._save_still(7)
+    (path,) = (tmp_path / "camera_paths").glob("*.json")
+    content = json.loads(path.read_text())
+    assert len(content["camera_path"]) == len(IDS) and content["camera_path"][-1]["render_time"] == 1.0
+    assert load_panel_state(panel_state_path(path)).query == pipeline.query.config
+    theirs = tmp_path / "camera_paths" / "tour.json"
+    theirs.write_text("{}")
+    wait(panel_state_path(theirs).is_file)
+    wait(lambda: "tour" in panel.elements.saved.content)
+
+
+def test_nerfstudio_reads_the_still_path(attached, tmp_path):
+    from nerfstudio.cameras.camera_paths import get_path_from_json
+
+    panel, viewer = attached(Pipeline())
+    render(viewer, camera(shift=0.5))
+    panel._save_still(7)
+    (path,) = (tmp_path / "camera_paths").glob("*.json")
+    cameras = get_path_from_json(json.loads(path.read_text()))
+    assert torch.allclose(cameras.camera_to_worlds[0], camera(shift=0.5).camera_to_worlds[0])
+    assert float(cameras.fy[0]) == pytest.approx(HEIGHT / 2) and int(cameras.height[0]) == HEIGHT
+
+
+def test_a_client_that_has_gone_leaves_nothing_behind(attached):
+    panel, viewer = attached(Pipeline())
+    render(viewer)
+    assert panel._views.latest(7) is not None
+    panel._forget(7)
+    assert panel._views.latest(7) is None and 7 not in panel._settled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,14 +71,38 @@ def _quiet(chosen: DivFFTrainerConfig, scene: Path, output: Path, steps: int) ->
     chosen.pipeline.datamanager.eval_num_rays_per_batch = 32
 
 
-def write_features(root: Path, encoder_folder: Path) -> str:
-    """Writes random image, video and regulariser features of a scene, and the encoder that answers for them."""
+Paint = Callable[[int, int, int], np.ndarray]
+"""Index of the word that each pixel of a frame shows, given the frame's index, height and width."""
+
+
+def write_features(
+    root: Path,
+    encoder_folder: Path,
+    words: Sequence[str] = (),
+    paint: Paint | None = None,
+    negatives: Sequence[str] = ("cu",),
+    video_encoder: str | None = None,
+) -> str:
+    """Writes image, video and regulariser features of a scene, and the encoder that answers for them.
+
+    Args:
+        root: The scene.
+        encoder_folder: Where the encoder, whose weights are random, goes.
+        words: What pixels show; their embeddings are the image and video features. None given: random features.
+        paint: Which of them each pixel shows.
+        negatives: The negatives of image and video features.
+        video_encoder: Name of the text encoder that the video features ask for, if not this one.
+
+    Returns:
+        The encoder's name.
+    """
     name = write_encoder(encoder_folder)
     encoder = load_encoder(name)
     scene = load_scene(root)
     random = np.random.default_rng(0)
     for kind, dimension in (("image", encoder.dimension), ("video", encoder.dimension), ("regulariser", 6)):
         asked = kind != "regulariser"
+        text = video_encoder if kind == "video" and video_encoder else name
         header = StoreHeader(
             kind=kind,
             source="random",
@@ -86,15 +111,18 @@ def write_features(root: Path, encoder_folder: Path) -> str:
             dimension=dimension,
             frame_ids=scene.frame_ids.tolist(),
             image_size=[scene.height, scene.width],
-            text_encoder={"encoder": name, "fingerprint": encoder.fingerprint} if asked else None,
-            negatives=["cu"] if asked else [],
+            text_encoder={"encoder": text, "fingerprint": encoder.fingerprint} if asked else None,
+            negatives=list(negatives) if asked else [],
         )
         with FeatureWriter(root / "features" / kind, header) as writer:
-            for _ in scene.frame_ids:
-                table = random.normal(size=(3, dimension))
+            for i in range(len(scene.frame_ids)):
+                table = random.normal(size=(max(3, len(words)), dimension))
                 table /= np.linalg.norm(table, axis=1, keepdims=True)
-                index = random.integers(0, 3, (scene.height // 4, scene.width // 4)).astype(np.uint16)
-                writer.append(FrameFeatures(index, table))
+                index = random.integers(0, 3, (scene.height // 4, scene.width // 4))
+                if paint is not None:
+                    index = paint(i, scene.height, scene.width)
+                    table = encoder.encode_text(words).numpy() if asked else table
+                writer.append(FrameFeatures(index.astype(np.uint16), table))
             writer.finish()
     return name
 

@@ -1,156 +1,341 @@
-"""The commands that look at a trained scene: `divff evaluate`, `divff video`, `divff view`."""
+"""The commands that look at a trained scene: `divff evaluate`, `query`, `video`, `export` and `view`."""
 
 from __future__ import annotations
 
-import os
-import platform
+import contextlib
+import json
+import sys
 import time
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional
+from typing import Literal, Optional, Union
 
-import torch
+import numpy as np
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 
+from divff_nerfstudio.evaluation.answers import Answer, asked_kind
+from divff_nerfstudio.evaluation.figures import save_picture
+from divff_nerfstudio.evaluation.metrics import lpips_weights
+from divff_nerfstudio.evaluation.pointcloud import CloudOptions, write_cloud
 from divff_nerfstudio.evaluation.report import Gallery, Report, save_report, save_scores
 from divff_nerfstudio.evaluation.results import Evaluation
-from divff_nerfstudio.evaluation.run import evaluate
-from divff_nerfstudio.evaluation.videos import write_two_row_video
-from divff_nerfstudio.files import DivffError, check_config_yaml
+from divff_nerfstudio.evaluation.run import TaskGroup, Wanted, evaluate
+from divff_nerfstudio.evaluation.runs import open_run, open_scene, run_facts, training_seconds
+from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
+from divff_nerfstudio.evaluation.tables import COLUMNS, SCORES_FILE, average_table, read_runs, save_csv, write_csv
+from divff_nerfstudio.evaluation.tiles import as_picture
+from divff_nerfstudio.evaluation.tracks import follow, save_plot
+from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene
+from divff_nerfstudio.evaluation.videos import LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
+from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint, read_camera_path
+from divff_nerfstudio.files import atomic_path, check_config_yaml
+from divff_nerfstudio.panel_state import load_panel_state, panel_state_path
 
-if TYPE_CHECKING:
-    from nerfstudio.engine.trainer import TrainerConfig
-
-
-class RunError(DivffError):
-    """A run directory is not what a command needs."""
-
-
-def open_run(load_config: Path) -> tuple[Any, int]:
-    """Loads a trained run, wherever its folder lies now.
-
-    nerfstudio's own loader executes what the file says and looks for the checkpoints below the folder that training
-    was started in; here the file is checked first, and the checkpoints are those beside it.
-
-    Args:
-        load_config: The run's config.yml.
-
-    Returns:
-        The pipeline in evaluation mode, on the test frames, and the checkpoint's step.
-
-    Raises:
-        RunError: If there is no checkpoint, or it is another method's run.
-        UnsafeConfigError: If the file asks for anything that no run of ours needs.
-    """
-    check_config_yaml(load_config)
-    folder = load_config.resolve().parent
-
-    def relocated(config: TrainerConfig) -> TrainerConfig:
-        config.output_dir, config.experiment_name, config.method_name, config.timestamp = folder, ".", ".", "."
-        if not any(config.get_checkpoint_dir().glob("step-*.ckpt")):
-            raise RunError(f"{config.get_checkpoint_dir()} has no checkpoint: train the scene with `ns-train divff`.")
-        return config
-
-    from nerfstudio.utils.eval_utils import eval_setup
-
-    _, pipeline, _, step = eval_setup(load_config, update_config_callback=relocated)
-    if not hasattr(pipeline, "query"):
-        raise RunError(f"{load_config} is no run of divff: give the config.yml that `ns-train divff` wrote.")
-    return pipeline, step
-
-
-def run_facts(pipeline: Any, step: int) -> dict[str, str]:
-    """What a report says about a run before its scores: scene, frames, step, features, hardware."""
-    scene = pipeline.datamanager.train_dataset.metadata["scene"]
-    counts = ", ".join(f"{len(scene.splits[split])} {split}" for split in ("train", "val", "test"))
-    return {
-        "Scene": scene.name,
-        "Frames": f"{len(scene)} at {scene.width}x{scene.height} ({counts})",
-        "Training steps": str(step + 1),
-        "Features": ", ".join(pipeline.query.kinds) or "none",
-        "Hardware": hardware(),
-    }
-
-
-def hardware() -> str:
-    """The processors at hand, in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{usable} CPU cores ({platform.machine()})"
+Features = Literal["image", "video"]
+"""Which features answer: what something is, or what is done with it."""
 
 
 @dataclass
 class EvaluateConfig:
-    """Scores a trained scene on its test frames: a page, figures, and all numbers as JSON."""
+    """Scores a trained scene on its held-out frames: a page, figures, and all numbers as JSON and CSV. With --average,
+    makes the table over scenes that have been evaluated."""
+
+    load_config: Optional[Path] = None  # noqa: UP045
+    """The run's config.yml."""
+    tasks: tuple[TaskGroup, ...] = ("masks", "objects", "affordances", "views")
+    """What to evaluate: pictures and masks, annotated objects, annotated actions, and other times and viewpoints."""
+    frames: Optional[int] = None  # noqa: UP045
+    """How many held-out frames, evenly spaced; by default all."""
+    queries: tuple[str, ...] = ()
+    """Only these classes and actions; phrases that are not annotated are shown in the figures. By default all that are
+    annotated."""
+    baselines: tuple[str, ...] = ("nearest", "mean", "extracted")
+    """Methods to score beside the field: nearest (copy of the nearest training frame), mean (of all training frames),
+    extracted (the frame's own 2D features), or your own, module:Class."""
+    moments: int = 8
+    """How many moments the tasks of other times and viewpoints look at."""
+    download_lpips: bool = False
+    """Fetch the weights of LPIPS (244 MB) if they are not on this machine; without them it is left out."""
+    output: Optional[Path] = None  # noqa: UP045
+    """Folder for scores.json, the CSV files, report.html and frames/; by default "evaluation" beside the config.yml.
+    With --average, folder for average.md and average.tex; by default this one."""
+    average: tuple[Path, ...] = ()
+    """Evaluated runs (their folders, or scores.json) to put into one table with means over the scenes."""
+    columns: tuple[str, ...] = COLUMNS
+    """Scores in that table, by their names in scores.json."""
+
+    def main(self) -> Evaluation | None:
+        """Runs the command."""
+        if self.average:
+            return self._average()
+        if self.load_config is None:
+            raise EvaluationError("Give a run: --load-config RUN/config.yml, or --average RUN... for the table.")
+        if self.download_lpips:
+            _fetch_lpips()
+        pipeline, step = open_run(self.load_config)
+        run = self.load_config.resolve().parent
+        folder = self.output or run / "evaluation"
+        gallery, start = Gallery(folder / "frames"), time.perf_counter()
+        wanted = Wanted(self.tasks, self.frames, self.queries, self.baselines, self.moments)
+        evaluation = evaluate(
+            pipeline.model, pipeline.datamanager, pipeline.query, gallery.add, wanted, gallery.add_picture
+        )
+        facts = run_facts(pipeline, step)
+        if (trained := training_seconds(run)) is not None:
+            facts["Training"] = f"{trained:.0f} s"
+        facts["Evaluation"] = f"{time.perf_counter() - start:.0f} s"
+        if "masks" in self.tasks and not lpips_weights().is_file():
+            facts["LPIPS"] = f"left out: {lpips_weights()} is not there (--download-lpips fetches it)"
+        save_scores(folder / SCORES_FILE, evaluation, facts)
+        save_csv(folder, facts["Method"], evaluation)
+        introduction = "Scores and pictures of the test frames, which training has never seen."
+        save_report(folder / "report.html", Report(facts["Scene"], introduction, evaluation, gallery, facts))
+        for key, value in evaluation.totals.items():
+            CONSOLE.print(f"{key:>28} {value:8.3f}")
+        CONSOLE.print(f"Written: {escape(str(folder / 'report.html'))}; {SCORES_FILE} and CSV files beside it")
+        return evaluation
+
+    def _average(self) -> None:
+        unknown = [name for name in self.columns if name not in FRAME_SCORES | SCENE_SCORES]
+        if unknown:
+            raise EvaluationError(f"There is no score {unknown[0]}: use names from {SCORES_FILE}.")
+        table = average_table(read_runs(self.average), self.columns)
+        folder = self.output or Path()
+        for name, text in (("average.md", table.markdown()), ("average.tex", table.latex())):
+            with atomic_path(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        sys.stdout.write(table.markdown())
+        CONSOLE.print(f"Written: {escape(str(folder / 'average.md'))} and average.tex")
+
+
+def _fetch_lpips() -> None:
+    try:
+        lpips_weights(download=True)
+    except (OSError, RuntimeError) as error:
+        raise EvaluationError(
+            f"The weights of LPIPS cannot be fetched ({error}): put them at {lpips_weights()}, or leave "
+            "--download-lpips out."
+        ) from None
+
+
+@dataclass
+class QueryCommandConfig:
+    """Asks a trained scene without a viewer. Prints one JSON object on standard output, and writes each answer's
+    relevancy (NPY and PNG), mask and overlay."""
 
     load_config: Path
     """The run's config.yml."""
-    output: Optional[Path] = None  # noqa: UP045
-    """Folder for scores.json, report.html and frames/; by default "evaluation" beside the config.yml."""
+    text: tuple[str, ...]
+    """What to look for; "video: cut the bread" asks the other features than --features says."""
+    output: Path
+    """Folder for the pictures and arrays."""
+    time: Optional[float] = None  # noqa: UP045
+    """The moment, 0 to 1; the camera is that of the frame next to it, unless told otherwise."""
+    frame: Optional[int] = None  # noqa: UP045
+    """Id of the frame whose camera and time are taken."""
+    camera: Optional[Path] = None  # noqa: UP045
+    """File of another camera: a camera path of nerfstudio's viewer (its first camera), or a JSON object with
+    camera_to_world."""
+    fixed: Optional[int] = None  # noqa: UP045
+    """Id of the frame whose viewpoint is taken, at the time of --time or --frame."""
+    features: Features = "image"
+    """Which features answer."""
+    threshold: Optional[float] = None  # noqa: UP045
+    """Relevancy above which a pixel belongs to the mask; by default 0.7 for image and 0.54 for video features."""
+    hide: tuple[MovingLayer, ...] = ()
+    """Layers to leave out: actor, dynamic."""
+    over_time: bool = False
+    """Follow each thing over the whole video: when it moves, and where it is, as a plot and CSV."""
+    moments: int = 20
+    """How many moments --over-time looks at, evenly spaced."""
 
-    def main(self) -> Evaluation:
+    def main(self) -> dict:
         """Runs the command."""
-        pipeline, step = open_run(self.load_config)
-        folder = self.output or self.load_config.resolve().parent / "evaluation"
-        gallery, start = Gallery(folder / "frames"), time.perf_counter()
-        evaluation = evaluate(pipeline.model, pipeline.datamanager, pipeline.query, gallery.add)
-        facts = run_facts(pipeline, step) | {"Evaluation": f"{time.perf_counter() - start:.0f} s"}
-        save_scores(folder / "scores.json", evaluation, facts)
-        name = facts["Scene"]
-        introduction = "Scores and pictures of the test frames, which training has never seen."
-        save_report(folder / "report.html", Report(name, introduction, evaluation, gallery, facts))
-        for key, value in evaluation.totals.items():
-            CONSOLE.print(f"{key:>24} {value:8.3f}")
-        CONSOLE.print(f"Written: {escape(str(folder / 'report.html'))} and scores.json beside it")
-        return evaluation
+        if self.over_time and (self.time is not None or self.frame is not None or self.camera is not None):
+            raise EvaluationError("--over-time looks at all times: leave --time, --frame and --camera out.")
+        if self.camera is not None and self.fixed is not None:
+            raise EvaluationError("--camera and --fixed both name a viewpoint: leave one of them out.")
+        with contextlib.redirect_stdout(sys.stderr):  # nerfstudio says on standard output what it loads
+            trained = open_scene(self.load_config)
+            content = self._follow(trained) if self.over_time else self._ask(trained)
+        sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
+        return content
+
+    def _ask(self, trained: TrainedScene) -> dict:
+        """The answers in one view."""
+        camera = None
+        if self.camera is not None:
+            camera = read_camera_path(self.camera, trained.scene)[:1]
+        elif self.fixed is not None:
+            camera = trained.camera_at(trained.scene.index_of(self.fixed), 0.0)
+            if self.time is None and self.frame is None:
+                raise EvaluationError("--fixed is a viewpoint, not a moment: give --time or --frame as well.")
+        view = trained.view(frame=self.frame, time=self.time, camera=camera, hide=self.hide)
+        answers = []
+        for typed in self.text:
+            kind, phrase = asked_kind(typed, self.features)
+            answer = view.ask(phrase, kind, self.threshold)
+            answers.append(answer.summary() | {"files": save_answer(self.output / file_name(phrase), answer)})
+        assert view.camera.times is not None
+        rgb = view.outputs["rgb"].numpy()
+        save_picture(self.output / "view.png", as_picture(rgb, (rgb.shape[0], rgb.shape[1])))
+        return {
+            "scene": trained.scene.name,
+            "time": float(view.camera.times.reshape(-1)[0]),
+            "camera_to_world": view.camera.camera_to_worlds.reshape(3, 4).tolist(),
+            "hidden": list(self.hide),
+            "answers": answers,
+        }
+
+    def _follow(self, trained: TrainedScene) -> dict:
+        """Where the things are at all times."""
+        viewpoint = fixed_viewpoint(trained.scene, self.fixed)
+        frames = chosen_frames(len(trained.scene), self.moments)
+        asked = [asked_kind(typed, self.features) for typed in self.text]
+        shown = track(frames, "Following ...", console=Console(stderr=True), transient=True)
+        tracks = follow(trained, asked, shown, viewpoint, self.hide or ("actor",))
+        answers = []
+        for followed in tracks:
+            name = file_name(followed.phrase)
+            files = {
+                "csv": str(write_csv(self.output / f"{name}_over_time.csv", followed.rows())),
+                "plot": str(save_plot(self.output / f"{name}_over_time.png", followed)),
+            }
+            answers.append(followed.summary() | {"files": files})
+        return {"scene": trained.scene.name, "fixed": int(trained.scene.frame_ids[viewpoint]), "over_time": answers}
+
+
+def save_answer(base: Path, answer: Answer) -> dict[str, str]:
+    """Writes an answer's relevancy (NPY and PNG), mask and overlay beside each other.
+
+    Args:
+        base: Folder and beginning of the files' names.
+        answer: The answer.
+
+    Returns:
+        The files' paths by what they hold.
+    """
+    size = answer.relevancy.shape[0], answer.relevancy.shape[1]
+    pictures = {
+        "relevancy": answer.relevancy[..., None],
+        "mask": answer.mask[..., None].astype(np.float32),
+        "overlay": answer.overlay,
+    }
+    files = {
+        name: str(save_picture(base.with_name(f"{base.name}_{name}.png"), as_picture(image, size, smooth=False)))
+        for name, image in pictures.items()
+    }
+    array = base.with_name(f"{base.name}_relevancy.npy")
+    with atomic_path(array) as temporary:
+        np.save(temporary, answer.relevancy)
+    return {"array": str(array), **files}
+
+
+def file_name(phrase: str) -> str:
+    """A phrase as the beginning of a file's name; phrases that become alike keep apart by a checksum."""
+    plain = "_".join("".join(c if c.isalnum() else " " for c in phrase.lower()).split())[:60]
+    exact = plain.replace("_", " ") == phrase
+    return plain if exact else f"{plain or 'query'}_{zlib.crc32(phrase.encode()):08x}"
 
 
 @dataclass
 class VideoConfig:
-    """Writes the two-row video of a trained scene: its own trajectory above, a fixed viewpoint below."""
+    """Writes a video of a trained scene: its own trajectory above, the same times from another viewpoint below."""
 
     load_config: Path
     """The run's config.yml."""
     output: Optional[Path] = None  # noqa: UP045
     """The .mp4 file; by default "video.mp4" beside the config.yml."""
-    query: str = ""
-    """Phrase whose relevancy is shown; several are separated by ";". Empty: that of the run's configuration."""
-    features: Literal["image", "video"] = "image"
-    """Which features answer the query."""
-    frames: Optional[int] = None  # noqa: UP045
-    """How many frames of the scene, evenly spaced; by default all."""
-    fixed_frame: Optional[int] = None  # noqa: UP045
-    """Id of the frame whose viewpoint is the fixed one; by default the most central."""
-    hide_actor: bool = False
-    """Leave the camera wearer out."""
-    hide_dynamic: bool = False
-    """Leave out the objects that move."""
+    layout: Literal["published", "own", "other", "masks", "relevancy", "prediction"] = "published"
+    """What stands where: published (own trajectory above, other viewpoint below; target, prediction, static, dynamic,
+    actor, relevancies), one of its rows (own, other), with the layers' masks (masks), relevancies alone (relevancy), or
+    only what the other viewpoint sees (prediction)."""
+    queries: tuple[str, ...] = ()
+    """Phrases whose relevancies are shown, a column each; "video: cut the bread" asks the other features than
+    --features says. By default those of the run's configuration."""
+    features: Features = "image"
+    """Which features answer the queries."""
+    hide: tuple[MovingLayer, ...] = ()
+    """Layers to leave out: actor, dynamic."""
+    camera_path: Optional[Path] = None  # noqa: UP045
+    """Camera path of nerfstudio's viewer: the other viewpoint. A picture for each of its cameras, at its time. What the
+    panel asked and hid when it was saved is asked and hidden, unless --queries or --hide say otherwise."""
+    fixed: Optional[int] = None  # noqa: UP045
+    """Id of the frame whose viewpoint is the other one; by default the published one of EPIC-Diff's scenes, else the
+    most central."""
+    frames: Union[Literal["all"], int] = "all"  # noqa: UP007
+    """How many pictures, evenly spaced over the scene or the camera path."""
     fps: float = 10.0
-    """Frames per second."""
+    """Pictures per second."""
     cell_height: int = 180
     """Height of each picture in the video, in pixels."""
 
     def main(self) -> Path:
         """Runs the command."""
-        pipeline, _ = open_run(self.load_config)
-        if self.query:
-            pipeline.query.ask(text=self.query, features=self.features)
-        pipeline.model.visibility.hide_actor = self.hide_actor
-        pipeline.model.visibility.hide_dynamic = self.hide_dynamic
-        path = self.output or self.load_config.resolve().parent / "video.mp4"
-        count = write_two_row_video(
-            path,
-            pipeline.model,
-            pipeline.datamanager,
-            pipeline.query,
-            frames=self.frames,
-            fixed_frame=self.fixed_frame,
-            fps=self.fps,
-            cell_height=self.cell_height,
-        )
-        CONSOLE.print(f"Written: {escape(str(path))} ({count} frames)")
+        if self.camera_path is not None and self.fixed is not None:
+            raise EvaluationError("--camera-path and --fixed both name the other viewpoint: leave one of them out.")
+        trained, hide = open_scene(self.load_config), self.hide
+        wanted = None if self.frames == "all" else int(self.frames)
+        if self.camera_path is not None:
+            path = read_camera_path(self.camera_path, trained.scene)
+            hide = self._as_in_the_panel(trained)
+            moments = path_moments(trained, path, chosen_frames(len(path), wanted))
+        else:
+            viewpoint = fixed_viewpoint(trained.scene, self.fixed)
+            moments = fixed_moments(trained, chosen_frames(len(trained.scene), wanted), viewpoint)
+        queries = [asked_kind(typed, self.features) for typed in self.queries] or trained.standing_queries
+        layout = LAYOUTS[self.layout]
+        pictures = video_pictures(trained, moments, layout, queries, hide, self.cell_height)
+        shown = track(pictures, "Rendering the video ...", total=len(moments), console=CONSOLE, transient=True)
+        file = self.output or self.load_config.resolve().parent / "video.mp4"
+        count = write_video(file, shown, self.fps)
+        CONSOLE.print(f"Written: {escape(str(file))} ({count} frames)")
+        return file
+
+    def _as_in_the_panel(self, trained: TrainedScene) -> tuple[MovingLayer, ...]:
+        """Asks what the panel had asked when the camera path was saved; the layers that it had hidden."""
+        assert self.camera_path is not None
+        saved = panel_state_path(self.camera_path)
+        if not saved.is_file():
+            return self.hide
+        state = load_panel_state(saved)
+        if not self.queries:
+            state.ask(trained.query)
+        switches: dict[MovingLayer, bool] = {"actor": state.hide_actor, "dynamic": state.hide_dynamic}
+        return self.hide or tuple(layer for layer, hidden in switches.items() if hidden)
+
+
+@dataclass
+class ExportConfig:
+    """Writes a trained scene at one moment for other programs: a point cloud of several views, as PLY."""
+
+    load_config: Path
+    """The run's config.yml."""
+    what: Literal["pointcloud"] = "pointcloud"
+    """What to write."""
+    output: Optional[Path] = None  # noqa: UP045
+    """The .ply file; by default "pointcloud.ply" beside the config.yml."""
+    queries: tuple[str, ...] = ()
+    """Phrases whose relevancy each point gets; "video: cut the bread" asks the other features than --features says."""
+    features: Features = "image"
+    """Which features answer, and are written."""
+    time: Optional[float] = None  # noqa: UP045
+    """The moment, 0 to 1; by default the middle of the video."""
+    cloud: CloudOptions = field(default_factory=CloudOptions)
+    """Views, sizes, and what is left out."""
+
+    def main(self) -> Path:
+        """Runs the command."""
+        trained = open_scene(self.load_config)
+        queries = [asked_kind(typed, self.features) for typed in self.queries]
+        path = self.output or self.load_config.resolve().parent / "pointcloud.ply"
+        time = float(np.median(trained.times)) if self.time is None else self.time
+        count = write_cloud(path, trained, time, queries, self.features, self.cloud)
+        CONSOLE.print(f"Written: {escape(str(path))} ({count} points)")
         return path
 
 

@@ -10,21 +10,23 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
+from divff_nerfstudio.evaluation.answers import THRESHOLDS
 from divff_nerfstudio.evaluation.results import FrameResult, Task
-from divff_nerfstudio.evaluation.tiles import Picture, as_picture, caption, column_of, marked, outlined, row_of
+from divff_nerfstudio.evaluation.tiles import (
+    Picture,
+    as_picture,
+    cell_size,
+    column_of,
+    labelled,
+    marked,
+    outlined,
+    row_of,
+)
 from divff_nerfstudio.files import atomic_path
-from divff_nerfstudio.query import OVERLAY_OFFSET, overlay
+from divff_nerfstudio.overlays import OVERLAY_OFFSET, overlay
 
-CELL_HEIGHT = 180
-"""Height of a picture in a figure, in pixels; its width follows from the frame's shape."""
-_LABEL_HEIGHT = 26
 _COLUMNS = 5
 _TRUTH = (255, 255, 255)
-
-
-def cell_size(height: int, width: int, cell_height: int = CELL_HEIGHT) -> tuple[int, int]:
-    """Height and width of a cell for frames of a size, both even."""
-    return cell_height // 2 * 2, max(2, round(cell_height * width / height / 2) * 2)
 
 
 def frame_figure(result: FrameResult, tasks: Mapping[str, Task]) -> Picture:
@@ -56,12 +58,12 @@ def frame_figure(result: FrameResult, tasks: Mapping[str, Task]) -> Picture:
         task = tasks[name]
         truth = task.annotations.masks[result.index]
         cells += [relevancy_cell(result, task, i, size) for i in range(relevancies.shape[-1]) if truth[..., i].any()]
+    for phrase, scores in result.shown.items():
+        text = f"{phrase}: up to {scores.max():.2f}, threshold {THRESHOLDS['image']:g}"
+        cells.append((relevancy_picture(result, scores, "image", size), text))
     rows = []
     for start in range(0, len(cells), _COLUMNS):
-        part = cells[start : start + _COLUMNS]
-        rows.append(
-            row_of([column_of([picture, caption(text, size[1], _LABEL_HEIGHT)], gap=0) for picture, text in part])
-        )
+        rows.append(row_of([labelled(picture, text) for picture, text in cells[start : start + _COLUMNS]]))
     return column_of(rows, gap=8)
 
 
@@ -73,22 +75,32 @@ def relevancy_cell(result: FrameResult, task: Task, i: int, size: tuple[int, int
     """
     scores = result.relevancies[task.name][..., i]
     truth = task.annotations.masks[result.index][..., i]
-    image = overlay(
-        torch.from_numpy(result.outputs["rgb"]), torch.from_numpy(scores[..., None]), OVERLAY_OFFSET[task.kind]
-    )
-    row, col = divmod(int(scores.argmax()), scores.shape[1])
-    picture = outlined(as_picture(image.numpy(), size), truth, _TRUTH)
-    picture = marked(picture, (row + 0.5) / scores.shape[0], (col + 0.5) / scores.shape[1])
+    picture = outlined(relevancy_picture(result, scores, task.kind, size), truth, _TRUTH)
     found = scores > task.threshold
     iou = (found & truth).sum() / max((found | truth).sum(), 1)
-    return picture, f"{task.annotations.names[i]}: IoU {iou:.2f} at {task.threshold:g}"
+    asked = "" if task.usual else f" ({task.kind})"
+    return picture, f"{task.annotations.names[i]}{asked}: IoU {iou:.2f} at {task.threshold:g}"
+
+
+def relevancy_picture(
+    result: FrameResult, scores: Float[np.ndarray, "height width"], kind: str, size: tuple[int, int]
+) -> Picture:
+    """Relevancy over the rendered frame, with a ring around the most relevant pixel."""
+    image = overlay(torch.from_numpy(result.outputs["rgb"]), torch.from_numpy(scores[..., None]), OVERLAY_OFFSET[kind])
+    row, col = divmod(int(scores.argmax()), scores.shape[1])
+    return marked(as_picture(image.numpy(), size), (row + 0.5) / scores.shape[0], (col + 0.5) / scores.shape[1])
 
 
 def save_frame_figure(folder: Path, result: FrameResult, tasks: Mapping[str, Task]) -> Path:
     """Writes the figure of a frame as ``frame_<id>.png`` and returns its path."""
     path = folder / f"frame_{result.frame_id:06d}.png"
+    return save_picture(path, frame_figure(result, tasks))
+
+
+def save_picture(path: Path, picture: Picture) -> Path:
+    """Writes a picture and returns its path."""
     with atomic_path(path) as temporary:
-        Image.fromarray(frame_figure(result, tasks)).save(temporary)
+        Image.fromarray(picture).save(temporary)
     return path
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -13,7 +15,8 @@ AFFORDANCE_THRESHOLD = 0.54
 """Relevancy above which a pixel counts as the place of the action asked for (DIV-FF, video features)."""
 LARGEST_PSNR = 100.0
 """PSNR of equal pictures, which has no number, in dB."""
-_BINS = 1 << 16
+LPIPS_WEIGHTS = "alexnet-owt-7be5be79.pth"
+"""File of torchvision's AlexNet, in torch's folder of downloaded checkpoints."""
 
 
 def psnr(
@@ -53,6 +56,50 @@ def ssim(image: Float[np.ndarray, "height width 3"], target: Float[np.ndarray, "
     return float(structural_similarity_index_measure(*pair, data_range=1.0))  # pyright: ignore[reportArgumentType]
 
 
+def lpips(image: Float[np.ndarray, "height width 3"], target: Float[np.ndarray, "height width 3"]) -> float | None:
+    """Perceptual distance (LPIPS with AlexNet, Zhang et al. 2018) by torchmetrics.
+
+    Returns:
+        A number from 0 on, smaller for more alike; None where AlexNet's weights are not on this machine (they are
+        never downloaded amid an evaluation, see `lpips_weights`) or a picture is too small for it.
+    """
+    if not lpips_weights().is_file() or min(image.shape[:2]) < 32:
+        return None
+    import torch
+
+    network = _lpips_network()
+    pair = (torch.from_numpy(np.asarray(part, np.float32)).permute(2, 0, 1)[None] for part in (image, target))
+    with torch.no_grad():
+        distance = float(network(*(part.clamp(0, 1) for part in pair)))
+    network.reset()
+    return distance
+
+
+def lpips_weights(download: bool = False) -> Path:
+    """Where torchvision keeps AlexNet's weights.
+
+    Args:
+        download: Fetch them (244 MB) if they are not there.
+
+    Raises:
+        OSError: If they cannot be fetched.
+    """
+    import torch
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_WEIGHTS
+    if download and not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(f"https://download.pytorch.org/models/{LPIPS_WEIGHTS}", str(path), "7be5be79")
+    return path
+
+
+@lru_cache(maxsize=1)
+def _lpips_network() -> Any:
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    return LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
+
+
 def average_precision(scores: Float[np.ndarray, "*shape"], truth: Bool[np.ndarray, "*shape"]) -> float | None:
     """Area under the precision-recall curve, as scikit-learn sums it.
 
@@ -68,109 +115,3 @@ def average_precision(scores: Float[np.ndarray, "*shape"], truth: Bool[np.ndarra
     from sklearn.metrics import average_precision_score
 
     return float(average_precision_score(truth.ravel(), scores.ravel()))
-
-
-class ClassScores:
-    """Relevancy maps of several classes against their masks, summed over the annotated frames of a scene.
-
-    Under the *published* convention (DIV-FF) a class is asked only in frames whose annotation has it, and a class that
-    no frame has counts as IoU 0. Under the *sound* one every class is asked in every annotated frame, and a class that
-    no frame has is left out. Pixels are counted in two groups per class, frames that have it and frames that have not,
-    so both conventions come out of one pass; scores are kept as histograms of 65536 steps, so memory does not grow
-    with the frames.
-
-    Args:
-        names: The classes.
-        threshold: Relevancy above which a pixel counts as found.
-    """
-
-    def __init__(self, names: Sequence[str], threshold: float):
-        self.names = tuple(names)
-        self.threshold = threshold
-        self.frames = 0
-        self.annotated_frames = np.zeros(len(self.names), np.int64)
-        self._counts = np.zeros((2, len(self.names), 3), np.int64)  # absent or present; class; TP, FP, FN
-        self._histograms = np.zeros((len(self.names), 2, _BINS), np.int64)  # class; negative or positive; score
-
-    def add(
-        self, scores: Float[np.ndarray, "height width classes"], truth: Bool[np.ndarray, "height width classes"]
-    ) -> None:
-        """Adds an annotated frame.
-
-        Args:
-            scores: Relevancies in [0, 1].
-            truth: Masks of the classes; a class without a pixel is absent from the frame.
-        """
-        if scores.shape != truth.shape or scores.shape[-1] != len(self.names):
-            raise ValueError(f"scores {scores.shape} and masks {truth.shape} need {len(self.names)} classes alike")
-        self.frames += 1
-        scores, truth = scores.reshape(-1, len(self.names)), truth.reshape(-1, len(self.names))
-        found, present = scores > self.threshold, truth.any(axis=0)
-        self.annotated_frames += present
-        counts = np.stack([(found & truth).sum(0), (found & ~truth).sum(0), (~found & truth).sum(0)], axis=-1)
-        self._counts[present.astype(int), np.arange(len(self.names))] += counts
-        steps = np.clip(scores * (_BINS - 1), 0, _BINS - 1).round().astype(np.int64)
-        for i in range(len(self.names)):
-            for positive in (0, 1):
-                picked = steps[truth[:, i] == positive, i]
-                self._histograms[i, positive] += np.bincount(picked, minlength=_BINS)
-
-    def per_class(self) -> dict[str, dict[str, float]]:
-        """Scores of each class.
-
-        Returns:
-            For each class "frames" (that have it) and "iou" (published); if a frame has it also "iou_sound", "ap" (of
-            all pixels of all annotated frames together) and "iou_oracle" with "threshold_oracle" (the threshold that
-            is best on these very frames: an upper bound, no result).
-        """
-        scores: dict[str, dict[str, float]] = {}
-        for i, name in enumerate(self.names):
-            scores[name] = {"frames": int(self.annotated_frames[i]), "iou": _iou(self._counts[1, i])}
-            if self.annotated_frames[i]:
-                best, threshold = self._oracle(i)
-                scores[name] |= {
-                    "iou_sound": _iou(self._counts[:, i].sum(0)),
-                    "ap": self._average_precision(i),
-                    "iou_oracle": best,
-                    "threshold_oracle": threshold,
-                }
-        return scores
-
-    def totals(self) -> dict[str, float]:
-        """Means over the classes.
-
-        Returns:
-            "miou" (published), "miou_sound", "ap" and "miou_oracle"; nothing if no frame was added, and only "miou",
-            which is 0, if no frame has any of the classes.
-        """
-        if not self.frames or not self.names:
-            return {}
-        scores = self.per_class().values()
-        totals = {"miou": float(np.mean([score["iou"] for score in scores]))}
-        for name, key in (("miou_sound", "iou_sound"), ("ap", "ap"), ("miou_oracle", "iou_oracle")):
-            values = [score[key] for score in scores if key in score]
-            if values:
-                totals[name] = float(np.mean(values))
-        return totals
-
-    def _above(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """True and false positives of class `i` if all scores from a step on count as found, largest step first."""
-        negatives, positives = self._histograms[i, :, ::-1]
-        return positives.cumsum(), negatives.cumsum()
-
-    def _average_precision(self, i: int) -> float:
-        true, false = self._above(i)
-        found = true + false
-        precision = true / np.maximum(found, 1)
-        return float((np.diff(true, prepend=0) * precision).sum() / true[-1])
-
-    def _oracle(self, i: int) -> tuple[float, float]:
-        true, false = self._above(i)
-        ious = true / (true[-1] + false)
-        best = int(ious.argmax())
-        return float(ious[best]), float((_BINS - 1 - best - 0.5) / (_BINS - 1))
-
-
-def _iou(counts: np.ndarray) -> float:
-    """Intersection over union of summed true positives, false positives and false negatives; 0 if all are 0."""
-    return float(counts[0] / max(counts.sum(), 1))

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from divff_nerfstudio.evaluation.figures import cell_size, relevancy_cell, save_frame_figure
+from divff_nerfstudio.evaluation.figures import relevancy_cell, save_frame_figure, save_picture
 from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task
-from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
-from divff_nerfstudio.evaluation.tiles import Picture
+from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES, TASK_TITLES
+from divff_nerfstudio.evaluation.tiles import Picture, cell_size
 from divff_nerfstudio.files import atomic_path
 
 LARGEST_VIDEO = 16 * 2**20
@@ -64,20 +64,25 @@ class Gallery:
     """Where the figures are written."""
     figures: list[Path] = field(default_factory=list)
     """Their files, one a frame."""
+    others: dict[str, Path] = field(default_factory=dict)
+    """Files of figures of other viewpoints and times, by name."""
     answers: dict[tuple[str, str], tuple[int, Picture, str]] = field(default_factory=dict)
     """By task and class, from the frame that shows most of the class: its pixels, the overlay and the label."""
+
+    def add_picture(self, name: str, picture: Picture) -> None:
+        """Takes a figure that belongs to no single frame."""
+        self.others[name] = save_picture(self.folder / f"{name}.png", picture)
 
     def add(self, result: FrameResult, tasks: Mapping[str, Task]) -> None:
         """Takes what is wanted of a frame."""
         self.figures.append(save_frame_figure(self.folder, result, tasks))
         size = cell_size(*result.target.shape[:2])
-        for name in result.relevancies:
-            task = tasks[name]
+        for task in (tasks[name] for name in result.relevancies if tasks[name].usual):
             areas = task.annotations.masks[result.index].sum(axis=(0, 1))
             for i, label in enumerate(task.annotations.names):
-                if areas[i] > self.answers.get((name, label), (0,))[0]:
+                if areas[i] > self.answers.get((task.name, label), (0,))[0]:
                     picture, text = relevancy_cell(result, task, i, size)
-                    self.answers[name, label] = int(areas[i]), picture, f"{text}, frame {result.frame_id}"
+                    self.answers[task.name, label] = int(areas[i]), picture, f"{text}, frame {result.frame_id}"
 
 
 @dataclass
@@ -140,9 +145,13 @@ def report_page(report: Report, folder: Path) -> str:
             f"alone, at the fixed threshold.</p><div class=answers>{''.join(answers)}</div>"
         )
     for task, classes in report.evaluation.classes.items():
-        parts.append(f"<h2>{escape(task.capitalize())}s one by one</h2>{_class_table(classes)}")
+        title = f"{TASK_TITLES[task][0]}, one by one" if task in TASK_TITLES else f"{task.capitalize()}, one by one"
+        parts.append(f"<h2>{escape(title)}</h2>{_class_table(classes)}")
+    if report.gallery.others:
+        others = (_figure_of(path, name.replace("_", " ")) for name, path in report.gallery.others.items())
+        parts.append(f"<h2>Other times and viewpoints</h2><div class=figures>{''.join(others)}</div>")
     if report.gallery.figures:
-        figures = (_figure(np.asarray(Image.open(path).convert("RGB")), path.stem) for path in report.gallery.figures)
+        figures = (_figure_of(path, path.stem) for path in report.gallery.figures)
         parts.append(f"<h2>Test frames</h2><div class=figures>{''.join(figures)}</div>")
     if report.commands:
         commands = (f"<p>{escape(text)}</p><pre>{escape(command)}</pre>" for text, command in report.commands)
@@ -162,7 +171,6 @@ def _score_table(report: Report) -> str:
         if key not in totals or key == "psnr_nearest_frame":
             continue
         value, target = totals[key], report.targets.get(key)
-        baseline = f"{totals['psnr_nearest_frame']:.2f}, nearest training frame" if key == "psnr" else ""
         if target is None:
             wanted = ""
         elif value >= target:
@@ -171,10 +179,25 @@ def _score_table(report: Report) -> str:
             wanted = f"<span class=bad>≥ {target:.2f} missed by {target - value:.2f}</span>"
         rows.append(
             f"<tr><td>{escape(score.title)}</td><td class='number value'>{value:.2f} {score.unit}</td>"
-            f"<td class=number>{wanted}</td><td>{baseline}</td><td class=faded>{escape(score.meaning)}</td></tr>"
+            f"<td class=number>{wanted}</td>{_others(report, key)}<td class=faded>{escape(score.meaning)}</td></tr>"
         )
-    head = "<tr><th>Score<th class=number>Value<th class=number>Target<th>Baseline<th>What it says</tr>"
+    names = "".join(f"<th class=number>{escape(name)}" for name in _baselines(report))
+    head = f"<tr><th>Score<th class=number>Value<th class=number>Target{names}<th>What it says</tr>"
     return f"<div class=wide><table>{head}{''.join(rows)}</table></div>"
+
+
+def _baselines(report: Report) -> Mapping[str, Mapping[str, float]]:
+    """Scores of the baselines by name; that of copying the nearest training frame is always known."""
+    found = {name: evaluation.totals for name, evaluation in report.evaluation.baselines.items()}
+    if not found and "psnr_nearest_frame" in report.evaluation.totals:
+        found["nearest training frame"] = {"psnr": report.evaluation.totals["psnr_nearest_frame"]}
+    return found
+
+
+def _others(report: Report, key: str) -> str:
+    """Cells of the baselines' scores."""
+    values = (totals.get(key) for totals in _baselines(report).values())
+    return "".join(f"<td class=number>{'' if value is None else format(value, '.2f')}</td>" for value in values)
 
 
 def _class_table(classes: Mapping[str, Mapping[str, float]]) -> str:
@@ -183,9 +206,14 @@ def _class_table(classes: Mapping[str, Mapping[str, float]]) -> str:
         ("ap", "AP", ".2f"),
         ("iou", "IoU, published", ".2f"),
         ("iou_sound", "IoU, sound", ".2f"),
+        ("iou_loo", "IoU, left out", ".2f"),
         ("iou_oracle", "IoU, oracle", ".2f"),
         ("threshold_oracle", "Oracle threshold", ".2f"),
+        ("consistency_iou", "IoU between times", ".2f"),
+        ("consistency_soft_iou", "soft", ".2f"),
+        ("consistency_found", "Found", ".0%"),
     )
+    columns = [column for column in columns if any(column[0] in scores for scores in classes.values())]
     head = "<tr><th>Class" + "".join(f"<th class=number>{title}" for _, title, _ in columns) + "</tr>"
     rows = []
     for name, scores in classes.items():
@@ -193,6 +221,10 @@ def _class_table(classes: Mapping[str, Mapping[str, float]]) -> str:
         numbers = "".join(f"<td class=number>{cell}</td>" for cell in cells)
         rows.append(f"<tr><td>{escape(name)}</td>{numbers}</tr>")
     return f"<div class=wide><table>{head}{''.join(rows)}</table></div>"
+
+
+def _figure_of(path: Path, text: str) -> str:
+    return _figure(np.asarray(Image.open(path).convert("RGB")), text)
 
 
 def _figure(picture: Picture, text: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from divff_nerfstudio.data.annotations import GroundTruth, LabelledMasks
+from divff_nerfstudio.evaluation.classes import ClassTable
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,9 @@ class Task:
     """A set of classes to find by their names."""
 
     name: str
-    """Prefix of its scores: object or affordance."""
+    """Prefix of its scores: object or affordance; behind it _image or _video where not the usual features answer."""
+    group: str
+    """What is asked for: objects or affordances."""
     kind: str
     """Kind of features that answers."""
     threshold: float
@@ -23,10 +26,15 @@ class Task:
     annotations: LabelledMasks
     """Classes and masks."""
 
+    @property
+    def usual(self) -> bool:
+        """Whether the features are those that DIV-FF asks for it: image for objects, video for affordances."""
+        return "_" not in self.name
+
 
 @dataclass
 class FrameResult:
-    """Everything about one held-out frame; it is dropped before the next is rendered."""
+    """Everything about one held-out frame as one method shows it; it is dropped before the next is rendered."""
 
     index: int
     """Index in the scene."""
@@ -35,7 +43,7 @@ class FrameResult:
     target: Float[np.ndarray, "height width 3"]
     """The frame, 0..1."""
     outputs: dict[str, Float[np.ndarray, "height width channels"]]
-    """The model's pictures of it."""
+    """The method's pictures of it, by the model's names."""
     nearest: Float[np.ndarray, "height width 3"]
     """The training frame next in time, 0..1."""
     moving: Bool[np.ndarray, "height width"] | None
@@ -44,19 +52,41 @@ class FrameResult:
     """What only a renderer of the scene knows, if there is one."""
     relevancies: dict[str, Float[np.ndarray, "height width classes"]] = field(default_factory=dict)
     """By name of the task, where the frame is annotated for it."""
+    shown: dict[str, Float[np.ndarray, "height width"]] = field(default_factory=dict)
+    """Relevancy of phrases that nobody has annotated, by phrase."""
     scores: dict[str, float] = field(default_factory=dict)
     """What this frame alone contributes."""
+    classes: dict[str, ClassTable] = field(default_factory=dict)
+    """By task, what this frame alone says of each class."""
+
+
+@dataclass
+class ViewScores:
+    """What a task says that looks at the scene from other viewpoints or at other times than the frames'."""
+
+    totals: dict[str, float]
+    """Scores by full name; nothing where the scene has nothing to ask."""
+    classes: ClassTable
+    """Scores of each class."""
+    figures: dict[str, UInt8[np.ndarray, "height width 3"]] = field(default_factory=dict)
+    """Pictures by name."""
 
 
 @dataclass
 class Evaluation:
-    """Scores of a scene."""
+    """Scores of a scene by one method."""
 
     totals: dict[str, float]
     """Scores over the held-out frames; what cannot be told is left out."""
     frames: dict[int, dict[str, float]]
     """By frame id."""
-    classes: dict[str, dict[str, dict[str, float]]]
+    classes: dict[str, ClassTable]
     """By task and class."""
     thresholds: dict[str, float]
     """Fixed threshold of each task."""
+    frame_classes: dict[int, dict[str, ClassTable]] = field(default_factory=dict)
+    """By frame id, task and class."""
+    thresholds_left_out: dict[str, dict[int, float]] = field(default_factory=dict)
+    """By task and frame id, the threshold that is best for the other frames."""
+    baselines: dict[str, Evaluation] = field(default_factory=dict)
+    """The same of other methods, on the same frames and classes."""

@@ -2,52 +2,104 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 from rich.progress import track
-from torch import Tensor
 
-from divff_nerfstudio.data.annotations import affordance_annotations, ground_truth, moving_mask, object_annotations
-from divff_nerfstudio.data.scene import Scene
-from divff_nerfstudio.evaluation.figures import save_frame_figure
-from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD, ClassScores
-from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task
+from divff_nerfstudio.data.annotations import (
+    LabelledMasks,
+    affordance_annotations,
+    moving_mask,
+    object_annotations,
+)
+from divff_nerfstudio.evaluation.baselines import Baseline, load_baseline
+from divff_nerfstudio.evaluation.classes import ClassScores
+from divff_nerfstudio.evaluation.consistency import consistency
+from divff_nerfstudio.evaluation.figures import save_frame_figure, save_picture
+from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD
+from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task, ViewScores
 from divff_nerfstudio.evaluation.scores import frame_scores
-from divff_nerfstudio.files import DivffError
-from divff_nerfstudio.query import FeatureKind, Query, QueryError
+from divff_nerfstudio.evaluation.surroundings import surroundings
+from divff_nerfstudio.evaluation.tiles import Picture
+from divff_nerfstudio.evaluation.trained_scene import EvaluationError, Renderer, TrainedScene, View
+from divff_nerfstudio.evaluation.viewpoints import chosen_frames
+from divff_nerfstudio.query import Query, QueryError
 
 if TYPE_CHECKING:
     from divff_nerfstudio.datamanager import DivFFDataManager
 
+TaskGroup = Literal["masks", "objects", "affordances", "views"]
+"""What can be evaluated: pictures and masks, classes, actions, and other viewpoints and times."""
+VIEW_TASKS: dict[str, Callable[[TrainedScene, Sequence[str], int], ViewScores]] = {
+    "consistency": consistency,
+    "surroundings": surroundings,
+}
+"""Tasks that look at the scene from elsewhere, by name; called with the scene, the queries and the moments."""
+_KINDS: tuple[str, ...] = ("image", "video")
 
-class EvaluationError(DivffError):
-    """An evaluation that would say something untrue, or has nothing to look at."""
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of an evaluation is wanted."""
+
+    tasks: tuple[TaskGroup, ...] = ("masks", "objects", "affordances", "views")
+    """Which groups of tasks."""
+    frames: int | None = None
+    """How many held-out frames, evenly spaced; None: all."""
+    queries: tuple[str, ...] = ()
+    """Only these classes and actions, and what of it is not annotated is shown in the figures; none: all annotated."""
+    baselines: tuple[str, ...] = ()
+    """Names of the baselines to score beside the field."""
+    moments: int = 8
+    """How many moments the tasks of views look at."""
 
 
-class Renderer(Protocol):
-    """What evaluation needs of the model."""
+class _Scored:
+    """Scores of one method, as they come frame by frame."""
 
-    visibility: Any
-    """Switches `hide_actor` and `hide_dynamic`."""
-    answer: Any
-    """Hook that adds the outputs of the current query."""
+    def __init__(self, tasks: Mapping[str, Task], pictures: bool):
+        self.tasks, self.pictures = tasks, pictures
+        self.classes = {name: ClassScores(task.annotations.names, task.threshold) for name, task in tasks.items()}
+        self.frames: dict[int, dict[str, float]] = {}
+        self.frame_classes: dict[int, Any] = {}
+        self.annotated: dict[str, list[int]] = {name: [] for name in tasks}
 
-    def get_outputs_for_camera(self, camera: Cameras) -> dict[str, Tensor]:
-        """Pictures of a view, (height, width, channels) by name."""
-        ...
+    def add(self, result: FrameResult) -> None:
+        """Scores a frame, and notes the scores in it."""
+        result.scores = frame_scores(result) if self.pictures else {}
+        for name, relevancies in result.relevancies.items():
+            masks = self.tasks[name].annotations.masks[result.index]
+            result.classes[name] = self.classes[name].add(relevancies, masks)
+            self.annotated[name].append(result.frame_id)
+        self.frames[result.frame_id] = result.scores
+        self.frame_classes[result.frame_id] = result.classes
 
-    def render_features(self, camera: Cameras) -> dict[str, Tensor]:
-        """Unit-length features of a view, (height, width, dim) by kind; no entry for what was not trained."""
-        ...
+    def evaluation(self) -> Evaluation:
+        """The scores over all frames."""
+        totals = _means(self.frames)
+        asked = {name: scores for name, scores in self.classes.items() if scores.frames}
+        for name, scores in asked.items():
+            totals |= {f"{name}_{key}": value for key, value in scores.totals().items()}
+        return Evaluation(
+            totals=totals,
+            frames=self.frames,
+            classes={name: scores.per_class() for name, scores in asked.items()},
+            thresholds={name: self.tasks[name].threshold for name in asked},
+            frame_classes=self.frame_classes,
+            thresholds_left_out={
+                name: dict(zip(self.annotated[name], thresholds, strict=True))
+                for name, scores in asked.items()
+                if (thresholds := scores.left_out_thresholds())
+            },
+        )
 
 
 def evaluate(
@@ -55,65 +107,53 @@ def evaluate(
     datamanager: DivFFDataManager,
     query: Query,
     on_frame: Callable[[FrameResult, Mapping[str, Task]], None] | None = None,
+    wanted: Wanted | None = None,
+    on_figure: Callable[[str, Picture], None] | None = None,
 ) -> Evaluation:
-    """Renders every held-out frame of the data manager's evaluation split and scores it.
+    """Renders every held-out frame of the data manager's evaluation split once, and scores it.
 
-    The scores of single frames are averaged over the frames that have them: those of `scores.FRAME_SCORES`.
-
-    Scores over the scene: for "object" (image features) and "affordance" (video features) "_miou", "_miou_sound",
-    "_ap" and "_miou_oracle", see `ClassScores`.
+    The scores of single frames are averaged over the frames that have them: those of `scores.FRAME_SCORES`. Scores over
+    the scene are those of `scores.SCENE_SCORES`: classes by image and by video features, see `find_tasks` and
+    `ClassScores`, and the tasks of `VIEW_TASKS`.
 
     Args:
         model: Renders the views.
         datamanager: Gives the frames.
         query: Gives relevancies of the classes' names.
         on_frame: Called with every frame when it has been scored.
+        wanted: Which tasks, frames, queries and baselines; None: all, and no baselines.
+        on_figure: Called with name and picture of what the tasks of `VIEW_TASKS` show.
 
     Raises:
         EvaluationError: If a frame of the split was trained on.
     """
-    scene: Scene = datamanager.train_dataset.metadata["scene"]
-    loader = datamanager.fixed_indices_eval_dataloader
-    trained = {int(i) for i in datamanager.train_dataset.metadata["indices"]}
-    tasks = _answerable(find_tasks(scene, query.config.object_features), query)
-    classes = {name: ClassScores(task.annotations.names, task.threshold) for name, task in tasks.items()}
-    truth = ground_truth(scene)
-    frames: dict[int, dict[str, float]] = {}
-    with neutral(model), torch.no_grad():
-        for camera, batch in track(loader, "Evaluating ...", total=len(loader), console=CONSOLE, transient=True):
-            index = int(batch["frame_index"])
-            if index in trained:
-                raise EvaluationError(
-                    f"Frame {scene.frame_ids[index]} of {scene.root} was trained on: evaluate held-out frames only."
-                )
-            nearest = min(trained, key=lambda i: (abs(int(scene.frame_ids[i] - scene.frame_ids[index])), i))
-            result = FrameResult(
-                index=index,
-                frame_id=int(scene.frame_ids[index]),
-                target=np.asarray(batch["image"].cpu().numpy(), np.float32),
-                outputs={
-                    key: image.cpu().float().numpy() for key, image in model.get_outputs_for_camera(camera).items()
-                },
-                nearest=scene.frame(nearest) / np.float32(255),
-                moving=moving_mask(scene, index),
-                truth=truth,
-                relevancies=_relevancies(model, query, camera, index, tasks),
-            )
-            result.scores = frame_scores(result)
-            for name, scores in result.relevancies.items():
-                classes[name].add(scores, tasks[name].annotations.masks[index])
-            frames[result.frame_id] = result.scores
-            if on_frame is not None:
-                on_frame(result, tasks)
-    totals = _means(frames)
-    for name, scores in classes.items():
-        totals |= {f"{name}_{key}": value for key, value in scores.totals().items()}
-    return Evaluation(
-        totals=totals,
-        frames=frames,
-        classes={name: scores.per_class() for name, scores in classes.items() if scores.frames},
-        thresholds={name: task.threshold for name, task in tasks.items()},
-    )
+    wanted, trained = wanted or Wanted(), TrainedScene(model, datamanager, query)
+    tasks = _answerable(find_tasks(trained, wanted), query)
+    own = _Scored(tasks, "masks" in wanted.tasks)
+    baselines = {name: load_baseline(name, trained) for name in wanted.baselines}
+    others = {name: _Scored(tasks, "masks" in wanted.tasks) for name in baselines}
+    for index, camera, target in _held_out(trained, wanted.frames):
+        result = _shown(trained, index, camera, target, tasks, wanted.queries)
+        own.add(result)
+        for name, baseline in baselines.items():
+            others[name].add(_by_baseline(baseline, result, tasks))
+        if on_frame is not None:
+            on_frame(result, tasks)
+    evaluation = own.evaluation()
+    evaluation.baselines = {name: scored.evaluation() for name, scored in others.items()}
+    for name, task in VIEW_TASKS.items() if "views" in wanted.tasks else ():
+        try:
+            found = task(trained, wanted.queries, wanted.moments)
+        except QueryError as error:
+            CONSOLE.print(f"[yellow]{escape(str(error))} The scores of the task {name} are left out.")
+            continue
+        evaluation.totals |= found.totals
+        if found.classes:
+            evaluation.classes[name] = found.classes
+        if on_figure is not None:
+            for title, picture in found.figures.items():
+                on_figure(title, picture)
+    return evaluation
 
 
 def evaluate_scene(
@@ -140,7 +180,11 @@ def evaluate_scene(
         if output_path is not None:
             save_frame_figure(output_path, result, tasks)
 
-    evaluation = evaluate(model, datamanager, query, save)
+    def save_other(name: str, picture: Picture) -> None:
+        if output_path is not None:
+            save_picture(output_path / f"{name}.png", picture)
+
+    evaluation = evaluate(model, datamanager, query, save, on_figure=save_other)
     totals = dict(evaluation.totals)
     if get_std:
         for name in _means(evaluation.frames):
@@ -149,32 +193,33 @@ def evaluate_scene(
     return totals
 
 
-@contextlib.contextmanager
-def neutral(model: Renderer) -> Iterator[None]:
-    """Shows all layers and asks nothing while the block runs, whatever a viewer's panel is set to."""
-    answer, visibility = model.answer, model.visibility
-    hidden = visibility.hide_actor, visibility.hide_dynamic
-    model.answer = None
-    visibility.hide_actor = visibility.hide_dynamic = False
-    try:
-        yield
-    finally:
-        model.answer = answer
-        visibility.hide_actor, visibility.hide_dynamic = hidden
-
-
-def find_tasks(scene: Scene, object_features: FeatureKind = "image") -> dict[str, Task]:
+def find_tasks(trained: TrainedScene, wanted: Wanted | None = None) -> dict[str, Task]:
     """What a scene's annotations allow to ask, by name.
 
     Args:
-        scene: The scene.
-        object_features: Which features are asked for objects.
+        trained: The scene.
+        wanted: Which tasks and which of their classes; None: all.
+
+    Returns:
+        Up to four: "object" and "affordance", which the usual features answer, and "object_video" and
+        "affordance_image", which ask the others, so that the difference is seen. What the run has no features for is
+        not among them.
     """
-    found = (
-        ("object", object_features, OBJECT_THRESHOLD, object_annotations(scene)),
-        ("affordance", "video", AFFORDANCE_THRESHOLD, affordance_annotations(scene)),
-    )
-    return {name: Task(name, kind, level, masks) for name, kind, level, masks in found if masks is not None}
+    wanted, tasks = wanted or Wanted(), {}
+    for name, group, usual, threshold, read in (
+        ("object", "objects", "image", OBJECT_THRESHOLD, object_annotations),
+        ("affordance", "affordances", "video", AFFORDANCE_THRESHOLD, affordance_annotations),
+    ):
+        annotations = read(trained.scene) if group in wanted.tasks else None
+        if annotations is not None and wanted.queries:
+            annotations = _only(annotations, wanted.queries)
+        if annotations is None or not annotations.names:
+            continue
+        for kind in sorted(_KINDS, key=lambda kind: kind != usual):
+            if kind in trained.query.kinds:
+                full = name if kind == usual else f"{name}_{kind}"
+                tasks[full] = Task(full, group, kind, threshold, annotations)
+    return tasks
 
 
 def _answerable(tasks: Mapping[str, Task], query: Query) -> dict[str, Task]:
@@ -182,25 +227,86 @@ def _answerable(tasks: Mapping[str, Task], query: Query) -> dict[str, Task]:
     found = {}
     for name, task in tasks.items():
         try:
-            if task.kind in query.kinds:
-                query.check(task.kind, task.annotations.names)
+            query.check(task.kind, task.annotations.names)
             found[name] = task
         except QueryError as error:
             CONSOLE.print(f"[yellow]{escape(str(error))} The scores of the task {name} are left out.")
     return found
 
 
-def _relevancies(
-    model: Renderer, query: Query, camera: Cameras, index: int, tasks: Mapping[str, Task]
-) -> dict[str, Float[np.ndarray, "height width classes"]]:
-    """Relevancy of every class of the tasks that a frame is annotated for."""
-    asked = [task for task in tasks.values() if index in task.annotations.masks and task.kind in query.kinds]
-    features = model.render_features(camera) if asked else {}
-    return {
-        task.name: query.relevancies(features[task.kind], task.kind, task.annotations.names).cpu().float().numpy()
-        for task in asked
-        if task.kind in features
+def _only(annotations: LabelledMasks, names: Sequence[str]) -> LabelledMasks:
+    """The classes of some names."""
+    kept = [i for i, name in enumerate(annotations.names) if name in names]
+    masks = {index: mask[..., kept] for index, mask in annotations.masks.items()}
+    return LabelledMasks(tuple(annotations.names[i] for i in kept), masks)
+
+
+def _held_out(trained: TrainedScene, count: int | None) -> Iterable[tuple[int, Cameras, np.ndarray]]:
+    """Index, camera and picture of the held-out frames, one at a time.
+
+    Raises:
+        EvaluationError: If one was trained on, by the scene as it is or as it was when the model was trained.
+    """
+    scene, dataset = trained.scene, trained.datamanager.eval_dataset
+    indices = [int(i) for i in dataset.metadata["indices"]]
+    seen = getattr(trained.model, "train_times", None)
+    there = [int(i) for i in trained.datamanager.fixed_indices_eval_dataloader.image_indices]
+    chosen = [there[i] for i in chosen_frames(len(there), count)]
+    for index in (indices[i] for i in chosen):
+        time = float(trained.times[index])
+        if index in trained.trained or (seen is not None and bool((seen - time).abs().lt(1e-6).any())):
+            raise EvaluationError(
+                f"Frame {scene.frame_ids[index]} of {scene.root} was trained on: evaluate held-out frames only."
+            )
+    for i in track(chosen, "Evaluating ...", console=CONSOLE, transient=True):
+        target = scene.frame(indices[i]) / np.float32(255)
+        yield indices[i], dataset.cameras[i : i + 1], target
+
+
+def _shown(
+    trained: TrainedScene,
+    index: int,
+    camera: Cameras,
+    target: np.ndarray,
+    tasks: Mapping[str, Task],
+    queries: Sequence[str],
+) -> FrameResult:
+    """What the field shows of a frame, and answers in it."""
+    scene, view = trained.scene, trained.render(camera)
+    annotated = {name for task in tasks.values() for name in task.annotations.names}
+    others = [phrase for phrase in queries if phrase not in annotated]
+    return FrameResult(
+        index=index,
+        frame_id=int(scene.frame_ids[index]),
+        target=target,
+        outputs={name: picture.numpy() for name, picture in view.outputs.items()},
+        nearest=scene.frame(trained.nearest_trained(index)) / np.float32(255),
+        moving=moving_mask(scene, index),
+        truth=trained.truth,
+        relevancies={
+            task.name: view.relevancies(task.kind, task.annotations.names)
+            for task in tasks.values()
+            if index in task.annotations.masks and view.features(task.kind) is not None
+        },
+        shown=_unannotated(view, others),
+    )
+
+
+def _unannotated(view: View, phrases: Sequence[str]) -> dict[str, Float[np.ndarray, "height width"]]:
+    """Relevancies of phrases that no annotation knows, by the image features."""
+    if not phrases or view.features("image") is None:
+        return {}
+    return dict(zip(phrases, np.moveaxis(view.relevancies("image", phrases), -1, 0), strict=True))
+
+
+def _by_baseline(baseline: Baseline, result: FrameResult, tasks: Mapping[str, Task]) -> FrameResult:
+    """What a baseline shows of a frame, and answers in it, unscored."""
+    found = {
+        name: relevancies
+        for name, task in tasks.items()
+        if result.index in task.annotations.masks and (relevancies := baseline.relevancies(result, task)) is not None
     }
+    return replace(result, outputs=baseline.outputs(result), relevancies=found, shown={}, scores={}, classes={})
 
 
 def _means(frames: Mapping[int, dict[str, float]]) -> dict[str, float]:

@@ -33,13 +33,33 @@ class FrameScore(Score):
 
 
 def psnr(result: FrameResult) -> float | None:
-    """PSNR of the rendered frame."""
-    return metrics.psnr(result.outputs["rgb"], result.target)
+    """PSNR of the picture."""
+    return _picture(result, metrics.psnr)
+
+
+def psnr_published(result: FrameResult) -> float | None:
+    """PSNR of the picture, of the frames that count for the moving mask: those whose annotation is not empty."""
+    return None if result.moving is None else psnr(result)
+
+
+def psnr_static(result: FrameResult) -> float | None:
+    """PSNR over the pixels that the annotation does not mark as moving."""
+    return None if result.moving is None else _picture(result, metrics.psnr, ~result.moving)
+
+
+def psnr_moving(result: FrameResult) -> float | None:
+    """PSNR over the pixels that the annotation marks as moving."""
+    return None if result.moving is None else _picture(result, metrics.psnr, result.moving)
 
 
 def ssim(result: FrameResult) -> float | None:
-    """SSIM of the rendered frame."""
-    return metrics.ssim(result.outputs["rgb"], result.target)
+    """SSIM of the picture."""
+    return _picture(result, metrics.ssim)
+
+
+def lpips(result: FrameResult) -> float | None:
+    """LPIPS of the picture, where its weights are at hand."""
+    return _picture(result, metrics.lpips)
 
 
 def psnr_nearest_frame(result: FrameResult) -> float | None:
@@ -75,7 +95,9 @@ def actor_ap(result: FrameResult) -> float | None:
 def psnr_static_room(result: FrameResult) -> float | None:
     """PSNR of the static layer alone against the room without objects and actor, where that was rendered."""
     room = None if result.truth is None else result.truth.clean_room(result.index)
-    return None if room is None else metrics.psnr(result.outputs["rgb_static"], room / 255.0)
+    if room is None or "rgb_static" not in result.outputs:
+        return None
+    return metrics.psnr(result.outputs["rgb_static"], room / 255.0)
 
 
 def frame_scores(result: FrameResult) -> dict[str, float]:
@@ -84,8 +106,14 @@ def frame_scores(result: FrameResult) -> dict[str, float]:
     return {name: score for name, score in scores.items() if score is not None}
 
 
+def _picture(result: FrameResult, metric: Callable[..., float | None], *where: np.ndarray) -> float | None:
+    """A metric of the picture, where the method shows one."""
+    return metric(result.outputs["rgb"], result.target, *where) if "rgb" in result.outputs else None
+
+
 def _mask_ap(result: FrameResult, layer: str, truth: Bool[np.ndarray, "height width"]) -> float | None:
-    return metrics.average_precision(result.outputs[f"mask_{layer}"][..., 0], truth)
+    mask = result.outputs.get(f"mask_{layer}")
+    return None if mask is None else metrics.average_precision(mask[..., 0], truth)
 
 
 FRAME_SCORES: dict[str, FrameScore] = {
@@ -93,7 +121,13 @@ FRAME_SCORES: dict[str, FrameScore] = {
     "psnr_nearest_frame": FrameScore(
         "PSNR, nearest frame", "dB", "copying the training frame next in time", psnr_nearest_frame
     ),
+    "psnr_static": FrameScore("PSNR, static pixels", "dB", "pixels that nothing moves in", psnr_static),
+    "psnr_moving": FrameScore("PSNR, moving pixels", "dB", "pixels annotated as moving", psnr_moving),
+    "psnr_published": FrameScore(
+        "PSNR, published", "dB", "whole frames, of those whose moving mask is not empty", psnr_published
+    ),
     "ssim": FrameScore("SSIM", "", "structural similarity of whole test frames", ssim),
+    "lpips": FrameScore("LPIPS", "", "perceptual distance (AlexNet), the less the better", lpips),
     "moving_ap": FrameScore("Moving mask", "AP", "everything that moves, against the annotation", moving_ap),
     "moving_ap_ever": FrameScore(
         "Moving mask, ever", "AP", "objects count before they first move, too", moving_ap_ever
@@ -109,18 +143,38 @@ FRAME_SCORES: dict[str, FrameScore] = {
 }
 """By the name that ``ns-eval`` writes."""
 
-SCENE_SCORES: dict[str, Score] = {
-    "object_ap": Score("Objects", "AP", "image features, no threshold, mean over classes"),
-    "object_miou": Score("Objects, published", "mIoU", "at the fixed threshold; a class is asked only where annotated"),
-    "object_miou_sound": Score(
-        "Objects, sound", "mIoU", "at the fixed threshold; every class in every annotated frame"
-    ),
-    "object_miou_oracle": Score(
-        "Objects, oracle", "mIoU", "threshold tuned on these frames: an upper bound, no result"
-    ),
-    "affordance_ap": Score("Affordances", "AP", "video features, no threshold, mean over queries"),
-    "affordance_miou": Score("Affordances, published", "mIoU", "at the fixed threshold, asked only where annotated"),
-    "affordance_miou_sound": Score("Affordances, sound", "mIoU", "every query in every annotated frame"),
-    "affordance_miou_oracle": Score("Affordances, oracle", "mIoU", "threshold tuned on these frames: no result"),
+TASK_TITLES = {
+    "object": ("Objects", "image features"),
+    "object_video": ("Objects by video", "video features, as the published code"),
+    "affordance": ("Affordances", "video features"),
+    "affordance_image": ("Affordances by image", "image features"),
+    "surroundings": ("Surroundings", "static classes where the frame's camera does not look"),
 }
-"""Scores over all annotated frames together, see `metrics.ClassScores`."""
+"""Tasks of `ClassScores` by name: title, and what answers."""
+_CLASS_SCORES = {
+    "ap": ("", "AP", "no threshold; every class in every annotated frame, mean over classes"),
+    "ap_published": (", published", "AP", "no threshold; asked only where annotated, never annotated is 0"),
+    "miou": (
+        ", published",
+        "mIoU",
+        "at the fixed threshold; asked only where annotated, never annotated is 0",
+    ),
+    "miou_sound": (", sound", "mIoU", "at the fixed threshold; every class in every annotated frame"),
+    "miou_loo": (
+        ", left out",
+        "mIoU",
+        "in every annotated frame, at the threshold that is best for the others",
+    ),
+    "miou_oracle": (", oracle", "mIoU", "threshold tuned on these frames: an upper bound, no result"),
+}
+
+SCENE_SCORES: dict[str, Score] = {
+    f"{task}_{key}": Score(title + ending, unit, f"{features}; {meaning}")
+    for task, (title, features) in TASK_TITLES.items()
+    for key, (ending, unit, meaning) in _CLASS_SCORES.items()
+} | {
+    "consistency_iou": Score("Over time", "IoU", "masks of static classes from one viewpoint, between times"),
+    "consistency_soft_iou": Score("Over time, soft", "IoU", "the same of relevancy above one half, no threshold"),
+    "consistency_found": Score("Over time, found", "", "share of times at which a static class has a mask at all"),
+}
+"""Scores over all annotated frames together, see `classes.ClassScores`, and over all views of a task."""

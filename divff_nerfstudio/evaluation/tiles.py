@@ -16,6 +16,22 @@ INK = (236, 238, 242)
 FADED = (150, 156, 168)
 
 
+CELL_HEIGHT = 180
+"""Height of a picture in a figure, in pixels; its width follows from the frame's shape."""
+LABEL_HEIGHT = 26
+"""Height of the words under it."""
+
+
+def cell_size(height: int, width: int, cell_height: int = CELL_HEIGHT) -> tuple[int, int]:
+    """Height and width of a cell for frames of a size, both even."""
+    return cell_height // 2 * 2, max(2, round(cell_height * width / height / 2) * 2)
+
+
+def labelled(picture: Picture, text: str) -> Picture:
+    """A picture with words under it."""
+    return column_of([picture, caption(text, picture.shape[1], LABEL_HEIGHT)], gap=0)
+
+
 def as_picture(
     image: Float[np.ndarray, "height width channels"], size: tuple[int, int], smooth: bool = True
 ) -> Picture:
@@ -30,6 +46,20 @@ def as_picture(
     pixels = Image.fromarray((np.clip(colours, 0, 1) * 255).round().astype(np.uint8))
     method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
     return np.asarray(pixels.resize((size[1], size[0]), method))
+
+
+def fitted(image: Float[np.ndarray, "height width channels"], size: tuple[int, int]) -> Picture:
+    """As `as_picture`, where an image of other proportions gets dark borders instead of being stretched."""
+    height, width = image.shape[:2]
+    scale = min(size[0] / height, size[1] / width)
+    inner = min(size[0], round(scale * height)), min(size[1], round(scale * width))
+    if size[0] - inner[0] < 2 and size[1] - inner[1] < 2:
+        return as_picture(image, size)
+    cell = np.empty((*size, 3), np.uint8)
+    cell[:] = BACKGROUND
+    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    cell[top : top + inner[0], left : left + inner[1]] = as_picture(image, inner)
+    return cell
 
 
 def outlined(picture: Picture, mask: Bool[np.ndarray, "rows cols"], colour: tuple[int, int, int]) -> Picture:

@@ -1,30 +1,62 @@
-"""Videos of a scene: what the camera saw and how it is explained, and the same times from one fixed viewpoint."""
+"""Videos of a scene: what the camera saw and how it is explained, and the same times from another viewpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.utils.rich_utils import CONSOLE
-from rich.progress import track
 
-from divff_nerfstudio.data.scene import Scene
-from divff_nerfstudio.evaluation.figures import cell_size
-from divff_nerfstudio.evaluation.run import EvaluationError, Renderer
-from divff_nerfstudio.evaluation.tiles import Picture, as_picture, blank, caption, column_of, row_of
+from divff_nerfstudio.evaluation.tiles import Picture, blank, caption, cell_size, column_of, fitted, row_of
+from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene, View
 from divff_nerfstudio.files import atomic_path
-from divff_nerfstudio.query import Query
+from divff_nerfstudio.query import OVERLAY_OFFSET, overlay
 
-if TYPE_CHECKING:
-    from divff_nerfstudio.datamanager import DivFFDataManager
-
-_LAYERS = (("prediction", "rgb"), ("static", "rgb_static"), ("dynamic", "rgb_dynamic"), ("actor", "rgb_actor"))
 _LABEL_HEIGHT = 28
+_TARGET = "target"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What stands where in a video's pictures."""
+
+    rows: tuple[Literal["own", "other"], ...]
+    """From top to bottom: the camera wearer's own view, the same time from another viewpoint."""
+    columns: tuple[tuple[str, str], ...]
+    """From left to right: the words below, and the name of the output, or "target" for the frame itself."""
+    relevancies: bool = True
+    """Whether a column for each query follows."""
+
+
+_LAYERS = (("static", "rgb_static"), ("dynamic", "rgb_dynamic"), ("actor", "rgb_actor"))
+_MASKS = (("dynamic mask", "mask_dynamic"), ("actor mask", "mask_actor"))
+_SEEN = ((_TARGET, _TARGET), ("prediction", "rgb"))
+LAYOUTS: Mapping[str, Layout] = {
+    "published": Layout(("own", "other"), (*_SEEN, *_LAYERS)),
+    "own": Layout(("own",), (*_SEEN, *_LAYERS)),
+    "other": Layout(("other",), (("prediction", "rgb"), *_LAYERS)),
+    "masks": Layout(("own", "other"), (*_SEEN, *_LAYERS, *_MASKS)),
+    "relevancy": Layout(("own", "other"), (("prediction", "rgb"),)),
+    "prediction": Layout(("other",), (("prediction", "rgb"),), relevancies=False),
+}
+"""By name; "published" is that of DIV-FF's videos. A new one is a line here."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What one picture of a video shows."""
+
+    frame: int
+    """Index of the frame whose own view is shown."""
+    other: Cameras
+    """The other viewpoint's camera, with its time."""
+    note: tuple[str, ...]
+    """What that viewpoint is, in lines."""
 
 
 @contextmanager
@@ -95,119 +127,86 @@ def write_video(path: Path, pictures: Iterable[Picture], fps: float = 10.0) -> i
     return count
 
 
-def scene_cameras(datamanager: DivFFDataManager) -> Cameras:
-    """Cameras of all frames of a scene in the order of their indices, whichever split they belong to."""
-    scene: Scene = datamanager.train_dataset.metadata["scene"]
-    first = datamanager.train_dataset.cameras[:1]
-    times = scene.times(datamanager.dataparser.config.time_rows)  # pyright: ignore[reportAttributeAccessIssue]
-    return Cameras(
-        camera_to_worlds=torch.from_numpy(scene.camera_to_worlds),
-        width=scene.width,
-        height=scene.height,
-        times=torch.from_numpy(times)[:, None],
-        **{name: getattr(first, name).expand(len(scene), 1).cpu() for name in ("fx", "fy", "cx", "cy")},
-    )
-
-
-def central_frame(scene: Scene) -> int:
-    """Index of the frame whose viewpoint is nearest to all others: the medoid of positions and viewing directions."""
-    positions, directions = scene.camera_to_worlds[:, :, 3], -scene.camera_to_worlds[:, :, 2]
-    apart = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
-    apart = apart / max(apart.mean(), 1e-9)
-    turned = np.arccos(np.clip(directions @ directions.T, -1, 1))
-    turned = turned / max(turned.mean(), 1e-9)
-    return int((apart + turned).sum(axis=1).argmin())
-
-
-def chosen_frames(count: int, wanted: int | None) -> list[int]:
-    """Evenly spaced indices, first and last among them; None: all."""
-    if wanted is None or wanted >= count:
-        return list(range(count))
-    return sorted({round(float(i)) for i in np.linspace(0, count - 1, max(wanted, 1))})
-
-
-def two_row_pictures(
-    model: Renderer,
-    datamanager: DivFFDataManager,
-    query: Query,
-    frames: Sequence[int],
-    fixed: int,
-    cell_height: int = 180,
-) -> Iterator[Picture]:
-    """Pictures of the video that the paper shows, one for each frame.
-
-    Above, the frame and its prediction, the static layer alone, the shares of the dynamic layer and of the actor, and,
-    if a query is set, its relevancy. Below, the same from a fixed viewpoint, where there is no target. The columns'
-    labels stand below.
+def fixed_moments(trained: TrainedScene, frames: Sequence[int], viewpoint: int) -> list[Moment]:
+    """Frames, each beside the same time from one fixed viewpoint.
 
     Args:
-        model: Renders the views.
-        datamanager: Gives the frames and cameras.
-        query: The query whose relevancy is shown, if one is set; it is the model's hook already.
-        frames: Indices of the frames in the scene.
-        fixed: Index of the frame whose viewpoint is the fixed one.
-        cell_height: Height of a cell in pixels.
+        trained: The scene.
+        frames: Indices of the frames.
+        viewpoint: Index of the frame whose camera is the other one.
     """
-    scene: Scene = datamanager.train_dataset.metadata["scene"]
-    cameras = scene_cameras(datamanager)
+    note = ("fixed viewpoint", f"of frame {trained.scene.frame_ids[viewpoint]}", "(no target)")
+    return [Moment(i, trained.camera_at(viewpoint, float(trained.times[i])), note) for i in frames]
+
+
+def path_moments(trained: TrainedScene, path: Cameras, steps: Sequence[int]) -> list[Moment]:
+    """Steps of a camera path, each beside the frame next in time.
+
+    Args:
+        trained: The scene.
+        path: Its cameras; where they have no times, they are spread evenly over the video.
+        steps: Which of the cameras.
+    """
+    spread = np.linspace(trained.times[0], trained.times[-1], len(path))
+    times = spread if path.times is None else path.times[:, 0].numpy()
+    moments = []
+    for step in steps:
+        camera = path[step : step + 1]
+        camera.times = torch.tensor([[float(times[step])]])
+        note = ("camera path", f"{step + 1} of {len(path)}", "(no target)")
+        moments.append(Moment(trained.frame_at(float(times[step])), camera, note))
+    return moments
+
+
+def video_pictures(
+    trained: TrainedScene,
+    moments: Iterable[Moment],
+    layout: Layout,
+    queries: Sequence[tuple[str, str]] = (),
+    hide: Sequence[MovingLayer] = (),
+    cell_height: int = 180,
+) -> Iterator[Picture]:
+    """Pictures of a video, one for each moment, rendered when they are asked for. The columns' labels stand below.
+
+    Args:
+        trained: Renders the views.
+        moments: What to show.
+        layout: What stands where.
+        queries: Kind of features and phrase of each relevancy that is shown.
+        hide: Layers to leave out.
+        cell_height: Height of a cell in pixels.
+
+    Raises:
+        QueryError: If a query cannot be answered.
+    """
+    scene = trained.scene
     size = cell_size(scene.height, scene.width, cell_height)
-    device = datamanager.device
-    layers = list(_LAYERS)
-    if query.active:
-        layers.append((f"relevancy: {query.config.text}", "relevancy_overlay"))
-    labels = row_of([caption(text, size[1], _LABEL_HEIGHT) for text in ("target", *(name for name, _ in layers))])
-    times = cameras.times
-    assert times is not None
-    for index in frames:
-        own = cameras[index : index + 1]
-        still = cameras[fixed : fixed + 1]
-        still.times = times[index : index + 1]
-        note = blank(size, ("fixed viewpoint", f"of frame {scene.frame_ids[fixed]}", "(no target)"))
+    queries = queries if layout.relevancies else ()
+    words = [text for text, _ in layout.columns] + [f"relevancy: {phrase}" for _, phrase in queries]
+    labels = row_of([caption(text, size[1], _LABEL_HEIGHT) for text in words])
+    for moment in moments:
         rows = []
-        for camera, left in ((own, as_picture(scene.frame(index) / 255.0, size)), (still, note)):
-            with torch.no_grad():
-                outputs = model.get_outputs_for_camera(camera.to(device))
-            pictures = [
-                as_picture(outputs[key].cpu().float().numpy(), size)
-                if key in outputs
-                else blank(size, ("not available",))
-                for _, key in layers
-            ]
-            rows.append(row_of([left, *pictures]))
+        for row in layout.rows:
+            own = row == "own"
+            camera = trained.cameras[moment.frame : moment.frame + 1] if own else moment.other
+            target = fitted(scene.frame(moment.frame) / 255.0, size) if own else blank(size, moment.note)
+            rows.append(_row(trained.render(camera, hide), target, layout, queries, size))
         yield column_of([*rows, labels])
 
 
-def write_two_row_video(
-    path: Path,
-    model: Renderer,
-    datamanager: DivFFDataManager,
-    query: Query,
-    frames: int | None = None,
-    fixed_frame: int | None = None,
-    fps: float = 10.0,
-    cell_height: int = 180,
-) -> int:
-    """Renders and writes the two-row video of `two_row_pictures`.
-
-    Args:
-        path: The .mp4 file.
-        model: Renders the views.
-        datamanager: Gives the frames and cameras.
-        query: The query whose relevancy is shown, if one is set.
-        frames: How many frames of the scene, evenly spaced; None: all.
-        fixed_frame: Id of the frame whose viewpoint is the fixed one; None: the most central.
-        fps: Pictures per second.
-        cell_height: Height of a cell in pixels.
-
-    Returns:
-        The number of pictures.
-
-    Raises:
-        SceneError: If the scene has no frame `fixed_frame`.
-    """
-    scene: Scene = datamanager.train_dataset.metadata["scene"]
-    fixed = central_frame(scene) if fixed_frame is None else scene.index_of(fixed_frame)
-    indices = chosen_frames(len(scene), frames)
-    pictures = two_row_pictures(model, datamanager, query, indices, fixed, cell_height)
-    shown = track(pictures, "Rendering the video ...", total=len(indices), console=CONSOLE, transient=True)
-    return write_video(path, shown, fps)
+def _row(
+    view: View, target: Picture, layout: Layout, queries: Sequence[tuple[str, str]], size: tuple[int, int]
+) -> Picture:
+    """One view in the columns of a layout."""
+    cells = []
+    for _, name in layout.columns:
+        if name == _TARGET:
+            cells.append(target)
+        elif name in view.outputs:
+            cells.append(fitted(view.outputs[name].numpy(), size))
+        else:
+            cells.append(blank(size, ("not available",)))
+    for kind, phrase in queries:
+        scores = torch.from_numpy(view.relevancies(kind, [phrase]))
+        cells.append(fitted(overlay(view.outputs["rgb"], scores, OVERLAY_OFFSET[kind]).numpy(), size))
+    return row_of(cells)

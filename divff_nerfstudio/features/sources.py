@@ -24,6 +24,8 @@ SOURCES: dict[str, str] = {
     "egovideo": "divff_nerfstudio.features.egovideo.source:EgoVideoSource",
     "xclip": "divff_nerfstudio.features.xclip:XClipSource",
     "hotspot": "divff_nerfstudio.features.hotspots:HotspotSource",
+    "oracle-objects": "divff_nerfstudio.features.oracle:OracleObjects",
+    "oracle-actions": "divff_nerfstudio.features.oracle:OracleActions",
 }
 """Where the class of each registered source is; it is imported when it is asked for."""
 DEFAULT_SOURCES: dict[str, str] = {"image": "segments", "video": "egovideo", "regulariser": "dinov2"}

@@ -1,0 +1,137 @@
+"""The same question at all times from one viewpoint: what never moves should be found in the same place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from divff_nerfstudio.data.annotations import GroundTruth, LabelledMasks, moving_mask, object_annotations
+from divff_nerfstudio.evaluation.answers import THRESHOLDS, answer_about
+from divff_nerfstudio.evaluation.classes import ClassTable
+from divff_nerfstudio.evaluation.results import ViewScores
+from divff_nerfstudio.evaluation.tiles import Picture, as_picture, cell_size, column_of, labelled, row_of
+from divff_nerfstudio.evaluation.trained_scene import TrainedScene, View
+from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint
+
+KIND = "image"
+UNLABELLED = "unlabelled"
+"""Name of the instance that stands for what the renderer did not name."""
+_CELL_HEIGHT = 108
+_SHOWN = 6
+_KEPT = ("rgb", "depth", "accumulation", "mask_dynamic", "mask_actor")
+
+
+def consistency(trained: TrainedScene, queries: Sequence[str] = (), moments: int = 8) -> ViewScores:
+    """Asks for what never moves at several moments from the fixed viewpoint, with the actor left out.
+
+    Args:
+        trained: The scene.
+        queries: What to ask for; none: what never moves (`static_classes`).
+        moments: How many moments, evenly spaced over the video.
+
+    Returns:
+        Means over the classes of "consistency_iou" (of the masks at the fixed threshold, over all pairs of moments of
+        which at least one has a mask), "consistency_soft_iou" (the sum of the lesser over the sum of the larger
+        relevancy above one half: no threshold), and "consistency_found" (share of the moments that have a mask);
+        without it, the first could be perfect for a class that is found once.
+    """
+    names = tuple(queries) or static_classes(trained)
+    if not names or KIND not in trained.query.kinds:
+        return ViewScores({}, {})
+    viewpoint = fixed_viewpoint(trained.scene)
+    frames = chosen_frames(len(trained.scene), moments)
+    maps, views = [], []
+    for frame in frames:
+        view = trained.render(trained.camera_at(viewpoint, float(trained.times[frame])), hide=("actor",))
+        if view.features(KIND) is None:
+            return ViewScores({}, {})
+        maps.append(view.relevancies(KIND, names))
+        views.append(View(view.camera, {name: view.outputs[name] for name in _KEPT}, view.query))
+    relevancies = np.stack(maps)
+    shown = np.argsort(-relevancies.max((0, 1, 2)))[:_SHOWN]
+    rows = [
+        _column(view, found[..., shown], [names[i] for i in shown], int(trained.scene.frame_ids[frame]))
+        for view, found, frame in zip(views, relevancies, frames, strict=True)
+    ]
+    classes = {name: _agreement(relevancies[..., i]) for i, name in enumerate(names)}
+    return ViewScores(_means(classes), classes, {"consistency": row_of(rows)})
+
+
+def static_classes(trained: TrainedScene) -> tuple[str, ...]:
+    """What never moves: as the ground truth names it, else the annotated objects that no moving mask covers half of."""
+    if trained.truth is not None:
+        return tuple(static_instances(trained.truth))
+    annotations = object_annotations(trained.scene)
+    if annotations is None:
+        return ()
+    moved = _covered(trained, annotations)
+    return tuple(name for name in annotations.names if name not in moved)
+
+
+def static_instances(truth: GroundTruth, queries: Sequence[str] = ()) -> dict[str, list[int]]:
+    """Ids of the instances that never move, by name.
+
+    Args:
+        truth: What the renderer knows.
+        queries: Only the instances that these name or describe, under the query; none: all.
+    """
+    found: dict[str, list[int]] = {}
+    for entry in truth.instance_table:
+        still = not entry.get("layer") and not entry.get("motion") and entry["name"] != UNLABELLED
+        words = {entry["name"], entry.get("description", entry["name"])}
+        name = entry["name"] if not queries else next((query for query in queries if query in words), None)
+        if still and name is not None:
+            found.setdefault(name, []).append(entry["id"])
+    return found
+
+
+def _covered(trained: TrainedScene, annotations: LabelledMasks) -> set[str]:
+    """Classes of which a frame's moving mask covers more than half."""
+    found = set()
+    for index, masks in annotations.masks.items():
+        moving = moving_mask(trained.scene, index)
+        if moving is not None:
+            covered = masks[moving].sum(0) > masks.sum((0, 1)) / 2
+            found |= {name for name, inside in zip(annotations.names, covered, strict=True) if inside}
+    return found
+
+
+def _agreement(relevancy: Float[np.ndarray, "moments height width"]) -> dict[str, float]:
+    masks, above = relevancy > THRESHOLDS[KIND], np.clip(relevancy - 0.5, 0, None)
+    scores = {"consistency_found": float(masks.any((1, 2)).mean())}
+    pairs = list(combinations(range(len(relevancy)), 2))
+    hard = [_iou(masks[a], masks[b]) for a, b in pairs if (masks[a] | masks[b]).any()]
+    soft = [
+        float(np.minimum(above[a], above[b]).sum() / largest)
+        for a, b in pairs
+        if (largest := np.maximum(above[a], above[b]).sum()) > 0
+    ]
+    for name, values in (("consistency_iou", hard), ("consistency_soft_iou", soft)):
+        if values:
+            scores[name] = float(np.mean(values))
+    return scores
+
+
+def _iou(first: Bool[np.ndarray, "height width"], second: Bool[np.ndarray, "height width"]) -> float:
+    return float((first & second).sum() / (first | second).sum())
+
+
+def _means(classes: ClassTable) -> dict[str, float]:
+    names = dict.fromkeys(name for scores in classes.values() for name in scores)
+    return {name: float(np.mean([scores[name] for scores in classes.values() if name in scores])) for name in names}
+
+
+def _column(
+    view: View, maps: Float[np.ndarray, "height width classes"], names: Sequence[str], frame_id: int
+) -> Picture:
+    """The view at one moment, and the answers below each other."""
+    size = cell_size(maps.shape[0], maps.shape[1], _CELL_HEIGHT)
+    cells = [labelled(as_picture(view.outputs["rgb"].numpy(), size), f"time of frame {frame_id}")]
+    for i, name in enumerate(names):
+        answer = answer_about(name, KIND, maps[..., i], view.outputs, view.points)
+        text = f"{name}: {answer.mask.mean():.1%} above {answer.threshold:g}"
+        cells.append(labelled(as_picture(answer.overlay, size), text))
+    return column_of(cells)

@@ -1,0 +1,209 @@
+"""The scene at one moment as points of several views, fused, with colour, layer, relevancies and features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.progress import track
+
+from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene, View
+from divff_nerfstudio.evaluation.viewpoints import chosen_frames
+from divff_nerfstudio.features.pca import fit_feature_basis, project
+from divff_nerfstudio.fields.layers import LAYERS
+from divff_nerfstudio.files import atomic_path
+
+_COORDINATES = 1 << 20
+"""Cells on each side of the origin along an axis: three coordinates fit into one 63-bit number."""
+
+
+@dataclass
+class CloudOptions:
+    """What a point cloud holds."""
+
+    views: int = 16
+    """How many of the training frames' viewpoints, evenly spaced over the video."""
+    cell: float = 0.005
+    """Edge of the cube whose points become one, as a share of the median distance of what the views see."""
+    opaque: float = 0.5
+    """A ray that less of the scene stops than this gives no point."""
+    edge: float = 0.1
+    """A pixel whose depth differs from a neighbour's by more than this share gives none: it lies between two things."""
+    hide: tuple[MovingLayer, ...] = ()
+    """Layers to leave out. The actor, which moves with the camera, is only in the view that belongs to the moment."""
+    full_features: bool = False
+    """Write all channels of the features, too, in half precision, as NPY beside the PLY; a row for each point."""
+
+
+def write_cloud(
+    path: Path,
+    trained: TrainedScene,
+    time: float,
+    queries: Sequence[tuple[str, str]] = (),
+    kind: str = "image",
+    options: CloudOptions | None = None,
+) -> int:
+    """Renders views of one moment, fuses their points, and writes them as PLY.
+
+    A point has x, y, z, red, green, blue, layer (0 static, 1 dynamic, 2 actor), for each query relevancy_0, ... (named
+    in the file's comments), and, where the run has features, their three principal components feature_0..2. Positions
+    are rays' origins plus unit directions times the depth, which is the distance along the ray.
+
+    Args:
+        path: The .ply file.
+        trained: The scene.
+        time: The moment, 0 to 1.
+        queries: Kind of features and phrase of each relevancy.
+        kind: Which features are written.
+        options: What it holds.
+
+    Returns:
+        The number of points.
+
+    Raises:
+        EvaluationError: If no view has a point.
+        QueryError: If a query cannot be answered.
+    """
+    options = options or CloudOptions()
+    own = trained.frame_at(time)
+    frames = [trained.trained[i] for i in chosen_frames(len(trained.trained), options.views)]
+    fused: _Fused | None = None
+    basis = None
+    for frame in track([own, *(i for i in frames if i != own)], "Fusing views ...", console=CONSOLE, transient=True):
+        hide: tuple[MovingLayer, ...] = options.hide if frame == own else (*options.hide, "actor")
+        view = trained.render(trained.camera_at(frame, time), hide)
+        kept = reliable(view, options.opaque, options.edge)
+        values = _values(view, queries)
+        features = view.features(kind)
+        if features is not None:
+            if basis is None:
+                basis = fit_feature_basis(features.reshape(-1, features.shape[-1]).cpu().numpy())
+            values["feature"] = project(features.cpu(), basis).numpy()
+            if options.full_features:
+                values["full"] = features.cpu().float().numpy()
+        if fused is None:
+            depth = view.outputs["depth"].numpy()[kept]
+            if not depth.size:
+                continue
+            fused = _Fused(options.cell * float(np.median(depth)))
+        fused.add(view.points.numpy()[kept], {name: value[kept] for name, value in values.items()})
+    if fused is None or not len(fused):
+        raise EvaluationError(f"{path} would have no point: lower --cloud.opaque or raise --cloud.edge.")
+    points, values = fused.means()
+    full = values.pop("full", None)
+    comments = [f"relevancy_{i}: {phrase} ({features} features)" for i, (features, phrase) in enumerate(queries)]
+    write_ply(path, _columns(points, values), comments)
+    if full is not None:
+        with atomic_path(path.with_name(f"{path.stem}_{kind}_features.npy")) as temporary:
+            np.save(temporary, full.astype(np.float16))
+    return len(points)
+
+
+def reliable(view: View, opaque: float, edge: float) -> Bool[np.ndarray, "height width"]:
+    """The pixels whose depth is that of a surface: enough of the ray is stopped, and no neighbour is much apart."""
+    depth = view.outputs["depth"].numpy()[..., 0]
+    kept = (view.outputs["accumulation"].numpy()[..., 0] >= opaque) & np.isfinite(depth) & (depth > 0)
+    for axis in (0, 1):
+        jump = np.abs(np.diff(depth, axis=axis)) > edge * np.minimum(*_neighbours(depth, axis))
+        before, after = _neighbours(kept, axis)
+        before &= ~jump
+        after &= ~jump
+    return kept
+
+
+def _neighbours(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """All but the last, and all but the first, along an axis, as views."""
+    return (values[:-1], values[1:]) if axis == 0 else (values[:, :-1], values[:, 1:])
+
+
+def _values(view: View, queries: Sequence[tuple[str, str]]) -> dict[str, Float[np.ndarray, "height width channels"]]:
+    """What a view says of each pixel's point; of the layers, their shares."""
+    masks = [view.outputs[f"mask_{layer}"] for layer in LAYERS if layer != "static"]
+    static = (view.outputs["accumulation"] - sum(masks)).clamp_min(0)  # pyright: ignore[reportArgumentType]
+    values = {"colour": view.outputs["rgb"].numpy(), "layer": torch.cat((static, *masks), -1).numpy()}
+    if queries:
+        maps = [view.relevancies(kind, [phrase]) for kind, phrase in queries]
+        values["relevancy"] = np.concatenate(maps, axis=-1)
+    return values
+
+
+class _Fused:
+    """Sums of what points in the same cell say; its memory grows with the cells, not with the views.
+
+    Args:
+        cell: Edge of a cell, scene units.
+    """
+
+    def __init__(self, cell: float):
+        self.cell = cell
+        self._keys: Int[np.ndarray, "cells"] = np.empty(0, np.int64)
+        self._sums: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(
+        self, points: Float[np.ndarray, "points 3"], values: Mapping[str, Float[np.ndarray, "points channels"]]
+    ) -> None:
+        """Adds a view's points."""
+        cells = np.clip(np.floor(points / self.cell), -_COORDINATES, _COORDINATES - 1).astype(np.int64) + _COORDINATES
+        keys = (cells[:, 0] << 42) | (cells[:, 1] << 21) | cells[:, 2]
+        new = {"point": points, "count": np.ones((len(points), 1)), **values}
+        order = np.argsort(keys, kind="stable")
+        own, starts = np.unique(keys[order], return_index=True)
+        everything = np.union1d(self._keys, own)
+        before, now = np.searchsorted(everything, self._keys), np.searchsorted(everything, own)
+        for name, value in new.items():
+            sums = np.zeros((len(everything), value.shape[1]), np.float64 if name == "point" else np.float32)
+            if name in self._sums:
+                sums[before] = self._sums[name]
+            if len(own):
+                sums[now] += np.add.reduceat(value[order], starts, axis=0)
+            self._sums[name] = sums
+        self._keys = everything
+
+    def means(self) -> tuple[Float[np.ndarray, "cells 3"], dict[str, Float[np.ndarray, "cells channels"]]]:
+        """Mean point of each cell, and mean of what its points say."""
+        means = {name: sums / self._sums["count"] for name, sums in self._sums.items()}
+        del means["count"]
+        return means.pop("point"), means
+
+
+def _columns(
+    points: Float[np.ndarray, "points 3"], values: Mapping[str, Float[np.ndarray, "points channels"]]
+) -> dict[str, np.ndarray]:
+    """The file's properties by name, in their order."""
+    columns = {axis: points[:, i].astype("<f4") for i, axis in enumerate("xyz")}
+    colours = (np.clip(values["colour"], 0, 1) * 255).round().astype("u1")
+    columns |= {name: colours[:, i] for i, name in enumerate(("red", "green", "blue"))}
+    columns["layer"] = values["layer"].argmax(-1).astype("u1")
+    for name in ("relevancy", "feature"):
+        if name in values:
+            columns |= {f"{name}_{i}": column.astype("<f4") for i, column in enumerate(values[name].T)}
+    return columns
+
+
+def write_ply(path: Path, columns: Mapping[str, np.ndarray], comments: Sequence[str] = ()) -> None:
+    """Writes points as a binary PLY file (little endian).
+
+    Args:
+        path: The file.
+        columns: Properties by name, each (points,), little-endian single precision or bytes.
+        comments: Lines for readers of the header.
+    """
+    kinds = {np.dtype("<f4"): "float", np.dtype("u1"): "uchar"}
+    records = np.empty(len(next(iter(columns.values()))), [(name, column.dtype) for name, column in columns.items()])
+    for name, column in columns.items():
+        records[name] = column
+    head = ["ply", "format binary_little_endian 1.0"]
+    head += [f"comment {' '.join(text.encode('ascii', 'replace').decode().split())}" for text in comments]
+    head += [f"element vertex {len(records)}"]
+    head += [f"property {kinds[column.dtype]} {name}" for name, column in columns.items()]
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(("\n".join([*head, "end_header"]) + "\n").encode("ascii"))
+        records.tofile(file)

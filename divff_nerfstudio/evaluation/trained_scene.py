@@ -1,0 +1,253 @@
+"""A trained scene as evaluation sees it: a model, its frames and its query; views of it, which can be asked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from torch import Tensor
+
+from divff_nerfstudio.data.annotations import GroundTruth, ground_truth
+from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.evaluation.answers import Answer, answer_about
+from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.query import Query, QueryError
+
+if TYPE_CHECKING:
+    from divff_nerfstudio.datamanager import DivFFDataManager
+    from divff_nerfstudio.features.store import FeatureStore
+
+MovingLayer = Literal["actor", "dynamic"]
+"""A layer that can be left out of a picture."""
+
+
+class EvaluationError(DivffError):
+    """An evaluation that would say something untrue, or has nothing to look at."""
+
+
+class Renderer(Protocol):
+    """What evaluation needs of the model."""
+
+    visibility: Any
+    """Switches `hide_actor` and `hide_dynamic`."""
+    answer: Any
+    """Hook that is handed a view's pictures and features, and adds outputs."""
+
+    def get_outputs_for_camera(self, camera: Cameras) -> dict[str, Tensor]:
+        """Pictures of a view, (height, width, channels) by name."""
+        ...
+
+
+@dataclass
+class View:
+    """A rendered view. Asking it renders nothing: the first question decodes its features, others do not."""
+
+    camera: Cameras
+    """One camera, with its time."""
+    outputs: dict[str, Float[Tensor, "height width channels"]]
+    """The model's pictures by name, on the CPU."""
+    query: Query
+    """Gives relevancies."""
+    _rendered: Mapping[str, Tensor] = field(default_factory=dict)
+    _decoded: dict[str, Tensor] = field(default_factory=dict)
+
+    def features(self, kind: str) -> Float[Tensor, "height width dim"] | None:
+        """Unit-length features of a kind, decoded where they are codes; None if the model has none."""
+        if kind not in self._decoded:
+            if kind not in self._rendered:
+                return None
+            with torch.no_grad():
+                self._decoded[kind] = self.query.decode(self._rendered[kind], kind)
+        return self._decoded[kind]
+
+    @cached_property
+    def points(self) -> Float[Tensor, "height width 3"]:
+        """Where each pixel's ray meets the scene, in world coordinates; depth is the distance along the unit ray."""
+        rays = self.camera.generate_rays(camera_indices=0, keep_shape=True)
+        return rays.origins.cpu() + rays.directions.cpu() * self.outputs["depth"]
+
+    def relevancies(self, kind: str, phrases: Sequence[str]) -> Float[np.ndarray, "height width phrases"]:
+        """Relevancy of each pixel to each phrase.
+
+        Args:
+            kind: Which features answer, "image" or "video".
+            phrases: What to look for.
+
+        Raises:
+            QueryError: If there are no such features, or their text encoder does not work.
+        """
+        features = self.features(kind)
+        if features is None:
+            raise QueryError(
+                f"This run has no trained {kind} features: run `divff extract`, and train the scene again."
+            )
+        return self.query.relevancies(features, kind, phrases, decoded=True).cpu().float().numpy()
+
+    def ask(self, phrase: str, kind: str = "image", threshold: float | None = None) -> Answer:
+        """Where a phrase is, or can be done, in this view.
+
+        Args:
+            phrase: What to look for.
+            kind: Which features answer, "image" or "video".
+            threshold: Relevancy above which a pixel belongs to the mask; None: DIV-FF's for that kind.
+
+        Raises:
+            QueryError: If there are no such features, or their text encoder does not work.
+        """
+        return answer_about(
+            phrase, kind, self.relevancies(kind, [phrase])[..., 0], self.outputs, self.points, threshold
+        )
+
+
+class TrainedScene:
+    """A trained scene: frames, cameras, ground truth, and views at any pose and time.
+
+    Args:
+        model: Renders the views.
+        datamanager: Gives the frames and cameras.
+        query: Gives relevancies of phrases.
+    """
+
+    def __init__(self, model: Renderer, datamanager: DivFFDataManager, query: Query):
+        self.model, self.datamanager, self.query = model, datamanager, query
+        self.scene: Scene = datamanager.train_dataset.metadata["scene"]
+
+    @cached_property
+    def trained(self) -> list[int]:
+        """Indices of the frames that were trained on."""
+        return sorted(int(i) for i in self.datamanager.train_dataset.metadata["indices"])
+
+    @cached_property
+    def cameras(self) -> Cameras:
+        """Cameras of all frames in the order of their indices, whichever split they belong to."""
+        scene, first = self.scene, self.datamanager.train_dataset.cameras[:1]
+        times = scene.times(self.datamanager.dataparser.config.time_rows)  # pyright: ignore[reportAttributeAccessIssue]
+        return Cameras(
+            camera_to_worlds=torch.from_numpy(scene.camera_to_worlds),
+            width=scene.width,
+            height=scene.height,
+            times=torch.from_numpy(times)[:, None],
+            **{name: getattr(first, name).expand(len(scene), 1).cpu() for name in ("fx", "fy", "cx", "cy")},
+        )
+
+    @cached_property
+    def times(self) -> Float[np.ndarray, "frames"]:
+        """Time of each frame."""
+        assert self.cameras.times is not None
+        return self.cameras.times[:, 0].numpy()
+
+    @property
+    def stores(self) -> Mapping[str, FeatureStore]:
+        """The scene's feature stores by kind."""
+        return getattr(self.datamanager, "feature_stores", {})
+
+    @cached_property
+    def truth(self) -> GroundTruth | None:
+        """What only a renderer of the scene knows, if there is one."""
+        return ground_truth(self.scene)
+
+    @property
+    def standing_queries(self) -> list[tuple[str, str]]:
+        """Kind of features and phrase of each query of the run's configuration; none where it cannot be answered."""
+        if not self.query.active:
+            return []
+        return [(self.query.config.features, phrase) for phrase in self.query.phrases]
+
+    def nearest_trained(self, index: int) -> int:
+        """Index of the training frame next in time to a frame, of two as near the earlier."""
+        ids = self.scene.frame_ids
+        return min(self.trained, key=lambda i: (abs(int(ids[i] - ids[index])), i))
+
+    def frame_at(self, time: float) -> int:
+        """Index of the frame next in time, of two as near the earlier."""
+        return int(np.abs(self.times - time).argmin())
+
+    def camera_at(self, viewpoint: int, time: float) -> Cameras:
+        """The camera of a frame, at another time.
+
+        Args:
+            viewpoint: Index of the frame.
+            time: In the model's unit, 0 to 1.
+        """
+        camera = self.cameras[viewpoint : viewpoint + 1]
+        camera.times = torch.tensor([[time]], dtype=torch.float32)
+        return camera
+
+    def view(
+        self,
+        frame: int | None = None,
+        time: float | None = None,
+        camera: Cameras | None = None,
+        hide: Sequence[MovingLayer] = (),
+    ) -> View:
+        """Renders a view.
+
+        Args:
+            frame: Id of the frame whose camera and time are taken, where the others do not say otherwise.
+            time: Time, 0 to 1; without a frame, the camera is that of the frame next in time.
+            camera: The camera; one with a time keeps it, unless `time` is given.
+            hide: Layers to leave out.
+
+        Raises:
+            EvaluationError: If neither a frame nor a time nor a camera with a time is given.
+            SceneError: If the scene has no such frame.
+        """
+        if time is None and frame is None and (camera is None or camera.times is None):
+            raise EvaluationError("A view needs a moment: give a time from 0 to 1, or the id of a frame.")
+        if frame is not None:
+            index = self.scene.index_of(frame)
+            moment = float(self.times[index]) if time is None else time
+        elif time is not None:
+            index, moment = self.frame_at(time), time
+        else:
+            return self.render(camera, hide)  # pyright: ignore[reportArgumentType]
+        if camera is None:
+            return self.render(self.camera_at(index, moment), hide)
+        camera = camera[:]
+        camera.times = torch.tensor([[moment]], dtype=torch.float32)
+        return self.render(camera, hide)
+
+    def render(self, camera: Cameras, hide: Sequence[MovingLayer] = ()) -> View:
+        """Renders what a camera sees at its time, whatever a viewer's panel is set to.
+
+        Args:
+            camera: One camera, with a time.
+            hide: Layers to leave out.
+        """
+        kept: dict[str, Mapping[str, Tensor]] = {}
+
+        def keep(outputs: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            kept["features"] = features
+            return {}
+
+        with neutral(self.model, keep, hide), torch.no_grad():
+            outputs = self.model.get_outputs_for_camera(camera.to(self.datamanager.device))
+        pictures = {name: picture.detach().cpu().float() for name, picture in outputs.items()}
+        return View(camera.to("cpu"), pictures, self.query, kept.get("features", {}))
+
+
+@contextlib.contextmanager
+def neutral(model: Renderer, answer: Any = None, hide: Sequence[MovingLayer] = ()) -> Iterator[None]:
+    """Shows the layers that are not hidden, and asks nothing, while the block runs; the panel's settings come back.
+
+    Args:
+        model: The model.
+        answer: What stands in for its hook.
+        hide: Layers to leave out.
+    """
+    before, visibility = model.answer, model.visibility
+    hidden = visibility.hide_actor, visibility.hide_dynamic
+    model.answer = answer
+    visibility.hide_actor, visibility.hide_dynamic = "actor" in hide, "dynamic" in hide
+    try:
+        yield
+    finally:
+        model.answer = before
+        visibility.hide_actor, visibility.hide_dynamic = hidden

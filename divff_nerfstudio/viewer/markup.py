@@ -1,0 +1,133 @@
+"""Text and drawings for the viewer's panel, in which nothing that a user typed is taken for markup."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from xml.sax.saxutils import escape
+
+import numpy as np
+from jaxtyping import Float
+
+from divff_nerfstudio.overlays import LINE, PALETTE
+
+_LONGEST_LINE = 300
+_LONGEST_NAME = 30
+_WIDTH, _ROW, _PLOT = 300, 26, 74
+_INK, _DIM, _FAINT = "#d5d8dc", "#8b9096", "#3a3f45"
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""What XML does not allow, and what turns the direction of the text behind it."""
+
+
+def one_line(text: str, longest: int) -> str:
+    """Text on one line, not without end, without control characters."""
+    line = " ".join(_UNPRINTABLE.sub(" ", text).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def as_markdown(text: str, longest: int = _LONGEST_LINE) -> str:
+    """Markdown that shows `text` literally, on one line and not without end."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", one_line(text, longest))
+
+
+def as_image(svg: str) -> str:
+    """Markdown that shows a drawing across the panel; as an image it can neither run nor load anything."""
+    data = base64.b64encode(svg.encode()).decode()
+    return f'<img src="data:image/svg+xml;base64,{data}" alt="" style={{{{width: "100%", display: "block"}}}} />'
+
+
+def phrase_colour(i: int, phrases: int) -> str:
+    """The colour that stands for a phrase in legend, plot and scene."""
+    return LINE if phrases == 1 else PALETTE[i % len(PALETTE)]
+
+
+def legend(phrases: Sequence[str], scores: Sequence[float], threshold: float) -> str:
+    """The phrases with their colours and how relevant the best pixel of the view is to each.
+
+    Args:
+        phrases: What was asked.
+        scores: Largest relevancy in the view, one per phrase.
+        threshold: Relevancy from which on a phrase counts as seen.
+
+    Returns:
+        An SVG drawing.
+    """
+    rows = []
+    for i, (phrase, score) in enumerate(zip(phrases, scores, strict=True)):
+        y, seen, colour = i * _ROW, score >= threshold, phrase_colour(i, len(phrases))
+        ink = _INK if seen else _DIM
+        bar, tick = (_WIDTH - 22) * min(max(score, 0), 1), 20 + (_WIDTH - 22) * threshold
+        fill = "url(#scale)" if len(phrases) == 1 else colour
+        rows.append(
+            f'<rect x="2" y="{y + 5}" width="12" height="12" rx="3" fill="{fill}" stroke="{colour}"/>'
+            f'<text x="20" y="{y + 15}" fill="{ink}">{escape(one_line(phrase, _LONGEST_NAME))}</text>'
+            f'<text x="{_WIDTH - 2}" y="{y + 15}" fill="{ink}" text-anchor="end">'
+            f"{score:.2f}{'' if seen else ' · not in view'}</text>"
+            f'<rect x="20" y="{y + 20}" width="{_WIDTH - 22}" height="3" rx="1.5" fill="{_FAINT}"/>'
+            f'<rect x="20" y="{y + 20}" width="{bar:.1f}" height="3" rx="1.5" fill="{colour if seen else _DIM}"/>'
+            f'<rect x="{tick:.1f}" y="{y + 18}" width="1" height="7" fill="{_INK}"/>'
+        )
+    return _drawing("".join(rows), len(rows) * _ROW + 2)
+
+
+def plot(
+    phrases: Sequence[str],
+    times: Float[np.ndarray, "moments"],
+    scores: Float[np.ndarray, "moments phrases"],
+    threshold: float,
+    now: float,
+) -> str:
+    """Scores over time in one view, with the threshold and the present moment.
+
+    Args:
+        phrases: What was asked.
+        times: Times, 0 to 1, ascending.
+        scores: Largest relevancy of the view at each time; NaN where it is not known yet.
+        threshold: Relevancy from which on a phrase counts as seen.
+        now: The time that is shown.
+
+    Returns:
+        An SVG drawing.
+    """
+    known = scores[np.isfinite(scores)]
+    low = min(0.4, threshold - 0.05, *(known.min(initial=1.0),)) - 0.02
+    high = max(0.7, threshold + 0.05, *(known.max(initial=0.0),)) + 0.02
+
+    def x(time: float) -> float:
+        return 24 + (_WIDTH - 28) * float(time)
+
+    def y(score: float) -> float:
+        return 4 + (_PLOT - 22) * (high - float(score)) / (high - low)
+
+    parts = [
+        f'<rect x="24" y="4" width="{_WIDTH - 28}" height="{_PLOT - 22}" fill="#15181b" rx="3"/>',
+        f'<line x1="24" x2="{_WIDTH - 4}" y1="{y(threshold):.1f}" y2="{y(threshold):.1f}" stroke="{_DIM}" '
+        'stroke-dasharray="3 3"/>',
+        f'<text x="20" y="{y(threshold) + 4:.1f}" text-anchor="end" fill="{_DIM}" font-size="10">'
+        f"{threshold:.2f}".replace("0.", ".")
+        + "</text>",
+        f'<line x1="{x(now):.1f}" x2="{x(now):.1f}" y1="4" y2="{_PLOT - 18}" stroke="#ffd369" stroke-width="1.5"/>',
+        f'<text x="24" y="{_PLOT - 4}" fill="{_DIM}" font-size="10">0</text>',
+        f'<text x="{(_WIDTH + 20) / 2}" y="{_PLOT - 4}" fill="{_DIM}" font-size="10" text-anchor="middle">'
+        "score in this view over time</text>",
+        f'<text x="{_WIDTH - 4}" y="{_PLOT - 4}" fill="{_DIM}" font-size="10" text-anchor="end">1</text>',
+    ]
+    for i in range(len(phrases)):
+        points = [(x(t), y(s)) for t, s in zip(times, scores[:, i], strict=True) if np.isfinite(s)]
+        line = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+        colour = phrase_colour(i, len(phrases))
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+        if len(points) == 1:
+            parts.append(f'<circle cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r="2" fill="{colour}"/>')
+    return _drawing("".join(parts), _PLOT)
+
+
+def _drawing(parts: str, height: int) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
+        'font-family="Inter, system-ui, sans-serif" font-size="12">'
+        '<defs><linearGradient id="scale"><stop offset="0" stop-color="#30123b"/><stop offset="0.3" '
+        'stop-color="#1bcfd4"/><stop offset="0.6" stop-color="#d2e935"/><stop offset="1" stop-color="#c5270a"/>'
+        f"</linearGradient></defs>{parts}</svg>"
+    )

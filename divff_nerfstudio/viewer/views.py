@@ -1,0 +1,239 @@
+"""Views as the viewer has rendered them, kept so that another question about the same view renders nothing."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from torch import Tensor
+
+from divff_nerfstudio.query import Answer
+
+MOST_DECODED = 160 * 2**20
+"""Bytes of a view's features up to which they are kept; larger ones are decoded anew at each question."""
+KEPT_VIEWS = 2
+"""Views kept for each client."""
+
+
+class Renderer(Protocol):
+    """What is used of a model."""
+
+    answer: Any
+
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: Any = None) -> dict[str, Tensor]:
+        """Renders a view, and calls `answer` with its pictures and features."""
+        ...
+
+
+@dataclass(eq=False)
+class View:
+    """A rendered view."""
+
+    camera: Cameras
+    """One camera, with its time."""
+    pictures: dict[str, Float[Tensor, "height width channels"]]
+    """What it was rendered to, without answers."""
+    features: Mapping[str, Float[Tensor, "height width dim"]]
+    """Its features by kind, of unit length, decoded when asked for; empty while they are untrained."""
+    answer: Answer | None = None
+    """What was last found in it."""
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return self.pictures["rgb"].shape[0]
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return self.pictures["rgb"].shape[1]
+
+
+class Views:
+    """Renders for nerfstudio's viewer, and keeps what was rendered.
+
+    The viewer renders through `model.get_outputs_for_camera` alone, at a low resolution whenever anything was changed
+    and at the full one some time later. `attach` puts `outputs` in its place: a view that has not changed is not
+    rendered again, and answers requests for lower resolutions, too.
+
+    Args:
+        model: Renders the views.
+        state: What views depend on beside the camera.
+        answer: Outputs to add to a view.
+        seen: Called with the client and its view after each answer.
+        client: The client that the calling thread renders for; None where it is not the viewer's.
+
+    Attributes:
+        rendered: How many of the clients' views have been rendered.
+        rays_per_second: How fast, on average; 0 before the first one.
+    """
+
+    def __init__(
+        self,
+        model: Renderer,
+        state: Callable[[], Hashable],
+        answer: Callable[[View], dict[str, Tensor]],
+        seen: Callable[[int, View], None],
+        client: Callable[[], int | None],
+    ):
+        self._model, self._state, self._answer, self._seen, self._client = model, state, answer, seen, client
+        self._render = model.get_outputs_for_camera
+        self._turn = threading.RLock()
+        self._kept: dict[int, list[tuple[Hashable, View]]] = {}
+        self._busy: set[int] = set()
+        self.rendered = 0
+        self.rays_per_second = 0.0
+
+    def attach(self) -> None:
+        """Puts `outputs` in the place of the model's own method, on this model alone."""
+        self._model.answer = _Catch()
+        self._model.get_outputs_for_camera = self.outputs
+
+    def outputs(self, camera: Cameras, obb_box: Any = None) -> dict[str, Tensor]:
+        """A view's pictures and what the question adds to them, for the viewer's render threads.
+
+        Other threads' views (evaluation while training) are rendered, never kept, and answered only where the model has
+        its hook.
+        """
+        client = self._client()
+        if client is None:
+            with self._turn:
+                if not isinstance(self._model.answer, _Catch):
+                    return self._render(camera, obb_box)
+                view = self.render(camera, obb_box)
+            return {**view.pictures, **self._answer(view)}
+        key = self._key(camera, obb_box)
+        view = self.kept(client, key, camera)
+        if view is None:
+            self._busy.add(client)
+            try:
+                view = self.render(camera, obb_box)
+                self.rendered += 1
+            finally:
+                # Before the question is read: who changes it later sees that this view will not be answered anew.
+                self._busy.discard(client)
+        else:
+            take_resolution(camera, view.camera)
+        self._keep(client, key, view)
+        outputs = {**view.pictures, **self._answer(view)}
+        self._seen(client, view)
+        return outputs
+
+    def render(self, camera: Cameras, obb_box: Any = None, most_decoded: int = MOST_DECODED) -> View:
+        """Renders a view, whether or not it is kept. The caller holds the training lock.
+
+        Args:
+            camera: One camera.
+            obb_box: Part of the scene to render, if not all of it.
+            most_decoded: Bytes of features that the view keeps once they are decoded.
+        """
+        with self._turn:
+            before, catch, start = self._model.answer, _Catch(), time.perf_counter()
+            self._model.answer = catch
+            try:
+                pictures = self._render(camera, obb_box)
+            finally:
+                # Evaluation in the main thread may have set a hook of its own, or taken it back, in the meantime.
+                if self._model.answer is catch:
+                    self._model.answer = before
+        speed = pictures["rgb"].shape[:2].numel() / max(time.perf_counter() - start, 1e-6)
+        self.rays_per_second = 0.7 * self.rays_per_second + 0.3 * speed if self.rays_per_second else speed
+        features = catch.features
+        return View(camera, pictures, {} if features is None else _Kept(features, most_decoded))
+
+    def at_work(self, client: int) -> bool:
+        """Whether a client's view is being rendered, so that it will answer a question asked now."""
+        return client in self._busy
+
+    def latest(self, client: int) -> View | None:
+        """What a client saw last."""
+        kept = self._kept.get(client)
+        return kept[0][1] if kept else None
+
+    def forget(self, client: int) -> None:
+        """Drops the views of a client that has gone."""
+        self._kept.pop(client, None)
+
+    def kept(self, client: int, key: Hashable, camera: Cameras) -> View | None:
+        """The kept view that shows what is asked for, at that resolution or a higher one."""
+        height, width = int(camera.height.flatten()[0]), int(camera.width.flatten()[0])
+        for known, view in self._kept.get(client, ()):
+            # Sizes are whole numbers of pixels, so small pictures of one view differ a little in shape.
+            same_shape = abs(width / height - view.width / view.height) <= 1.5 / height
+            if known == key and view.height >= height and same_shape:
+                return view
+        return None
+
+    def _keep(self, client: int, key: Hashable, view: View) -> None:
+        others = [(known, old) for known, old in self._kept.get(client, ()) if known != key]
+        self._kept[client] = [(key, view), *others][:KEPT_VIEWS]
+
+    def _key(self, camera: Cameras, obb_box: Any) -> Hashable:
+        """What tells one view from another, its resolution left out."""
+        times = camera.times
+        box = None if obb_box is None else tuple(tuple(part.flatten().tolist()) for part in vars(obb_box).values())
+        return viewpoint(camera), None if times is None else float(times.flatten()[0]), box, self._state()
+
+
+class _Catch:
+    """A hook of the model that takes a view's features and adds nothing yet."""
+
+    def __init__(self):
+        self.features: Mapping[str, Tensor] | None = None
+
+    def __call__(self, outputs: dict[str, Tensor], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        del outputs
+        self.features = features
+        return {}
+
+
+class _Kept(dict[str, Tensor]):
+    """A view's features by kind, kept once decoded unless they are too large."""
+
+    def __init__(self, features: Mapping[str, Tensor], most: int):
+        super().__init__()
+        self._features, self._most = features, most
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._features
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __missing__(self, kind: str) -> Tensor:
+        with torch.no_grad():
+            decoded = self._features[kind]
+        if decoded.nbytes <= self._most:
+            self[kind] = decoded
+        return decoded
+
+
+def viewpoint(camera: Cameras) -> Hashable:
+    """What tells one viewpoint from another, whatever the time and the resolution."""
+    height = float(camera.height.flatten()[0])
+    return (
+        tuple(camera.camera_to_worlds.flatten().tolist()),
+        round(float(camera.fy.flatten()[0]) / height, 5),
+        int(camera.camera_type.flatten()[0]),
+    )
+
+
+def take_resolution(camera: Cameras, other: Cameras) -> None:
+    """Gives a camera the resolution of another one of its viewpoint: nerfstudio casts its rays once more, for depth."""
+    for name in ("fx", "fy", "cx", "cy", "height", "width"):
+        setattr(camera, name, getattr(other, name))
+
+
+def small_camera(camera: Cameras, height: int, moment: float) -> Cameras:
+    """The same camera at another time, in a picture of so many rows."""
+    small = copy.deepcopy(camera)
+    small.rescale_output_resolution(height / float(camera.height.flatten()[0]))
+    small.times = torch.full_like(camera.fx.reshape(-1, 1), moment)
+    return small

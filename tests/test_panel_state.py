@@ -1,0 +1,92 @@
+"""The panel's state as a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from divff_nerfstudio.panel_state import PanelState, PanelStateError, load_panel_state, panel_state_path
+from divff_nerfstudio.query import Example, Query, QueryConfig, QueryError
+
+
+def encode(phrases):
+    return torch.eye(4)[[len(phrase) % 4 for phrase in phrases]]
+
+
+@pytest.fixture
+def query():
+    config = QueryConfig(text="[point 1]; 勺子 <b>", negatives_image=("stuff",), threshold=0.61, contour=True)
+    query = Query(config, {"image": encode, "video": encode})
+    for name in ("[point 1]", "[point 2]"):
+        query.examples[name] = {"image": Example(torch.eye(4)[2], 0.75)}
+    return query
+
+
+@pytest.fixture
+def saved(query, tmp_path):
+    path = panel_state_path(tmp_path / "camera_paths" / "tour.json")
+    PanelState.of(query, SimpleNamespace(hide_actor=True, hide_dynamic=False), "relevancy").save(path)
+    return path
+
+
+def test_it_lies_where_the_render_tab_does_not_take_it_for_a_camera_path(saved, tmp_path):
+    assert saved == tmp_path / "camera_paths" / "panel" / "tour.json"
+    assert not list((tmp_path / "camera_paths").glob("*.json"))
+
+
+def test_a_state_comes_back_and_is_applied(saved, query):
+    state = load_panel_state(saved)
+    assert state.output == "relevancy" and list(state.examples) == ["[point 1]"]
+    other = Query(QueryConfig(presets=("mug",)), {"image": encode, "video": encode})
+    visibility = SimpleNamespace(hide_actor=False, hide_dynamic=True)
+    state.apply(other, visibility)
+    assert other.config == replace(query.config, presets=("mug",))
+    assert (visibility.hide_actor, visibility.hide_dynamic) == (True, False)
+    features = {"image": torch.eye(4)[None]}
+    theirs, ours = other.look(features), query.look(features)
+    assert torch.equal(theirs.relevancies, ours.relevancies)
+
+
+def test_a_state_that_cannot_be_asked_changes_nothing(saved):
+    other = Query(QueryConfig(text="mug"), {"video": encode})
+    visibility = SimpleNamespace(hide_actor=False, hide_dynamic=False)
+    with pytest.raises(QueryError, match="not image features"):
+        load_panel_state(saved).apply(other, visibility)
+    assert other.config.text == "mug" and other.examples == {} and not visibility.hide_actor
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda content: content.update(version=2), "version 1"),
+        (lambda content: content.pop("visibility"), "'visibility' is missing"),
+        (lambda content: content["query"].update(text=3), "text is 3"),
+        (lambda content: content["query"].update(features="sound"), "features is 'sound'"),
+        (lambda content: content["query"].update(threshold=float("nan")), "threshold is nan"),
+        (lambda content: content["query"].update(_target="os.system"), "no field _target"),
+        (lambda content: content["query"].update(text=";".join(map(str, range(99)))), "at most 16"),
+        (lambda content: content["query"].update(negatives_image=[1]), "negatives_image is 1"),
+        (lambda content: content["examples"]["[point 1]"]["image"].update(level=1), "level"),
+        (lambda content: content["examples"]["[point 1]"]["image"].update(feature=[3, 4]), "unit length"),
+        (lambda content: content["examples"].update({"../x": {}}), "names no point"),
+        (lambda content: content.update(examples=[]), "list"),
+    ],
+)
+def test_what_is_no_state_is_named(saved, change, reason):
+    content = json.loads(saved.read_text())
+    change(content)
+    saved.write_text(json.dumps(content))
+    with pytest.raises(PanelStateError, match=reason):
+        load_panel_state(saved)
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    with pytest.raises(PanelStateError, match="does not exist"):
+        load_panel_state(tmp_path / "none.json")
+    (tmp_path / "broken.json").write_bytes(b"\xff{")
+    with pytest.raises(PanelStateError, match="no saved state"):
+        load_panel_state(tmp_path / "broken.json")
