@@ -281,6 +281,18 @@ class LayeredModel(Model):
 
     # Losses.
 
+    def training_step(
+        self, rays: RayBundle, batch: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+        """One step on a batch of rays.
+
+        Returns:
+            Outputs, losses, whose sum is to be followed back, and metrics.
+        """
+        outputs = self(rays)
+        metrics = self.get_metrics_dict(outputs, batch)
+        return outputs, self.get_loss_dict(outputs, batch, metrics), metrics
+
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
         """PSNR of a batch of rays, and how much of it the moving layers explain."""
         error = (outputs["rgb"].detach() - batch["image"].to(self.device)).square().mean()
