@@ -129,11 +129,13 @@ class SamSegmenter(Segmenter):
             boxes: Left, top, right and bottom in pixels of the picture.
         """
         height, width = picture.shape[:2]
+        if len(boxes) == 0:
+            return np.zeros((0, height, width), bool)
         pixels = torch.from_numpy(np.ascontiguousarray(picture)).to(self.device).permute(2, 0, 1)[None].float() / 255
         scale = torch.tensor([self._side / width, self._side / height] * 2)
-        found = [np.zeros((0, height, width), bool)]
+        found = []
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            embeddings = self._embeddings(pixels) if len(boxes) else None
+            embeddings = self._embeddings(pixels)
             for part in (boxes * scale).to(self.device).split(_PROMPTS.get(self.device.type, 32)):
                 answer = self.model(image_embeddings=embeddings, input_boxes=part[None], multimask_output=False)
                 logits = interpolate(answer.pred_masks[0].float(), (height, width), mode="bilinear")[:, 0]
