@@ -8,11 +8,12 @@ import tyro
 from nerfstudio.utils.rich_utils import CONSOLE
 from parity_divff import DivffParityConfig
 from parity_egovideo import EgoVideoParityConfig
+from parity_ooal import OoalParityConfig
 from rich.markup import escape
 
 from divff_nerfstudio.files import DivffError
 
-CHECKS = {"divff": DivffParityConfig, "egovideo": EgoVideoParityConfig}
+CHECKS = {"divff": DivffParityConfig, "egovideo": EgoVideoParityConfig, "ooal": OoalParityConfig}
 
 if __name__ == "__main__":
     try:

@@ -7,6 +7,7 @@ Another one is a class derived from `Baseline`, in a file of its own, and a line
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Mapping
 from functools import cached_property
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float
 
 from divff_nerfstudio.data.annotations import resize_nearest
+from divff_nerfstudio.evaluation.baseline_models import BaselineModels
 from divff_nerfstudio.evaluation.results import FrameResult, Task
 from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 from divff_nerfstudio.features.store import NO_FEATURE
@@ -24,6 +26,10 @@ BASELINES: dict[str, str] = {
     "nearest": f"{__name__}:NearestFrame",
     "mean": f"{__name__}:MeanFrame",
     "extracted": f"{__name__}:ExtractedFeatures",
+    "lerf": "divff_nerfstudio.evaluation.crops:CropFeatures",
+    "owl": "divff_nerfstudio.evaluation.owl:OwlSam",
+    "owl-real": "divff_nerfstudio.evaluation.owl:OwlSamReal",
+    "ooal": "divff_nerfstudio.evaluation.ooal.baseline:OoalBaseline",
 }
 """Where the class of each baseline is; it is imported when it is asked for."""
 
@@ -33,6 +39,7 @@ class Baseline(ABC):
 
     Args:
         trained: The scene; its training frames may be looked at.
+        models: Options of baselines with models of their own; None: the defaults.
     """
 
     title: ClassVar[str]
@@ -40,8 +47,20 @@ class Baseline(ABC):
     sees_frame: ClassVar[bool] = False
     """Whether it looks at the held-out frame itself, as no method that renders it can."""
 
-    def __init__(self, trained: TrainedScene):
-        self.trained = trained
+    def __init__(self, trained: TrainedScene, models: BaselineModels | None = None):
+        self.trained, self.models = trained, models or BaselineModels()
+
+    @property
+    def device(self) -> torch.device:
+        """Device to compute on."""
+        return torch.device(self.trained.datamanager.device)
+
+    def prepare(self, tasks: Mapping[str, Task]) -> None:  # noqa: B027
+        """Loads what the tasks need, before the first frame is rendered.
+
+        Args:
+            tasks: What `relevancies` will be asked, by name.
+        """
 
     def outputs(self, result: FrameResult) -> dict[str, Float[np.ndarray, "height width channels"]]:
         """Pictures of a held-out frame under the model's names, "rgb" and "mask_moving" for instance.
@@ -61,13 +80,26 @@ class Baseline(ABC):
         return None
 
 
-def load_baseline(name: str, trained: TrainedScene) -> Baseline:
-    """The baseline of a registered name, or of a class given as ``module:Class``.
+def at_threshold(scores: Float[np.ndarray, "*shape"], own: float, fixed: float) -> Float[np.ndarray, "*shape"]:
+    """Scores stretched so that a method's own threshold lies where the evaluation has its fixed one.
+
+    The order of scores stays, so that nothing changes that no threshold enters.
+
+    Args:
+        scores: In [0, 1].
+        own: The method's threshold, inside (0, 1).
+        fixed: The evaluation's, inside (0, 1).
+    """
+    return np.interp(scores, (0.0, own, 1.0), (0.0, fixed, 1.0)).astype(np.float32)
+
+
+def load_baseline(name: str, trained: TrainedScene, models: BaselineModels | None = None) -> Baseline:
+    """The baseline of a registered name, or of a class given as ``module:Class``; see `Baseline`.
 
     Raises:
         DivffError: If there is none.
     """
-    return plugin_class(BASELINES.get(name, name), Baseline, "baseline", BASELINES)(trained)
+    return plugin_class(BASELINES.get(name, name), Baseline, "baseline", BASELINES)(trained, models)
 
 
 class _Stored(Baseline):

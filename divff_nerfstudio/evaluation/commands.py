@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from divff_nerfstudio.evaluation.answers import Answer, asked_kind
+from divff_nerfstudio.evaluation.baseline_models import BaselineModels
 from divff_nerfstudio.evaluation.figures import save_picture
 from divff_nerfstudio.evaluation.metrics import lpips_weights
 from divff_nerfstudio.evaluation.pointcloud import CloudOptions, write_cloud
@@ -55,7 +56,10 @@ class EvaluateConfig:
     annotated."""
     baselines: tuple[str, ...] = ("nearest", "mean", "extracted")
     """Methods to score beside the field: nearest (copy of the nearest training frame), mean (of all training frames),
-    extracted (the frame's own 2D features), or your own, module:Class."""
+    extracted (the frame's own 2D features), lerf (CLIP of crops of the frame), owl and owl-real (boxes by OWL, masks by
+    SAM, in the rendering or in the frame), ooal (affordances), or your own, module:Class."""
+    models: BaselineModels = field(default_factory=BaselineModels)
+    """Options of baselines with models of their own."""
     moments: int = 8
     """How many moments the tasks of other times and viewpoints look at."""
     download_lpips: bool = False
@@ -80,7 +84,7 @@ class EvaluateConfig:
         run = self.load_config.resolve().parent
         folder = self.output or run / "evaluation"
         gallery, start = Gallery(folder / "frames"), time.perf_counter()
-        wanted = Wanted(self.tasks, self.frames, self.queries, self.baselines, self.moments)
+        wanted = Wanted(self.tasks, self.frames, self.queries, self.baselines, self.moments, self.models)
         evaluation = evaluate(
             pipeline.model, pipeline.datamanager, pipeline.query, gallery.add, wanted, gallery.add_picture
         )

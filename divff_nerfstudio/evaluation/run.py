@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ from divff_nerfstudio.data.annotations import (
     moving_mask,
     object_annotations,
 )
+from divff_nerfstudio.evaluation.baseline_models import BaselineModels
 from divff_nerfstudio.evaluation.baselines import Baseline, load_baseline
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.consistency import consistency
@@ -60,6 +61,8 @@ class Wanted:
     """Names of the baselines to score beside the field."""
     moments: int = 8
     """How many moments the tasks of views look at."""
+    models: BaselineModels = field(default_factory=BaselineModels)
+    """Options of baselines with models of their own."""
 
 
 class _Scored:
@@ -130,7 +133,9 @@ def evaluate(
     wanted, trained = wanted or Wanted(), TrainedScene(model, datamanager, query)
     tasks = _answerable(find_tasks(trained, wanted), query)
     own = _Scored(tasks, "masks" in wanted.tasks)
-    baselines = {name: load_baseline(name, trained) for name in wanted.baselines}
+    baselines = {name: load_baseline(name, trained, wanted.models) for name in wanted.baselines}
+    for baseline in baselines.values():
+        baseline.prepare(tasks)
     others = {name: _Scored(tasks, "masks" in wanted.tasks) for name in baselines}
     for index, camera, target in _held_out(trained, wanted.frames):
         result = _shown(trained, index, camera, target, tasks, wanted.queries)

@@ -118,6 +118,36 @@ class SamSegmenter(Segmenter):
             masks = interpolate(masks[:, None].to(torch.uint8), (height, width), mode="nearest-exact")[:, 0].bool()
         return masks.cpu().numpy()
 
+    @torch.inference_mode()
+    def box_masks(
+        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float[Tensor, "n 4"]
+    ) -> Bool[np.ndarray, "n height width"]:
+        """The mask of what each box holds.
+
+        Args:
+            picture: The picture.
+            boxes: Left, top, right and bottom in pixels of the picture.
+        """
+        height, width = picture.shape[:2]
+        if len(boxes) == 0:
+            return np.zeros((0, height, width), bool)
+        pixels = torch.from_numpy(np.ascontiguousarray(picture)).to(self.device).permute(2, 0, 1)[None].float() / 255
+        scale = torch.tensor([self._side / width, self._side / height] * 2)
+        found = []
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            embeddings = self._embeddings(pixels)
+            for part in (boxes * scale).to(self.device).split(_PROMPTS.get(self.device.type, 32)):
+                answer = self.model(image_embeddings=embeddings, input_boxes=part[None], multimask_output=False)
+                logits = interpolate(answer.pred_masks[0].float(), (height, width), mode="bilinear")[:, 0]
+                found.append((logits > 0).cpu().numpy())
+        return np.concatenate(found)
+
+    def _embeddings(self, pixels: Float[Tensor, "1 3 height width"]) -> list[Tensor]:
+        """What the model sees in a picture, in [0, 1], or a crop of one."""
+        seen = interpolate(pixels, (self._side, self._side), mode="bilinear", antialias=True)
+        mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in (_MEAN, _STD))
+        return self.model.get_image_embeddings((seen - mean) / std)
+
     def _crop_masks(
         self, pixels: Float[Tensor, "1 3 height width"], size: tuple[int, int], box: tuple[int, int, int, int]
     ) -> tuple[Bool[Tensor, "n h w"], Float[Tensor, "n"]]:
@@ -131,12 +161,9 @@ class SamSegmenter(Segmenter):
         top, left, bottom, right = box
         down, across = pixels.shape[2] / size[0], pixels.shape[3] / size[1]
         crop = pixels[:, :, round(top * down) : round(bottom * down), round(left * across) : round(right * across)]
-        crop = interpolate(crop, (self._side, self._side), mode="bilinear", antialias=True)
-        statistics = (torch.tensor(values, device=self.device)[:, None, None] for values in (_MEAN, _STD))
-        mean, std = statistics
         found, scores = [], []
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            embeddings = self.model.get_image_embeddings((crop - mean) / std)
+            embeddings = self._embeddings(crop)
             for points in self._points().split(_PROMPTS.get(self.device.type, 32)):
                 answer = self.model(
                     image_embeddings=embeddings, input_points=points[None, :, None], multimask_output=True

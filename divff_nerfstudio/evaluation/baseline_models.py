@@ -1,0 +1,30 @@
+"""Options of the baselines with models of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+from divff_nerfstudio.features.sam import SamSegmenterConfig
+
+
+@dataclass(frozen=True)
+class BaselineModels:
+    """Which weights the baselines use, where each is asked for."""
+
+    owl: str = "google/owlv2-base-patch16-ensemble"
+    """OWL-ViT or OWLv2 of the baselines owl and owl-real: a name on the Hugging Face hub, or a folder with the model's
+    files."""
+    owl_threshold: float = 0.1
+    """Detection score from which a box counts as found."""
+    owl_prompt: str = "a photo of a {}"
+    """What OWL is asked for an object; actions are asked as they are."""
+    sam: SamSegmenterConfig = field(default_factory=SamSegmenterConfig)
+    """SAM 2.1, which turns boxes into masks; only its weights matter here."""
+    ooal: Optional[Path] = None  # noqa: UP045
+    """OOAL's weights; by default seen_best in the folder of weights."""
+    ooal_clip: str = "ViT-B-16/openai"
+    """CLIP with the tokens of names that OOAL was not trained on: MODEL/TAG or MODEL/FILE of open_clip."""
+    clip_shares: tuple[float, ...] = (0.15, 0.3, 0.5)
+    """Sides of the crops of the baseline lerf, as shares of the picture's height."""

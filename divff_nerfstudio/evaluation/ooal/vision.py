@@ -1,0 +1,113 @@
+"""DINOv2 (Oquab et al. 2023) under its own names, as far as OOAL needs it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
+
+from divff_nerfstudio.evaluation.ooal.shape import OoalShape
+
+_OFFSET = 0.1
+"""Added to the rows and columns of patches before the positions are stretched, as DINOv2 was trained."""
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+class Perceptron(nn.Module):
+    """Two layers with GELU between.
+
+    Args:
+        width: Length of the input.
+        hidden: Length between.
+        output: Length of the output.
+        normed: Normalise the input.
+    """
+
+    def __init__(self, width: int, hidden: int, output: int, normed: bool = False):
+        super().__init__()
+        self.norm = nn.LayerNorm(width) if normed else nn.Identity()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, output)
+
+    def forward(self, values: Float[Tensor, "*bs width"]) -> Float[Tensor, "*bs output"]:
+        """The layers."""
+        return self.fc2(gelu(self.fc1(self.norm(values))))
+
+
+class _Scale(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values * self.gamma
+
+
+class _Block(nn.Module):
+    def __init__(self, shape: OoalShape):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(shape.width, eps=1e-6)
+        self.attn = _Attention(shape.width, shape.heads)
+        self.ls1 = _Scale(shape.width)
+        self.norm2 = nn.LayerNorm(shape.width, eps=1e-6)
+        self.mlp = Perceptron(shape.width, shape.hidden, shape.width)
+        self.ls2 = _Scale(shape.width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
+        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
+
+
+class Dino(nn.Module):
+    """The vision transformer.
+
+    Args:
+        shape: Sizes.
+    """
+
+    def __init__(self, shape: OoalShape):
+        super().__init__()
+        self.shape = shape
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, shape.positions, shape.width))
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, shape.width, shape.patch, shape.patch)})
+        self.blocks = nn.ModuleList(_Block(shape) for _ in range(shape.depth))
+        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> list[tuple[Float[Tensor, "batch patches dim"], Float[Tensor, "batch dim"]]]:
+        """Normed tokens of the patches, and of the class, behind each of the last blocks, the oldest first."""
+        patches = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
+        tokens = torch.cat((self.cls_token.expand(len(images), -1, -1), patches), dim=1)
+        tokens = tokens + self._positions(images.shape[2], images.shape[3])
+        found = []
+        for number, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if number >= len(self.blocks) - self.shape.merged:
+                normed = self.norm(tokens)
+                found.append((normed[:, 1:], normed[:, 0]))
+        return found
+
+    def _positions(self, height: int, width: int) -> Float[Tensor, "1 tokens dim"]:
+        """Positions of the class token and of the patches; the grid is stretched to a picture of another size."""
+        side, rows, columns = self.shape.side, height // self.shape.patch, width // self.shape.patch
+        if (rows, columns) == (side, side):
+            return self.pos_embed
+        grid = self.pos_embed[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        # By factors, not to a size: the positions that are sampled follow from the factors, offset included.
+        factors = ((rows + _OFFSET) / side, (columns + _OFFSET) / side)
+        grid = interpolate(grid, scale_factor=factors, mode="bicubic")
+        return torch.cat((self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)), dim=1)
