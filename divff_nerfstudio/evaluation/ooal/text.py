@@ -42,6 +42,9 @@ class PromptLearner(nn.Module):
         shape: Sizes.
     """
 
+    token_prefix: Tensor
+    token_suffix: Tensor
+
     def __init__(self, shape: OoalShape):
         super().__init__()
         behind = shape.context - 1 - shape.learned
