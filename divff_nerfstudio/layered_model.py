@@ -151,6 +151,9 @@ class LayeredModel(Model):
         """Whether the semantic heads have been, or are being, trained."""
         return self.semantic is not None and self.step >= self.features_from
 
+    def make_room(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on the sizes of a state of the model that is about to be loaded, where they vary."""
+
     def update_to_step(self, step: int) -> None:
         """Takes the place in the schedule that belongs to a step."""
         self.step = step
@@ -277,6 +280,18 @@ class LayeredModel(Model):
         return rays.directions @ rotation.to(rays.directions)
 
     # Losses.
+
+    def training_step(
+        self, rays: RayBundle, batch: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+        """One step on a batch of rays.
+
+        Returns:
+            Outputs, losses, whose sum is to be followed back, and metrics.
+        """
+        outputs = self(rays)
+        metrics = self.get_metrics_dict(outputs, batch)
+        return outputs, self.get_loss_dict(outputs, batch, metrics), metrics
 
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
         """PSNR of a batch of rays, and how much of it the moving layers explain."""

@@ -189,6 +189,7 @@ class QueryPanel(nn.Module):
             self._welcomed = True
             self._viewer.set_camera_visibility(False)
             self._viewer.toggle_cameravis_button()
+            self._viewer.update_step(self._viewer.step)
         self._stand(client)
 
     def _resolution(self, machine: Any, full: Callable[[float], tuple[int, int]], aspect: float) -> tuple[int, int]:

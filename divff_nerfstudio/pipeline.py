@@ -88,7 +88,9 @@ class DivFFPipeline(VanillaPipeline):
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Losses of a step, at its place in the schedule."""
         self.model.update_to_step(step)
-        return super().get_train_loss_dict(step)
+        if self.world_size > 1:  # gradients are exchanged between devices in the wrapper's own forward pass
+            return super().get_train_loss_dict(step)
+        return self.model.training_step(*self.datamanager.next_train(step))
 
     def get_average_eval_image_metrics(
         self,
@@ -120,6 +122,7 @@ class DivFFPipeline(VanillaPipeline):
             else:
                 CONSOLE.print("The checkpoint was trained before the scene had features, so it is opened without them.")
                 self.model.semantic = None
+        self.model.make_room({key.removeprefix("_model."): value for key, value in state.items()})
         own = self.state_dict()
         wrong = sorted(state.keys() ^ own.keys()) + sorted(
             key for key in state.keys() & own.keys() if state[key].shape != own[key].shape

@@ -17,6 +17,7 @@ from divff_nerfstudio.data.rays import at_origin
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
 from divff_nerfstudio.fields.published import (
+    HIDDEN_LAYERS,
     PublishedField,
     PublishedFieldConfig,
     PublishedHeads,
@@ -266,13 +267,18 @@ class PublishedModel(LayeredModel):
     @property
     def rays_at_once(self) -> int:
         """Rays whose activations fit into the memory for them."""
-        config = self.config
-        samples = config.coarse_samples + config.importance_samples
-        # Two encoded points, three hidden layers, and encodings, colours and weights of the layers.
-        per_sample = 2 * 63 + 3 * config.fields.trunk_width + 4 * config.fields.branch_width + 64
-        heads = 0 if self.semantic is None else 3 * len(LAYERS) * config.heads.samples * config.heads.hidden
+        config, fields = self.config, self.config.fields
+        coarse, fine = config.coarse_samples, config.coarse_samples + config.importance_samples
+        encoded = 2 * len(LAYERS) * (2 * fields.position_octaves + 1)
+        picked = 0 if self.semantic is None else len(LAYERS) * config.heads.samples * config.heads.hidden
+        if self.training:  # all that is kept until the gradients are known
+            trunk = encoded + 9 * fields.trunk_width
+            floats = coarse * (trunk + fields.branch_width) + fine * (trunk + 9 * fields.branch_width)
+            floats += picked * (1 + sum(HIDDEN_LAYERS.values()))
+        else:
+            floats = fine * (encoded + 3 * fields.trunk_width + 4 * fields.branch_width) + 3 * picked
         budget = (config.memory_mb or MEMORY_MB.get(self.device.type, MEMORY_MB["cpu"])) * 2**20
-        return max(16, budget // (4 * (samples * per_sample + heads)))
+        return max(16, budget // (4 * floats))
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:  # pyright: ignore
         """Renders rays: in training all at once, otherwise as many at a time as fit into memory."""
@@ -366,6 +372,35 @@ class PublishedModel(LayeredModel):
 
     # Losses.
 
+    def training_step(
+        self, rays: RayBundle, batch: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+        """One step on a batch of rays, of which as many at a time are followed back as fit into memory.
+
+        All losses are means over rays, so that those of parts add up, and so do their gradients.
+        """
+        size, count = self.rays_at_once, len(rays)
+        if size >= count or not self.config.mean_over_all_rays:
+            return super().training_step(rays, batch)
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        gradients: list[Tensor | None] = [None] * len(parameters)
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            outputs, found, measured = super().training_step(rays[part], _part_of(batch, part))
+            share = len(outputs["rgb"]) / count
+            scaled = {name: share * loss for name, loss in found.items()}
+            followed = torch.autograd.grad(sum(scaled.values()), parameters, allow_unused=True)  # pyright: ignore
+            for i, gradient in enumerate(followed):
+                known = gradients[i]
+                gradients[i] = gradient if known is None else known if gradient is None else known.add_(gradient)
+            losses = _added(losses, scaled)
+            metrics = _added(metrics, {name: share * value for name, value in measured.items()})
+        first = next(iter(losses))
+        losses[first] = _Followed.apply(losses[first], gradients, *parameters)  # pyright: ignore[reportArgumentType]
+        return {}, losses, metrics
+
     def _geometry_losses(self, outputs: dict[str, Any], target: Tensor) -> dict[str, Tensor]:
         densities, uncertainty = outputs["densities"], outputs["uncertainty"]
         return {
@@ -382,3 +417,30 @@ class PublishedModel(LayeredModel):
             target, valid = features["image"]
             features = {**features, "image": (encoder.encode(target), valid)}
         return super()._feature_losses(code, features)
+
+
+class _Followed(torch.autograd.Function):
+    """A loss whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor | None], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = (None if gradient is None else gradient * upstream[0] for gradient in ctx.gradients)
+        return None, None, *scaled
+
+
+def _part_of(batch: dict[str, Any], part: slice) -> dict[str, Any]:
+    """Some rays of a batch."""
+    some = {"image": batch["image"][part]}
+    if "features" in batch:
+        some["features"] = {kind: (target[part], valid[part]) for kind, (target, valid) in batch["features"].items()}
+    return some
+
+
+def _added(sums: dict[str, Tensor], values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums by name, with further values added, cut off from what they were computed from."""
+    return {name: sums.get(name, 0) + value.detach() for name, value in values.items()}

@@ -115,7 +115,7 @@ def _per_sample(values: Tensor, positions: Tensor) -> Tensor:
 
 
 class StraightModel(PublishedModel):
-    """The model on these, with a fixed number of rays at a time."""
+    """The model on these, with a fixed number of rays at a time, and all rays of a training step at once."""
 
     @property
     def rays_at_once(self) -> int:
@@ -228,7 +228,7 @@ class Published:
             model.train()
             model.update_to_step(0)
             model.zero_grad()
-            losses = model.get_loss_dict(model(rays), batch)
+            _, losses, _ = model.training_step(rays, batch)
             torch.stack(list(losses.values())).sum().backward()
 
         return step

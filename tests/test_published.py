@@ -323,6 +323,25 @@ def test_the_learning_rate_is_a_cosine_per_stage_changed_once_an_epoch():
     assert factor(39) < 0.03 and all(factor(step) >= factor(step + 1) for step in range(39))
 
 
+def test_a_step_in_parts_is_the_step_at_once():
+    model = make_model(jitter=False, density_noise=0.0)
+    model.train()
+    model.end_colours = lambda rays: torch.zeros(rays, 3)
+    rays, batch, found = bundle(50), batch_of(50), []
+    for memory in (1000, 1):
+        model.config.memory_mb = memory
+        assert (model.rays_at_once >= 50) == (memory == 1000)
+        model.zero_grad()
+        _, losses, metrics = model.training_step(rays, batch)
+        (2 * torch.stack(list(losses.values())).sum()).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((losses, {"share_actor": metrics["share_actor"]}, gradients))
+    for once, parts in zip(*found, strict=True):
+        assert once.keys() == parts.keys()
+        for name, value in once.items():
+            assert torch.allclose(parts[name], value, rtol=1e-4, atol=1e-6), name
+
+
 @pytest.fixture
 def begin(tiny_scene: Path, tmp_path: Path):
     """Sets a training of divff-paper up."""

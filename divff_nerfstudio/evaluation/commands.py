@@ -25,7 +25,7 @@ from divff_nerfstudio.evaluation.pointcloud import CloudOptions, write_cloud
 from divff_nerfstudio.evaluation.report import Gallery, Report, save_report, save_scores
 from divff_nerfstudio.evaluation.results import Evaluation
 from divff_nerfstudio.evaluation.run import TaskGroup, Wanted, evaluate
-from divff_nerfstudio.evaluation.runs import open_run, open_scene, run_facts, training_seconds
+from divff_nerfstudio.evaluation.runs import RunError, open_run, open_scene, run_facts, training_seconds
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
 from divff_nerfstudio.evaluation.tables import COLUMNS, SCORES_FILE, average_table, read_runs, save_csv, write_csv
 from divff_nerfstudio.evaluation.tiles import as_picture
@@ -183,7 +183,8 @@ class QueryCommandConfig:
         for typed in self.text:
             kind, phrase = asked_kind(typed, self.features)
             answer = view.ask(phrase, kind, self.threshold)
-            answers.append(answer.summary() | {"files": save_answer(self.output / file_name(phrase), answer)})
+            base = self.output / file_name(phrase, kind)
+            answers.append(answer.summary() | {"files": save_answer(base, answer)})
         assert view.camera.times is not None
         rgb = view.outputs["rgb"].numpy()
         save_picture(self.output / "view.png", as_picture(rgb, (rgb.shape[0], rgb.shape[1])))
@@ -204,7 +205,7 @@ class QueryCommandConfig:
         tracks = follow(trained, asked, shown, viewpoint, self.hide or ("actor",))
         answers = []
         for followed in tracks:
-            name = file_name(followed.phrase)
+            name = file_name(followed.phrase, followed.kind)
             files = {
                 "csv": str(write_csv(self.output / f"{name}_over_time.csv", followed.rows())),
                 "plot": str(save_plot(self.output / f"{name}_over_time.png", followed)),
@@ -239,11 +240,12 @@ def save_answer(base: Path, answer: Answer) -> dict[str, str]:
     return {"array": str(array), **files}
 
 
-def file_name(phrase: str) -> str:
-    """A phrase as the beginning of a file's name; phrases that become alike keep apart by a checksum."""
+def file_name(phrase: str, kind: str) -> str:
+    """A phrase and its features as the beginning of a file's name; phrases that become alike get a checksum."""
     plain = "_".join("".join(c if c.isalnum() else " " for c in phrase.lower()).split())[:60]
     exact = plain.replace("_", " ") == phrase
-    return plain if exact else f"{plain or 'query'}_{zlib.crc32(phrase.encode()):08x}"
+    checksum = "" if exact else f"_{zlib.crc32(phrase.encode()):08x}"
+    return f"{plain or 'query'}{checksum}_{kind}"
 
 
 @dataclass
@@ -315,14 +317,15 @@ class VideoConfig:
 
 @dataclass
 class ExportConfig:
-    """Writes a trained scene at one moment for other programs: a point cloud of several views, as PLY."""
+    """Writes a trained scene at one moment for other programs: a point cloud of several views, or Gaussians, as PLY."""
 
     load_config: Path
     """The run's config.yml."""
-    what: Literal["pointcloud"] = "pointcloud"
-    """What to write."""
+    what: Literal["pointcloud", "gaussians"] = "pointcloud"
+    """What to write. "gaussians": each layer of a run of divff-splat, as viewers of Gaussians open it."""
     output: Optional[Path] = None  # noqa: UP045
-    """The .ply file; by default "pointcloud.ply" beside the config.yml."""
+    """The .ply file, or the folder of the layers' files; by default "pointcloud.ply" or "gaussians" beside the
+    config.yml."""
     queries: tuple[str, ...] = ()
     """Phrases whose relevancy each point gets; "video: cut the bread" asks the other features than --features says."""
     features: Features = "image"
@@ -335,12 +338,27 @@ class ExportConfig:
     def main(self) -> Path:
         """Runs the command."""
         trained = open_scene(self.load_config)
+        time = float(np.median(trained.times)) if self.time is None else self.time
+        if self.what == "gaussians":
+            return self._gaussians(trained, time)
         queries = [asked_kind(typed, self.features) for typed in self.queries]
         path = self.output or self.load_config.resolve().parent / "pointcloud.ply"
-        time = float(np.median(trained.times)) if self.time is None else self.time
         count = write_cloud(path, trained, time, queries, self.features, self.cloud)
         CONSOLE.print(f"Written: {escape(str(path))} ({count} points)")
         return path
+
+    def _gaussians(self, trained: TrainedScene, time: float) -> Path:
+        """Writes the layers, the actor where it is for the camera of the frame next to the time."""
+        from divff_nerfstudio.splat.model import SplatModel
+        from divff_nerfstudio.splat.ply import write_layers
+
+        if not isinstance(trained.model, SplatModel):
+            raise RunError(f"{self.load_config} is a run without Gaussians: give one of `ns-train divff-splat`.")
+        folder = self.output or self.load_config.resolve().parent / "gaussians"
+        camera = trained.camera_at(trained.frame_at(time), time)
+        names = [path.name for path in write_layers(trained.model, folder, camera).values()]
+        CONSOLE.print(f"Written: {escape(str(folder))} ({', '.join(names)})")
+        return folder
 
 
 @dataclass

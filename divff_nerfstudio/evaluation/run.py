@@ -255,7 +255,8 @@ def _held_out(trained: TrainedScene, count: int | None) -> Iterable[tuple[int, C
     scene, dataset = trained.scene, trained.datamanager.eval_dataset
     indices = [int(i) for i in dataset.metadata["indices"]]
     seen = getattr(trained.model, "train_times", None)
-    chosen = chosen_frames(len(indices), count)
+    there = [int(i) for i in trained.datamanager.fixed_indices_eval_dataloader.image_indices]
+    chosen = [there[i] for i in chosen_frames(len(there), count)]
     for index in (indices[i] for i in chosen):
         time = float(trained.times[index])
         if index in trained.trained or (seen is not None and bool((seen - time).abs().lt(1e-6).any())):
