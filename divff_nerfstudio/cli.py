@@ -36,6 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "query": ("divff_nerfstudio.evaluation.commands:QueryCommandConfig", "ask a trained scene in words"),
     "video": ("divff_nerfstudio.evaluation.commands:VideoConfig", "write a video of a trained scene"),
     "export": ("divff_nerfstudio.evaluation.commands:ExportConfig", "write a trained scene as a point cloud"),
+    "gaussians": (
+        "divff_nerfstudio.evaluation.gaussians:GaussiansConfig",
+        "write the layers of a run of divff-splat as PLY files of Gaussians",
+    ),
     "view": ("divff_nerfstudio.evaluation.commands:ViewConfig", "open the viewer, for this machine alone"),
 }
 """Each subcommand's dataclass, which has a method `main`, and what it does. Only the one asked for is imported."""

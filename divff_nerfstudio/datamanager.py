@@ -302,6 +302,73 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         ]
 
 
+@dataclass
+class FrameDataManagerConfig(DivFFDataManagerConfig):
+    """Options of the data manager of whole frames."""
+
+    _target: type = field(default_factory=lambda: FrameDataManager)
+    """Target class to instantiate."""
+    feature_pixels: int = 2048
+    """Pixels of each frame whose features are looked up; all where a frame has fewer."""
+    train_num_rays_per_batch: tyro.conf.Suppress[int] = 1
+    eval_num_rays_per_batch: tyro.conf.Suppress[int] = 1
+
+
+class FrameDataManager(DivFFDataManager):
+    """Gives whole frames in place of rays: all of the training split in turn, in an order that depends on the step.
+
+    A run that is resumed therefore sees the frames that the unbroken run saw.
+    """
+
+    config: FrameDataManagerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def setup_train(self) -> None:
+        """Takes note of the frames' size, in which nerfstudio's log counts rays."""
+        scene = self.train_dataset.scene
+        self._area = scene.height * scene.width
+
+    def setup_eval(self) -> None:
+        """Prepares whole pictures, and finds faults in annotations before training."""
+        super().setup_eval()
+        self.eval_pixel_sampler = None
+
+    def get_train_rays_per_batch(self) -> int:
+        """Pixels of a frame."""
+        return self._area
+
+    def next_train(self, step: int) -> tuple[Cameras, dict[str, Any]]:  # pyright: ignore
+        """A training frame.
+
+        Returns:
+            Its camera, with a time, and a batch of "image" (all pixels row by row, R x 3, 0..1), "image_idx",
+            "frame_index" (in the scene) and, from `feature_start_step` on, "features" of its "pixels".
+        """
+        self.train_count += 1
+        dataset, frames = self.train_dataset, len(self.train_dataset)
+        order = torch.randperm(frames, generator=torch.Generator().manual_seed(step // frames))
+        index = int(order[step % frames])
+        colours = torch.from_numpy(dataset.get_numpy_image(index).reshape(-1, 3)).to(self.device)
+        batch: dict[str, Any] = {
+            "image": colours.float() / 255.0,
+            "image_idx": index,
+            "frame_index": int(dataset.scene_indices[index]),
+        }
+        if self.with_features(step):
+            pixels = torch.randperm(self._area)[: self.config.feature_pixels]
+            width = dataset.scene.width
+            batch["pixels"] = pixels
+            batch["features"] = self._feature_targets(
+                torch.stack((torch.full_like(pixels, index), pixels // width, pixels % width), -1)
+            )
+        return dataset.cameras[index : index + 1].to(self.device), batch
+
+    def next_eval(self, step: int) -> tuple[Cameras, dict[str, Any]]:  # pyright: ignore
+        """An evaluation frame, its pixels row by row."""
+        self.eval_count += 1
+        camera, batch = self.next_eval_image(step)
+        return camera, {**batch, "image": batch["image"].reshape(-1, 3)}
+
+
 def _found_stores(scene: Scene, feature_dir: Path | None) -> dict[str, FeatureStore]:
     """The scene's finished stores by kind."""
     root = store_root(scene, feature_dir)

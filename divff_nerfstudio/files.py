@@ -10,7 +10,7 @@ import pickle
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -78,13 +78,13 @@ def plugin_class(name: str, base: type[T], what: str, known: Iterable[str] = ())
     """
     module, _, attribute = name.partition(":")
     choice = f"choose from {', '.join(known)}, or give your own as module:Class" if known else "give module:Class"
-    if not attribute:
+    if not module or not attribute:
         raise DivffError(f"There is no {what} {name}: {choice}.")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise DivffError(f"The {what} {name} cannot be imported ({error}): {choice}.") from None
     if not (isinstance(found, type) and issubclass(found, base)):
         raise DivffError(f"{name} is no {base.__name__}: derive it from {base.__module__}:{base.__qualname__}.")
@@ -302,6 +302,19 @@ def _tag_is_safe(tag: str) -> bool:
     return False
 
 
+def _is_enum_member(tag: str, content: Sequence[yaml.Event]) -> bool:
+    """Whether a call of getattr does no more than name a member of an enumeration, as Python up to 3.11.3 writes it."""
+    if tag != "python/object/apply:builtins.getattr" or len(content) < 3:
+        return False
+    owner, member, end = content
+    if not (isinstance(owner, yaml.ScalarEvent) and isinstance(member, yaml.ScalarEvent) and member.tag is None):
+        return False
+    found = _class_of((owner.tag or "").removeprefix("tag:yaml.org,2002:python/name:"), _OURS)
+    if found is None or not issubclass(found, Enum):
+        return False
+    return member.value in found.__members__ and isinstance(end, yaml.SequenceEndEvent)
+
+
 def check_config_yaml(path: Path | str) -> None:
     """Refuses a run's ``config.yml`` that could execute code when nerfstudio reads it.
 
@@ -322,12 +335,13 @@ def check_config_yaml(path: Path | str) -> None:
     if not path.is_file():
         refuse("there is no such file")
     try:
-        for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
+        events = list(yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
+        for number, event in enumerate(events):
             tag = getattr(event, "tag", None)
             if tag is None:
                 continue
             short = tag.removeprefix("tag:yaml.org,2002:")
-            if not _tag_is_safe(short):
+            if not _tag_is_safe(short) and not _is_enum_member(short, events[number + 1 : number + 4]):
                 refuse(f"it asks for {short}, which no configuration of ours contains")
     except (yaml.YAMLError, UnicodeDecodeError):
         refuse("it is not readable YAML")

@@ -151,6 +151,9 @@ class LayeredModel(Model):
         """Whether the semantic heads have been, or are being, trained."""
         return self.semantic is not None and self.step >= self.features_from
 
+    def make_room(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on the sizes of a state of the model that is about to be loaded, where they vary."""
+
     def update_to_step(self, step: int) -> None:
         """Takes the place in the schedule that belongs to a step."""
         self.step = step

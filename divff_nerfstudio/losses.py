@@ -26,6 +26,24 @@ def weighted_error(
     return ((rgb - target).square() / (2 * uncertainty[:, None].square())).mean()
 
 
+def structural_loss(
+    rgb: Float[Tensor, "rays 3"], target: Float[Tensor, "rays 3"], height: int, width: int
+) -> Float[Tensor, ""]:
+    """One minus the structural similarity of a frame (Wang 2004) to its target, as in 3D Gaussian splatting.
+
+    Args:
+        rgb: All pixels of a frame, row by row.
+        target: What they should be.
+        height: Rows.
+        width: Pixels in a row.
+    """
+    from pytorch_msssim import ssim
+
+    first, second = (image.view(1, height, width, 3).permute(0, 3, 1, 2) for image in (rgb, target))
+    window = min(11, 2 * ((min(height, width) - 1) // 2) + 1)
+    return 1 - ssim(first, second, data_range=1.0, win_size=window)
+
+
 def proposal_loss(
     proposal: ProposalSamples,
     samples: RaySamples,

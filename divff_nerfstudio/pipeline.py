@@ -120,6 +120,7 @@ class DivFFPipeline(VanillaPipeline):
             else:
                 CONSOLE.print("The checkpoint was trained before the scene had features, so it is opened without them.")
                 self.model.semantic = None
+        self.model.make_room({key.removeprefix("_model."): value for key, value in state.items()})
         own = self.state_dict()
         wrong = sorted(state.keys() ^ own.keys()) + sorted(
             key for key in state.keys() & own.keys() if state[key].shape != own[key].shape

@@ -9,13 +9,14 @@ from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
-from divff_nerfstudio.datamanager import DivFFDataManagerConfig
+from divff_nerfstudio.datamanager import DivFFDataManagerConfig, FrameDataManagerConfig
 from divff_nerfstudio.ffmpeg import ensure_ffmpeg
 from divff_nerfstudio.pipeline import DivFFPipelineConfig
 from divff_nerfstudio.published_model import PublishedModelConfig
 from divff_nerfstudio.query import QueryConfig
 from divff_nerfstudio.schedule import StagedCosineConfig
-from divff_nerfstudio.trainer import DivFFTrainerConfig, FastAdamConfig, PublishedTrainerConfig
+from divff_nerfstudio.splat.model import SplatModelConfig
+from divff_nerfstudio.trainer import DivFFTrainerConfig, FastAdamConfig, PublishedTrainerConfig, SplatTrainerConfig
 
 ensure_ffmpeg()
 
@@ -75,4 +76,33 @@ divff_paper = MethodSpecification(
         vis="viewer",
     ),
     description="The published DIV-FF network, sampling, losses and schedule, as they are in its checkpoints.",
+)
+
+divff_splat = MethodSpecification(
+    config=SplatTrainerConfig(
+        method_name="divff-splat",
+        machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
+        steps_per_eval_batch=500,
+        steps_per_eval_image=1000,
+        steps_per_eval_all_images=100000,
+        steps_per_save=1000,
+        pipeline=DivFFPipelineConfig(datamanager=FrameDataManagerConfig(), model=SplatModelConfig()),
+        optimizers={
+            "means": _optimizer(1e-3, 0.02),
+            "scales": _optimizer(1e-2, 0.2),
+            "quats": _optimizer(5e-3, 0.2),
+            "opacities": _optimizer(5e-2, 0.2),
+            "colours": _optimizer(2e-2, 0.1),
+            "harmonics": _optimizer(1e-3, 0.1),
+            "codes": _optimizer(2e-2, 0.3),
+            "lives": _optimizer(1e-2, 0.2),
+            "motions": _optimizer(1e-3, 0.1),
+            "uncertainties": _optimizer(2e-2, 0.2),
+            "networks": _optimizer(3e-3, 0.1),
+            "heads": _optimizer(3e-3, 0.3),
+        },
+        viewer=ViewerConfig(num_rays_per_chunk=4096, websocket_host="127.0.0.1"),
+        vis="viewer",
+    ),
+    description="Gaussians in three layers with features: what divff does, rendered in real time on a GPU.",
 )

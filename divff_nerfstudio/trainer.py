@@ -22,11 +22,21 @@ from divff_nerfstudio.model import DivFFModelConfig
 from divff_nerfstudio.pipeline import DivFFPipeline, DivFFPipelineConfig, random_state, restore_random_state
 from divff_nerfstudio.published_model import PublishedModelConfig
 from divff_nerfstudio.schedule import StagedCosineConfig
+from divff_nerfstudio.splat.model import SplatModelConfig
 
 ITERATIONS = {"cuda": 20000, "cpu": 5000}
 """Training steps by kind of device, unless said otherwise."""
 RAYS = {"cuda": 4096, "cpu": 512}
 """Rays per step by kind of device, unless said otherwise."""
+SPLAT_ITERATIONS = {"cuda": 15000, "cpu": 3000}
+"""Training steps of Gaussians, a frame each, by kind of device, unless said otherwise."""
+SPLAT_GAUSSIANS = {
+    "cuda": {"static_start": 50000, "static_most": 300000, "dynamic_most": 60000, "actor_most": 40000},
+    "cpu": {"static_start": 5000, "static_most": 8000, "dynamic_most": 3000, "actor_most": 2000},
+}
+"""Numbers of Gaussians by kind of device, unless said otherwise."""
+SPLAT_STATIC_SHARE = 0.2
+"""Part of the training at which the room of Gaussians is joined, which begins at random places."""
 STATIC_SHARE, HEADS_SHARE, JOINT_SHARE = 0.12, 0.75, 0.92
 """Parts of the training at which the static layer is joined, the heads begin, and all is trained together."""
 
@@ -74,12 +84,17 @@ class DivFFTrainerConfig(TrainerConfig):
         """Settles what depends on the device and on the length of the run; what the user has chosen stays."""
         device = "cuda" if self.machine.device_type == "cuda" else "cpu"
         self.max_num_iterations = self.max_num_iterations or ITERATIONS[device]
-        steps, model, data = self.max_num_iterations, self.pipeline.model, self.pipeline.datamanager
+        model, data = self.pipeline.model, self.pipeline.datamanager
         assert isinstance(model, DivFFModelConfig)
         if model.fields.implementation == "auto":
             model.fields.implementation = implementation_for(device)
         data.train_num_rays_per_batch = data.train_num_rays_per_batch or RAYS[device]
-        model.static_until = model.static_until or round(STATIC_SHARE * steps)
+        self._settle_schedule(model, STATIC_SHARE)
+
+    def _settle_schedule(self, model: DivFFModelConfig | SplatModelConfig, static_share: float) -> None:
+        """Settles the schedule's steps from the length of the run."""
+        steps = self.max_num_iterations
+        model.static_until = model.static_until or round(static_share * steps)
         model.heads_from = model.heads_from or round(HEADS_SHARE * steps)
         model.joint_from = model.joint_from or round(JOINT_SHARE * steps)
         for group in self.optimizers.values():
@@ -119,6 +134,27 @@ class PublishedTrainerConfig(DivFFTrainerConfig):
             if isinstance(group["scheduler"], StagedCosineConfig):
                 group["scheduler"].epochs = schedule.epochs
                 group["scheduler"].steps_per_epoch = schedule.steps_per_epoch
+
+
+@dataclass
+class SplatTrainerConfig(DivFFTrainerConfig):
+    """Configuration of a training run of Gaussians."""
+
+    def settle(self) -> None:
+        """Settles what depends on the device and on the length of the run; what the user has chosen stays.
+
+        Raises:
+            TrainingError: If the file of points is missing.
+        """
+        device = "cuda" if self.machine.device_type == "cuda" else "cpu"
+        model = self.pipeline.model
+        assert isinstance(model, SplatModelConfig)
+        if model.points is not None and not model.points.is_file():
+            raise TrainingError(f"{model.points} does not exist: give a PLY file or COLMAP's points3D as points.")
+        self.max_num_iterations = self.max_num_iterations or SPLAT_ITERATIONS[device]
+        for name, count in SPLAT_GAUSSIANS[device].items():
+            setattr(model, name, getattr(model, name) or count)
+        self._settle_schedule(model, SPLAT_STATIC_SHARE)
 
 
 class DivFFTrainer(Trainer):

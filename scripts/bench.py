@@ -12,6 +12,8 @@ python scripts/bench.py compare --data SCENE --methods divff divff-paper --minut
     how good methods are after how much time; writes a plot, too
 python scripts/bench.py published [--rays 1024] [--width 228 --height 128]
     the published network beside a straightforward version of it
+python scripts/bench.py splat --data SCENE [--gaussians 10000] [--width 114 --height 64]
+    views, features and steps of divff-splat
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 import tyro
 from bench_features import Lookup, Memory, Segments
 from bench_published import Published
+from bench_splat import Splat
 from compare_methods import Compare
 from stopwatch import machine, measure
 
@@ -137,5 +140,6 @@ if __name__ == "__main__":
         "segments": Segments,
         "compare": Compare,
         "published": Published,
+        "splat": Splat,
     }
     tyro.extras.subcommand_cli_from_dict(commands).main()

@@ -203,10 +203,25 @@ def test_our_own_config_passes(tmp_path: Path) -> None:
     assert yaml.load(path.read_text(), Loader=yaml.Loader) == config
 
 
+def test_members_of_enumerations_pass_as_every_python_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "config.yml"
+    owner = "nerfstudio.cameras.cameras.CameraType"
+    for text in (
+        f"!!python/object/apply:builtins.getattr\n- !!python/name:{owner} ''\n- PERSPECTIVE\n",
+        f"!!python/object/apply:{owner}\n- 1\n",
+    ):
+        path.write_text(text)
+        check_config_yaml(path)
+        assert yaml.load(path.read_text(), Loader=yaml.Loader).name == "PERSPECTIVE"
+
+
 @pytest.mark.parametrize(
     "content",
     [
         "!!python/object/apply:os.system ['true']",
+        "!!python/object/apply:builtins.getattr [!!python/name:os '', system]",
+        "!!python/object/apply:builtins.getattr [!!python/name:nerfstudio.cameras.cameras.CameraType '', __class__]",
+        "!!python/object/apply:builtins.getattr [!!python/name:nerfstudio.cameras.cameras.Cameras '', generate_rays]",
         "!!python/object/apply:subprocess.Popen [['true']]",
         "!!python/object/new:os.system ['true']",
         "!!python/object/apply:nerfstudio.utils.scripts.run_command ['true']",

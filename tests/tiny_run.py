@@ -19,8 +19,10 @@ from divff_nerfstudio.fields.published import PublishedFieldConfig, PublishedHea
 from divff_nerfstudio.fields.semantic_heads import SemanticHeadsConfig
 from divff_nerfstudio.model import DivFFModelConfig
 from divff_nerfstudio.published_model import PublishedModelConfig
-from divff_nerfstudio.registry import divff, divff_paper
-from divff_nerfstudio.trainer import DivFFTrainerConfig, PublishedTrainerConfig
+from divff_nerfstudio.registry import divff, divff_paper, divff_splat
+from divff_nerfstudio.splat.heads import SplatHeadsConfig
+from divff_nerfstudio.splat.model import SplatModelConfig
+from divff_nerfstudio.trainer import DivFFTrainerConfig, PublishedTrainerConfig, SplatTrainerConfig
 
 FIELDS = {"static_resolutions": (8, 16), "static_channels": 4, "dynamic_resolutions": (8,), "dynamic_channels": 4}
 NETWORKS = {"dynamic_hidden": 16, "actor_hidden": 16, "hidden": 16, "encoding_dim": 5}
@@ -56,6 +58,20 @@ def published_config(scene: Path, output: Path, steps: int = 13) -> PublishedTra
     model.fields = PublishedFieldConfig(**PUBLISHED)
     model.heads = PublishedHeadsConfig(hidden=8, samples=4)
     model.coarse_samples, model.importance_samples = 8, 6
+    return chosen
+
+
+def splat_config(scene: Path, output: Path, steps: int = 12) -> SplatTrainerConfig:
+    """The registered method of Gaussians on a scene, with few of them, refined after each third step."""
+    chosen = copy.deepcopy(divff_splat.config)
+    assert isinstance(chosen, SplatTrainerConfig)
+    _quiet(chosen, scene, output, steps)
+    model = chosen.pipeline.model
+    assert isinstance(model, SplatModelConfig)
+    model.static_start, model.static_most, model.dynamic_most, model.actor_most = 60, 90, 40, 30
+    model.seed_rounds, model.density.every, model.density.gradient = 2, 3, 0.0
+    model.heads = SplatHeadsConfig(code_dim=6, hidden=16)
+    model.hidden = 16
     return chosen
 
 

@@ -40,8 +40,6 @@ def staged(output: Path, settings: dict[str, Any], overwrite: bool = False) -> I
     """
     import filelock
 
-    if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
-        raise ConvertError(f"{output} holds something already: give another folder or --overwrite.")
     folder = output.with_name(f".{output.name}.partial")
     output.parent.mkdir(parents=True, exist_ok=True)
     lock_path = output.with_name(f".{output.name}.lock")
@@ -49,6 +47,8 @@ def staged(output: Path, settings: dict[str, Any], overwrite: bool = False) -> I
     try:
         with filelock.FileLock(lock_path, timeout=0):
             try:
+                if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
+                    raise ConvertError(f"{output} holds something already: give another folder or --overwrite.")
                 if _read(folder / _MARKER) != content:
                     shutil.rmtree(folder, ignore_errors=True)
                     folder.mkdir()
@@ -57,10 +57,10 @@ def staged(output: Path, settings: dict[str, Any], overwrite: bool = False) -> I
                 for left in folder.rglob(".*.tmp*"):
                     left.unlink()
                 yield folder
-                (folder / _MARKER).unlink()
                 if output.is_dir():
                     shutil.rmtree(output)
                 folder.replace(output)
+                (output / _MARKER).unlink()
             finally:
                 lock_path.unlink(missing_ok=True)
     except filelock.Timeout:

@@ -149,6 +149,15 @@ def _opened(opened: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
     return file
 
 
+def _differs(member: Member, target: Path) -> bool:
+    """Whether a file of the archive's size has another content."""
+    with member.open() as source, target.open("rb") as file:
+        while chunk := source.read(1 << 20):
+            if chunk != file.read(len(chunk)):
+                return True
+    return False
+
+
 def unpack(
     archive: Path,
     root: Path,
@@ -163,7 +172,8 @@ def unpack(
         root: Folder to unpack into.
         place: From a path in the archive to the path below `root`, or None where it is not asked for.
         largest: Bytes that the archive may unpack to, at most.
-        overwrite: Replace files that differ in size from the archive's; otherwise they stay.
+        overwrite: Replace files that differ from the archive's; otherwise those of another size stay, and those of the
+            same size count as there already.
 
     Raises:
         ArchiveError: As by `open_archive`, before anything is written; or if a file in it is damaged; or if there is
@@ -178,7 +188,11 @@ def unpack(
             if relative is None:
                 continue
             target = root.joinpath(*_checked_name(archive, str(relative)).parts)
-            if target.is_file() and target.stat().st_size == member.size:
+            if (
+                target.is_file()
+                and target.stat().st_size == member.size
+                and not (overwrite and _differs(member, target))
+            ):
                 present += 1
             elif target.exists() and not overwrite:
                 kept.append(target)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from jaxtyping import Float
+from nerfstudio.field_components.encodings import Encoding
 from nerfstudio.field_components.mlp import MLP
 from torch import Tensor, nn
 
@@ -63,6 +66,24 @@ class ActorField(nn.Module):
         return moving_layer(raw, points, self.space, self.density_shift, self.largest_uncertainty)
 
 
+class CastsShadow(Protocol):
+    """An actor, however it is represented, as its shadow sees it."""
+
+    @property
+    def encoding(self) -> Encoding:
+        """Encoding of places."""
+        ...
+
+    @property
+    def time_code(self) -> LowRankTimeCode:
+        """Codes of moments."""
+        ...
+
+    def encode(self, camera_positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points dim"]:
+        """Encodes points in camera space."""
+        ...
+
+
 class ActorShadow(nn.Module):
     """How much of the static layer's light the actor takes away: its shadow (as in D^2NeRF, Wu 2022).
 
@@ -74,7 +95,7 @@ class ActorShadow(nn.Module):
         hidden: Width of the network.
     """
 
-    def __init__(self, actor: ActorField, hidden: int):
+    def __init__(self, actor: CastsShadow, hidden: int):
         super().__init__()
         in_dim = actor.encoding.get_out_dim() + actor.time_code.out_dim
         self.network = MLP(in_dim, num_layers=3, layer_width=hidden, out_dim=1)
@@ -84,7 +105,7 @@ class ActorShadow(nn.Module):
         nn.init.constant_(last.bias, -3.0)
 
     def forward(
-        self, actor: ActorField, camera_positions: Float[Tensor, "rays 3"], times: Float[Tensor, "rays 1"]
+        self, actor: CastsShadow, camera_positions: Float[Tensor, "rays 3"], times: Float[Tensor, "rays 1"]
     ) -> Float[Tensor, "rays"]:
         """Share of light taken, in [0, 1], at points of the static layer in camera space."""
         inputs = torch.cat((actor.encode(camera_positions), actor.time_code(times)), -1)

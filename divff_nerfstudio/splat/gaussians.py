@@ -1,0 +1,313 @@
+"""Three sets of Gaussians: a room at rest, objects with a life in time, and the camera wearer in the camera's frame.
+
+All lengths are in lengths of the scene (`SceneSpace.length`), whatever the units of its poses.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from nerfstudio.cameras.camera_utils import quaternion_from_matrix
+from nerfstudio.field_components.mlp import MLP
+from torch import Tensor, nn
+
+from divff_nerfstudio.fields.encodings import positional_encoding
+from divff_nerfstudio.fields.time_code import LowRankTimeCode, octaves_for
+from divff_nerfstudio.splat.compositing import LEAST_ALPHA
+from divff_nerfstudio.splat.rasterise import harmonics
+
+HARMONIC_0 = 0.28209479177387814
+"""The spherical harmonic of degree 0."""
+
+
+@dataclass
+class Moment:
+    """When and from where Gaussians are looked at."""
+
+    time: Float[Tensor, ""]
+    """In [0, 1]."""
+    rotation: Float[Tensor, "3 3"]
+    """Columns right, up and back of the camera, in the world."""
+    origin: Float[Tensor, "3"]
+    """Position of the camera, in lengths of the scene."""
+
+
+@dataclass
+class Splats:
+    """Gaussians of a layer that live at a moment, in the world."""
+
+    means: Float[Tensor, "gaussians 3"]
+    """Centres, in lengths of the scene."""
+    quats: Float[Tensor, "gaussians 4"]
+    """Rotations, w first, of any length."""
+    scales: Float[Tensor, "gaussians 3"]
+    """Standard deviations, in lengths of the scene."""
+    opacities: Float[Tensor, "gaussians"]
+    """In [0, 1], at this moment."""
+    colours: Float[Tensor, "gaussians 3"]
+    """As seen from the camera, not below 0."""
+    codes: Float[Tensor, "gaussians code"]
+    """What features are decoded from."""
+    uncertainties: Float[Tensor, "gaussians"]
+    """Standard deviation of the colour; 0 for what is static."""
+    ids: Int[Tensor, "gaussians"]
+    """Rows of the layer's parameters."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, chosen: Bool[Tensor, "gaussians"]) -> Splats:
+        """Some of the Gaussians."""
+        return Splats(**{name: value[chosen] for name, value in vars(self).items()})
+
+
+class GaussianLayer(nn.Module):
+    """One layer's Gaussians, whose number changes while they are trained.
+
+    Args:
+        code_dim: Length of the feature codes.
+        degree: Degree of the spherical harmonics of the colours.
+
+    Attributes:
+        rows: What each Gaussian has, under the names that gsplat's strategies expect: "means", logarithms of "scales",
+            "quats", logits of "opacities", and further ones.
+    """
+
+    gradients: Tensor
+    sightings: Tensor
+
+    def __init__(self, code_dim: int, degree: int):
+        super().__init__()
+        self.degree = degree
+        self.rows = nn.ParameterDict(
+            {
+                name: nn.Parameter(torch.empty(0, *shape))
+                for name, shape in {
+                    "means": (3,),
+                    "scales": (3,),
+                    "quats": (4,),
+                    "opacities": (),
+                    "colours": (3,),
+                    "harmonics": ((degree + 1) ** 2 - 1, 3),
+                    "codes": (code_dim,),
+                    **self.own_rows(),
+                }.items()
+            }
+        )
+        # What gsplat's strategy gathers between two refinements: kept, so that a resumed run refines alike.
+        self.register_buffer("gradients", torch.zeros(0))
+        self.register_buffer("sightings", torch.zeros(0))
+        self.register_load_state_dict_pre_hook(_make_room)
+
+    def own_rows(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what a Gaussian of this layer has beside what all have."""
+        return {}
+
+    def __len__(self) -> int:
+        return len(self.rows["means"])
+
+    @abstractmethod
+    def at(self, moment: Moment) -> Splats:
+        """The layer's Gaussians at a moment."""
+
+    def new_rows(
+        self,
+        means: Float[Tensor, "new 3"],
+        scales: Float[Tensor, "new"],
+        colours: Float[Tensor, "new 3"],
+        opacity: float,
+        **own: Tensor,
+    ) -> dict[str, Tensor]:
+        """Rows of round Gaussians.
+
+        Args:
+            means: Centres, in the layer's frame.
+            scales: Standard deviations, in lengths of the scene.
+            colours: In [0, 1].
+            opacity: Of all of them.
+            own: The layer's own rows; those that are missing are 0.
+        """
+        count = len(means)
+        given = {
+            "means": means,
+            "scales": scales.clamp_min(1e-6).log()[:, None].expand(-1, 3),
+            "quats": means.new_tensor((1.0, 0.0, 0.0, 0.0)).expand(count, -1),
+            "opacities": torch.logit(means.new_tensor(opacity)).expand(count),
+            "colours": (colours - 0.5) / HARMONIC_0,
+            **own,
+        }
+        return {
+            name: given[name].clone() if name in given else row.new_zeros(count, *row.shape[1:])
+            for name, row in self.rows.items()
+        }
+
+    def make_room(self, count: int) -> None:
+        """Gives the layer this many Gaussians, of no meaning, in the same parameters."""
+        for row in self.rows.values():
+            row.data = row.data.new_zeros(count, *row.shape[1:])
+        self.gradients, self.sightings = self.gradients.new_zeros(count), self.sightings.new_zeros(count)
+
+    def splats(
+        self,
+        moment: Moment,
+        means: Float[Tensor, "gaussians 3"],
+        quats: Float[Tensor, "gaussians 4"],
+        opacities: Float[Tensor, "gaussians"],
+        uncertainties: Float[Tensor, "gaussians"] | None = None,
+    ) -> Splats:
+        """Those Gaussians that can be seen at a moment, from where and how opaque they then are."""
+        ids = torch.nonzero(opacities.detach() > LEAST_ALPHA)[:, 0]
+        rows = {name: self.rows[name][ids] for name in ("scales", "colours", "harmonics", "codes")}
+        means = means[ids]
+        coefficients = torch.cat((rows["colours"][:, None], rows["harmonics"]), 1)
+        return Splats(
+            means=means,
+            quats=quats[ids],
+            scales=rows["scales"].exp(),
+            opacities=opacities[ids],
+            colours=harmonics(self.degree, (means - moment.origin).detach(), coefficients),
+            codes=rows["codes"],
+            uncertainties=means.new_zeros(len(ids)) if uncertainties is None else uncertainties[ids],
+            ids=ids,
+        )
+
+
+class StaticGaussians(GaussianLayer):
+    """The room: in the world, at all times the same."""
+
+    def at(self, moment: Moment) -> Splats:
+        """The layer at a moment, which does not matter to it."""
+        rows = self.rows
+        return self.splats(moment, rows["means"], rows["quats"], rows["opacities"].sigmoid())
+
+
+class DynamicGaussians(GaussianLayer):
+    """Objects that are moved: in the world, each Gaussian with a life in time and a low-degree motion within it.
+
+    A life has a plateau: what rests for half the video and then is somewhere else needs one Gaussian here and one
+    there, not one per frame. Before and after its life a Gaussian stays where it then is.
+
+    Args:
+        code_dim: Length of the feature codes.
+        degree: Degree of the spherical harmonics.
+        num_frames: Frames of the training split: no life is shorter than two of their distances.
+        largest_uncertainty: Bound of the uncertainty.
+    """
+
+    def __init__(self, code_dim: int, degree: int, num_frames: int, largest_uncertainty: float):
+        super().__init__(code_dim, degree)
+        self.interval = 1 / max(1, num_frames - 1)
+        self.largest_uncertainty = largest_uncertainty
+
+    def own_rows(self) -> dict[str, tuple[int, ...]]:
+        """Middle and extent of the life, velocity and acceleration, change of the rotation, and uncertainty."""
+        return {"middles": (), "extents": (), "motions": (2, 3), "turns": (4,), "uncertainties": ()}
+
+    def extents(self) -> Float[Tensor, "gaussians"]:
+        """Half the lengths of the lives, in units of time."""
+        return self.interval + self.rows["extents"].exp()
+
+    def raw_extents(self, extents: Float[Tensor, "gaussians"]) -> Float[Tensor, "gaussians"]:
+        """Rows of half lengths of lives: the inverse of `extents`."""
+        return (extents - self.interval).clamp_min(1e-3 * self.interval).log()
+
+    def lives(self, times: Float[Tensor, "times"]) -> Float[Tensor, "times gaussians"]:
+        """How much of each Gaussian there is at times: 1 in the middle of its life, with soft edges."""
+        middles, extents = self.rows["middles"], self.extents()
+        edge = (0.15 * extents).clamp_min(0.5 * self.interval)
+        offset = times[:, None] - middles
+        born, alive = torch.sigmoid((offset + extents) / edge), torch.sigmoid((extents - offset) / edge)
+        return born * alive / torch.sigmoid(extents / edge).square()
+
+    def at(self, moment: Moment) -> Splats:
+        """The layer at a moment."""
+        rows = self.rows
+        age = ((moment.time - rows["middles"]) / self.extents()).clamp(-1, 1)[:, None]
+        velocity, acceleration = rows["motions"].unbind(1)
+        return self.splats(
+            moment,
+            rows["means"] + velocity * age + acceleration * age.square(),
+            rows["quats"] + rows["turns"] * age,
+            rows["opacities"].sigmoid() * self.lives(moment.time[None])[0],
+            bounded(rows["uncertainties"], self.largest_uncertainty),
+        )
+
+
+class ActorGaussians(GaussianLayer):
+    """The camera wearer: Gaussians in the camera's frame that a smooth network displaces, turns and fades with time.
+
+    It sees places in few octaves and low-rank time codes, so that neighbours move alike: it can follow two arms and
+    cannot draw the room.
+
+    Args:
+        code_dim: Length of the feature codes.
+        degree: Degree of the spherical harmonics.
+        num_frames: Frames of the training split, which bound the frequencies of the time codes.
+        largest_uncertainty: Bound of the uncertainty.
+        octaves: Frequencies of the encoded place.
+        hidden: Width of the network.
+    """
+
+    def __init__(
+        self, code_dim: int, degree: int, num_frames: int, largest_uncertainty: float, octaves: int, hidden: int
+    ):
+        super().__init__(code_dim, degree)
+        self.largest_uncertainty = largest_uncertainty
+        self.encoding = positional_encoding(3, octaves)
+        self.time_code = LowRankTimeCode(octaves_for(num_frames))
+        in_dim = self.encoding.get_out_dim() + self.time_code.out_dim
+        self.network = MLP(in_dim, num_layers=4, layer_width=hidden, out_dim=8)
+        last = self.network.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.normal_(last.weight, std=1e-3)
+        nn.init.zeros_(last.bias)
+
+    def own_rows(self) -> dict[str, tuple[int, ...]]:
+        """Uncertainty."""
+        return {"uncertainties": ()}
+
+    def encode(self, camera_positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points dim"]:
+        """Encodes places in the camera's frame."""
+        return self.encoding(camera_positions)
+
+    def at(self, moment: Moment) -> Splats:
+        """The layer at a moment, in the world of the moment's camera."""
+        rows = self.rows
+        code = self.time_code(moment.time.view(1, 1)).expand(len(self), -1)
+        # The network tells places apart; it does not move them to where it would rather answer.
+        change = self.network(torch.cat((self.encode(rows["means"].detach()), code), -1))
+        means = rows["means"] + 0.1 * change[:, :3]
+        quats = rows["quats"] + change[:, 3:7]
+        turn = torch.from_numpy(quaternion_from_matrix(moment.rotation.double().cpu().numpy())).to(means)
+        return self.splats(
+            moment,
+            means @ moment.rotation.T + moment.origin,
+            product(turn, quats),
+            (rows["opacities"] + change[:, 7]).sigmoid(),
+            bounded(rows["uncertainties"], self.largest_uncertainty),
+        )
+
+
+def bounded(raw: Float[Tensor, "gaussians"], largest: float) -> Float[Tensor, "gaussians"]:
+    """Uncertainties from rows, between 0 and a bound, so that they cannot explain a wrong colour away."""
+    return largest * torch.sigmoid(raw - 1)
+
+
+def product(first: Float[Tensor, "4"], second: Float[Tensor, "gaussians 4"]) -> Float[Tensor, "gaussians 4"]:
+    """Quaternions of rotations by `second` and then by `first`, w first."""
+    w, x, y, z = first
+    matrix = torch.stack((w, -x, -y, -z, x, w, -z, y, y, z, w, -x, z, -y, x, w)).view(4, 4)
+    return second @ matrix.T
+
+
+def _make_room(layer: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Before weights are loaded: as many Gaussians as they have."""
+    assert isinstance(layer, GaussianLayer)
+    stored = state.get(f"{prefix}rows.means")
+    if stored is not None:
+        layer.make_room(len(stored))

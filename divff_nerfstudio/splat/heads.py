@@ -1,0 +1,62 @@
+"""Features from Gaussians: a compact code per pixel, decoded to every kind of features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from nerfstudio.field_components.mlp import MLP
+from torch import Tensor, nn
+
+from divff_nerfstudio.fields.time_code import LowRankTimeCode, octaves_for
+
+
+@dataclass
+class SplatHeadsConfig:
+    """Sizes of the feature codes and of what decodes them."""
+
+    code_dim: int = 25
+    """Length of a Gaussian's code; with colours, masks, uncertainty and depth at most 32 channels, one pass."""
+    hidden: int = 128
+    """Width of the decoders."""
+
+
+class SplatHeads(nn.Module):
+    """Decodes rendered codes; the time is joined, for the same place is used for one thing, then for another.
+
+    Args:
+        config: Sizes.
+        num_frames: Frames of the training split, which bound the frequencies of the time codes.
+        dimensions: Length of the features of each kind.
+    """
+
+    def __init__(self, config: SplatHeadsConfig, num_frames: int, dimensions: Mapping[str, int]):
+        super().__init__()
+        self.time_code = LowRankTimeCode(octaves_for(num_frames))
+        in_dim = config.code_dim + 2 + self.time_code.out_dim
+        self.heads = nn.ModuleDict(
+            {
+                kind: MLP(in_dim, num_layers=3, layer_width=config.hidden, out_dim=dimension)
+                for kind, dimension in dimensions.items()
+            }
+        )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of features that are rendered."""
+        return tuple(self.heads)
+
+    def code(
+        self,
+        rendered: Float[Tensor, "rays code"],
+        masks: Float[Tensor, "rays 2"],
+        time: Float[Tensor, ""],
+    ) -> Float[Tensor, "rays joined"]:
+        """Codes of rays: what was rendered, how much of it moves, and when it is."""
+        return torch.cat((rendered, masks, self.time_code(time.view(1, 1)).expand(len(rendered), -1)), -1)
+
+    def decode(self, code: Float[Tensor, "*bs code"], kind: str) -> Float[Tensor, "*bs dim"]:
+        """Features of one kind, of unit length."""
+        return nn.functional.normalize(self.heads[kind](code), dim=-1)

@@ -1,0 +1,493 @@
+"""The model of divff-splat: three sets of Gaussians, rasterised together, with features as compact codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from torch import Tensor, nn
+
+from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.fields.actor import ActorShadow
+from divff_nerfstudio.fields.layers import LAYERS, Layer
+from divff_nerfstudio.fields.space import SceneSpace
+from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig
+from divff_nerfstudio.losses import shadow_loss, structural_loss, uncertain_photometric
+from divff_nerfstudio.splat.density import DensityConfig, Observation, append, refine, row_optimizers
+from divff_nerfstudio.splat.gaussians import (
+    ActorGaussians,
+    DynamicGaussians,
+    GaussianLayer,
+    Splats,
+    StaticGaussians,
+)
+from divff_nerfstudio.splat.heads import SplatHeads, SplatHeadsConfig
+from divff_nerfstudio.splat.points import find_points, random_points, read_points, spacing
+from divff_nerfstudio.splat.rasterise import MOST_CHANNELS, rasterization
+from divff_nerfstudio.splat.seeds import Residuals, actor_seeds, dynamic_seeds
+from divff_nerfstudio.splat.views import View
+
+ROW_GROUPS = {
+    "middles": "lives",
+    "extents": "lives",
+    "turns": "motions",
+}
+"""Groups of optimizers of rows that do not have one of their own name."""
+
+
+@dataclass
+class SplatModelConfig(LayeredModelConfig):
+    """Options of the model of Gaussians."""
+
+    _target: type = field(default_factory=lambda: SplatModel)
+    """target class to instantiate"""
+    nearest: float = 0.1
+    """Depth under which nothing is rendered, in units of the frame's near."""
+    points: Optional[Path] = None  # noqa: UP045
+    """Points that the static layer starts from: a PLY file (such as one exported from a run of divff), or points3D.bin
+    or .txt of COLMAP, in the poses' coordinates. None: those in the scene's folder, else random ones."""
+    static_start: int = 0
+    """Random points that the static layer starts from where there are no others; of others, at most `static_most` are
+    taken. 0: by device."""
+    static_most: int = 0
+    """Gaussians that the static layer may have. 0: by device, settled when training starts."""
+    dynamic_most: int = 0
+    """Gaussians that the dynamic layer may have. 0: by device."""
+    actor_most: int = 0
+    """Gaussians that the actor may have. 0: by device."""
+    density: DensityConfig = field(default_factory=DensityConfig)
+    """When Gaussians are split, duplicated and removed."""
+    seed_rounds: int = 6
+    """How often moving Gaussians are put where the picture is wrong, from the end of the static layer's first part to
+    the middle of the geometry's."""
+    seed_frames: int = 48
+    """Training frames that are looked at each time."""
+    degree: Literal[0, 1, 2, 3] = 0
+    """Degree of the spherical harmonics. Above 0, what moves can hide in a room that looks different from each side."""
+    actor_octaves: int = 5
+    """Frequencies of the actor's encoded places."""
+    hidden: int = 64
+    """Width of the actor's network and of the shadow's."""
+    shadow: bool = True
+    """Whether the actor casts a shadow on the static layer."""
+    largest_uncertainty: float = 0.3
+    """Bound of a Gaussian's uncertainty."""
+    heads: SplatHeadsConfig = field(default_factory=SplatHeadsConfig)
+    """Sizes of the feature codes and their decoders."""
+    static_until: int = 0
+    """Step up to which the static layer is trained alone. 0: settled when training starts."""
+    heads_from: int = 0
+    """Step from which the features are trained, on frozen geometry. 0: settled when training starts."""
+    joint_from: int = 0
+    """Step from which everything is trained together. 0: settled when training starts."""
+    least_uncertainty: float = 0.03
+    """Standard deviation of the colours of the static layer (DIV-FF)."""
+    photometric_static_weight: float = 10.0
+    """Weight of the absolute error while the static layer is trained alone."""
+    structural_weight: float = 1.0
+    """Weight of `structural_loss` once all layers are trained."""
+    opacity_weight: float = 0.01
+    """Weight of the moving layers' mean opacity."""
+    mask_weight: float = 0.1
+    """Cost of a pixel that a moving layer explains; it rises over a quarter of the geometry, from static-first on."""
+    persistence_weight: float = 0.3
+    """Cost of a pixel explained by a dynamic Gaussian that lives at all moments: such things are static."""
+    persistence_moments: int = 8
+    """Moments at which lives are looked at."""
+    motion_weight: float = 0.01
+    """Weight of the dynamic Gaussians' mean motion within their lives: what can rest, rests."""
+    static_weight: float = 3.0
+    """Weight of the static layer's own absolute error where nothing moves."""
+    enclosure_weight: float = 0.1
+    """Weight of pixels that see through the static layer: a room is closed, also behind the actor."""
+    shadow_weight: float = 3.0
+    """Weight of `shadow_loss`."""
+    shadow_tolerance: float = 0.04
+    """How far, in colour, a shadowed room may be from a darker multiple of itself."""
+    regulariser_weight: float = 0.3
+    """Weight of the regulariser's loss."""
+
+
+class SplatModel(LayeredModel):
+    """Renders a scene's three sets of Gaussians at any time, and the features that were distilled into them.
+
+    Rays are the pixels of whole frames, row by row; everything else is as in other methods.
+    """
+
+    config: SplatModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def populate_modules(self) -> None:
+        """Puts the static layer's first Gaussians where the scene has points; the moving layers begin empty."""
+        super().populate_modules()
+        config, metadata = self.config, self.kwargs["metadata"]
+        if 7 + config.heads.code_dim > MOST_CHANNELS:
+            raise ValueError(f"heads.code_dim is at most {MOST_CHANNELS - 7}: more channels cost another pass.")
+        self.space = SceneSpace(self.scene_box.aabb, float(self.train_fars.median()))
+        frames, code, bound = self.num_train_data, config.heads.code_dim, config.largest_uncertainty
+        self.layers = nn.ModuleDict(
+            {
+                "static": StaticGaussians(code, config.degree),
+                "dynamic": DynamicGaussians(code, config.degree, frames, bound),
+                "actor": ActorGaussians(code, config.degree, frames, bound, config.actor_octaves, config.hidden),
+            }
+        )
+        self.actor_shadow = ActorShadow(self.gaussian_layer("actor"), config.hidden) if config.shadow else None  # pyright: ignore
+        dimensions: dict[str, int] = dict(metadata.get("feature_dims", {}))
+        self.semantic = SplatHeads(config.heads, frames, dimensions) if dimensions else None
+        self._place(metadata["scene"])
+        self._seen: dict[Layer, Observation] = {}
+
+    def gaussian_layer(self, layer: Layer) -> GaussianLayer:
+        """One layer's Gaussians."""
+        return self.layers[layer]  # pyright: ignore[reportReturnType]
+
+    def gaussians_at(self, camera: Cameras) -> dict[Layer, Splats]:
+        """The Gaussians of each layer that live at a camera's time, in the world, in lengths of the scene."""
+        view = View.of(camera, float(self.space.length), self.config.default_time, self.device)
+        return {layer: splats for layer, splats in self._splats(view, LAYERS).items() if len(splats)}
+
+    def _place(self, scene: Scene) -> None:
+        """Puts the static layer's first Gaussians."""
+        config, layer = self.config, self.gaussian_layer("static")
+        path = config.points or find_points(scene)
+        # Training checks that there are points; whoever opens a checkpoint needs none.
+        if path is None or not path.is_file():
+            positions, colours = random_points(scene, config.static_start)
+        else:
+            positions, colours = read_points(path)
+            chosen = torch.randperm(len(positions))[: config.static_most]
+            positions, colours = positions[chosen], colours[chosen]
+        positions = positions / self.space.length
+        layer.make_room(len(positions))
+        for name, row in layer.new_rows(positions, spacing(positions), colours, opacity=0.1).items():
+            layer.rows[name].data = row
+
+    def make_room(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on the number of Gaussians that a state of the model has."""
+        for name in LAYERS:
+            if (means := state.get(f"layers.{name}.rows.means")) is not None:
+                self.gaussian_layer(name).make_room(len(means))
+
+    # The schedule.
+
+    @property
+    def static_only(self) -> bool:
+        """Whether the static layer is being trained alone."""
+        return self.training and self.step < self.config.static_until
+
+    @property
+    def features_from(self) -> int:
+        """Step from which features are trained."""
+        return self.config.heads_from
+
+    @property
+    def features_detached(self) -> bool:
+        """Whether features are rendered without teaching the geometry."""
+        return self.step < self.config.joint_from
+
+    @property
+    def geometry_frozen(self) -> bool:
+        """Whether only feature codes and their decoders are being trained."""
+        return self.features_trained and self.features_detached
+
+    def get_param_groups(self) -> dict[str, list[Any]]:
+        """Parameters by what they are; each row of each layer is a group of its own for gsplat's strategies."""
+        groups: dict[str, list[Any]] = {}
+        for layer in LAYERS:
+            for name, row in self.gaussian_layer(layer).rows.items():
+                groups.setdefault(ROW_GROUPS.get(name, name), []).append({"params": [row]})
+        rows = {id(group["params"][0]) for each in groups.values() for group in each}
+        others = [parameter for parameter in self.layers.parameters() if id(parameter) not in rows]
+        groups["networks"] = [*others, *(self.actor_shadow.parameters() if self.actor_shadow is not None else ())]
+        if self.semantic is not None:
+            groups["heads"] = list(self.semantic.parameters())
+        return groups
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        """Changes the number of Gaussians after each step."""
+        return [
+            TrainingCallback(
+                [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
+                self._adapt,
+                update_every_num_iters=1,
+                args=[training_callback_attributes],
+            )
+        ]
+
+    def _adapt(self, attributes: TrainingCallbackAttributes, step: int) -> None:
+        """Refines the layers, and puts moving Gaussians where the picture is wrong."""
+        config, seen = self.config, self._seen
+        self._seen = {}
+        if step >= config.heads_from:
+            return
+        assert attributes.optimizers is not None and attributes.pipeline is not None
+        optimizers = attributes.optimizers.optimizers.values()
+        if step < 0.85 * config.heads_from:
+            for name, observation in seen.items():
+                layer = self.gaussian_layer(name)
+                since = step if name == "static" else step - config.static_until
+                most = {"static": config.static_most, "dynamic": config.dynamic_most, "actor": config.actor_most}[name]
+                refine(layer, row_optimizers(layer, optimizers), observation, since, most, config.density)
+        pause = max(1, (config.heads_from - config.static_until) // (2 * max(1, config.seed_rounds)))
+        done, late = divmod(step + 1 - config.static_until, pause)
+        if late == 0 and 0 <= done < config.seed_rounds:
+            data: Any = attributes.pipeline.datamanager
+            self._seed(data.train_dataset, list(optimizers), done)
+
+    @torch.no_grad()
+    def _seed(self, dataset: Any, optimizers: list[torch.optim.Optimizer], done: int) -> None:
+        """Adds moving Gaussians where training frames differ from what is rendered."""
+        config, length = self.config, float(self.space.length)
+        self.eval()
+        residuals = Residuals()
+        for index in torch.randperm(len(dataset))[: config.seed_frames].tolist():
+            view = View.of(dataset.cameras[index : index + 1], length, config.default_time, self.device)
+            target = torch.from_numpy(dataset.get_numpy_image(index)).to(self.device).reshape(-1, 3) / 255.0
+            splats = self._splats(view, LAYERS)
+            rgb = self._rasterise(view, splats, [self._shaded(view, splats)[0]])[0]
+            static: dict[Layer, Splats] = {"static": splats["static"]}
+            depth, alpha, _ = self._rasterise(view, static, [view.depths(splats["static"].means)[:, None]])
+            residuals.add(view, target, (rgb - target).abs().mean(-1), depth[:, 0] / alpha.clamp_min(1e-2))
+        self.train()
+        moving: tuple[tuple[Layer, Any, int], ...] = (
+            ("dynamic", dynamic_seeds, config.dynamic_most),
+            ("actor", actor_seeds, config.actor_most),
+        )
+        for name, seeds, most in moving:
+            layer = self.gaussian_layer(name)
+            # Half of what may be, spread over the rounds; the other half is for refinement.
+            count = min(most - len(layer), most // (2 * config.seed_rounds) * (2 if done == 0 else 1))
+            if count > 0:
+                append(layer, row_optimizers(layer, optimizers), seeds(layer, residuals, count))
+
+    # Rendering.
+
+    def get_outputs(self, ray_bundle: Cameras) -> dict[str, Any]:  # pyright: ignore
+        """Renders all pixels of a view.
+
+        Args:
+            ray_bundle: One camera, with or without a time.
+
+        Returns:
+            In training what the losses need; otherwise `PICTURES` and, once features are trained, the pixels' code.
+        """
+        view = View.of(ray_bundle, float(self.space.length), self.config.default_time, self.device)
+        return self._training_outputs(view) if self.training else self._pictures(view, None)
+
+    def _view(self, camera: Cameras, obb_box: OrientedBox | None) -> dict[str, Tensor]:
+        """All outputs of a view, as pictures."""
+        was_training = self.training
+        self.eval()
+        view = View.of(camera, float(self.space.length), self.config.default_time, self.device)
+        outputs = self._pictures(view, obb_box)
+        self.train(was_training)
+        return {name: output.view(view.height, view.width, -1) for name, output in outputs.items()}
+
+    def _splats(self, view: View, layers: tuple[Layer, ...]) -> dict[Layer, Splats]:
+        """The Gaussians of those layers that have any, in a view."""
+        return {
+            layer: self.gaussian_layer(layer).at(view.moment) for layer in layers if len(self.gaussian_layer(layer))
+        }
+
+    def _shaded(self, view: View, splats: Mapping[Layer, Splats]) -> tuple[Tensor, Tensor | None]:
+        """Colours of Gaussians with the actor's shadow on the static ones, and that shadow."""
+        colours = {layer: each.colours for layer, each in splats.items()}
+        shadow = None
+        if self.actor_shadow is not None and "actor" in splats:
+            places = view.in_camera(splats["static"].means.detach())
+            times = view.moment.time.view(1, 1).expand(len(places), 1)
+            shadow = self.actor_shadow(self.gaussian_layer("actor"), places, times)
+            colours["static"] = colours["static"] * (1 - shadow)[:, None]
+        return torch.cat(list(colours.values())), shadow
+
+    def _rasterise(
+        self, view: View, splats: Mapping[Layer, Splats], values: list[Float[Tensor, "gaussians channels"]]
+    ) -> tuple[Float[Tensor, "rays channels"], Float[Tensor, "rays"], dict[str, Any]]:
+        """Composites values of Gaussians, in one pass.
+
+        Returns:
+            The sums, the sums of the weights, and the rasteriser's facts.
+        """
+        near = self._frame_bounds(view.moment.time.view(1, 1))[0]
+        image, alpha, facts = rasterization(
+            *(torch.cat([getattr(each, name) for each in splats.values()]) for name in _GEOMETRY),
+            colors=torch.cat(values, -1),
+            viewmats=view.world_to_camera[None],
+            Ks=view.camera_matrix[None],
+            width=view.width,
+            height=view.height,
+            near_plane=self.config.nearest * float(near / self.space.length),
+        )
+        return image[0].flatten(0, 1), alpha.flatten(), facts
+
+    def _joint(
+        self, view: View, splats: Mapping[Layer, Splats], codes: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Any], Tensor | None]:
+        """Renders layers together: what every picture is made of, the rasteriser's facts, and the shadow."""
+        colours, shadow = self._shaded(view, splats)
+        marks = [
+            torch.cat([each.opacities.new_full((len(each),), float(name == layer)) for name, each in splats.items()])
+            for layer in _MOVING
+        ]
+        uncertainties = torch.cat([each.uncertainties for each in splats.values()])
+        depths = view.depths(torch.cat([each.means for each in splats.values()]))
+        values = [colours, torch.stack((*marks, uncertainties, depths), -1)]
+        if codes:
+            values.append(torch.cat([each.codes for each in splats.values()]))
+        elif self.training and "dynamic" in splats:
+            lasting = torch.zeros_like(uncertainties)
+            start = len(splats["static"])
+            lasting[start : start + len(splats["dynamic"])] = self._lasting(splats["dynamic"])
+            values.append(lasting[:, None])
+        image, alpha, facts = self._rasterise(view, splats, values)
+        parts = {
+            "rgb": image[:, :3],
+            "masks": image[:, 3:5],
+            "uncertainty": self.config.least_uncertainty + image[:, 5],
+            "depth": image[:, 6] / alpha.clamp_min(1e-6),
+            "accumulation": alpha,
+            "rest": image[:, 7:],
+        }
+        return parts, facts, shadow
+
+    def _lasting(self, splats: Splats) -> Float[Tensor, "gaussians"]:
+        """How much of each dynamic Gaussian there is at the one of some moments at which there is least."""
+        layer = self.gaussian_layer("dynamic")
+        assert isinstance(layer, DynamicGaussians)
+        moments = self.config.persistence_moments
+        times = (torch.rand(moments, device=self.device) + torch.arange(moments, device=self.device)) / moments
+        return layer.lives(times).amin(0)[splats.ids]
+
+    def _training_outputs(self, view: View) -> dict[str, Any]:
+        codes = self.semantic is not None and self.features_trained
+        layers: tuple[Layer, ...] = ("static",) if self.static_only else LAYERS
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.geometry_frozen):
+            splats = self._splats(view, layers)
+        if self.geometry_frozen:
+            for name, each in splats.items():
+                splats[name] = replace(each, codes=self.gaussian_layer(name).rows["codes"][each.ids])
+        parts, facts, shadow = self._joint(view, splats, codes)
+        rgb, alpha, masks = parts["rgb"], parts["accumulation"], parts["masks"]
+        outputs: dict[str, Any] = {
+            # A random background: nothing may hide in black behind the room.
+            "rgb": rgb + (1 - alpha)[:, None] * torch.rand_like(rgb),
+            "uncertainty": parts["uncertainty"],
+            "masks": dict(zip(_MOVING, masks.unbind(-1), strict=True)) if len(layers) > 1 else {},
+            "lasting": parts["rest"][:, 0] if "dynamic" in splats and not codes else None,
+            "size": (view.height, view.width),
+            "splats": splats,
+            "enclosed": alpha,
+        }
+        if codes:
+            assert self.semantic is not None
+            joined = masks.detach() if self.features_detached else masks
+            outputs["code"] = self.semantic.code(parts["rest"], joined, view.moment.time)
+        if not self.geometry_frozen:
+            self._observe(splats, facts)
+            if len(layers) > 1:
+                outputs |= self._static_alone(view, splats, shadow)
+        return outputs
+
+    def _static_alone(self, view: View, splats: Mapping[Layer, Splats], shadow: Tensor | None) -> dict[str, Tensor]:
+        """The static layer without its shadow, where it is closed, and the shadow as it would be seen on it."""
+        static = splats["static"]
+        taken = torch.zeros_like(static.opacities) if shadow is None else shadow
+        image, alpha, _ = self._rasterise(view, {"static": static}, [static.colours, taken[:, None]])
+        full = image / alpha.clamp_min(1e-2)[:, None]
+        return {"rgb_static": full[:, :3], "shadow": full[:, 3], "enclosed": alpha}
+
+    def _observe(self, splats: Mapping[Layer, Splats], facts: dict[str, Any]) -> None:
+        """Keeps what refinement reads after the step."""
+        if not facts["means2d"].requires_grad:
+            return
+        facts["means2d"].retain_grad()
+        start = 0
+        for name, each in splats.items():
+            self._seen[name] = Observation(facts, start, each.ids)
+            start += len(each)
+
+    def _pictures(self, view: View, box: OrientedBox | None) -> dict[str, Tensor]:
+        """`PICTURES` of a view, and its code if features are trained; (rays, channels) each."""
+        splats = self._splats(view, self.visibility.layers)
+        if box is not None:
+            for name, each in splats.items():
+                splats[name] = each.select(box.within(each.means * self.space.length))
+        codes = self.semantic is not None and self.features_trained
+        parts, _, _ = self._joint(view, splats, codes)
+        static = self._static_alone(view, splats, None)["rgb_static"]
+        alone = {layer: self._in_room(view, splats, layer) for layer in _MOVING}
+        masks = dict(zip(_MOVING, parts["masks"].split(1, -1), strict=True))
+        pictures = {
+            "rgb": parts["rgb"],
+            "accumulation": parts["accumulation"][:, None],
+            "rgb_static": static,
+            **{f"rgb_{layer}": rgb for layer, rgb in alone.items()},
+            **{f"mask_{layer}": mask for layer, mask in masks.items()},
+            "mask_moving": parts["masks"].sum(-1, keepdim=True),
+            "uncertainty": parts["uncertainty"][:, None],
+        }
+        outputs = {name: picture.clamp(0, 1) for name, picture in pictures.items()}
+        _, per_depth = view.directions()
+        outputs["depth"] = parts["depth"][:, None] * per_depth * self.space.length
+        if codes:
+            assert self.semantic is not None
+            outputs["code"] = self.semantic.code(parts["rest"], parts["masks"], view.moment.time)
+        return outputs
+
+    def _in_room(self, view: View, splats: Mapping[Layer, Splats], layer: Layer) -> Float[Tensor, "rays 3"]:
+        """A moving layer alone, where the static layer does not hide it."""
+        if layer not in splats or not len(splats[layer]):
+            return view.intrinsics.new_zeros(view.height * view.width, 3)
+        both: dict[Layer, Splats] = {"static": splats["static"], layer: splats[layer]}
+        colours = [torch.zeros_like(splats["static"].colours), splats[layer].colours]
+        return self._rasterise(view, both, [torch.cat(colours)])[0]
+
+    # Losses.
+
+    def get_loss_dict(
+        self, outputs: dict[str, Any], batch: dict[str, Any], metrics_dict: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Losses of a frame; features at those of its pixels that the batch has targets for."""
+        if "code" in outputs and "pixels" in batch:
+            outputs = outputs | {"code": outputs["code"][batch["pixels"].to(self.device)]}
+        return super().get_loss_dict(outputs, batch, metrics_dict)
+
+    def _geometry_losses(self, outputs: dict[str, Any], target: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        losses = {"enclosure": config.enclosure_weight * (1 - outputs["enclosed"]).mean()}
+        if self.static_only:
+            losses["photometric"] = config.photometric_static_weight * (outputs["rgb"] - target).abs().mean()
+            return losses
+        losses["photometric"] = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"])
+        losses["structure"] = config.structural_weight * structural_loss(outputs["rgb"], target, *outputs["size"])
+        moving = torch.stack(list(outputs["masks"].values())).sum(0)
+        rise = max(1, (config.heads_from - config.static_until) // 4)
+        losses["mask"] = config.mask_weight * min(1.0, (self.step - config.static_until) / rise) * moving.mean()
+        apart = (1 - moving.detach()).clamp_min(0) * (outputs["rgb_static"] - target).abs().mean(-1)
+        losses["static"] = config.static_weight * apart.mean()
+        if self.actor_shadow is not None:
+            losses["shadow"] = config.shadow_weight * shadow_loss(
+                outputs["shadow"], moving, outputs["rgb_static"], target, config.shadow_tolerance
+            )
+        if outputs["lasting"] is not None:
+            losses["persistence"] = config.persistence_weight * outputs["lasting"].mean()
+        opacities = [each.opacities for layer, each in outputs["splats"].items() if layer != "static"]
+        if sum(map(len, opacities)):
+            losses["opacity"] = config.opacity_weight * torch.cat(opacities).mean()
+        motions = self.gaussian_layer("dynamic").rows["motions"]
+        if len(motions):
+            losses["motion"] = config.motion_weight * motions.abs().sum((1, 2)).mean()
+        return losses
+
+
+_MOVING: tuple[Layer, Layer] = ("dynamic", "actor")
+_GEOMETRY = ("means", "quats", "scales", "opacities")

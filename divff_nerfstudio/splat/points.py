@@ -1,0 +1,93 @@
+"""Where the first Gaussians are: points of a reconstruction, or places in the cameras' frustums."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from divff_nerfstudio.data.scene import Scene, SceneError
+
+PLACES = (
+    "points3D.ply",
+    "points3D.bin",
+    "sparse/0/points3D.bin",
+    "colmap/points3D.bin",
+    "colmap/sparse/0/points3D.bin",
+)
+"""Where a scene folder may have points, in its poses' coordinates."""
+
+Points = tuple[Float[Tensor, "points 3"], Float[Tensor, "points 3"]]
+"""Positions in scene units and colours in [0, 1]."""
+
+
+def find_points(scene: Scene) -> Path | None:
+    """The scene's file of points, if it has one."""
+    return next((scene.root / place for place in PLACES if (scene.root / place).is_file()), None)
+
+
+def read_points(path: Path) -> Points:
+    """Points of a PLY file, or of COLMAP's points3D.bin or points3D.txt.
+
+    Raises:
+        SceneError: If there is no such file, or it has no points with colours.
+    """
+    if not path.is_file():
+        raise SceneError(f"{path} does not exist: give a PLY file, or points3D.bin or .txt of a COLMAP model.")
+    try:
+        positions, colours = _read_ply(path) if path.suffix == ".ply" else _read_colmap(path)
+    except Exception as error:  # whatever the readers of foreign formats raise
+        reason = str(error) or type(error).__name__
+        raise SceneError(f"{path} holds no coloured points ({reason}): give another file as points.") from error
+    if not len(positions) or not np.isfinite(positions).all():
+        raise SceneError(f"{path} has no point, or one that is not finite: give another file as points.")
+    return torch.from_numpy(positions.astype(np.float32)), torch.from_numpy(colours.astype(np.float32) / 255)
+
+
+def _read_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    from plyfile import PlyData
+
+    vertices = PlyData.read(str(path))["vertex"]
+    positions, colours = (np.stack([vertices[n] for n in names], -1) for names in (("x", "y", "z"), _COLOURS))
+    return positions, colours
+
+
+_COLOURS = ("red", "green", "blue")
+
+
+def _read_colmap(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    from nerfstudio.data.utils.colmap_parsing_utils import read_points3D_binary, read_points3D_text
+
+    points = (read_points3D_binary if path.suffix == ".bin" else read_points3D_text)(str(path)).values()
+    return np.stack([point.xyz for point in points]), np.stack([point.rgb for point in points])
+
+
+def random_points(scene: Scene, count: int) -> Points:
+    """Points at random in the frustums of training frames, between near and far, coloured as their pixels.
+
+    Drawn from torch's global generator.
+    """
+    frames = torch.from_numpy(scene.splits["train"])[torch.randint(len(scene.splits["train"]), (count,))].numpy()
+    rows, columns = torch.randint(scene.height, (count,)).numpy(), torch.randint(scene.width, (count,)).numpy()
+    near, far = scene.nears[frames], scene.fars[frames]
+    depths = near + (far - near) * torch.rand(count).numpy()
+    K = scene.intrinsics
+    across, down = (columns + 0.5 - K[0, 2]) / K[0, 0], (rows + 0.5 - K[1, 2]) / K[1, 1]
+    places = np.stack((across, -down, -np.ones(count)), -1) * depths[:, None]
+    poses = scene.camera_to_worlds[frames]
+    positions = np.einsum("nij,nj->ni", poses[:, :, :3], places) + poses[:, :, 3]
+    colours = scene.frames[frames, rows, columns] / np.float32(255)
+    return torch.from_numpy(positions.astype(np.float32)), torch.from_numpy(colours.astype(np.float32))
+
+
+def spacing(positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points"]:
+    """Mean distance of each point to the next three, which their Gaussians start as wide as."""
+    if len(positions) < 4:
+        return positions.new_full((len(positions),), 0.01)
+    from sklearn.neighbors import NearestNeighbors
+
+    distances, _ = NearestNeighbors(n_neighbors=4).fit(positions.numpy()).kneighbors(positions.numpy())
+    return torch.from_numpy(distances[:, 1:].mean(-1).astype(np.float32)).clamp_min(1e-7)

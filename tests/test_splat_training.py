@@ -1,0 +1,229 @@
+"""Training of Gaussians: whole frames, the schedule, numbers that change, and runs that go on where they stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+from nerfstudio.utils import writer
+from plyfile import PlyData
+
+from divff_nerfstudio.data.scene import SceneError, load_scene
+from divff_nerfstudio.fields.layers import LAYERS
+from divff_nerfstudio.layered_model import PICTURES
+from divff_nerfstudio.pipeline import CheckpointError
+from divff_nerfstudio.splat.model import SplatModel
+from divff_nerfstudio.splat.ply import write_layers
+from divff_nerfstudio.splat.points import random_points, read_points
+from divff_nerfstudio.trainer import DivFFTrainer, TrainingError
+
+STEPS = 20
+Start = Callable[..., DivFFTrainer]
+
+
+@pytest.fixture
+def start(tiny_scene: Path, tmp_path: Path) -> Start:
+    """Sets a training up on a scene with features."""
+    tiny_run.write_features(tiny_scene, tmp_path / "encoder")
+
+    def begin(name: str, seed: int = 0, model: dict | None = None, **changes) -> DivFFTrainer:
+        config = tiny_run.splat_config(tiny_scene, tmp_path / name, STEPS)
+        for key, value in changes.items():
+            setattr(config, key, value)
+        for key, value in (model or {}).items():
+            setattr(config.pipeline.model, key, value)
+        writer.EVENT_WRITERS.clear()
+        writer.GLOBAL_BUFFER.clear()
+        torch.manual_seed(seed)
+        trainer = config.setup(local_rank=0, world_size=1)
+        trainer.setup()
+        return trainer
+
+    return begin
+
+
+def model_of(trainer: DivFFTrainer) -> SplatModel:
+    assert isinstance(trainer.pipeline.model, SplatModel)
+    return trainer.pipeline.model
+
+
+@pytest.mark.parametrize("broken_after", [3, 7, 16, 18])
+def test_resumed_training_is_the_unbroken_one(start: Start, broken_after):
+    """Broken when moving Gaussians have just begun, while numbers change, with frozen geometry, and at the end."""
+    looked_at = {"steps_per_eval_batch": 3, "steps_per_eval_image": 7, "steps_per_eval_all_images": 11}
+    unbroken = start("unbroken", steps_per_save=broken_after, save_only_latest_checkpoint=False, **looked_at)
+    unbroken.train()
+    resumed = start("resumed", seed=99, load_dir=unbroken.checkpoint_dir, load_step=broken_after, **looked_at)
+    resumed.train()
+    expected, found = (tiny_run.parameters(model_of(each)) for each in (unbroken, resumed))
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert found[name].shape == value.shape, name
+        assert torch.allclose(found[name], value, rtol=0, atol=1e-6), name
+    assert all(len(model_of(resumed).gaussian_layer(layer)) for layer in LAYERS)
+
+
+def test_layers_begin_grow_within_limits_and_freeze_by_the_schedule(start: Start):
+    trainer = start("run")
+    model, counts, frozen = model_of(trainer), [], {}
+    step_of = trainer.train_iteration
+
+    def watched(step: int):
+        before = tiny_run.parameters(model)
+        result = step_of(step)
+        counts.append([len(model.gaussian_layer(layer)) for layer in LAYERS])
+        changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+        frozen[step] = {name for name in before if name not in changed}
+        return result
+
+    trainer.train_iteration = watched
+    trainer.train()
+    config = model.config
+    assert (config.static_until, config.heads_from, config.joint_from) == (4, 15, 18)
+    assert counts[0] == [60, 0, 0] and all(counts[4][1:]), "moving layers begin with what is wrong"
+    most = np.array([config.static_most, config.dynamic_most, config.actor_most])
+    assert (np.array(counts) <= most).all() and counts[-1][0] > 60
+    assert counts[-1] == counts[15], "numbers stay from the heads on"
+    geometry = {f"layers.{layer}.rows.{row}" for layer in LAYERS for row in ("means", "scales", "opacities", "colours")}
+    heads = {name for name, _ in model.named_parameters() if name.startswith("semantic.heads")}
+    assert heads <= frozen[10] and not geometry & frozen[10]
+    assert geometry <= frozen[16] and not heads & frozen[16] and "layers.static.rows.codes" not in frozen[16]
+    assert not geometry & frozen[18] and not heads & frozen[18]
+
+
+def test_views_have_the_same_outputs_as_other_methods(start: Start):
+    trainer = start("run")
+    trainer.train()
+    model, data = model_of(trainer), trainer.pipeline.datamanager
+    camera, batch = data.next_eval_image(0)  # pyright: ignore
+    outputs = model.get_outputs_for_camera(camera)
+    height, width = batch["image"].shape[:2]
+    assert tuple(outputs)[: len(PICTURES)] == PICTURES and "features_pca" in outputs
+    assert all(output.shape[:2] == (height, width) and output.isfinite().all() for output in outputs.values())
+    assert all(output.min() >= 0 and output.max() <= 1 for name, output in outputs.items() if name in PICTURES[3:])
+    features = model.render_features(camera)
+    assert set(features) == {"image", "video", "regulariser"}
+    assert all(torch.allclose(each.norm(dim=-1), torch.ones(height, width), atol=1e-4) for each in features.values())
+
+    trainer.pipeline.query.ask(text="cu")  # pyright: ignore
+    asked = model.get_outputs_for_camera(camera)
+    assert asked["relevancy"].shape == (height, width, 1) and asked["relevancy_overlay"].shape == (height, width, 3)
+    model.visibility.hide_actor = True
+    hidden = model.get_outputs_for_camera(camera)
+    assert not hidden["mask_actor"].any() and not hidden["rgb_actor"].any()
+    assert torch.equal(hidden["rgb_static"], asked["rgb_static"])
+
+
+def test_masks_and_static_share_are_the_accumulation(start: Start):
+    trainer = start("run")
+    trainer.train()
+    model = model_of(trainer)
+    camera, _ = trainer.pipeline.datamanager.next_eval_image(0)  # pyright: ignore
+    outputs = model.get_outputs_for_camera(camera)
+    assert outputs["mask_moving"].max() > 0.01
+    assert (outputs["mask_moving"] <= outputs["accumulation"] + 1e-5).all()
+    seen = outputs["accumulation"] > 0.5
+    near, far = float(model.train_nears.min()), float(model.train_fars.max())
+    assert 0.02 * near < outputs["depth"][seen].min() and outputs["depth"][seen].max() < 3 * far
+
+
+def test_training_batches_are_whole_training_frames_with_features_of_their_pixels(start: Start, tiny_scene):
+    trainer = start("run")
+    data, scene = trainer.pipeline.datamanager, load_scene(tiny_scene)
+    seen = set()
+    for step in range(2 * len(scene.splits["train"])):
+        camera, batch = data.next_train(step)
+        index = batch["frame_index"]
+        seen.add(index)
+        torch.testing.assert_close(
+            camera.camera_to_worlds[0], torch.from_numpy(scene.camera_to_worlds[index]), check_device=False
+        )
+        np.testing.assert_allclose(
+            batch["image"].view(scene.height, scene.width, 3).numpy() * 255, scene.frame(index), atol=1e-3
+        )
+        assert ("features" in batch) == (step >= data.feature_start_step)  # pyright: ignore
+    assert seen == set(scene.splits["train"].tolist())
+    _, batch = data.next_train(STEPS)
+    store = data.feature_stores["image"]  # pyright: ignore
+    pixels = batch["pixels"]
+    expected, _ = store.lookup(
+        torch.full_like(pixels, batch["frame_index"]), pixels // scene.width, pixels % scene.width
+    )
+    assert torch.equal(batch["features"]["image"][0], expected)
+
+
+def test_a_checkpoint_of_another_method_is_refused(start: Start):
+    trainer = start("run")
+    state = {"_model.field.static.weight": torch.zeros(3)}
+    with pytest.raises(CheckpointError, match=r"config\.yml"):
+        trainer.pipeline.load_pipeline(state, 0)
+
+
+def test_layers_are_written_in_the_layout_of_gaussian_splatting(start: Start, tmp_path):
+    trainer = start("run", model={"degree": 1})
+    trainer.train()
+    model = model_of(trainer)
+    camera, _ = trainer.pipeline.datamanager.next_eval_image(0)  # pyright: ignore
+    written = write_layers(model, tmp_path / "ply", camera)
+    assert "static" in written
+    vertices = PlyData.read(str(written["static"]))["vertex"]
+    names = [each.name for each in vertices.properties]
+    assert names[:9] == ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"]
+    assert names[-8:] == ["opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
+    assert sum(name.startswith("f_rest_") for name in names) == 9
+    rows, length = model.gaussian_layer("static").rows, float(model.space.length)
+    alive = rows["opacities"].sigmoid() > 1 / 255
+    np.testing.assert_allclose(vertices["y"], rows["means"][alive, 1].detach() * length, rtol=1e-5)
+    np.testing.assert_allclose(vertices["scale_2"], rows["scales"][alive, 2].detach() + np.log(length), rtol=1e-4)
+    np.testing.assert_allclose(vertices["opacity"], rows["opacities"][alive].detach(), atol=1e-3)
+    np.testing.assert_allclose(vertices["f_rest_3"], rows["harmonics"][alive, 0, 1].detach(), atol=1e-6)
+
+
+def test_points_are_read_where_the_scene_has_some(start: Start, tiny_scene):
+    positions = np.random.default_rng(0).normal(size=(50, 3))
+    colours = [(255, 0, 0)] * 50
+    lines = ["ply", "format ascii 1.0", "element vertex 50"]
+    lines += [f"property float {name}" for name in "xyz"]
+    lines += [f"property uchar {name}" for name in ("red", "green", "blue")] + ["end_header"]
+    lines += [" ".join(map(str, (*p, *c))) for p, c in zip(positions, colours, strict=True)]
+    (tiny_scene / "points3D.ply").write_text("\n".join(lines) + "\n")
+    found, red = read_points(tiny_scene / "points3D.ply")
+    np.testing.assert_allclose(found, positions, rtol=1e-5)
+    assert torch.equal(red, torch.tensor([[1.0, 0, 0]]).expand(50, 3))
+    model = model_of(start("run"))
+    placed = model.gaussian_layer("static").rows["means"].detach() * model.space.length
+    assert len(placed) == 50 and (placed[:, None] - found).norm(dim=-1).amin(1).max() < 1e-4
+
+
+def test_missing_points_stop_training_before_it_starts(start: Start, tmp_path):
+    with pytest.raises(TrainingError, match=r"nowhere\.ply"):
+        start("run", model={"points": tmp_path / "nowhere.ply"})
+
+
+@pytest.mark.parametrize("content", [None, "ply\n", "x y z"])
+def test_unreadable_points_are_named(tmp_path, content):
+    path = tmp_path / "points3D.ply"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SceneError, match=r"points3D\.ply"):
+        read_points(path)
+
+
+def test_random_points_lie_in_frustums(tiny_scene):
+    scene = load_scene(tiny_scene)
+    positions, colours = random_points(scene, 200)
+    assert positions.shape == colours.shape == (200, 3) and colours.min() >= 0 and colours.max() <= 1
+    train = scene.splits["train"]
+    inside = torch.zeros(200, dtype=torch.bool)
+    for index in train:
+        pose = torch.from_numpy(scene.camera_to_worlds[index])
+        camera = (positions - pose[:, 3]) @ pose[:, :3]
+        depth = -camera[:, 2]
+        pixel = camera[:, :2] / depth[:, None] * torch.tensor((1.0, -1.0)) * float(scene.intrinsics[0, 0])
+        fits = (pixel[:, 0].abs() <= scene.width / 2) & (pixel[:, 1].abs() <= scene.height / 2 + 1)
+        inside |= fits & (depth >= scene.nears[index] - 1e-4) & (depth <= scene.fars[index] + 1e-4)
+    assert inside.all()
