@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from plyfile import PlyData
 
 from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.evaluation.commands import ExportConfig
+from divff_nerfstudio.evaluation.runs import RunError
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.layered_model import PICTURES
 from divff_nerfstudio.pipeline import CheckpointError
@@ -184,7 +186,7 @@ def test_layers_are_written_in_the_layout_of_gaussian_splatting(start: Start, tm
     np.testing.assert_allclose(vertices["f_rest_3"], rows["harmonics"][alive, 0, 1].detach(), atol=1e-6)
 
 
-def test_export_writes_the_layers_of_a_run(start: Start):
+def test_export_writes_the_layers_of_a_run_and_nothing_of_other_methods(start: Start, monkeypatch):
     trainer = start("run")
     trainer.config.save_config()
     trainer.train()
@@ -193,6 +195,10 @@ def test_export_writes_the_layers_of_a_run(start: Start):
     counts = {file.stem: len(PlyData.read(str(file))["vertex"].data) for file in folder.glob("*.ply")}
     model = model_of(trainer)
     assert set(counts) == set(LAYERS) and all(0 < counts[name] <= len(model.gaussian_layer(name)) for name in LAYERS)
+    other = SimpleNamespace(model=object(), times=np.zeros(1))
+    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.open_scene", lambda _: other)
+    with pytest.raises(RunError, match="divff-splat"):
+        ExportConfig(load_config=path, what="gaussians").main()
 
 
 def test_points_are_read_where_the_scene_has_some(start: Start, tiny_scene):
