@@ -94,7 +94,12 @@ def run_module(module: str, *arguments: str) -> None:
         DemoError: If it fails; what it printed stands above.
     """
     command = [sys.executable, "-m", module, *arguments]
-    status = subprocess.run(command, check=False).returncode
+    with subprocess.Popen(command) as program:
+        try:
+            status = program.wait()
+        except KeyboardInterrupt:
+            program.wait()  # Ctrl-C goes to the program, too, which saves what it has
+            raise
     if status:
         raise DemoError(
             f"`{shlex.join(command)}` ended with status {status}: mend what it says above and run `divff demo` again, "

@@ -6,6 +6,8 @@ import copy
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -284,6 +286,24 @@ def test_a_cache_that_cannot_be_written_is_named(tiny_scene: Path, monkeypatch: 
         refused(tiny_scene, "a file", "DIVFF_CACHE_DIR")
     finally:
         tiny_scene.chmod(0o755)
+
+
+def test_a_full_disk_is_said_and_does_not_kill_the_process(tiny_scene: Path, small_disk: Path) -> None:
+    (small_disk / "something else").write_bytes(bytes(12000))  # two pages of three are left
+    tiny_scene.chmod(0o555)
+    code = f"from divff_nerfstudio.data.scene import load_scene; load_scene({str(tiny_scene)!r})"
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "DIVFF_CACHE_DIR": str(small_disk)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        tiny_scene.chmod(0o755)
+    assert ended.returncode == 1 and "No space left on device" in ended.stderr and "make room there" in ended.stderr
+    assert not list(small_disk.rglob("*.npy"))
 
 
 def test_threads_at_once_see_whole_frames(tiny_scene: Path) -> None:

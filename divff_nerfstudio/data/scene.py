@@ -193,7 +193,9 @@ def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise SceneError(f"{path} is missing: give the folder of an EPIC-Diff scene as --data.") from None
+        raise SceneError(
+            f"{path} is missing: give the folder of an EPIC-Diff scene (--data, or --scene of `divff import`)."
+        ) from None
     except (ValueError, OSError) as error:
         raise SceneError(f"{path} is not readable JSON ({error}): copy it anew from its source.") from None
     if not isinstance(meta, dict):
