@@ -41,19 +41,18 @@ def unreachable_hub() -> str | None:
     By itself that library tries for a minute, and tells each attempt.
 
     Returns:
-        What is wrong, in a few words; None where the hub answers, or the user has switched it off (HF_HUB_OFFLINE).
+        What is wrong, in a few words; None where the hub answers.
     """
     import requests
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
-        return None
-    try:
-        requests.head(constants.ENDPOINT, timeout=_PATIENCE)
-    except requests.RequestException:
-        constants.HF_HUB_OFFLINE = True
-        return f"{constants.ENDPOINT} cannot be reached, and they are not in the cache"
-    return None
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            requests.head(constants.ENDPOINT, timeout=_PATIENCE)
+            return None
+        except requests.RequestException:
+            constants.HF_HUB_OFFLINE = True
+    return f"{constants.ENDPOINT} cannot be reached or HF_HUB_OFFLINE is set, and the cache has no sound copy"
 
 
 def load_pretrained(model_class: str, name: str, option: str) -> Any:
