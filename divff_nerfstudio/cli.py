@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import sys
 import warnings
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", "Using a non-tuple sequence for multidimensional indexing", UserWarning)
     try:
         config = getattr(importlib.import_module(module), attribute)
-        tyro.cli(config, args=typed[1:], prog=f"divff {name}", description=config.__doc__).main()
+        tyro.cli(config, args=typed[1:], prog=f"divff {name}", description=inspect.getdoc(config)).main()
     except DivffError as error:
         tell(error)
         return 1

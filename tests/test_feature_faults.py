@@ -203,6 +203,11 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(scene_root, monkeypatch, s
     assert time.monotonic() - start < 20
 
 
+def test_no_source_at_all(scene_root):
+    with pytest.raises(DivffError, match="--sources names nothing"):
+        ExtractConfig(data=scene_root, encoder="demo", sources=()).main()
+
+
 def test_what_takes_long_before_the_first_frame_is_shown(scene_root, monkeypatch, capsys):
     made = PlainSource.__init__
 

@@ -120,6 +120,8 @@ class ExtractConfig:
 
     def _names(self) -> list[str]:
         """The sources by name, ordered by kind, so that two extractions take their locks in one order."""
+        if not self.sources:
+            raise DivffError(f"--sources names nothing: name some of {', '.join(DEFAULT_SOURCES)}, or leave it out.")
         names = [source_name(name, self.encoder) for name in self.sources]
         if self.own and not any(":" in name for name in names):
             raise DivffError("--own sets options of a source of your own: name it by --sources module:Class.")
