@@ -79,6 +79,21 @@ def read_checkpoint(path: Path | str, mapped: bool = False) -> Any:
         ) from None
 
 
+def require_whole(path: Path | str) -> None:
+    """Refuses a file of weights that was cut short.
+
+    The zip format has its directory at the end; the format before it must be read to the end.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: If it is no whole file of `torch.save`.
+    """
+    if not zipfile.is_zipfile(path):
+        read_checkpoint(path)
+
+
 def read_weights(path: Path | str) -> dict[str, Tensor]:
     """Reads the weights of a checkpoint: its "state_dict" where it has one, else what the file itself holds.
 

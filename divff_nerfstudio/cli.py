@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import sys
+import warnings
 from collections.abc import Sequence
 
 from divff_nerfstudio import __version__
+from divff_nerfstudio.faults import say, tell
 from divff_nerfstudio.files import DivffError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -58,19 +61,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, _, attribute = COMMANDS[name][0].partition(":")
 
     import tyro
-    from rich.console import Console
-    from rich.markup import escape
 
-    console = Console(stderr=True, soft_wrap=True)
-
+    # What torch announces to nerfstudio's authors.
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.filterwarnings("ignore", "Using a non-tuple sequence for multidimensional indexing", UserWarning)
     try:
         config = getattr(importlib.import_module(module), attribute)
-        tyro.cli(config, args=typed[1:], prog=f"divff {name}", description=config.__doc__).main()
+        tyro.cli(config, args=typed[1:], prog=f"divff {name}", description=inspect.getdoc(config)).main()
     except DivffError as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}")
+        tell(error)
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        tell(
+            DivffError(f"{error.filename} cannot be used ({error.strerror}): see to the path, its rights and its disk.")
+        )
         return 1
     except KeyboardInterrupt:
-        console.print("Interrupted.")
+        say("Interrupted.")
         return 130
     return 0
 

@@ -286,8 +286,13 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
                 "True to have that done now, or --pipeline.datamanager.features none to train geometry alone (auto: "
                 "with those that there are)."
             )
-        for store in stores.values():
-            _require_same_frames(store, scene)
+        for kind, store in stores.items():
+            if difference := _other_frames(store, scene):
+                again = shlex.join([*self._extract_command(scene, [kind]), "--overwrite"])
+                raise SceneError(
+                    f"The features in {store.directory} were extracted {difference}: run `{again}`, with the encoder "
+                    "that they are to be of."
+                )
         return stores
 
     def _extract_command(self, scene: Scene, kinds: Sequence[str]) -> list[str]:
@@ -387,15 +392,11 @@ def _run(command: Sequence[str]) -> None:
         )
 
 
-def _require_same_frames(store: FeatureStore, scene: Scene) -> None:
+def _other_frames(store: FeatureStore, scene: Scene) -> str | None:
+    """From which other frames than the scene's a store's features are, in words; None if from the same."""
     height, width = store.header.image_size
     if (height, width) != (scene.height, scene.width):
-        difference = f"from frames of {width}x{height} where those of {scene.root} are {scene.width}x{scene.height}"
-    elif store.header.frame_ids != scene.frame_ids.tolist():
-        difference = f"from other frames than {scene.root / 'meta.json'} names"
-    else:
-        return
-    raise SceneError(
-        f"The features in {store.directory} were extracted {difference}: run "
-        f"`divff extract --data {scene.root} --overwrite`."
-    )
+        return f"from frames of {width}x{height} where those of {scene.root} are {scene.width}x{scene.height}"
+    if store.header.frame_ids != scene.frame_ids.tolist():
+        return f"from other frames than {scene.root / 'meta.json'} names"
+    return None

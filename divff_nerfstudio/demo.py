@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -87,6 +88,12 @@ def _read(marker: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and isinstance(content.get("seconds"), float) else None
 
 
+def _steps_of(config: Path) -> int | None:
+    """Steps of the training that a config.yml settles, looked up in its text: it is not opened for that."""
+    found = re.search(r"^max_num_iterations: (\d+)$", config.read_text("utf-8") if config.is_file() else "", re.M)
+    return None if found is None else int(found[1])
+
+
 def run_module(module: str, *arguments: str) -> None:
     """Runs a module of this Python as a program of its own, so that its memory is free again afterwards.
 
@@ -94,7 +101,12 @@ def run_module(module: str, *arguments: str) -> None:
         DemoError: If it fails; what it printed stands above.
     """
     command = [sys.executable, "-m", module, *arguments]
-    status = subprocess.run(command, check=False).returncode
+    with subprocess.Popen(command) as program:
+        try:
+            status = program.wait()
+        except KeyboardInterrupt:
+            program.wait()  # Ctrl-C goes to the program, too, which saves what it has
+            raise
     if status:
         raise DemoError(
             f"`{shlex.join(command)}` ended with status {status}: mend what it says above and run `divff demo` again, "
@@ -213,9 +225,12 @@ class Demo:
         )
 
     def train(self) -> None:
-        """Trains, from the last checkpoint of an interrupted training if there is one."""
+        """Trains, from the last checkpoint of an interrupted training if there is one and it is not the final one."""
         checkpoints = self.run_folder / "nerfstudio_models"
-        resumed = ["--load-dir", str(checkpoints)] if any(checkpoints.glob("step-*.ckpt")) else []
+        last = max(checkpoints.glob("step-*.ckpt"), default=None)
+        if last is not None and _steps_of(self.run_config) == int(last.stem.removeprefix("step-")) + 1:
+            return
+        resumed = ["--load-dir", str(checkpoints)] if last is not None else []
         run_module(
             "nerfstudio.scripts.train",
             "divff",

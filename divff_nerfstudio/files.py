@@ -336,12 +336,19 @@ def check_config_yaml(path: Path | str) -> None:
         refuse("there is no such file")
     try:
         events = list(yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
+        anchors: dict[str, yaml.Event] = {}
         for number, event in enumerate(events):
+            if not isinstance(event, yaml.AliasEvent) and getattr(event, "anchor", None):
+                anchors[event.anchor] = event
             tag = getattr(event, "tag", None)
             if tag is None:
                 continue
             short = tag.removeprefix("tag:yaml.org,2002:")
-            if not _tag_is_safe(short) and not _is_enum_member(short, events[number + 1 : number + 4]):
+            content = [
+                anchors.get(each.anchor, each) if isinstance(each, yaml.AliasEvent) else each
+                for each in events[number + 1 : number + 4]
+            ]
+            if not _tag_is_safe(short) and not _is_enum_member(short, content):
                 refuse(f"it asks for {short}, which no configuration of ours contains")
     except (yaml.YAMLError, UnicodeDecodeError):
         refuse("it is not readable YAML")

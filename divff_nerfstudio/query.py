@@ -299,7 +299,7 @@ class Query:
         """
         try:
             answer = self.look(features)
-        except QueryError as error:
+        except DivffError as error:  # of the query, or of the file that decodes the features
             if self.error != str(error):
                 CONSOLE.print(f"[bold yellow]{escape(str(error))}")
             self.error = str(error)

@@ -10,6 +10,7 @@ from nerfstudio.plugins.types import MethodSpecification
 
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig, FrameDataManagerConfig
+from divff_nerfstudio.faults import tell_uncaught
 from divff_nerfstudio.ffmpeg import ensure_ffmpeg
 from divff_nerfstudio.pipeline import DivFFPipelineConfig
 from divff_nerfstudio.published_model import PublishedModelConfig
@@ -19,6 +20,7 @@ from divff_nerfstudio.splat.model import SplatModelConfig
 from divff_nerfstudio.trainer import DivFFTrainerConfig, FastAdamConfig, PublishedTrainerConfig, SplatTrainerConfig
 
 ensure_ffmpeg()
+tell_uncaught()
 
 
 def _optimizer(rate: float, final: float) -> dict:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Optional
 
 import torch
@@ -14,6 +19,7 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from divff_nerfstudio.checkpoints import read_checkpoint
 from divff_nerfstudio.features.autoencoder import load_autoencoder
 from divff_nerfstudio.features.store import IMPORTED
 from divff_nerfstudio.fields.encodings import implementation_for
@@ -39,6 +45,10 @@ SPLAT_STATIC_SHARE = 0.2
 """Part of the training at which the room of Gaussians is joined, which begins at random places."""
 STATIC_SHARE, HEADS_SHARE, JOINT_SHARE = 0.12, 0.75, 0.92
 """Parts of the training at which the static layer is joined, the heads begin, and all is trained together."""
+
+
+_STATE = frozenset(("step", "pipeline", "optimizers", "schedulers", "scalers", "random"))
+"""What a checkpoint holds."""
 
 
 class TrainingError(DivffError):
@@ -81,7 +91,12 @@ class DivFFTrainerConfig(TrainerConfig):
         super().set_timestamp()
 
     def settle(self) -> None:
-        """Settles what depends on the device and on the length of the run; what the user has chosen stays."""
+        """Settles what depends on the device and on the length of the run; what the user has chosen stays.
+
+        Raises:
+            TrainingError: If the options make no sense.
+        """
+        self._check_counts()
         device = "cuda" if self.machine.device_type == "cuda" else "cpu"
         self.max_num_iterations = self.max_num_iterations or ITERATIONS[device]
         model, data = self.pipeline.model, self.pipeline.datamanager
@@ -91,20 +106,49 @@ class DivFFTrainerConfig(TrainerConfig):
         data.train_num_rays_per_batch = data.train_num_rays_per_batch or RAYS[device]
         self._settle_schedule(model, STATIC_SHARE)
 
+    def _check_counts(self) -> None:
+        """Refuses numbers of steps and rays that are negative."""
+        for option, count in (
+            ("max-num-iterations", self.max_num_iterations),
+            ("pipeline.datamanager.train-num-rays-per-batch", self.pipeline.datamanager.train_num_rays_per_batch),
+        ):
+            if count < 0:
+                raise TrainingError(f"--{option} is {count}: give a positive number.")
+
     def _settle_schedule(self, model: DivFFModelConfig | SplatModelConfig, static_share: float) -> None:
-        """Settles the schedule's steps from the length of the run."""
+        """Settles the schedule's steps from the length of the run and around those that were chosen.
+
+        Raises:
+            TrainingError: If they do not ascend.
+        """
         steps = self.max_num_iterations
-        model.static_until = model.static_until or round(static_share * steps)
-        model.heads_from = model.heads_from or round(HEADS_SHARE * steps)
-        model.joint_from = model.joint_from or round(JOINT_SHARE * steps)
+        static, heads, joint = model.static_until, model.heads_from, model.joint_from
+        model.static_until = static or min(round(static_share * steps), heads or steps, joint or steps)
+        model.heads_from = heads or max(model.static_until, min(round(HEADS_SHARE * steps), joint or steps))
+        model.joint_from = joint or max(model.heads_from, round(JOINT_SHARE * steps))
+        if not 0 <= model.static_until <= model.heads_from <= model.joint_from:
+            raise TrainingError(
+                f"The schedule's steps do not ascend (static-until {model.static_until}, heads-from "
+                f"{model.heads_from}, joint-from {model.joint_from}): mend those options of --pipeline.model."
+            )
         for group in self.optimizers.values():
-            if group["scheduler"] is not None:
-                group["scheduler"].max_steps = steps
+            if (scheduler := group["scheduler"]) is not None:
+                scheduler.max_steps = steps
+                scheduler.warmup_steps = min(scheduler.warmup_steps, steps // 2)  # it divides by what is left of them
 
     def save_config(self) -> None:
-        """Writes config.yml with everything settled, so that a checkpoint opens on any device."""
+        """Writes config.yml with everything settled, so that a checkpoint opens on any device.
+
+        Raises:
+            TrainingError: If the run's folder cannot be written.
+        """
         self.settle()
-        super().save_config()
+        try:
+            super().save_config()
+        except OSError as error:
+            raise TrainingError(
+                f"{self.get_base_dir()} cannot be written ({error.strerror or error}): choose another --output-dir."
+            ) from error
 
 
 @dataclass
@@ -115,8 +159,9 @@ class PublishedTrainerConfig(DivFFTrainerConfig):
         """Settles the schedule from the scene's size, features and the steps asked for; what is settled stays.
 
         Raises:
-            TrainingError: If heads shall be trained and there are no features.
+            TrainingError: If the options make no sense, or heads shall be trained and there are no features.
         """
+        self._check_counts()
         model, data = self.pipeline.model, self.pipeline.datamanager
         assert isinstance(model, PublishedModelConfig)
         schedule = model.schedule
@@ -144,8 +189,9 @@ class SplatTrainerConfig(DivFFTrainerConfig):
         """Settles what depends on the device and on the length of the run; what the user has chosen stays.
 
         Raises:
-            TrainingError: If the file of points is missing.
+            TrainingError: If the options make no sense, or the file of points is missing.
         """
+        self._check_counts()
         device = "cuda" if self.machine.device_type == "cuda" else "cpu"
         model = self.pipeline.model
         assert isinstance(model, SplatModelConfig)
@@ -169,12 +215,18 @@ class DivFFTrainer(Trainer):
     def __init__(self, config: DivFFTrainerConfig, local_rank: int = 0, world_size: int = 1):
         config.settle()
         super().__init__(config, local_rank, world_size)
+        self._trained: int | None = None
+        self._interrupted = False
+        self._catching = contextlib.ExitStack()
 
     def train(self) -> None:
         """Trains the steps that are left: a resumed run ends where the unbroken one would have ended.
 
+        The first Ctrl-C ends it after the step that is under way, which is saved; the second one ends it at once.
+
         Raises:
             TrainingError: If none are left.
+            SystemExit: When it was interrupted, after the checkpoint has been written.
         """
         total = self.config.max_num_iterations
         if self._start_step >= total:
@@ -189,9 +241,51 @@ class DivFFTrainer(Trainer):
             )
         self.config.max_num_iterations = total - self._start_step  # nerfstudio counts from where it starts
         try:
-            super().train()
+            with self._catching:
+                self._catching.enter_context(self._interrupts_caught())
+                super().train()
         finally:
             self.config.max_num_iterations = total
+
+    @contextlib.contextmanager
+    def _interrupts_caught(self) -> Iterator[None]:
+        """Has the first Ctrl-C end the training behind a whole step."""
+        if self.world_size > 1 or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        usual = signal.getsignal(signal.SIGINT) or signal.default_int_handler
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            signal.signal(signal.SIGINT, usual)
+            self._interrupted = self.stop_training = True
+            CONSOLE.print("Interrupted: a checkpoint is written after this step; Ctrl-C again ends at once.")
+
+        signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, usual)
+
+    def train_iteration(self, step: int) -> Any:
+        """One step; takes note of it."""
+        found = super().train_iteration(step)
+        self._trained = step
+        return found
+
+    def _after_train(self) -> None:
+        """Writes the last checkpoint, under the last step that was trained: nerfstudio stops behind the next one."""
+        self._catching.close()
+        if self._trained is not None:
+            self.step = self._trained
+        if not self._interrupted:
+            super()._after_train()
+            return
+        if self._trained is not None:
+            self.save_checkpoint(self.step)
+            CONSOLE.print(
+                f"Stopped after step {self.step}; go on with --load-dir {self.checkpoint_dir}", soft_wrap=True
+            )
+        raise SystemExit(130)
 
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:
@@ -224,11 +318,12 @@ class DivFFTrainer(Trainer):
         if path is None:
             CONSOLE.print("No checkpoint to load, so training from scratch.")
             return
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever torch raises about a file that is no checkpoint
-            reason = str(error).splitlines()[0]
-            raise TrainingError(f"{path} is no readable checkpoint ({reason}): resume from another one.") from error
+        state = read_checkpoint(path)
+        if not isinstance(state, dict) or not state.keys() >= _STATE:
+            raise TrainingError(
+                f"{path} is no checkpoint of a run: give one that ns-train wrote; those that were published are "
+                "taken over by `divff import`."
+            )
         self._start_step = state["step"] + 1
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
         if state["optimizers"]:

@@ -19,6 +19,7 @@ from divff_nerfstudio.features.oracle import ORACLE
 from divff_nerfstudio.files import DivffError, atomic_path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+FACTS = ("Features", "Training steps", "Training", "Evaluation", "Hardware")
 FACTS_HEAD = ("Run", "Method", "Features", "Steps", "Training", "Evaluation", "Hardware")
 CLASS_SCORES = ("ap", "miou", "miou_sound", "miou_loo")
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -79,11 +80,12 @@ class ResultsPage:
 
 
 def keep(path: Path, scores: Path) -> None:
-    """Keeps the facts and totals of a scores.json."""
+    """Keeps the totals of a scores.json, and the facts that the page tells."""
     if not scores.is_file():
         raise DivffError(f"{scores} is missing: give --add NAME=RUN/evaluation/scores.json.")
     content = json.loads(scores.read_text(encoding="utf-8"))
-    kept = {key: content[key] for key in ("facts", "totals")}
+    facts = {name: content["facts"][name] for name in ("Method", "Scene", "Frames", *FACTS) if name in content["facts"]}
+    kept = {"facts": facts, "totals": content["totals"]}
     kept["baselines"] = {name: {"totals": found["totals"]} for name, found in content.get("baselines", {}).items()}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
@@ -125,11 +127,10 @@ def _method(run: ScoredRun) -> str:
 
 def _facts(files: dict[str, list[ScoredRun]]) -> list[tuple[str, ...]]:
     """What each row of the tables was made by; a baseline is not trained."""
-    names = ("Features", "Training steps", "Training", "Evaluation", "Hardware")
     rows = []
     for name, found in files.items():
         for i, run in enumerate(found):
-            facts = [run.facts.get(fact, "") for fact in names]
+            facts = [run.facts.get(fact, "") for fact in FACTS]
             if i:
                 facts[1:4] = ["none", "none", "with the run"]
             rows.append((name, run.method, *facts))

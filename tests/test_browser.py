@@ -25,6 +25,8 @@ import torch
 from PIL import Image
 
 from divff_nerfstudio.evaluation.runs import open_scene
+from divff_nerfstudio.fields.layered import LayeredFieldConfig
+from divff_nerfstudio.fields.semantic_heads import SemanticHeadsConfig
 from divff_nerfstudio.panel_state import load_panel_state, panel_state_path
 
 sync_api = pytest.importorskip("playwright.sync_api", reason='install the extra "browser"')
@@ -36,7 +38,7 @@ pytestmark = [
 ]
 WORDS = ("mug", "wall", "sleeve", "cu")
 MISSING = "no-such-encoder"
-STEPS = 400
+STEPS = 1000
 LARGEST = 228
 """Width of the picture at rest."""
 PATIENCE = float(os.environ.get("DIVFF_BROWSER_PATIENCE", "120"))
@@ -68,6 +70,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     tiny_run.write_features(scene, root / "encoder", WORDS, paint, negatives=("cu",), video_encoder=MISSING)
     config = tiny_run.config(scene, root / "outputs", STEPS)
     config.pipeline.datamanager.train_num_rays_per_batch = 256
+    # Larger than tiny, and most of the time for the heads: what is asked for must be found.
+    model = config.pipeline.model
+    model.fields = LayeredFieldConfig(static_resolutions=(16, 64), dynamic_resolutions=(16, 32))
+    model.heads = SemanticHeadsConfig(resolutions=(16, 64), hidden=64)
+    model.static_until, model.heads_from, model.joint_from = STEPS // 10, STEPS // 2, STEPS
     torch.manual_seed(0)
     trainer = config.setup(local_rank=0, world_size=1)
     config.save_config()

@@ -17,7 +17,8 @@ from divff_nerfstudio import __version__
 from divff_nerfstudio.cli import COMMANDS, main
 from divff_nerfstudio.evaluation.commands import EvaluateConfig, VideoConfig, ViewConfig
 from divff_nerfstudio.evaluation.runs import hardware, open_run
-from divff_nerfstudio.files import UnsafeConfigError
+from divff_nerfstudio.faults import tell_uncaught
+from divff_nerfstudio.files import DivffError, UnsafeConfigError
 
 
 def test_help_imports_nothing_heavy():
@@ -71,6 +72,34 @@ def test_a_missing_run_is_one_sentence(tmp_path, capsys):
     assert "config.yml" in capsys.readouterr().err
     with pytest.raises(UnsafeConfigError):
         open_run(tmp_path / "config.yml")
+
+
+def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["demo-scene", str(tmp_path / "file" / "scene"), "--num-frames", "8"]) == 1
+    shown = capsys.readouterr().err
+    assert str(tmp_path / "file") in shown and "Traceback" not in shown and shown.count("\n") == 1
+
+
+def test_nerfstudios_commands_end_with_a_sentence(monkeypatch, capsys):
+    """They find the registry, and nothing in them catches our errors."""
+    importlib.import_module("divff_nerfstudio.registry")
+    assert sys.excepthook.__module__ == "divff_nerfstudio.faults"
+    seen = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: seen.append(error))
+    tell_uncaught()
+    sys.excepthook(DivffError, DivffError("There is no [scene]: make one."), None)
+    assert capsys.readouterr().err == "Error: There is no [scene]: make one.\n" and not seen
+    other = ValueError("a fault of ours")
+    sys.excepthook(ValueError, other, None)
+    assert seen == [(ValueError, other, None)]
+
+
+def test_help_shows_nothing_that_cannot_be_set(capsys):
+    with pytest.raises(SystemExit):
+        main(["extract", "--help"])
+    shown = capsys.readouterr().out
+    assert "--segments.sam.points-per-side" in shown and "_target" not in shown and "{fixed}" not in shown
 
 
 def test_the_viewer_listens_on_this_machine_only(monkeypatch, tmp_path):

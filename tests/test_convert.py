@@ -20,12 +20,13 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from divff_nerfstudio.cli import main
-from divff_nerfstudio.convert import layout
+from divff_nerfstudio.convert import layout, staging
 from divff_nerfstudio.convert.cameras import Pinhole, SourceCamera
 from divff_nerfstudio.convert.commands import SceneOptions
 from divff_nerfstudio.convert.layout import PosedFrames, opengl_poses, ray_bounds, rigid_poses, splits_of
 from divff_nerfstudio.convert.pictures import ConvertError, FolderFrames
 from divff_nerfstudio.convert.reconstructions import read_colmap
+from divff_nerfstudio.convert.staging import staged
 from divff_nerfstudio.data.scene import Scene, load_scene
 
 
@@ -183,6 +184,32 @@ def test_an_interrupted_conversion_goes_on_and_another_starts_clean(tmp_path, fr
     (partial / "leftover.txt").write_text("of other settings")
     assert convert(words, tmp_path / "other", "--video-width", "0") == 0
     assert not (tmp_path / "other" / "leftover.txt").exists() and not partial.exists()
+
+
+def test_two_conversions_into_one_folder(tmp_path, monkeypatch):
+    """Also where the first ends, and removes the lock's file, just when the second has opened it."""
+    output, lock, taken = tmp_path / "scene", tmp_path / ".scene.lock", []
+    flock = staging.fcntl.flock
+
+    def late(file, how):
+        if not taken:
+            lock.unlink()
+        taken.append(file)
+        flock(file, how)
+
+    monkeypatch.setattr(staging.fcntl, "flock", late)
+    with staged(output, {}):
+        assert len(taken) == 2 and lock.exists()
+        with pytest.raises(ConvertError, match="another process"), staged(output, {}):
+            pass
+    assert output.is_dir() and not lock.exists()
+
+
+def test_a_file_is_never_replaced_by_a_scene(tmp_path):
+    (tmp_path / "scene").write_text("notes")
+    with pytest.raises(ConvertError, match="is a file"), staged(tmp_path / "scene", {}, overwrite=True):
+        pass
+    assert (tmp_path / "scene").read_text() == "notes"
 
 
 def test_a_killed_conversion_goes_on(tmp_path, frames):

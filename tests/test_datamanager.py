@@ -201,11 +201,14 @@ def test_unfinished_features_are_not_opened(tiny_scene: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"), [({"frame_ids": [10, 12, 14]}, "other frames"), ({"image_size": [32, 48]}, "48x32")]
 )
-def test_features_of_other_frames_are_refused(tiny_scene: Path, changes: dict, words: str) -> None:
+def test_features_of_other_frames_are_refused(tiny_scene: Path, tmp_path: Path, changes: dict, words: str) -> None:
     write_features(tiny_scene, **changes)
     with pytest.raises(SceneError, match=words) as error:
         manager(tiny_scene)
-    assert f"divff extract --data {tiny_scene}" in str(error.value)
+    assert f"`divff extract --data {tiny_scene} --sources image --overwrite`" in str(error.value)
+    store_root(load_scene(tiny_scene)).rename(tmp_path / "elsewhere")
+    with pytest.raises(SceneError, match=f"--output {tmp_path / 'elsewhere'} --sources image --overwrite`"):
+        manager(tiny_scene, feature_dir=tmp_path / "elsewhere")
 
 
 def test_what_it_cannot_do_is_said(tiny_scene: Path) -> None:

@@ -371,6 +371,8 @@ def test_nothing_is_overwritten_unasked_and_nothing_half_is_left(tmp_path, monke
     (tmp_path / "scene" / "letter.txt").write_text("keep me")
     with pytest.raises(DemoSceneError, match="--overwrite"):
         write(tmp_path / "scene")
+    with pytest.raises(DemoSceneError, match="is no scene"):
+        write(tmp_path / "scene", overwrite=True)
     assert (tmp_path / "scene" / "letter.txt").read_text() == "keep me"
 
     def fail(*_):

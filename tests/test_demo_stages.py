@@ -137,6 +137,12 @@ def test_the_demo_makes_a_scene_features_a_model_a_video_and_a_report(made, caps
     called.clear()
     Demo(demonstration.config).run()
     assert called == []
+    (demonstration.output / "stages" / "training.json").unlink()
+    Demo(demonstration.config).train()
+    assert "--load-dir" in called.pop()
+    demonstration.run_config.write_text("load_step: null\nmax_num_iterations: 11\n")
+    Demo(demonstration.config).train()
+    assert called == [], "interrupted behind its last step: no step is left to resume"
 
 
 def test_an_interrupted_training_is_resumed_and_other_options_start_anew(made):

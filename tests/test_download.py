@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import write_tiny_scene
 from file_server import Served, serving
 from test_unpack import files_below, write_tar, write_zip
@@ -15,6 +17,13 @@ from test_unpack import files_below, write_tar, write_zip
 from divff_nerfstudio.cli import main
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.download.catalogue import CATALOGUE, SCENES
+
+
+def weights(zipped: bool = True) -> bytes:
+    """A file of `torch.save`, in its format or in the one before."""
+    file = io.BytesIO()
+    torch.save({"weight": torch.arange(1000.0)}, file, _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -33,7 +42,7 @@ def published(tmp_path) -> dict[str, Served]:
         "/metadata": Served(write_tar(tmp_path / "m.tar.gz", metadata).read_bytes()),
         "/frames": Served(write_zip(tmp_path / "f.zip", frames).read_bytes()),
         "/neuraldiff": Served(write_tar(tmp_path / "c.tar.gz", checkpoints).read_bytes()),
-        "/egovideo": Served(b"weights"),
+        "/egovideo": Served(weights()),
         "/ooal": Served(b"<html>quota</html>", kind="text/html"),
     }
 
@@ -66,7 +75,7 @@ def test_checkpoints_and_weights_get_a_place(tmp_path, published):
     assert download(published, root, "--what", "neuraldiff", "egovideo", "--scenes", "P03_04") == 0
     found = files_below(root)
     assert found["checkpoints/neuraldiff/P03_04/epoch=9.ckpt"] == b"P03_04"
-    assert found["weights/ckpt_4frames.pth"] == b"weights"
+    assert found["weights/ckpt_4frames.pth"] == weights()
     assert not any("P01_01" in name for name in found)
 
 
@@ -77,8 +86,21 @@ def test_one_refusal_does_not_stop_the_rest_and_names_the_way_by_hand(tmp_path, 
     assert "complete" in shown.out and "ooal could not be had" in " ".join(shown.err.split())
     said = "".join(shown.out.split())
     assert CATALOGUE["ooal"].page in said and str(root / "weights" / "ooal.pth") in said
-    (root / "weights" / "ooal.pth").write_bytes(b"fetched by hand")
+    (root / "weights" / "ooal.pth").write_bytes(weights(zipped=False))
     assert download(published, root, "--what", "ooal") == 0
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_that_end_early_are_not_recorded(tmp_path, published, capsys, zipped):
+    """A server that says no length may break off without anybody noticing."""
+    whole, path = weights(zipped), tmp_path / "root" / "weights" / "ckpt_4frames.pth"
+    published["/egovideo"] = Served(whole[:-100])
+    assert download(published, tmp_path / "root", "--what", "egovideo") == 1
+    assert "damaged file" in " ".join(capsys.readouterr().out.split())
+    assert not path.exists() and not path.with_name("ckpt_4frames.pth.json").exists()
+    published["/egovideo"] = Served(whole)
+    assert download(published, tmp_path / "root", "--what", "egovideo") == 0
+    assert path.read_bytes() == whole
 
 
 def test_a_truncated_archive_is_fetched_anew(tmp_path, published):
@@ -105,7 +127,12 @@ def test_an_archive_without_the_scene_is_said(tmp_path, published, capsys):
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["--scenes", "P99_01"], "no scene P99_01"), (["--urls", "movies", "http://127.0.0.1"], "called movies")],
+    [
+        (["--scenes", "P99_01"], "no scene P99_01"),
+        (["--scenes"], "--scenes names nothing"),
+        (["--what"], "--what names nothing"),
+        (["--urls", "movies", "http://127.0.0.1"], "called movies"),
+    ],
 )
 def test_options_that_make_no_sense(tmp_path, capsys, words, said):
     assert main(["download", "epic-diff", "--root", str(tmp_path), *words]) == 1

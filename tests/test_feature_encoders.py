@@ -477,13 +477,14 @@ def test_an_interrupted_autoencoder_goes_on_at_its_epoch(scene_root, encoder_fol
     whole = extract(scene_root, encoder_folder, tmp_path / "whole", **options)["image"]
     epochs = []
 
-    def note(self, text):
+    def note(name, text=""):
         epochs.append(text)
         if text.endswith("3/5") and "died" not in epochs:
             epochs.append("died")
             raise KeyboardInterrupt
+        return name
 
-    monkeypatch.setattr("divff_nerfstudio.features.extract._show", lambda *_: lambda text: note(None, text))
+    monkeypatch.setattr("divff_nerfstudio.features.extract._title", note)
     with pytest.raises(KeyboardInterrupt):
         extract(scene_root, encoder_folder, tmp_path / "broken", **options)
     broken = extract(scene_root, encoder_folder, tmp_path / "broken", **options)["image"]

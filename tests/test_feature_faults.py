@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+from plain_source import PlainSource
+from rich.progress import Progress
 from test_feature_encoders import write_scene
 
 from divff_nerfstudio import cli
@@ -106,27 +108,15 @@ def test_disk_full(scene_root, unbroken, monkeypatch, fails_at):
     assert contents(scene_root) == unbroken
 
 
-def test_a_small_disk(tmp_path, scene_root, unbroken):
+def test_a_small_disk(small_disk, scene_root, unbroken):
     """The same on a real file system without room."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if (
-        os.geteuid()
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", str(disk)], capture_output=True, check=False
-        ).returncode
-    ):
-        pytest.skip("only an administrator can mount a small disk")
-    try:
-        with pytest.raises(FeatureStoreError, match=r"No space left.* [1-5] of 6 frames are kept: make room"):
-            config(scene_root, output=disk, own=("columns=400",)).main()
-        with pytest.raises(FeatureStoreError, match="No space left"):
-            config(scene_root, output=disk, own=("columns=400",)).main()
-        subprocess.run(["mount", "-o", "remount,size=10M", str(disk)], check=True)
-        config(scene_root, output=disk, own=("columns=400",)).main()
-        assert len(FeatureStore.open(disk / "image")) == FRAMES
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    with pytest.raises(FeatureStoreError, match=r"No space left.* [1-5] of 6 frames are kept: make room"):
+        config(scene_root, output=small_disk, own=("columns=400",)).main()
+    with pytest.raises(FeatureStoreError, match="No space left"):
+        config(scene_root, output=small_disk, own=("columns=400",)).main()
+    subprocess.run(["mount", "-o", "remount,size=10M", str(small_disk)], check=True)
+    config(scene_root, output=small_disk, own=("columns=400",)).main()
+    assert len(FeatureStore.open(small_disk / "image")) == FRAMES
 
 
 def test_a_truncated_store_is_named(scene_root, capsys):
@@ -199,6 +189,40 @@ def test_weights_that_cannot_be_had(scene_root, tmp_path, monkeypatch):
     monkeypatch.setattr(open_clip, "create_model", refuse)
     with pytest.raises(EncoderError, match="--encoder ViT-B-16/PATH_OF_THE_FILE"):
         ExtractConfig(data=scene_root, sources=("image",), device="cpu").main()
+
+
+@pytest.mark.parametrize("sources", [("regulariser",), ("image",)])
+def test_a_hub_that_cannot_be_reached_is_said_at_once(scene_root, monkeypatch, sources):
+    """The hub's own library tries again and again, for a minute."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    for _ in range(2):
+        with pytest.raises(EncoderError, match=r"http://127\.0\.0\.1:9 cannot be reached.*: fetch .* where there is a"):
+            ExtractConfig(data=scene_root, sources=sources, device="cpu").main()
+    assert time.monotonic() - start < 20
+
+
+def test_no_source_at_all(scene_root):
+    with pytest.raises(DivffError, match="--sources names nothing"):
+        ExtractConfig(data=scene_root, encoder="demo", sources=()).main()
+
+
+def test_what_takes_long_before_the_first_frame_is_shown(scene_root, monkeypatch, capsys):
+    made = PlainSource.__init__
+
+    def look(self, *arguments):
+        shown.extend(task.description for task in progress[0].tasks)
+        made(self, *arguments)
+
+    shown: list[str] = []
+    progress: list[Progress] = []
+    monkeypatch.setattr(PlainSource, "__init__", look)
+    entered = Progress.__enter__
+    monkeypatch.setattr(Progress, "__enter__", lambda self: (progress.append(self), entered(self))[1])
+    config(scene_root, "PlainSource").main()
+    assert shown == ["image features (loading its model)"]
+    assert [task.description for task in progress[0].tasks] == ["image features"]
 
 
 def test_every_differing_setting_is_named_before_anything_is_extracted(scene_root, monkeypatch):

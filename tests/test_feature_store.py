@@ -272,6 +272,38 @@ def test_header_of_another_store_is_refused(tmp_path):
             FeatureStore.open(tmp_path / "image")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kind", None), ("dimension", "4"), ("dimension", True), ("frame_ids", "012"), ("frame_ids", [0, 2, None]),
+        ("image_size", [6]), ("image_size", [0, 8]), ("image_size", 6), ("settings", []), ("text_encoder", "demo"),
+        ("negatives", "object"), ("shared_index", "no"), ("decoder", "../autoencoder.pth"), ("decoder", 3),
+    ],
+)  # fmt: skip
+def test_an_entry_of_another_type_is_named(tmp_path, name, value):
+    random = np.random.default_rng(0)
+    write(tmp_path / "image", header(), [random_frame(random, 3, 4, (5, 7)) for _ in range(3)])
+    path = tmp_path / "image" / "header.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(FeatureStoreError, match=f"header.json has an entry {name} "):
+        FeatureStore.open(tmp_path / "image")
+
+
+def test_a_place_that_points_beyond_its_frames_table_is_found(tmp_path):
+    """Not the row of the next frame that lies there."""
+    random = np.random.default_rng(0)
+    write(tmp_path / "image", header(), [random_frame(random, 3, 4, (6, 8)) for _ in range(3)])
+    index = np.load(tmp_path / "image" / "index.npy")
+    index[1, 2, 3] = 3
+    np.save(tmp_path / "image" / "index.npy", index)
+    store = FeatureStore.open(tmp_path / "image")
+    pixel = np.array([2]), np.array([3])
+    store.lookup(np.array([0]), *pixel)
+    for look in (lambda: store.lookup(np.array([1]), *pixel), lambda: store.frame_features(1)):
+        with pytest.raises(FeatureStoreError, match=r"index\.npy points beyond the table.*divff extract"):
+            look()
+
+
 def test_bad_frames_are_refused(tmp_path):
     table = np.ones((2, 4), np.float32)
     with FeatureWriter(tmp_path / "image", header()) as writer:

@@ -206,13 +206,16 @@ def test_our_own_config_passes(tmp_path: Path) -> None:
 def test_members_of_enumerations_pass_as_every_python_writes_them(tmp_path: Path) -> None:
     path = tmp_path / "config.yml"
     owner = "nerfstudio.cameras.cameras.CameraType"
+    call = "!!python/object/apply:builtins.getattr"
     for text in (
+        f"- {call} [&a !!python/name:{owner} '', FISHEYE]\n- {call} [*a, PERSPECTIVE]\n",
         f"!!python/object/apply:builtins.getattr\n- !!python/name:{owner} ''\n- PERSPECTIVE\n",
         f"!!python/object/apply:{owner}\n- 1\n",
     ):
         path.write_text(text)
         check_config_yaml(path)
-        assert yaml.load(path.read_text(), Loader=yaml.Loader).name == "PERSPECTIVE"
+        read = yaml.load(path.read_text(), Loader=yaml.Loader)
+        assert (read[-1] if isinstance(read, list) else read).name == "PERSPECTIVE"
 
 
 @pytest.mark.parametrize(
@@ -220,6 +223,7 @@ def test_members_of_enumerations_pass_as_every_python_writes_them(tmp_path: Path
     [
         "!!python/object/apply:os.system ['true']",
         "!!python/object/apply:builtins.getattr [!!python/name:os '', system]",
+        "- &a !!python/name:os ''\n- !!python/object/apply:builtins.getattr [*a, system]",
         "!!python/object/apply:builtins.getattr [!!python/name:nerfstudio.cameras.cameras.CameraType '', __class__]",
         "!!python/object/apply:builtins.getattr [!!python/name:nerfstudio.cameras.cameras.Cameras '', generate_rays]",
         "!!python/object/apply:subprocess.Popen [['true']]",

@@ -37,7 +37,7 @@ def write_owl(folder: Path, kind: str) -> str:
     vision = getattr(transformers, f"{names}VisionConfig")(**sizes, image_size=32, patch_size=8)
     text = getattr(transformers, f"{names}TextConfig")(**sizes, vocab_size=len(words), max_position_embeddings=16)
     config = getattr(transformers, f"{names}Config")(
-        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=32
     )
     getattr(transformers, f"{names}ForObjectDetection")(config).save_pretrained(folder)
     processor = getattr(transformers, f"{names}ImageProcessor")(size={"height": 32, "width": 32})

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divff_nerfstudio.features.pca import fit_feature_basis, project
+from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.query import (
     MAX_PHRASES,
     PUBLISHED_NEGATIVES,
@@ -192,6 +193,15 @@ def test_a_failing_encoder_does_not_stop_a_render():
     query = Query(QueryConfig(text="mug"), {"image": broken})
     assert query.answer({"rgb": torch.zeros(1, 1, 3)}, {"image": features_of("mug")}) == {}
     assert query.error is not None and "the weights are not there" in query.error
+
+
+def test_a_failing_decoder_does_not_stop_a_render():
+    def broken(codes):
+        raise DivffError("the autoencoder is not there")
+
+    query = Query(QueryConfig(text="mug"), {"image": Encoder()}, decoders={"image": broken})
+    assert query.answer({"rgb": torch.zeros(1, 1, 3)}, {"image": features_of("mug")}) == {}
+    assert query.error == "the autoencoder is not there"
 
 
 def test_feature_colours_are_fixed_and_spread_over_the_range():

@@ -6,6 +6,8 @@ import copy
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -284,6 +286,43 @@ def test_a_cache_that_cannot_be_written_is_named(tiny_scene: Path, monkeypatch: 
         refused(tiny_scene, "a file", "DIVFF_CACHE_DIR")
     finally:
         tiny_scene.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda meta: meta["ids_all"].append(10**30), ("ids_all", "whole numbers")),
+        (lambda meta: meta["poses"][str(meta["ids_all"][0])][1].__setitem__(3, 1e308), ("pose of frame", "finite")),
+        (lambda meta: meta["fars"].update({str(meta["ids_all"][0]): 1e300}), ("fars", "finite")),
+        (lambda meta: meta["intrinsics"][0].__setitem__(0, 1e300), ("intrinsics", "finite")),
+    ],
+)
+def test_numbers_beyond_all_reason_are_named(tiny_scene: Path, edit_meta, change: Callable, words: tuple) -> None:
+    edit_meta(change)
+    refused(tiny_scene, "meta.json", *words)
+
+
+def test_an_image_with_a_number_beyond_all_reason(tiny_scene: Path, edit_meta) -> None:
+    edit_meta(lambda meta: meta["images"].update({str(meta["ids_all"][-1]): f"IMG_{10**25}.bmp"}))
+    refused(tiny_scene, "meta.json", "no frame number")
+
+
+def test_a_full_disk_is_said_and_does_not_kill_the_process(tiny_scene: Path, small_disk: Path) -> None:
+    (small_disk / "something else").write_bytes(bytes(12000))  # two pages of three are left
+    tiny_scene.chmod(0o555)
+    code = f"from divff_nerfstudio.data.scene import load_scene; load_scene({str(tiny_scene)!r})"
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "DIVFF_CACHE_DIR": str(small_disk)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        tiny_scene.chmod(0o755)
+    assert ended.returncode == 1 and "No space left on device" in ended.stderr and "make room there" in ended.stderr
+    assert not list(small_disk.rglob("*.npy"))
 
 
 def test_threads_at_once_see_whole_frames(tiny_scene: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -194,7 +195,8 @@ def test_export_writes_the_layers_of_a_run_and_nothing_of_other_methods(start: S
     counts = {file.stem: len(PlyData.read(str(file))["vertex"].data) for file in folder.glob("*.ply")}
     model = model_of(trainer)
     assert set(counts) == set(LAYERS) and all(0 < counts[name] <= len(model.gaussian_layer(name)) for name in LAYERS)
-    monkeypatch.setattr("divff_nerfstudio.splat.model.SplatModel", type("Other", (), {}))
+    other = SimpleNamespace(model=object(), times=np.zeros(1))
+    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.open_scene", lambda _: other)
     with pytest.raises(RunError, match="divff-splat"):
         ExportConfig(load_config=path, what="gaussians").main()
 

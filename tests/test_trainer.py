@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +14,10 @@ import torch
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.utils import writer
 
+from divff_nerfstudio.checkpoints import CheckpointError
 from divff_nerfstudio.files import atomic_path, check_config_yaml
 from divff_nerfstudio.pipeline import random_state, restore_random_state
-from divff_nerfstudio.registry import divff
+from divff_nerfstudio.registry import divff, divff_paper, divff_splat
 from divff_nerfstudio.trainer import (
     HEADS_SHARE,
     ITERATIONS,
@@ -61,6 +64,71 @@ def test_keeps_what_the_user_has_chosen():
     config.settle()
     assert config.max_num_iterations == 70 and config.pipeline.datamanager.train_num_rays_per_batch == 9
     assert (model.fields.implementation, model.static_until, model.heads_from, model.joint_from) == ("hash", 3, 40, 50)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 49, 50, 51, 99, 100, 5000])
+def test_learning_rates_of_short_runs_too_are_finite_and_not_negative(steps):
+    config = fresh()
+    config.max_num_iterations = steps
+    config.settle()
+    chosen = config.optimizers["grids"]
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=chosen["optimizer"].lr)
+    scheduler = chosen["scheduler"].setup().get_scheduler(optimizer, lr_init=chosen["optimizer"].lr)
+    rates = []
+    for _ in range(steps):
+        optimizer.step()
+        rates.append(scheduler.get_last_lr()[0])
+        scheduler.step()
+    assert min(rates) >= 0 and max(rates) <= chosen["optimizer"].lr * (1 + 1e-6)
+    assert steps < 2 or max(rates) > chosen["optimizer"].lr / 2
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({"heads_from": 5}, (5, 5, 92)),
+        ({"joint_from": 40}, (12, 40, 40)),
+        ({"static_until": 80}, (80, 80, 92)),
+        ({"heads_from": 1000}, (12, 1000, 1000)),
+    ],
+)
+def test_steps_that_were_not_chosen_give_way(chosen, expected):
+    config = fresh()
+    config.max_num_iterations = 100
+    model = config.pipeline.model
+    for name, step in chosen.items():
+        setattr(model, name, step)
+    config.settle()
+    assert (model.static_until, model.heads_from, model.joint_from) == expected
+    config.settle()
+    assert (model.static_until, model.heads_from, model.joint_from) == expected
+
+
+@pytest.mark.parametrize("settings", [{"static_until": -5}, {"static_until": 50, "heads_from": 40}, {"heads_from": -1}])
+def test_a_schedule_that_makes_no_sense_is_refused(settings):
+    config = fresh()
+    for name, step in settings.items():
+        setattr(config.pipeline.model, name, step)
+    with pytest.raises(TrainingError, match="do not ascend"):
+        config.settle()
+
+
+@pytest.mark.parametrize("method", [divff, divff_paper, divff_splat])
+def test_negative_counts_are_refused(method):
+    config = copy.deepcopy(method.config)
+    config.max_num_iterations = -3
+    with pytest.raises(TrainingError, match="--max-num-iterations is -3"):
+        config.settle()
+    config.max_num_iterations, config.pipeline.datamanager.train_num_rays_per_batch = 10, -2
+    with pytest.raises(TrainingError, match="train-num-rays-per-batch is -2"):
+        config.settle()
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(tiny_scene, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"file/.* cannot be written .*--output-dir"):
+        tiny_run.config(tiny_scene, tmp_path / "file").save_config()
 
 
 def test_config_is_written_settled_and_passes_the_check(tiny_scene, tmp_path):
@@ -120,6 +188,45 @@ def _optimizers(trainer: DivFFTrainer) -> list[torch.optim.Optimizer]:
     return list(trainer.optimizers.optimizers.values())
 
 
+@pytest.mark.parametrize("broken_in", [1, 6])
+def test_ctrl_c_loses_no_step(start: Start, monkeypatch, broken_in):
+    """What is resumed after it is the unbroken run; then Ctrl-C works as before."""
+    unbroken = start("unbroken")
+    unbroken.train()
+    interrupted, usual = start("interrupted"), signal.getsignal(signal.SIGINT)
+    follow = interrupted.train_iteration
+
+    def press(step: int):
+        if step == broken_in:
+            os.kill(os.getpid(), signal.SIGINT)
+        return follow(step)
+
+    monkeypatch.setattr(interrupted, "train_iteration", press)
+    with pytest.raises(SystemExit) as ended:
+        interrupted.train()
+    assert ended.value.code == 130 and signal.getsignal(signal.SIGINT) is usual
+    assert [path.name for path in interrupted.checkpoint_dir.iterdir()] == [f"step-{broken_in:09d}.ckpt"]
+    resumed = start("resumed", seed=99, load_dir=interrupted.checkpoint_dir)
+    resumed.train()
+    expected, found = tiny_run.parameters(unbroken.pipeline.model), tiny_run.parameters(resumed.pipeline.model)
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=0, atol=1e-6), name
+
+
+def test_ctrl_c_twice_ends_at_once(start: Start, monkeypatch):
+    trainer, usual = start("run"), signal.getsignal(signal.SIGINT)
+
+    def press(step: int):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second one was swallowed")
+
+    monkeypatch.setattr(trainer, "train_iteration", press)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert signal.getsignal(signal.SIGINT) is usual
+
+
 def test_a_finished_run_is_not_overwritten_by_resuming(start: Start):
     first = start("first")
     first.train()
@@ -155,8 +262,14 @@ def test_unreadable_and_missing_checkpoints_are_named(start: Start, tmp_path):
     bad = tmp_path / "step-000000001.ckpt"
     with atomic_path(bad) as path:
         path.write_bytes(b"no checkpoint")
-    with pytest.raises(TrainingError, match="no readable checkpoint"):
+    with pytest.raises(CheckpointError, match="no readable checkpoint") as error:
         start("bad", load_checkpoint=bad)
+    assert "weights_only" not in str(error.value)
+    foreign = tmp_path / "foreign.ckpt"
+    with atomic_path(foreign) as path:
+        torch.save({"state_dict": {}, "step": 3}, path)
+    with pytest.raises(TrainingError, match=r"no checkpoint of a run.*divff import"):
+        start("foreign", load_checkpoint=foreign)
     with pytest.raises(TrainingError, match="does not exist"):
         start("missing", load_dir=tmp_path, load_step=7)
     (tmp_path / "empty").mkdir()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from divff_nerfstudio.convert.pictures import ConvertError
 from divff_nerfstudio.files import atomic_path
@@ -38,33 +40,57 @@ def staged(output: Path, settings: dict[str, Any], overwrite: bool = False) -> I
     Raises:
         ConvertError: If `output` holds something, or is being written by another process.
     """
-    import filelock
-
     folder = output.with_name(f".{output.name}.partial")
     output.parent.mkdir(parents=True, exist_ok=True)
-    lock_path = output.with_name(f".{output.name}.lock")
     content = json.loads(json.dumps(settings))
-    try:
-        with filelock.FileLock(lock_path, timeout=0):
+    with _locked(output):
+        if output.exists() and not output.is_dir():
+            raise ConvertError(f"{output} is a file: give the path of a folder.")
+        if output.is_dir() and not overwrite and any(output.iterdir()):
+            raise ConvertError(f"{output} holds something already: give another folder or --overwrite.")
+        if _read(folder / _MARKER) != content:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            with atomic_path(folder / _MARKER) as temporary:
+                temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        for left in folder.rglob(".*.tmp*"):
+            left.unlink()
+        yield folder
+        if output.is_dir():
+            shutil.rmtree(output)
+        folder.replace(output)
+        (output / _MARKER).unlink()
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Keeps other processes from writing `output`; the lock's file, beside it, goes with the lock.
+
+    Raises:
+        ConvertError: If another process has the lock.
+    """
+    path = output.with_name(f".{output.name}.lock")
+    while True:
+        with path.open("w") as file:
             try:
-                if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
-                    raise ConvertError(f"{output} holds something already: give another folder or --overwrite.")
-                if _read(folder / _MARKER) != content:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    folder.mkdir()
-                    with atomic_path(folder / _MARKER) as temporary:
-                        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-                for left in folder.rglob(".*.tmp*"):
-                    left.unlink()
-                yield folder
-                if output.is_dir():
-                    shutil.rmtree(output)
-                folder.replace(output)
-                (output / _MARKER).unlink()
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConvertError(f"{output} is being written by another process: wait for it, or end it.") from None
+            if not _is_at(file, path):
+                continue  # who had the lock has removed the file since it was opened: a lock on it keeps out nobody
+            try:
+                yield
             finally:
-                lock_path.unlink(missing_ok=True)
-    except filelock.Timeout:
-        raise ConvertError(f"{output} is being written by another process: wait for it, or end it.") from None
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file is the one that lies at a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _read(path: Path) -> Any:

@@ -272,7 +272,7 @@ def _read_mask(path: Path, scene: Scene) -> np.ndarray:
     try:
         with Image.open(path) as image:
             values = np.asarray(image)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SceneError(f"{path} is truncated or no picture ({error}): copy it anew from its source.") from None
     if values.ndim == 3:
         values = values[..., :3].any(-1)

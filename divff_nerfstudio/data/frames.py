@@ -141,6 +141,9 @@ def _open_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def _decode_all(target: Path, paths: Sequence[Path], shape: tuple[int, ...]) -> None:
     frames = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # at once: a mapped page that finds the disk full later kills the process
+        with target.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, target.stat().st_size)
 
     def decode(index: int) -> None:
         frame = decode_frame(paths[index])

@@ -24,6 +24,10 @@ _KEYS = ("ids_all", "ids_train", "ids_val", "ids_test", "images", "poses", "near
 _PRINCIPAL_POINT_TOLERANCE = 0.15
 """How far, as a share of the frame's size, the principal point may lie from the middle."""
 _RIGID_TOLERANCE = 1e-3
+_LARGEST = 1e15
+"""Larger distances and lengths are faults."""
+_COUNTABLE = 10**12
+"""So are numbers of frames from here on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +197,9 @@ def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise SceneError(f"{path} is missing: give the folder of an EPIC-Diff scene as --data.") from None
+        raise SceneError(
+            f"{path} is missing: give the folder of an EPIC-Diff scene (--data, or --scene of `divff import`)."
+        ) from None
     except (ValueError, OSError) as error:
         raise SceneError(f"{path} is not readable JSON ({error}): copy it anew from its source.") from None
     if not isinstance(meta, dict):
@@ -209,7 +215,8 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 def _ids(path: Path, meta: dict[str, Any], key: str) -> np.ndarray:
     ids = meta[key]
-    if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+    whole = isinstance(ids, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
+    if not whole or not all(0 <= i < _COUNTABLE for i in ids):
         raise SceneError(f"{path} has something else than frame ids (0, 1, ...) in {key}: write whole numbers there.")
     if not ids:
         raise SceneError(f"{path} has no frame in {key}: every split needs at least one.")
@@ -245,12 +252,12 @@ def _per_frame(path: Path, meta: dict[str, Any], key: str, frame_ids: np.ndarray
 
 
 def _numbers(value: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    """As an array of this shape, or None if it is none of finite numbers."""
+    """As an array of this shape, or None if it is none of numbers that are finite in single precision, too."""
     try:
         array = np.array(value, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return array if array.shape == shape and np.isfinite(array).all() else None
+    return array if array.shape == shape and (np.abs(array) <= _LARGEST).all() else None
 
 
 def _poses(path: Path, values: list[Any], frame_ids: np.ndarray) -> np.ndarray:
@@ -297,8 +304,10 @@ def _plain_name(path: Path, name: Any) -> str:
 
 def _video_number(path: Path, image: Path) -> int:
     match = re.search(r"(\d+)$", image.stem)
-    if match is None:
-        raise SceneError(f"{path} names the image {image.name}, which ends in no number: call it IMG_0000000123.bmp.")
+    if match is None or int(match[1]) >= _COUNTABLE:
+        raise SceneError(
+            f"{path} names the image {image.name}, which ends in no frame number: call it IMG_0000000123.bmp."
+        )
     return int(match[1])
 
 

@@ -74,6 +74,9 @@ class DownloadConfig:
             )
 
     def _check_options(self) -> None:
+        for option, values, known in (("scenes", self.scenes, SCENES), ("what", self.what, CATALOGUE)):
+            if not values:
+                raise DownloadError(f"--{option} names nothing: name some of {', '.join(known)}, or leave it out.")
         for scene in self.scenes:
             if scene not in SCENES:
                 raise DownloadError(f"EPIC-Diff has no scene {scene}: choose among {', '.join(SCENES)}.")
@@ -92,7 +95,9 @@ class DownloadConfig:
             return
         remote = Remote(item.url, item.page, item.sha256)
         if item.kind == "weights":
-            CONSOLE.print(f"It is at {fetch(remote, target / item.file_name)}.")
+            from divff_nerfstudio.checkpoints import require_whole
+
+            CONSOLE.print(f"It is at {fetch(remote, target / item.file_name, require_whole)}.")
             return
         archive = (self.archives or self.root / "archives") / item.file_name
         fetch(remote, archive, lambda path: check_archive(path, item.largest))

@@ -134,7 +134,8 @@ def _fetch(remote: Remote, path: Path, check: Callable[[Path], object] | None) -
             )
     if record is None:
         try:
-            _ = check and check(path)
+            if check is not None:
+                check(path)
         except DivffError as error:
             if fresh:
                 path.unlink()

@@ -29,7 +29,7 @@ def consistency(trained: TrainedScene, queries: Sequence[str] = (), moments: int
 
     Args:
         trained: The scene.
-        queries: What to ask for; none: what never moves (`static_classes`).
+        queries: Only these of what never moves, see `static_classes`; none: all.
         moments: How many moments, evenly spaced over the video.
 
     Returns:
@@ -38,7 +38,7 @@ def consistency(trained: TrainedScene, queries: Sequence[str] = (), moments: int
         relevancy above one half: no threshold), and "consistency_found" (share of the moments that have a mask);
         without it, the first could be perfect for a class that is found once.
     """
-    names = tuple(queries) or static_classes(trained)
+    names = static_classes(trained, queries)
     if not names or KIND not in trained.query.kinds:
         return ViewScores({}, {})
     viewpoint = fixed_viewpoint(trained.scene)
@@ -60,15 +60,20 @@ def consistency(trained: TrainedScene, queries: Sequence[str] = (), moments: int
     return ViewScores(_means(classes), classes, {"consistency": row_of(rows)})
 
 
-def static_classes(trained: TrainedScene) -> tuple[str, ...]:
-    """What never moves: as the ground truth names it, else the annotated objects that no moving mask covers half of."""
+def static_classes(trained: TrainedScene, queries: Sequence[str] = ()) -> tuple[str, ...]:
+    """What never moves: as the ground truth names it, else the annotated objects that no moving mask covers half of.
+
+    Args:
+        trained: The scene.
+        queries: Only these; without ground truth, those that nothing is known of are taken at their word.
+    """
     if trained.truth is not None:
-        return tuple(static_instances(trained.truth))
+        return tuple(static_instances(trained.truth, queries))
     annotations = object_annotations(trained.scene)
     if annotations is None:
-        return ()
+        return tuple(queries)
     moved = _covered(trained, annotations)
-    return tuple(name for name in annotations.names if name not in moved)
+    return tuple(name for name in queries or annotations.names if name not in moved)
 
 
 def static_instances(truth: GroundTruth, queries: Sequence[str] = ()) -> dict[str, list[int]]:

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from divff_nerfstudio.data.annotations import object_annotations
 from divff_nerfstudio.data.rays import camera_directions, pixel_grid
 from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.evaluation.answers import THRESHOLDS, answer_about
 from divff_nerfstudio.evaluation.classes import ClassScores
-from divff_nerfstudio.evaluation.consistency import static_instances
+from divff_nerfstudio.evaluation.consistency import static_classes, static_instances
 from divff_nerfstudio.evaluation.results import ViewScores
 from divff_nerfstudio.evaluation.tiles import Picture, as_picture, cell_size, labelled, row_of
 from divff_nerfstudio.evaluation.trained_scene import TrainedScene, View
@@ -34,18 +33,16 @@ def surroundings(trained: TrainedScene, queries: Sequence[str] = (), moments: in
 
     Args:
         trained: The scene.
-        queries: What to ask for; none: everything in the ground truth that never moves, by its name.
+        queries: Only these of what never moves, see `static_classes`; none: all.
         moments: At most so many frames, evenly spaced over the held-out ones.
 
     Returns:
-        Scores of `ClassScores` with "surroundings_" in front; without ground truth figures only, of the annotated
-        objects.
+        Scores of `ClassScores` with "surroundings_" in front; without ground truth, figures only.
     """
     scene = trained.scene
     held_out = [int(i) for i in trained.datamanager.eval_dataset.metadata["indices"]]
     ids = static_instances(trained.truth, queries) if trained.truth is not None else {}
-    annotations = object_annotations(scene)
-    names = tuple(ids) or tuple(queries) or (annotations.names if annotations is not None else ())
+    names = static_classes(trained, queries)
     if len(held_out) < 2 or not names or KIND not in trained.query.kinds:
         return ViewScores({}, {})
     scores, figures = ClassScores(names, THRESHOLDS[KIND]), {}

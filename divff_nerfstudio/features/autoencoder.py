@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import tyro
 from jaxtyping import Float
 from nerfstudio.configs.base_config import InstantiateConfig
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ Table = Float[Tensor, "rows dim"] | Float[np.ndarray, "rows dim"]
 class AutoencoderConfig(InstantiateConfig):
     """Sizes of an autoencoder, and how it is trained; the published ones by default."""
 
-    _target: type = field(default_factory=lambda: Autoencoder)
+    _target: tyro.conf.Suppress[type] = field(default_factory=lambda: Autoencoder)
     """target class to instantiate"""
     feature_dim: int = 512
     """Length of a feature."""

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from divff_nerfstudio.features.pretrained import EncoderError, weights_fingerprint
+from divff_nerfstudio.features.pretrained import EncoderError, unreachable_hub, weights_fingerprint
 
 DEMO_ENCODER = Path(__file__).parent / "demo_encoder"
 CONFIG, WEIGHTS, CLIP_WEIGHTS, MERGES = (
@@ -272,11 +272,13 @@ def _from_open_clip(name: str) -> Encoder:
                 f"{weights or 'Nothing'} is neither a file nor a tag of weights of {architecture}: give one of "
                 f"{', '.join(tags) or 'your own files'}."
             )
+    on_hub = weights is None or _known(architecture, weights).get("hf_hub")
+    absent = unreachable_hub() if on_hub else None
     try:
         model = open_clip.create_model(architecture, pretrained=weights)
         tokenizer = open_clip.get_tokenizer(architecture)
     except Exception as error:  # whatever a download, a hub or an unpickler may raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = absent or " ".join(str(error).split())[:200] or type(error).__name__
         if weights and Path(weights).is_file():
             raise EncoderError(f"{weights} does not fit {architecture} ({reason}): give its own weights.") from error
         raise EncoderError(
@@ -289,11 +291,16 @@ def _from_open_clip(name: str) -> Encoder:
     return Encoder(name, model, tokenizer, mean, std)
 
 
-def _where(architecture: str, tag: str | None) -> str:
-    """Where a person finds weights."""
+def _known(architecture: str, tag: str | None) -> dict[str, Any]:
+    """What open_clip knows of the weights of a tag; nothing of a file."""
     from open_clip.pretrained import get_pretrained_cfg
 
-    known = get_pretrained_cfg(architecture, tag) if tag else {}
+    return get_pretrained_cfg(architecture, tag) if tag else {}
+
+
+def _where(architecture: str, tag: str | None) -> str:
+    """Where a person finds weights."""
+    known = _known(architecture, tag)
     if hub := known.get("hf_hub"):
         return (
             f"open_clip_model.safetensors or open_clip_pytorch_model.bin from https://huggingface.co/{hub.strip('/')}"

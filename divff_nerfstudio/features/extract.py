@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,23 +96,23 @@ class ExtractConfig:
             Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=CONSOLE) as progress,
             ExitStack() as stack,
         ):
+            tasks = {name: progress.add_task(_title(name), total=len(pictures.scene)) for name in names}
             stores, source = {}, None
             for name in reversed(names):  # so that the source of the first name is at hand afterwards
                 source = None
                 _free()
+                progress.update(tasks[name], description=_title(name, "loading its model"))
                 source = self._source(name, pictures)
                 stores[name] = stack.enter_context(
                     FeatureWriter(root / source.kind, source.header(), source.row_length, self.overwrite, self.wait)
                 )
-            tasks = {
-                name: progress.add_task(
-                    f"{source_class(name).kind} features", total=len(pictures.scene), completed=len(stores[name])
-                )
-                for name in names
-            }
+                progress.update(tasks[name], completed=len(stores[name]), description=_title(name))
             for name in names:
                 if not stores[name].finished:
-                    _fill(stores[name], source or self._source(name, pictures), progress, tasks[name])
+                    if source is None:
+                        progress.update(tasks[name], description=_title(name, "loading its model"))
+                        source = self._source(name, pictures)
+                    _fill(stores[name], source, name, progress, tasks[name])
                 source = None
                 _free()
         CONSOLE.print(f"Features of {len(pictures.scene)} frames lie in {root}.")
@@ -121,6 +120,8 @@ class ExtractConfig:
 
     def _names(self) -> list[str]:
         """The sources by name, ordered by kind, so that two extractions take their locks in one order."""
+        if not self.sources:
+            raise DivffError(f"--sources names nothing: name some of {', '.join(DEFAULT_SOURCES)}, or leave it out.")
         names = [source_name(name, self.encoder) for name in self.sources]
         if self.own and not any(":" in name for name in names):
             raise DivffError("--own sets options of a source of your own: name it by --sources module:Class.")
@@ -160,8 +161,13 @@ def _as_argument(option: str) -> tuple[str, str]:
     return f"--{name.replace('_', '-')}", value
 
 
-def _fill(store: FeatureWriter, source: FeatureSource, progress: Progress, task: TaskID) -> None:
+def _fill(store: FeatureWriter, source: FeatureSource, name: str, progress: Progress, task: TaskID) -> None:
     """Extracts the frames that a store lacks, and completes it."""
+
+    def note(text: str) -> None:
+        progress.update(task, description=_title(name, text))
+
+    note("")
     for frame in range(len(store), len(source.pictures.scene)):
         features = source.extract(frame)
         try:
@@ -169,17 +175,16 @@ def _fill(store: FeatureWriter, source: FeatureSource, progress: Progress, task:
         except ValueError as error:
             raise DivffError(f"The source {source.name} gave no usable features of frame {frame}: {error}") from error
         progress.advance(task)
-    title = f"{source.kind} features"
-    source.note = _show(progress, task, title)
+    source.note = note
     if source.row_length:
-        source.note("putting together")
+        note("putting together")
     store.finish(source.reduce if source.row_length else None)
-    progress.update(task, description=title)
+    note("")
 
 
-def _show(progress: Progress, task: TaskID, title: str) -> Callable[[str], None]:
-    """Shows a few words behind a task's title."""
-    return lambda text: progress.update(task, description=f"{title} ({text})")
+def _title(name: str, text: str = "") -> str:
+    """What a source's line of the progress says, with a few words behind it."""
+    return f"{source_class(name).kind} features" + (f" ({text})" if text else "")
 
 
 def _free() -> None:

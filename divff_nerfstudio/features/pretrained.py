@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from divff_nerfstudio.files import DivffError
 
+_PATIENCE = 10.0
+"""Seconds to wait for the hub's first answer."""
+
 
 class EncoderError(DivffError):
     """A model or its weights are not to be had; the message says what to fetch and where to put it."""
@@ -30,6 +33,26 @@ def weights_fingerprint(*parts: nn.Module | Mapping[str, Tensor] | None) -> str:
                 digest.update(name.encode())
                 digest.update(weight.detach().cpu().float().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def unreachable_hub() -> str | None:
+    """Looks whether the Hugging Face hub answers; where not, its library asks its cache alone from then on.
+
+    By itself that library tries for a minute, and tells each attempt.
+
+    Returns:
+        What is wrong, in a few words; None where the hub answers.
+    """
+    import requests
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            requests.head(constants.ENDPOINT, timeout=_PATIENCE)
+            return None
+        except requests.RequestException:
+            constants.HF_HUB_OFFLINE = True
+    return f"{constants.ENDPOINT} cannot be reached or HF_HUB_OFFLINE is set, and the cache has no sound copy"
 
 
 def load_pretrained(model_class: str, name: str, option: str) -> Any:
@@ -56,14 +79,15 @@ def load_pretrained(model_class: str, name: str, option: str) -> Any:
         ) from None
     folder = Path(name).expanduser()
     place = folder if folder.is_dir() else None
+    absent = unreachable_hub() if place is None else None
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
         model, info = getattr(transformers, model_class).from_pretrained(
-            str(place or name), output_loading_info=True, dtype="float32"
+            str(place or name), output_loading_info=True, dtype="float32", local_files_only=absent is not None
         )
     except Exception as error:  # whatever a download, a hub or a reader of weights may raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = absent or " ".join(str(error).split())[:200] or type(error).__name__
         raise EncoderError(_remedy(place, name, reason, option)) from error
     finally:
         transformers.logging.set_verbosity(verbosity)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import tyro
 from jaxtyping import Bool, Float, Int, UInt8
 from nerfstudio.configs.base_config import InstantiateConfig
 from torch import Tensor
@@ -35,7 +36,7 @@ _PUBLISHED_PIXELS = 456 * 256
 class SamSegmenterConfig(InstantiateConfig):
     """Options of SAM 2.1's automatic masks; the defaults are DIV-FF's."""
 
-    _target: type = field(default_factory=lambda: SamSegmenter)
+    _target: tyro.conf.Suppress[type] = field(default_factory=lambda: SamSegmenter)
     """target class to instantiate"""
     weights: str = "large"
     """Size of SAM 2.1 (tiny, small, base-plus, large), another model's name on the Hugging Face hub, or a folder with

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import tyro
 from jaxtyping import Bool, Float, Int, UInt8
 from nerfstudio.configs.base_config import InstantiateConfig
 from PIL import Image
@@ -42,7 +43,7 @@ class Segmenter(ABC):
 class ColourSegmenterConfig(InstantiateConfig):
     """Options of the segmenter that goes by colour."""
 
-    _target: type = field(default_factory=lambda: ColourSegmenter)
+    _target: tyro.conf.Suppress[type] = field(default_factory=lambda: ColourSegmenter)
     """target class to instantiate"""
     working_height: int = 256
     """Pictures are segmented at this height; the other lengths in pixels refer to it."""

@@ -18,6 +18,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,9 +115,31 @@ class StoreHeader:
             raise FeatureStoreError(f"{path} is not a feature store of version {FORMAT}: {remedy}.")
         known = {entry.name for entry in fields(cls)}
         try:
-            return cls(**{name: value for name, value in content.items() if name in known})
+            header = cls(**{name: value for name, value in content.items() if name in known})
         except TypeError as error:
             raise FeatureStoreError(f"{path} lacks entries ({error}): {remedy}.") from None
+        if wrong := header._wrong_entry():
+            raise FeatureStoreError(f"{path} has an entry {wrong} that is not of its type: {remedy}.")
+        return header
+
+    def _wrong_entry(self) -> str | None:
+        """Name of an entry that a damaged or foreign header has with a value of another type."""
+        sound = {
+            "kind": _is(self.kind, str),
+            "source": _is(self.source, str),
+            "model": _is(self.model, str),
+            "fingerprint": _is(self.fingerprint, str),
+            "dimension": _is(self.dimension, int) and self.dimension > 0,
+            "frame_ids": _is_list(self.frame_ids, int),
+            "image_size": _is_list(self.image_size, int) and len(self.image_size) == 2 and min(self.image_size) > 0,
+            "settings": _is(self.settings, dict),
+            "text_encoder": self.text_encoder is None or _is(self.text_encoder, dict),
+            "negatives": _is_list(self.negatives, str),
+            "shared_index": _is(self.shared_index, bool),
+            # In the store's own folder and nowhere else.
+            "decoder": self.decoder is None or (_is(self.decoder, str) and self.decoder == Path(self.decoder).name),
+        }
+        return next((name for name, fits in sound.items() if not fits), None)
 
 
 @dataclass(frozen=True)
@@ -127,6 +150,15 @@ class FrameFeatures:
     """Row of the table, or 65535 where there is no feature; any resolution that covers the whole frame."""
     table: Float[np.ndarray, "n D"]
     """Distinct features."""
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether it is of that type; True and False are no numbers."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(_is(each, kind) for each in value)
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
@@ -171,6 +203,13 @@ def _as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
+def _damaged(directory: Path, header: StoreHeader, name: str, reason: str) -> FeatureStoreError:
+    """What to say of a store one of whose files is not what was written."""
+    return FeatureStoreError(
+        f"{directory / name} {reason}: remove {directory} and run `divff extract --sources {header.kind}` again."
+    )
+
+
 class FeatureStore:
     """A finished feature store, memory-mapped: what is not looked up is not read."""
 
@@ -195,13 +234,7 @@ class FeatureStore:
         header = StoreHeader.read(directory / HEADER)
         frames = len(header.frame_ids)
         arrays = {}
-
-        def refuse(name: str, reason: str) -> FeatureStoreError:
-            return FeatureStoreError(
-                f"{directory / name} {reason}: remove {directory} and run "
-                f"`divff extract --sources {header.kind}` again."
-            )
-
+        refuse = partial(_damaged, directory, header)
         for name in (TABLE, OFFSETS, INDEX):
             try:
                 arrays[name] = np.load(directory / name, mmap_mode="r", allow_pickle=False)
@@ -250,6 +283,9 @@ class FeatureStore:
 
         Returns:
             The features, zero where there is none, and where there is one.
+
+        Raises:
+            FeatureStoreError: If a place points to a row that its frame has not.
         """
         frame, row, col = _as_numpy(frame), _as_numpy(row), _as_numpy(col)
         height, width = self.header.image_size
@@ -262,6 +298,8 @@ class FeatureStore:
         valid = local != NO_FEATURE
         # One gather of all rays, in half precision: to pick those with a feature first costs more copies than it saves.
         rows = np.where(valid, self._offsets[frame] + local, 0)
+        if np.any(valid & (rows >= self._offsets[frame + 1])):
+            raise self._beyond()
         if len(self._table):
             found = np.take(self._table, rows, axis=0, mode="clip")
             found[~valid] = 0
@@ -278,9 +316,19 @@ class FeatureStore:
         return self._autoencoder.to(features.device).decode(features)
 
     def frame_features(self, i: int) -> tuple[UInt16[np.ndarray, "h w"], Float[np.ndarray, "n D"]]:
-        """Index and table of the frame with index `i` in the scene; 65535 marks places without a feature."""
+        """Index and table of the frame with index `i` in the scene; 65535 marks places without a feature.
+
+        Raises:
+            FeatureStoreError: If a place points to a row that the frame has not.
+        """
         index = np.array(self._index[0 if self.header.shared_index else i])
-        return index, self._table[self._offsets[i] : self._offsets[i + 1]].astype(np.float32)
+        table = self._table[self._offsets[i] : self._offsets[i + 1]].astype(np.float32)
+        if np.any((index != NO_FEATURE) & (index >= len(table))):
+            raise self._beyond()
+        return index, table
+
+    def _beyond(self) -> FeatureStoreError:
+        return _damaged(self.directory, self.header, INDEX, "points beyond the table of features")
 
 
 class FeatureWriter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class DemoSceneConfig:
     workers: int = 2
     """Processes that draw; the scene does not depend on it."""
     overwrite: bool = False
-    """Delete what is in the folder first."""
+    """Delete the scene that is in the folder first."""
 
     def main(self) -> None:
         """Draws the scene and writes it.
@@ -50,6 +51,7 @@ class DemoSceneConfig:
         Raises:
             DemoSceneError: An option is out of its range, or the folder holds something.
         """
+        from nerfstudio.utils.rich_utils import CONSOLE
         from rich.progress import track
 
         from divff_nerfstudio.data.demo_scene.choreography import FEWEST_PROPS, PROPS
@@ -72,8 +74,12 @@ class DemoSceneConfig:
             raise DemoSceneError(f"A demo scene has {FEWEST_PROPS} to {len(PROPS)} objects: give --num-objects so.")
         if self.workers < 1:
             raise DemoSceneError("Somebody must draw the scene: give --workers 1 or more.")
-        if self.output.is_dir() and (self.overwrite or not any(self.output.iterdir())):
+        if self.overwrite and self.output.is_dir() and any(self.output.iterdir()):
+            if not (self.output / "meta.json").is_file():
+                raise DemoSceneError(f"{self.output} is no scene, so it is not deleted: give another folder.")
             shutil.rmtree(self.output)
+        elif self.output.is_dir() and not any(self.output.iterdir()):
+            self.output.rmdir()
         if self.output.exists():
             raise DemoSceneError(f"{self.output} holds something already: give another folder or --overwrite.")
         settings = Settings(self.seed, num_frames, width, height, self.num_objects)
@@ -88,3 +94,5 @@ class DemoSceneConfig:
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
+        line = shlex.join(["divff", "extract", "--data", str(self.output), "--encoder", "demo"])
+        CONSOLE.print(f"{num_frames} frames of {width}x{height} lie in {self.output}. Next: {line}", soft_wrap=True)

@@ -23,7 +23,7 @@ SIDE = 224
 """Height and width at which the network sees a picture."""
 THRESHOLD = 0.5
 """Rescaled probability above which a pixel is found."""
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MEAN, _STD = np.array(((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), np.float32)
 
 
 class OoalBaseline(Baseline):
@@ -74,7 +74,7 @@ def rescaled_maps(
     """
     whole = Image.fromarray((picture * 255).round().clip(0, 255).astype(np.uint8))
     small = np.asarray(whole.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32) / 255
-    normal = torch.from_numpy((small - np.float32(_MEAN)) / np.float32(_STD)).permute(2, 0, 1)[None]
+    normal = torch.from_numpy((small - _MEAN) / _STD).permute(2, 0, 1)[None]
     maps = interpolate(network(normal.to(text.device), text), picture.shape[:2], mode="bilinear")[0]
     least, most = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return ((maps - least) / (most - least + 1e-10)).permute(1, 2, 0).cpu().numpy()

@@ -42,6 +42,9 @@ class PromptLearner(nn.Module):
         shape: Sizes.
     """
 
+    token_prefix: Tensor
+    token_suffix: Tensor
+
     def __init__(self, shape: OoalShape):
         super().__init__()
         behind = shape.context - 1 - shape.learned
@@ -66,7 +69,8 @@ class TextEncoder(nn.Module):
     def __init__(self, shape: OoalShape):
         super().__init__()
         self.positional_embedding = nn.Parameter(torch.zeros(shape.context, shape.text_width))
-        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(_Layer(shape) for _ in range(shape.text_layers))})
+        self.transformer = nn.Module()
+        self.transformer.resblocks = nn.ModuleList(_Layer(shape) for _ in range(shape.text_layers))
         self.ln_final = nn.LayerNorm(shape.text_width)
         self.text_projection = nn.Parameter(torch.zeros(shape.text_width, shape.embedding))
 
@@ -76,7 +80,7 @@ class TextEncoder(nn.Module):
         """Embeddings, not of unit length, of prompts whose last token is at `ends`."""
         tokens = prompts + self.positional_embedding
         mask = torch.full((tokens.shape[1],) * 2, float("-inf"), device=tokens.device).triu(1)
-        for layer in self.transformer["resblocks"]:
+        for layer in self.transformer.resblocks:  # pyright: ignore[reportGeneralTypeIssues]
             tokens = layer(tokens, mask)
         return self.ln_final(tokens)[torch.arange(len(tokens)), ends] @ self.text_projection
 
