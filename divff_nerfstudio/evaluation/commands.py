@@ -52,14 +52,16 @@ class EvaluateConfig:
     frames: Optional[int] = None  # noqa: UP045
     """How many held-out frames, evenly spaced; by default all."""
     queries: tuple[str, ...] = ()
-    """Only these classes and actions; phrases that are not annotated are shown in the figures. By default all that are
-    annotated."""
+    """Only these classes and actions; phrases that are not annotated are shown in the figures, "video: cut the bread"
+    by video features. By default all that are annotated."""
     baselines: tuple[str, ...] = ("nearest", "mean", "extracted")
     """Methods to score beside the field: nearest (copy of the nearest training frame), mean (of all training frames),
     extracted (the frame's own 2D features), lerf (CLIP of crops of the frame), owl and owl-real (boxes by OWL, masks by
     SAM, in the rendering or in the frame), ooal (affordances), or your own, module:Class."""
     models: BaselineModels = field(default_factory=BaselineModels)
     """Options of baselines with models of their own."""
+    name: Optional[str] = None  # noqa: UP045
+    """What the run is called in tables, where several are of one method; by default its method."""
     moments: int = 8
     """How many moments the tasks of other times and viewpoints look at."""
     download_lpips: bool = False
@@ -89,6 +91,7 @@ class EvaluateConfig:
             pipeline.model, pipeline.datamanager, pipeline.query, gallery.add, wanted, gallery.add_picture
         )
         facts = run_facts(pipeline, step)
+        facts["Method"] = self.name or facts["Method"]
         if (trained := training_seconds(run)) is not None:
             facts["Training"] = f"{trained:.0f} s"
         facts["Evaluation"] = f"{time.perf_counter() - start:.0f} s"
