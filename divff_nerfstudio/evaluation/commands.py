@@ -166,6 +166,8 @@ class QueryCommandConfig:
             raise EvaluationError("--over-time looks at all times: leave --time, --frame and --camera out.")
         if self.camera is not None and self.fixed is not None:
             raise EvaluationError("--camera and --fixed both name a viewpoint: leave one of them out.")
+        if self.fixed is not None and not self.over_time and self.time is None and self.frame is None:
+            raise EvaluationError("--fixed is a viewpoint, not a moment: give --time or --frame as well.")
         with contextlib.redirect_stdout(sys.stderr):  # nerfstudio says on standard output what it loads
             trained = open_scene(self.load_config)
             content = self._follow(trained) if self.over_time else self._ask(trained)
@@ -179,8 +181,6 @@ class QueryCommandConfig:
             camera = read_camera_path(self.camera, trained.scene)[:1]
         elif self.fixed is not None:
             camera = trained.camera_at(trained.scene.index_of(self.fixed), 0.0)
-            if self.time is None and self.frame is None:
-                raise EvaluationError("--fixed is a viewpoint, not a moment: give --time or --frame as well.")
         view = trained.view(frame=self.frame, time=self.time, camera=camera, hide=self.hide)
         answers = []
         for typed in self.text:
