@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional
@@ -20,98 +17,12 @@ from rich.markup import escape
 
 from divff_nerfstudio import __version__
 from divff_nerfstudio.features.sources import DEMO_SOURCES
-from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.stages import Stage, run_module, run_stages, words_to_resume
 
 TARGETS = {"moving_ap": 0.80, "object_ap": 0.50, "affordance_ap": 0.35, "psnr_static_room": 22.0}
 """What the demo should reach on its test frames."""
 PSNR_ABOVE_NEAREST = 3.0
 """How far its PSNR should be above that of copying the training frame next in time, in dB."""
-
-
-class DemoError(DivffError):
-    """A stage of the demo did not succeed."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A step of the demo that leaves files behind."""
-
-    name: str
-    """What it is called on the console and in its marker's file name."""
-    purpose: str
-    """What it does, in words."""
-    run: Callable[[], None]
-    """Does it; returns when its files are complete, raises otherwise."""
-    leaves: Path
-    """A file of it that the next stages need; where it is gone, the stage is done again."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """What its files depend on; with other settings it is done again."""
-
-
-def run_stages(stages: Sequence[Stage], markers: Path, seconds: dict[str, float]) -> None:
-    """Runs stages one after the other, leaving out those that an earlier call has finished.
-
-    A stage is done again if its settings have changed, its file is gone, or a stage before it was done again.
-
-    Args:
-        stages: In their order.
-        markers: Folder where a file says of each finished stage with which settings, and how long it took.
-        seconds: Gets, as they finish, the seconds that each stage took, in this call or an earlier one.
-    """
-    renewed = False
-    for number, stage in enumerate(stages, start=1):
-        marker = markers / f"{stage.name}.json"
-        settings = {"version": __version__, **stage.settings}
-        finished = _read(marker)
-        title = f"{number}/{len(stages)} {stage.name}: {stage.purpose}"
-        if not renewed and finished is not None and finished.get("settings") == settings and stage.leaves.exists():
-            CONSOLE.print(f"[green]{escape(title)}[/] was done before ({finished['seconds']:.0f} s)")
-            seconds[stage.name] = finished["seconds"]
-            continue
-        renewed = True
-        marker.unlink(missing_ok=True)
-        CONSOLE.rule(f"[bold]{escape(title)}")
-        start = time.perf_counter()
-        stage.run()
-        seconds[stage.name] = time.perf_counter() - start
-        with atomic_path(marker) as temporary:
-            temporary.write_text(json.dumps({"settings": settings, "seconds": seconds[stage.name]}), encoding="utf-8")
-        CONSOLE.print(f"[green]{escape(stage.name)}[/] took {seconds[stage.name]:.0f} s")
-
-
-def _read(marker: Path) -> dict[str, Any] | None:
-    """A marker's content, or None if there is no readable one."""
-    try:
-        content = json.loads(marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) and isinstance(content.get("seconds"), float) else None
-
-
-def _steps_of(config: Path) -> int | None:
-    """Steps of the training that a config.yml settles, looked up in its text: it is not opened for that."""
-    found = re.search(r"^max_num_iterations: (\d+)$", config.read_text("utf-8") if config.is_file() else "", re.M)
-    return None if found is None else int(found[1])
-
-
-def run_module(module: str, *arguments: str) -> None:
-    """Runs a module of this Python as a program of its own, so that its memory is free again afterwards.
-
-    Raises:
-        DemoError: If it fails; what it printed stands above.
-    """
-    command = [sys.executable, "-m", module, *arguments]
-    with subprocess.Popen(command) as program:
-        try:
-            status = program.wait()
-        except KeyboardInterrupt:
-            program.wait()  # Ctrl-C goes to the program, too, which saves what it has
-            raise
-    if status:
-        raise DemoError(
-            f"`{shlex.join(command)}` ended with status {status}: mend what it says above and run `divff demo` again, "
-            "which goes on from here."
-        )
 
 
 @dataclass
@@ -226,11 +137,9 @@ class Demo:
 
     def train(self) -> None:
         """Trains, from the last checkpoint of an interrupted training if there is one and it is not the final one."""
-        checkpoints = self.run_folder / "nerfstudio_models"
-        last = max(checkpoints.glob("step-*.ckpt"), default=None)
-        if last is not None and _steps_of(self.run_config) == int(last.stem.removeprefix("step-")) + 1:
+        resumed = words_to_resume(self.run_folder)
+        if resumed is None:
             return
-        resumed = ["--load-dir", str(checkpoints)] if last is not None else []
         run_module(
             "nerfstudio.scripts.train",
             "divff",
@@ -265,7 +174,8 @@ class Demo:
         wanted = Wanted(tasks=("masks", "objects", "affordances"), baselines=("nearest", "mean", "extracted"))
         evaluation = evaluate(pipeline.model, pipeline.datamanager, pipeline.query, gallery.add, wanted)
         facts = run_facts(pipeline, step)
-        facts |= {name.capitalize(): f"{duration:.0f} s" for name, duration in self.seconds.items()}
+        taken = {name.capitalize(): f"{duration:.0f} s" for name, duration in self.seconds.items()}
+        facts |= {name if name == "Training" else f"{name}, made in": text for name, text in taken.items()}
         facts["Peak memory of this call"] = f"{peak_memory() / 2**30:.1f} GiB"
         targets = dict(TARGETS)
         if "psnr_nearest_frame" in evaluation.totals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,8 @@ def test_evaluate_writes_scores_figures_and_a_page(trained):
     assert {path.name for path in folder.iterdir()} == {"frames", "report.html", "scores.json", *tables}
     page = (folder / "report.html").read_text()
     assert "12 at 40x24 (9 train, 1 val, 2 test)" in page and "1000" in page and hardware() in page
+    EvaluateConfig(load_config=config, tasks=("masks",), frames=1, baselines=(), name="second try").main()
+    assert json.loads((folder / "scores.json").read_text())["facts"]["Method"] == "second try"
 
 
 def test_video_asks_and_hides(trained):

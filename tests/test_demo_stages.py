@@ -1,4 +1,4 @@
-"""The demo's stages: kept, skipped, repeated when they must be; and its programs as they are called."""
+"""The demo's stages, and its programs as they are called."""
 
 from __future__ import annotations
 
@@ -11,79 +11,7 @@ import small_scene
 import tyro
 
 from divff_nerfstudio import demo
-from divff_nerfstudio.demo import Demo, DemoConfig, DemoError, Stage, run_module, run_stages
-
-
-class Chain:
-    """Three stages that count how often each has run."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.ran, self.settings, self.failing = folder, [], {}, ""
-
-    def stage(self, name: str) -> Stage:
-        def run():
-            if name == self.failing:
-                raise DemoError("no")
-            self.ran.append(name)
-            (self.folder / name).write_text("")
-
-        return Stage(name, "a test", run, self.folder / name, self.settings.get(name, {}))
-
-    def __call__(self) -> list[str]:
-        self.ran, self.seconds = [], {}
-        run_stages([self.stage(name) for name in "abc"], self.folder / "stages", self.seconds)
-        return self.ran
-
-
-@pytest.fixture
-def chain(tmp_path):
-    return Chain(tmp_path)
-
-
-def test_finished_stages_are_not_repeated(chain):
-    assert chain() == ["a", "b", "c"]
-    first = dict(chain.seconds)
-    assert chain() == []
-    assert chain.seconds == first
-
-
-def test_an_interrupted_chain_goes_on_where_it_stopped(chain):
-    chain.failing = "b"
-    with pytest.raises(DemoError):
-        chain()
-    chain.failing = ""
-    assert chain() == ["b", "c"]
-
-
-def test_other_settings_or_a_lost_file_repeat_a_stage_and_what_follows(chain):
-    chain()
-    chain.settings = {"b": {"length": 3}}
-    assert chain() == ["b", "c"]
-    assert chain() == []
-    (chain.folder / "a").unlink()
-    assert chain() == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"seconds": "x"}'])
-def test_a_damaged_marker_repeats_the_stage(chain, content):
-    chain()
-    (chain.folder / "stages" / "c.json").write_text(content)
-    assert chain() == ["c"]
-
-
-def test_a_stage_that_fails_again_is_not_held_for_finished(chain):
-    chain()
-    chain.settings, chain.failing = {"b": {"length": 3}}, "b"
-    with pytest.raises(DemoError):
-        chain()
-    chain.settings, chain.failing = {}, ""
-    assert chain() == ["b", "c"]
-
-
-def test_a_program_that_fails_is_named(tmp_path):
-    run_module("json.tool", "--help")
-    with pytest.raises(DemoError, match="json"):
-        run_module("json.tool", str(tmp_path / "missing.json"))
+from divff_nerfstudio.demo import Demo, DemoConfig
 
 
 @pytest.fixture

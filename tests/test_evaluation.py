@@ -239,7 +239,7 @@ def test_frames_that_were_trained_on_before_the_splits_changed_are_refused(datam
 
 def test_only_what_is_wanted_is_evaluated(datamanager):
     model, shown = small_scene.KnowingModel(), []
-    wanted = Wanted(tasks=("objects",), frames=1, queries=("mug", "bowl", "take the mug"))
+    wanted = Wanted(tasks=("objects",), frames=1, queries=("mug", "bowl", "take the mug", "video: take the mug"))
     evaluation = evaluate(
         model, datamanager, small_scene.make_query(), lambda result, tasks: shown.append(result.shown), wanted
     )
@@ -248,7 +248,7 @@ def test_only_what_is_wanted_is_evaluated(datamanager):
         "mug",
         "bowl",
     }
-    assert set(shown[0]) == {"take the mug"}
+    assert set(shown[0]) == {("image", "take the mug"), ("video", "take the mug")}
     assert not any(key.startswith(("psnr", "affordance", "consistency")) for key in evaluation.totals)
     assert evaluation.frame_classes[4]["object"]["mug"]["iou"] == 1.0
     assert "object_miou_loo" not in evaluation.totals  # one frame cannot be left out

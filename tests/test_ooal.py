@@ -104,6 +104,10 @@ def test_all_faults_of_a_file_are_named_at_once(state, weights, tmp_path):
 def test_missing_weights_are_said(tmp_path, own_cache):
     with pytest.raises(EncoderError, match=r"seen_best.*drive.google.com.*--models.ooal"):
         find_weights(None)
+    (tmp_path / "weights").mkdir()
+    fetched = tmp_path / "weights" / "ooal.pth"
+    fetched.write_bytes(b"")
+    assert find_weights(None, tmp_path / "P01_01") == find_weights(None, tmp_path / "data" / "P01_01") == fetched
     with pytest.raises(EncoderError, match=r"none\.pth is missing"):
         find_weights(tmp_path / "none.pth")
 

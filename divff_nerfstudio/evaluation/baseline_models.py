@@ -23,7 +23,8 @@ class BaselineModels:
     sam: SamSegmenterConfig = field(default_factory=SamSegmenterConfig)
     """SAM 2.1, which turns boxes into masks; only its weights matter here."""
     ooal: Optional[Path] = None  # noqa: UP045
-    """OOAL's weights; by default seen_best in the folder of weights."""
+    """OOAL's weights; by default those that `divff download` has fetched, else seen_best in the user's folder of
+    weights (~/.cache/divff/weights)."""
     ooal_clip: str = "ViT-B-16/openai"
     """CLIP with the tokens of names that OOAL was not trained on: MODEL/TAG or MODEL/FILE of open_clip."""
     clip_shares: tuple[float, ...] = (0.15, 0.3, 0.5)

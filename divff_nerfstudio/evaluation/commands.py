@@ -52,14 +52,16 @@ class EvaluateConfig:
     frames: Optional[int] = None  # noqa: UP045
     """How many held-out frames, evenly spaced; by default all."""
     queries: tuple[str, ...] = ()
-    """Only these classes and actions; phrases that are not annotated are shown in the figures. By default all that are
-    annotated."""
+    """Only these classes and actions; phrases that are not annotated are shown in the figures, "video: cut the bread"
+    by video features. By default all that are annotated."""
     baselines: tuple[str, ...] = ("nearest", "mean", "extracted")
     """Methods to score beside the field: nearest (copy of the nearest training frame), mean (of all training frames),
     extracted (the frame's own 2D features), lerf (CLIP of crops of the frame), owl and owl-real (boxes by OWL, masks by
     SAM, in the rendering or in the frame), ooal (affordances), or your own, module:Class."""
     models: BaselineModels = field(default_factory=BaselineModels)
     """Options of baselines with models of their own."""
+    name: Optional[str] = None  # noqa: UP045
+    """What the run is called in tables, where several are of one method; by default its method."""
     moments: int = 8
     """How many moments the tasks of other times and viewpoints look at."""
     download_lpips: bool = False
@@ -89,6 +91,7 @@ class EvaluateConfig:
             pipeline.model, pipeline.datamanager, pipeline.query, gallery.add, wanted, gallery.add_picture
         )
         facts = run_facts(pipeline, step)
+        facts["Method"] = self.name or facts["Method"]
         if (trained := training_seconds(run)) is not None:
             facts["Training"] = f"{trained:.0f} s"
         facts["Evaluation"] = f"{time.perf_counter() - start:.0f} s"
@@ -163,6 +166,8 @@ class QueryCommandConfig:
             raise EvaluationError("--over-time looks at all times: leave --time, --frame and --camera out.")
         if self.camera is not None and self.fixed is not None:
             raise EvaluationError("--camera and --fixed both name a viewpoint: leave one of them out.")
+        if self.fixed is not None and not self.over_time and self.time is None and self.frame is None:
+            raise EvaluationError("--fixed is a viewpoint, not a moment: give --time or --frame as well.")
         with contextlib.redirect_stdout(sys.stderr):  # nerfstudio says on standard output what it loads
             trained = open_scene(self.load_config)
             content = self._follow(trained) if self.over_time else self._ask(trained)
@@ -176,8 +181,6 @@ class QueryCommandConfig:
             camera = read_camera_path(self.camera, trained.scene)[:1]
         elif self.fixed is not None:
             camera = trained.camera_at(trained.scene.index_of(self.fixed), 0.0)
-            if self.time is None and self.frame is None:
-                raise EvaluationError("--fixed is a viewpoint, not a moment: give --time or --frame as well.")
         view = trained.view(frame=self.frame, time=self.time, camera=camera, hide=self.hide)
         answers = []
         for typed in self.text:

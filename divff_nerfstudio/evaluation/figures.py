@@ -58,9 +58,9 @@ def frame_figure(result: FrameResult, tasks: Mapping[str, Task]) -> Picture:
         task = tasks[name]
         truth = task.annotations.masks[result.index]
         cells += [relevancy_cell(result, task, i, size) for i in range(relevancies.shape[-1]) if truth[..., i].any()]
-    for phrase, scores in result.shown.items():
-        text = f"{phrase}: up to {scores.max():.2f}, threshold {THRESHOLDS['image']:g}"
-        cells.append((relevancy_picture(result, scores, "image", size), text))
+    for (kind, phrase), scores in result.shown.items():
+        text = f"{phrase} ({kind}): up to {scores.max():.2f}, threshold {THRESHOLDS[kind]:g}"
+        cells.append((relevancy_picture(result, scores, kind, size), text))
     rows = []
     for start in range(0, len(cells), _COLUMNS):
         rows.append(row_of([labelled(picture, text) for picture, text in cells[start : start + _COLUMNS]]))

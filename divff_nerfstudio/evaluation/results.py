@@ -52,8 +52,8 @@ class FrameResult:
     """What only a renderer of the scene knows, if there is one."""
     relevancies: dict[str, Float[np.ndarray, "height width classes"]] = field(default_factory=dict)
     """By name of the task, where the frame is annotated for it."""
-    shown: dict[str, Float[np.ndarray, "height width"]] = field(default_factory=dict)
-    """Relevancy of phrases that nobody has annotated, by phrase."""
+    shown: dict[tuple[str, str], Float[np.ndarray, "height width"]] = field(default_factory=dict)
+    """Relevancy of phrases that nobody has annotated, by kind of features and phrase."""
     scores: dict[str, float] = field(default_factory=dict)
     """What this frame alone contributes."""
     classes: dict[str, ClassTable] = field(default_factory=dict)

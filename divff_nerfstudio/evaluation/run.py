@@ -20,6 +20,7 @@ from divff_nerfstudio.data.annotations import (
     moving_mask,
     object_annotations,
 )
+from divff_nerfstudio.evaluation.answers import asked_kind
 from divff_nerfstudio.evaluation.baseline_models import BaselineModels
 from divff_nerfstudio.evaluation.baselines import Baseline, load_baseline
 from divff_nerfstudio.evaluation.classes import ClassScores
@@ -297,11 +298,14 @@ def _shown(
     )
 
 
-def _unannotated(view: View, phrases: Sequence[str]) -> dict[str, Float[np.ndarray, "height width"]]:
-    """Relevancies of phrases that no annotation knows, by the image features."""
-    if not phrases or view.features("image") is None:
-        return {}
-    return dict(zip(phrases, np.moveaxis(view.relevancies("image", phrases), -1, 0), strict=True))
+def _unannotated(view: View, phrases: Sequence[str]) -> dict[tuple[str, str], Float[np.ndarray, "height width"]]:
+    """Relevancies of phrases that no annotation knows, by the image features unless they name others."""
+    asked = [asked_kind(typed, "image") for typed in phrases]
+    return {
+        (kind, phrase): view.relevancies(kind, (phrase,))[..., 0]
+        for kind, phrase in asked
+        if view.features(kind) is not None
+    }
 
 
 def _by_baseline(baseline: Baseline, result: FrameResult, tasks: Mapping[str, Task]) -> FrameResult:

@@ -147,23 +147,26 @@ class Table:
     """What the columns are."""
     rows: tuple[tuple[str, ...], ...]
     """Their cells."""
+    words: int = 2
+    """How many columns, from the left, hold words; the others hold numbers."""
 
     def markdown(self) -> str:
         """As a table of Markdown."""
-        lines = [self.head, ("---",) * 2 + ("---:",) * (len(self.head) - 2), *self.rows]
+        lines = [self.head, ("---",) * self.words + ("---:",) * (len(self.head) - self.words), *self.rows]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
     def latex(self) -> str:
         """As a tabular of LaTeX, with the rules of the package booktabs."""
         head, *rows = (" & ".join(map(_tex, line)) + r" \\" for line in (self.head, *self.rows))
-        begin = rf"\begin{{tabular}}{{ll{'r' * (len(self.head) - 2)}}}"
+        begin = rf"\begin{{tabular}}{{{'l' * self.words}{'r' * (len(self.head) - self.words)}}}"
         return "\n".join([begin, r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def average_table(runs: Sequence[ScoredRun], columns: Sequence[str] = COLUMNS) -> Table:
     """The table over scenes: for each method its scenes, and their mean.
 
-    A mean is over the scenes that have the score, and says of how many where those are not all.
+    A mean is over the scenes that have the score, and says of how many where those are not all. A method with none of
+    the scores has no rows.
 
     Args:
         runs: The evaluated runs.
@@ -183,6 +186,8 @@ def average_table(runs: Sequence[ScoredRun], columns: Sequence[str] = COLUMNS) -
     rows: list[tuple[str, ...]] = []
     for method in dict.fromkeys(run.method for run in runs):
         own = [run for run in runs if run.method == method]
+        if not any(name in run.totals for run in own for name in columns):
+            continue
         for run in own:
             rows.append((method, run.scene, *(number(run.totals.get(name)) for name in columns)))
         if len(own) > 1:

@@ -99,6 +99,8 @@ def load_pretrained(model_class: str, name: str, option: str) -> Any:
 
 def _remedy(place: Path | None, name: str, reason: str, option: str) -> str:
     files = "config.json and model.safetensors"
+    if place is None and name.startswith(("/", ".", "~")):
+        return f"{name} is no folder: give {option} the folder with the model's {files}, or its name on the hub."
     if place is not None:
         return f"The weights in {place} cannot be used ({reason}): put the model's own {files} there."
     return (

@@ -38,7 +38,7 @@ class OoalBaseline(Baseline):
         asked = {name: task for name, task in tasks.items() if task.group == "affordances" and task.usual}
         if not asked:
             return
-        path = find_weights(self.models.ooal)
+        path = find_weights(self.models.ooal, self.trained.scene.root)
         network = load_ooal(path)
         learner = network.prompt_learner
         tokens = TokenRows(str(path), trained_names(len(learner.token_prefix)), learner, self._table)

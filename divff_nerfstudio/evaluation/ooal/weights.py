@@ -15,6 +15,8 @@ from divff_nerfstudio.features.pretrained import EncoderError
 from divff_nerfstudio.files import weights_dir
 
 FILE = "seen_best"
+DOWNLOADED = "ooal.pth"
+"""What `divff download` calls the file."""
 URL = "https://drive.google.com/file/d/1pJAiwPsnjn3QhmUj24XMDXL9bFsyJedZ"
 """Where people fetch the weights that were trained on the seen split of AGD20K."""
 SEEN = [
@@ -87,15 +89,22 @@ UNSEEN = [
 _CONTENT = "model_state_dict"
 
 
-def find_weights(path: Path | None) -> Path:
-    """The file of weights: the given one, or ``seen_best`` (with any ending) in `weights_dir`.
+def find_weights(path: Path | None, scene: Path | None = None) -> Path:
+    """The file of weights.
+
+    Args:
+        path: As the user gave it; None: ``ooal.pth`` in the folder ``weights`` beside the scene or beside its parent,
+            where `divff download` puts it, else ``seen_best`` (with any ending) in `weights_dir`.
+        scene: Folder of the scene.
 
     Raises:
         EncoderError: If there is none; the message says what to fetch and where to put it.
     """
     usual = weights_dir() / FILE
     if path is None:
-        path = next(iter(sorted(usual.parent.glob(f"{FILE}*"))), usual)
+        above = [] if scene is None else [folder / "weights" / DOWNLOADED for folder in scene.resolve().parents[:2]]
+        near = [place for place in above if place.is_file()]
+        path = next(iter([*near, *sorted(usual.parent.glob(f"{FILE}*"))]), usual)
     if not path.is_file():
         raise EncoderError(
             f"{path} is missing: fetch OOAL's {FILE} ({URL}, by hand), put it there, or give its place with "

@@ -1,0 +1,178 @@
+"""Long work in stages: what is finished is kept, and what was interrupted goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.markup import escape
+
+from divff_nerfstudio import __version__
+from divff_nerfstudio.files import DivffError, atomic_path
+
+
+class StageError(DivffError):
+    """A stage did not succeed."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step that leaves files behind."""
+
+    name: str
+    """What it is called on the console and in its marker's file name."""
+    purpose: str
+    """What it does, in words."""
+    run: Callable[[], Any]
+    """Does it; returns when its files are complete, raises otherwise."""
+    leaves: Path
+    """A file of it that the next stages need; where it is gone, the stage is done again."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What its files depend on, as JSON holds it; with other settings it is done again."""
+    after: Optional[tuple[str, ...]] = None  # noqa: UP045
+    """Names of the stages whose files it uses; None: all before it."""
+    typed: str = ""
+    """The command that it runs, as a user would type it, where it is one."""
+
+    def needs(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
+        """Names of the stages whose files it uses, among those before it."""
+        return tuple(stage.name for stage in earlier) if self.after is None else self.after
+
+
+def run_stages(
+    stages: Sequence[Stage], markers: Path, seconds: dict[str, float] | None = None, keep_going: bool = False
+) -> None:
+    """Runs stages one after the other, leaving out those that an earlier call has finished.
+
+    A stage is done again if its settings have changed, its file is gone, or a stage that it uses is done again.
+
+    Args:
+        stages: In their order.
+        markers: Folder where a file says of each finished stage with which settings, and how long it took.
+        seconds: Gets, as they finish, the seconds that each stage took, in this call or an earlier one.
+        keep_going: Where a stage fails, go on with those that do not use it, and raise at the end.
+
+    Raises:
+        DivffError: What a stage raised; with `keep_going` a StageError that names all that failed.
+    """
+    failed: dict[str, DivffError] = {}
+    left_out = 0
+    for number, stage in enumerate(stages, start=1):
+        title = f"{number}/{len(stages)} {stage.name}: {stage.purpose}"
+        if any(name in failed for name in stage.needs(stages[: number - 1])):
+            CONSOLE.print(f"[yellow]{escape(title)}[/] is left out: what it needs did not succeed.")
+            failed[stage.name] = StageError("what it needs did not succeed")
+            left_out += 1
+            continue
+        finished = finished_seconds(stage, markers)
+        if finished is not None:
+            CONSOLE.print(f"[green]{escape(title)}[/] was done before ({finished:.0f} s)")
+        else:
+            CONSOLE.rule(f"[bold]{escape(title)}")
+            try:
+                finished = _run(stage, stages[number:], markers)
+            except DivffError as error:
+                if not keep_going:
+                    raise
+                failed[stage.name] = error
+                CONSOLE.print(f"[red]{escape(stage.name)}[/]: {escape(str(error))}")
+                continue
+            CONSOLE.print(f"[green]{escape(stage.name)}[/] took {finished:.0f} s")
+        if seconds is not None:
+            seconds[stage.name] = finished
+    if failed:
+        first, error = next(iter(failed.items()))
+        raise StageError(
+            f"{len(failed) - left_out} of {len(stages)} stages failed and {left_out} that need them were left out; the "
+            f"first is {first}: {error} Mend that and start the same command again: what is finished stays."
+        )
+
+
+def finished_seconds(stage: Stage, markers: Path) -> float | None:
+    """How long a stage took when it was finished; None if it is to be done (again)."""
+    marker = _read(_marker(stage, markers))
+    done = marker is not None and marker.get("settings") == _settings(stage) and stage.leaves.exists()
+    return marker["seconds"] if marker is not None and done else None
+
+
+def _run(stage: Stage, later: Sequence[Stage], markers: Path) -> float:
+    """Runs a stage; the markers of those that use it go first, so that no interruption makes them look finished."""
+    stale = [stage]
+    for other in later:
+        known = {each.name for each in stale}
+        if other.after is None or known & set(other.after):
+            stale.append(other)
+    for each in stale:
+        _marker(each, markers).unlink(missing_ok=True)
+    start = time.perf_counter()
+    stage.run()
+    seconds = time.perf_counter() - start
+    with atomic_path(_marker(stage, markers)) as temporary:
+        temporary.write_text(json.dumps({"settings": _settings(stage), "seconds": seconds}), encoding="utf-8")
+    return seconds
+
+
+def _marker(stage: Stage, markers: Path) -> Path:
+    return markers / f"{stage.name}.json"
+
+
+def _settings(stage: Stage) -> dict[str, Any]:
+    return {"version": __version__, **stage.settings}
+
+
+def _read(marker: Path) -> dict[str, Any] | None:
+    """A marker's content, or None if there is no readable one."""
+    try:
+        content = json.loads(marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and isinstance(content.get("seconds"), float) else None
+
+
+def run_module(module: str, *arguments: str) -> None:
+    """Runs a module of this Python as a program of its own, so that its memory is free again afterwards.
+
+    Raises:
+        StageError: If it fails; what it printed stands above.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    with subprocess.Popen(command) as program:
+        try:
+            status = program.wait()
+        except KeyboardInterrupt:
+            program.wait()  # Ctrl-C goes to the program, too, which saves what it has
+            raise
+    if status:
+        raise StageError(
+            f"`{shlex.join(command)}` ended with status {status}: mend what it says above and start the same command "
+            "again, which goes on from here."
+        )
+
+
+def words_to_resume(run: Path) -> tuple[str, ...] | None:
+    """What makes ns-train go on with an interrupted training.
+
+    Args:
+        run: The training's folder.
+
+    Returns:
+        Words for ns-train, none if there is no checkpoint yet; None if the last checkpoint is the final one.
+    """
+    checkpoints, config = run / "nerfstudio_models", run / "config.yml"
+    last = max(checkpoints.glob("step-*.ckpt"), default=None)
+    if last is None:
+        return ()
+    # The number is looked up in the file's text: it is not opened for that.
+    steps = re.search(r"^max_num_iterations: (\d+)$", config.read_text("utf-8") if config.is_file() else "", re.M)
+    if steps is not None and int(steps[1]) == int(last.stem.removeprefix("step-")) + 1:
+        return None
+    return ("--load-dir", str(checkpoints))

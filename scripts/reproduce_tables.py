@@ -1,0 +1,147 @@
+"""The page of a reproduction: its tables over scenes, what they cost, and published numbers beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from divff_nerfstudio.evaluation.run import TaskGroup
+from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
+from divff_nerfstudio.evaluation.tables import ScoredRun, Table, number, read_runs
+from divff_nerfstudio.files import DivffError, atomic_path
+
+PUBLISHED_NUMBERS = Path(str(files("divff_nerfstudio") / "configs" / "published_numbers.json"))
+"""Numbers that others have published."""
+INTRODUCTION = """# Tables
+
+Scores of held-out frames. Class scores come under the published convention (a class is asked only where it is
+annotated, one that is never annotated counts as 0) and the sound one (every class in every annotated frame); what each
+means is in docs/evaluation.md. `object_video_miou` ("Objects by video, published") is what DIV-FF's code computes for
+objects, `object_miou` what its paper's text says.
+"""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which scores a table shows."""
+
+    title: str
+    """Its heading."""
+    task: TaskGroup
+    """The task whose scores it shows."""
+    columns: tuple[str, ...]
+    """Scores, by their names in scores.json."""
+
+
+def _both(*tasks: str) -> tuple[str, ...]:
+    """Scores of classes under both conventions."""
+    return tuple(f"{task}_{key}" for task in tasks for key in ("miou", "ap_published", "miou_sound", "ap", "miou_loo"))
+
+
+LAYOUTS = {
+    "masks": Layout(
+        "Pictures and masks",
+        "masks",
+        (
+            *("psnr_published", "psnr", "psnr_static", "psnr_moving", "ssim", "lpips"),
+            *("moving_ap", "moving_ap_ever", "dynamic_ap", "actor_ap"),
+        ),
+    ),
+    "objects": Layout("Objects", "objects", _both("object_video", "object")),
+    "affordances": Layout("Affordances", "affordances", _both("affordance", "affordance_image")),
+    "views": Layout(
+        "Over time, and beyond the frame",
+        "views",
+        ("consistency_iou", "consistency_soft_iou", "consistency_found", "surroundings_ap", "surroundings_miou_sound"),
+    ),
+}
+"""The tables by name."""
+
+
+@dataclass(frozen=True)
+class PublishedNumber:
+    """A number that somebody has published."""
+
+    score: str
+    """The score here that it is like, by its name in scores.json."""
+    method: str
+    """Whose number it is."""
+    data: str
+    """What it was measured on, and how that differs from ours."""
+    value: float
+    """It, in the unit of the score."""
+    source: str
+    """Where it was read."""
+
+
+def published_numbers(path: Path) -> list[PublishedNumber]:
+    """Reads a JSON list of objects with the fields of `PublishedNumber`.
+
+    Raises:
+        DivffError: If it is none.
+    """
+    names = {field.name for field in fields(PublishedNumber)}
+    try:
+        found = [PublishedNumber(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        if not all(isinstance(entry.value, (int, float)) for entry in found):
+            raise ValueError("a value is no number")
+    except (OSError, ValueError, TypeError) as error:
+        raise DivffError(
+            f"{path} is no list of published numbers ({error}): each has {', '.join(sorted(names))}."
+        ) from None
+    for entry in found:
+        if entry.score not in FRAME_SCORES | SCENE_SCORES:
+            raise DivffError(f"{path} names a score {entry.score}: use names from scores.json.")
+    return found
+
+
+def write_page(page: Path, folders: Mapping[str, Path], scores: Sequence[Path], numbers: Path) -> None:
+    """Writes all tables as Markdown, and beside it as LaTeX.
+
+    Args:
+        page: The Markdown file.
+        folders: Folders of the tables over scenes, by their names in `LAYOUTS`.
+        scores: Every scores.json.
+        numbers: See `published_numbers`.
+    """
+    runs = read_runs(scores)
+    markdown, latex = [INTRODUCTION], []
+    for name, folder in folders.items():
+        markdown.append(f"## {LAYOUTS[name].title}\n\n{(folder / 'average.md').read_text(encoding='utf-8')}")
+        latex.append(f"% {LAYOUTS[name].title}\n{(folder / 'average.tex').read_text(encoding='utf-8')}")
+    beside = comparison(runs, published_numbers(numbers))
+    for title, table in (("Beside published numbers", beside), ("What it took", _cost(scores))):
+        markdown.append(f"## {title}\n\n{table.markdown()}")
+        latex.append(f"% {title}\n{table.latex()}")
+    for path, parts in ((page, markdown), (page.with_suffix(".tex"), latex)):
+        with atomic_path(path) as temporary:
+            temporary.write_text("\n".join(parts), encoding="utf-8")
+
+
+def comparison(runs: Sequence[ScoredRun], numbers: Sequence[PublishedNumber]) -> Table:
+    """For each score of which a number was published the means over scenes of all methods here, and those numbers."""
+    rows = []
+    for score in dict.fromkeys(entry.score for entry in numbers):
+        known = (FRAME_SCORES | SCENE_SCORES)[score]
+        title = f"{known.title} {known.unit}".strip()
+        for method in dict.fromkeys(run.method for run in runs):
+            values = [run.totals[score] for run in runs if run.method == method and score in run.totals]
+            if values:
+                scenes = f"{len(values)} scene{'s' if len(values) > 1 else ''}"
+                rows.append((title, f"{method}, here", scenes, "this run", number(float(np.mean(values)))))
+        others = [entry for entry in numbers if entry.score == score]
+        rows += [(title, entry.method, entry.data, entry.source, number(entry.value)) for entry in others]
+    return Table(("Score", "Whose", "Of", "Source", "Value"), tuple(rows), words=4)
+
+
+def _cost(scores: Sequence[Path]) -> Table:
+    """Training and evaluation of each method and scene, and on what."""
+    known = ("Training steps", "Training", "Evaluation", "Features", "Hardware")
+    runs = [read_runs([path])[0] for path in scores]
+    rows = [(run.method, run.scene, *(run.facts.get(name, "") for name in known)) for run in runs]
+    return Table(("Method", "Scene", *known), tuple(rows), words=2 + len(known))
