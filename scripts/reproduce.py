@@ -40,6 +40,8 @@ PUBLISHED_FEATURES = (
 """Options of `divff extract` for the features that the published fields were taught."""
 PROGRAMS = {"divff_nerfstudio.cli": "divff", "nerfstudio.scripts.train": "ns-train"}
 """What is typed to run a module."""
+PASSING = ("--overwrite", "--wait")
+"""Options of `divff extract` that do not change what it gives."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class ReproduceConfig:
     """Scenes, by default the ten of the paper."""
     methods: tuple[Method, ...] = ("divff", "divff-paper", "divff-published")
     """Methods: trained here (divff, divff-paper, divff-splat), or published checkpoints (divff-published, with
-    features; neuraldiff-published, geometry alone). Baselines are scored with the first."""
+    features; neuraldiff-published, geometry alone). Baselines are scored with the first that is trained."""
     tasks: tuple[TaskGroup, ...] = ("masks", "objects", "affordances", "views")
     """What to evaluate, as for `divff evaluate`; class scores come under both conventions."""
     baselines: tuple[str, ...] = tuple(BASELINES)
@@ -163,6 +165,8 @@ class Reproduction:
         for scene in config.scenes:
             if scene not in SCENES:
                 raise DivffError(f"EPIC-Diff has no scene {scene}: choose among {', '.join(SCENES)}.")
+        if "neuraldiff-published" in config.methods and "masks" not in config.tasks:
+            raise DivffError("neuraldiff-published is geometry alone: add masks to --tasks, or leave the method out.")
         if not config.numbers.is_file():
             raise DivffError(f"{config.numbers} is missing: give --numbers a JSON file of published numbers.")
         published_numbers(config.numbers)
@@ -274,7 +278,7 @@ class Reproduction:
     def _trained(self, scene: str, method: str, data: Sequence[Stage]) -> Stage:
         """Trains a method on a scene; other options have another folder, so that no foreign checkpoint is resumed."""
         options = self.train_words[method]
-        stamp = _digest(options, self.extract_words)
+        stamp = _digest(options, _lasting(self.extract_words))
         command = Command(
             "nerfstudio.scripts.train",
             (
@@ -342,7 +346,7 @@ def _stage(
     run: Callable[[], None] | None = None,
 ) -> Stage:
     """A stage that runs a command, and is done again when that changes."""
-    return Stage(name, purpose, run or command, leaves, {"command": list(command.words)}, after, str(command))
+    return Stage(name, purpose, run or command, leaves, {"command": _lasting(command.words)}, after, str(command))
 
 
 def _train(command: Command, run: Path) -> None:
@@ -356,6 +360,11 @@ def _import(command: Command, config: Path) -> None:
     """Imports; a run that is there is whole, since an import is written at once."""
     if not config.is_file():
         command()
+
+
+def _lasting(words: Sequence[str]) -> list[str]:
+    """Words of a command that its result depends on."""
+    return [word for word in words if word not in PASSING]
 
 
 def _digest(*parts: Sequence[object]) -> str:

@@ -155,6 +155,16 @@ def test_other_options_repeat_what_they_change_in_another_folder(bench: Bench):
     )
 
 
+def test_features_that_are_replaced_are_trained_on_once(bench: Bench):
+    bench.failing = "extract"
+    with pytest.raises(StageError):
+        bench(scenes=("P01_01",), methods=("divff",))
+    bench.failing = ""
+    replaced = bench(scenes=("P01_01",), methods=("divff",), extract_options="--encoder demo --overwrite")
+    assert kinds(replaced) == ["extract", "train divff", "evaluate", *4 * ["average"]] and "--overwrite" in replaced[0]
+    assert bench(scenes=("P01_01",), methods=("divff",)) == []
+
+
 def test_a_broken_training_is_resumed(bench: Bench):
     bench(scenes=("P01_01",), methods=("divff",))
     out = bench.data.parent / "out"
@@ -254,6 +264,7 @@ def test_a_dry_run_tells_and_does_nothing(bench: Bench, capsys):
         ({"scenes": ("P99_01",)}, "no scene P99_01"),
         ({"scenes": ()}, "--scenes names none"),
         ({"methods": ("divff", "divff")}, "--methods names one twice"),
+        ({"methods": ("neuraldiff-published",), "tasks": ("objects",)}, "geometry alone"),
         ({"train_options": ("divff-splat=--vis viewer",)}, "names none of the methods"),
         ({"train_options": ("divff=--max-num-iteration 5",)}, "--train-options divff=... is not as"),
         ({"extract_options": "--encoders demo"}, "--extract-options is not as"),
