@@ -26,7 +26,7 @@ from divff_nerfstudio.query import Example, Query, QueryError
 from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.camera_paths import write_still_path
 from divff_nerfstudio.viewer.layout import FEATURES, NO_PRESET, SHOWN, Elements, build
-from divff_nerfstudio.viewer.markup import as_image, as_markdown, legend, one_line, phrase_colour, plot
+from divff_nerfstudio.viewer.markup import as_code, as_image, as_markdown, legend, one_line, phrase_colour, plot
 from divff_nerfstudio.viewer.pointing import best_words, layer_at, pixel_at, place_of, vocabulary
 from divff_nerfstudio.viewer.presets import Preset
 from divff_nerfstudio.viewer.timeline import HEIGHT, MOMENTS, Timeline, between, change, coarse_to_fine, what_is_seen
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from divff_nerfstudio.rendering import Visibility
 
-_LONGEST_COMMAND = 2000
 _LABEL = 40
 _QUIET = 0.7
 """Seconds that a view must rest before it is looked at over time."""
@@ -132,6 +131,7 @@ class QueryPanel(nn.Module):
         self.elements = build(
             viewer.viser_server.gui,
             viewer.stats_markdown.order + 0.5,
+            place_time=self._place_time,
             kinds=kinds,
             text=config.text,
             features=config.features,
@@ -154,6 +154,12 @@ class QueryPanel(nn.Module):
             viewer.control_panel._max_res.value = min(512, max(_CPU_RESOLUTION, width))
         for work in (self._offer_presets, self._watch_camera_paths):
             threading.Thread(target=work, name="panel", daemon=True).start()
+
+    def _place_time(self) -> None:
+        """Moves nerfstudio's time slider to where the panel has come in its layout."""
+        slider = self._viewer.control_panel._time
+        slider.remove()
+        slider.install(self._viewer.viser_server)
 
     def _wire(self, e: Elements) -> None:
         """Attaches what the elements do, and follows nerfstudio's own elements for output and time."""
@@ -248,7 +254,7 @@ class QueryPanel(nn.Module):
         missing = "".join(f" No {kind} features in this run." for kind in FEATURES if kind not in kinds)
         if not self._query.phrases:
             return f"Type what to look for, or pick a preset.{missing}"
-        return f"Answered by the {self._query.config.features} features.{missing}"
+        return f"The {self._query.config.features} features answer.{missing}"
 
     # Asking.
 
@@ -301,7 +307,10 @@ class QueryPanel(nn.Module):
             self._fill(self.elements.negatives, "; ".join(self._query.negatives(kind)))
         if self._asking.outdated:
             return
-        self._note(self._describe())
+        with self._lock:
+            # Not if a render has answered already, and said how long it took.
+            if self._asked_at is not None:
+                self._note(self._describe())
         if self._query.phrases and self._viewer.control_panel.output_render == "rgb" and "text" in changes:
             self._show("relevancy_overlay")
         self._repaint()
@@ -311,17 +320,35 @@ class QueryPanel(nn.Module):
         if element.value != value:
             element.value = value
 
-    def _repaint(self) -> None:
+    def _repaint(self, same_views: bool = True) -> None:
         """Has every client's picture made anew, from kept views where they have not changed.
 
-        A view that is being rendered in full is not interrupted: it will answer the new question.
+        Args:
+            same_views: Whether all views stay the same. One that is being rendered in full is not interrupted then: it
+                will answer the new question, and until it does, the smaller picture before it answers.
         """
-        from nerfstudio.viewer.render_state_machine import RenderAction
-
         clients = self._viewer.viser_server.get_clients()
         for number, machine in list(self._viewer.render_statemachines.items()):
-            if number in clients and not (machine.state == "high" and self._views.at_work(number)):
-                machine.action(RenderAction("move", self._viewer.get_camera_state(clients[number])))
+            if number not in clients:
+                continue
+            if same_views and machine.state == "high" and self._views.at_work(number):
+                self._answer_meanwhile(number, machine)
+                if self._views.at_work(number):
+                    continue
+            self._render_again(machine, clients[number])
+
+    def _render_again(self, machine: Any, client: Any) -> None:
+        from nerfstudio.viewer.render_state_machine import RenderAction
+
+        machine.action(RenderAction("move", self._viewer.get_camera_state(client)))
+
+    def _answer_meanwhile(self, client: int, machine: Any) -> None:
+        """Sends a client what it saw last, with the new answer, while a better picture is being rendered."""
+        view = self._views.latest(client)
+        if view is None:
+            return
+        machine._send_output_to_viewer({**view.pictures, **self._answer(view)}, static_render=False)
+        self._describe_view(client, view)
 
     # Answering; called by the viewer's render threads, and by nobody while text encoders load.
 
@@ -349,16 +376,21 @@ class QueryPanel(nn.Module):
         if machine is not None and machine.state == "high":
             self._settled[client] = view
         self._current = client, view
-        answered = view.answer is not None and view.answer.config == self._query.config
+        self._describe_view(client, view)
+
+    def _describe_view(self, client: int, view: View) -> None:
+        """Says how long the answer in a view took, if it was waited for, and has its legend drawn."""
+        query, answer = self._query, view.answer
         with self._lock:
-            asked_at = self._asked_at
-            if answered and not self._wanted:
-                self._asked_at = None
-        if answered and asked_at is not None:
-            since, rendered = asked_at
-            milliseconds = 1000 * (time.perf_counter() - since)
-            along = ", rendering the view among them" if self._views.rendered > rendered else ""
-            self._note(f"{self._describe()} The query took {milliseconds:.0f} ms{along}.")
+            if self._asked_at is not None and not self._wanted:
+                since, rendered = self._asked_at
+                if answer is not None and answer.config == query.config:
+                    along = " with rendering the view" if self._views.rendered > rendered else ""
+                    took = _duration(time.perf_counter() - since)
+                    self._note(f"The query took {took}{along} ({query.config.features} features).")
+                    self._asked_at = None
+                elif query.active and not view.features:
+                    self._note("The features are not trained yet: the question is kept until they are.")
         self._drawing.submit(partial(self._draw, client, view))
 
     def _draw(self, client: int, view: View) -> None:
@@ -567,7 +599,9 @@ class QueryPanel(nn.Module):
         config, phrases = self._query.config, self._query.phrases
         scores = timeline.scores(self._query)
         now = self._viewer.control_panel.time
-        self._content(self.elements.plot, as_image(plot(phrases, timeline.times, scores, config.threshold, now)))
+        ends = int(self._frame_ids[0]), int(self._frame_ids[-1])
+        drawing = plot(phrases, timeline.times, scores, config.threshold, now, ends)
+        self._content(self.elements.plot, as_image(drawing))
 
     # What is shown.
 
@@ -589,7 +623,7 @@ class QueryPanel(nn.Module):
     def _hide(self, **switches: bool) -> None:
         for name, value in switches.items():
             setattr(self._visibility, name, bool(value))
-        self._repaint()
+        self._repaint(same_views=False)
 
     def _offer_presets(self) -> None:
         """Reads the questions to offer, which may take a while in a long scene."""
@@ -624,7 +658,7 @@ class QueryPanel(nn.Module):
             return
         config = self._viewer.log_filename.parent / "config.yml"
         command = ["divff", "video", "--load-config", str(config), "--camera-path", str(camera_path)]
-        text = as_markdown(shlex.join([*command, "--layout", "other"]), _LONGEST_COMMAND)
+        text = as_code(shlex.join([*command, "--layout", "other"]))
         self.elements.saved.content = f"Saved with this panel's state. To film it:\n\n{text}"
 
     def _save_still(self, client: int | None) -> None:
@@ -642,6 +676,10 @@ class QueryPanel(nn.Module):
             return
         self._save_state(path)
         self._note(f"{path} is written; the command that films it stands under Film.")
+
+
+def _duration(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def _both(hook: Callable[[Any], None], follow: Callable[[], None], element: Any) -> None:

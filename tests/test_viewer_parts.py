@@ -18,7 +18,7 @@ from divff_nerfstudio.overlays import PALETTE, as_rgb, outline, outlined, overla
 from divff_nerfstudio.panel_state import PanelState, panel_state_path
 from divff_nerfstudio.query import Example, Query, QueryConfig
 from divff_nerfstudio.viewer.background import Latest
-from divff_nerfstudio.viewer.markup import as_image, as_markdown, legend, plot
+from divff_nerfstudio.viewer.markup import as_code, as_image, as_markdown, legend, one_line, plot
 from divff_nerfstudio.viewer.pointing import layer_at, pixel_at, place_of, vocabulary
 from divff_nerfstudio.viewer.timeline import change, coarse_to_fine
 from divff_nerfstudio.viewer.views import View, small_camera, take_resolution
@@ -27,13 +27,23 @@ from divff_nerfstudio.viewer.views import View, small_camera, take_resolution
 def test_markdown_shows_text_literally():
     assert as_markdown("<b>*x*</b> {y}\n[z](w)") == r"\<b\>\*x\*\<\/b\> \{y\} \[z\]\(w\)"
     assert len(as_markdown("a" * 9999)) == 300
+    # MDX takes a line that begins so for JavaScript.
+    assert as_markdown("import x") == "&#105;mport x" and as_markdown("exports") == "&#101;xports"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet="`\n ab{<"))
+def test_code_stays_within_its_fence(text):
+    first, *lines, last = as_code(text).split("\n")
+    assert lines == [one_line(text, 4000)] and first == last and set(first) == {"`"}
+    assert first not in lines[0] and len(first) >= 3
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text())
 def test_drawings_are_well_formed_whatever_is_asked(text):
     scores = np.array([[np.nan], [0.5]], np.float32)
-    for svg in (legend([text], [0.6], 0.53), plot([text], np.array([0.0, 1.0]), scores, 0.53, 0.2)):
+    for svg in (legend([text], [0.6], 0.53), plot([text], np.array([0.0, 1.0]), scores, 0.53, 0.2, (0, 98))):
         root = ET.fromstring(svg)
         assert root.tag.endswith("svg")
         kinds = {element.tag.rpartition("}")[2] for element in root.iter()}

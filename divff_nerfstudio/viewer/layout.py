@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,7 @@ def build(
     gui: GuiApi,
     order: float,
     *,
+    place_time: Callable[[], None],
     kinds: Sequence[str],
     text: str,
     features: str,
@@ -76,6 +77,7 @@ def build(
     Args:
         gui: The viewer's interface.
         order: Where the panel stands among what is there already.
+        place_time: Adds the time slider.
         kinds: Kinds of features that can be asked; none: questions are greyed out.
         text: The question to begin with.
         features: The kind of features to begin with.
@@ -114,19 +116,26 @@ def build(
         )
         pointed = gui.add_markdown("")
         with gui.add_folder("Time and layers"):
+            place_time()
             frame = gui.add_number(
                 "Frame", frames[0], min=frames[0], max=frames[1], step=1, hint="Reaches every frame of the scene."
             )
             stand = gui.add_button(
-                "See it from the wearer's eyes", icon=icon.EYE, hint="Goes to where this frame was filmed from."
+                "Through the wearer's eyes",
+                color="gray",
+                icon=icon.EYE,
+                hint="Goes to where this frame was filmed from.",
             )
             next_move = gui.add_button(
                 "Next moment it moves",
+                color="gray",
                 icon=icon.PLAYER_TRACK_NEXT,
                 hint="When what is asked for next moves in this view; asked for nothing: when anything does.",
             )
             actor = gui.add_checkbox("Hide actor", hide_actor, hint="The scene without the camera wearer.")
-            dynamic = gui.add_checkbox("Hide moved", hide_dynamic, hint="The scene without what moves.")
+            dynamic = gui.add_checkbox(
+                "Hide dynamic", hide_dynamic, hint="The scene without the objects that are moved."
+            )
             timeline = gui.add_checkbox(
                 "Over time",
                 over_time,
@@ -152,6 +161,7 @@ def build(
         with gui.add_folder("Film", expand_by_default=False):
             still = gui.add_button(
                 "This view over all times",
+                color="gray",
                 icon=icon.VIDEO,
                 hint="Writes a camera path that stands still, and the command that films it.",
             )

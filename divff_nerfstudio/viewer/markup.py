@@ -13,6 +13,7 @@ from jaxtyping import Float
 from divff_nerfstudio.overlays import LINE, PALETTE
 
 _LONGEST_LINE = 300
+_LONGEST_CODE = 4000
 _LONGEST_NAME = 30
 _WIDTH, _ROW, _PLOT = 300, 26, 74
 _INK, _DIM, _FAINT = "#d5d8dc", "#8b9096", "#3a3f45"
@@ -27,8 +28,19 @@ def one_line(text: str, longest: int) -> str:
 
 
 def as_markdown(text: str, longest: int = _LONGEST_LINE) -> str:
-    """Markdown that shows `text` literally, on one line and not without end."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", one_line(text, longest))
+    """Markdown that shows `text` literally, on one line and not without end.
+
+    The viewer's dialect is MDX, in which braces are JavaScript, and so is a line that begins with "import" or "export".
+    """
+    escaped = re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", one_line(text, longest))
+    return re.sub(r"^[ei](?=xport|mport)", lambda first: f"&#{ord(first[0])};", escaped)
+
+
+def as_code(text: str) -> str:
+    """Markdown that shows `text` as code, on one line that can be copied."""
+    line = one_line(text, _LONGEST_CODE)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=2))
+    return f"{fence}\n{line}\n{fence}"
 
 
 def as_image(svg: str) -> str:
@@ -77,6 +89,7 @@ def plot(
     scores: Float[np.ndarray, "moments phrases"],
     threshold: float,
     now: float,
+    ends: tuple[int, int],
 ) -> str:
     """Scores over time in one view, with the threshold and the present moment.
 
@@ -86,6 +99,7 @@ def plot(
         scores: Largest relevancy of the view at each time; NaN where it is not known yet.
         threshold: Relevancy from which on a phrase counts as seen.
         now: The time that is shown.
+        ends: Ids of the frames at times 0 and 1.
 
     Returns:
         An SVG drawing.
@@ -108,10 +122,10 @@ def plot(
         f"{threshold:.2f}".replace("0.", ".")
         + "</text>",
         f'<line x1="{x(now):.1f}" x2="{x(now):.1f}" y1="4" y2="{_PLOT - 18}" stroke="#ffd369" stroke-width="1.5"/>',
-        f'<text x="24" y="{_PLOT - 4}" fill="{_DIM}" font-size="10">0</text>',
+        f'<text x="24" y="{_PLOT - 4}" fill="{_DIM}" font-size="10">{ends[0]}</text>',
         f'<text x="{(_WIDTH + 20) / 2}" y="{_PLOT - 4}" fill="{_DIM}" font-size="10" text-anchor="middle">'
-        "score in this view over time</text>",
-        f'<text x="{_WIDTH - 4}" y="{_PLOT - 4}" fill="{_DIM}" font-size="10" text-anchor="end">1</text>',
+        "score in this view, by frame</text>",
+        f'<text x="{_WIDTH - 4}" y="{_PLOT - 4}" fill="{_DIM}" font-size="10" text-anchor="end">{ends[1]}</text>',
     ]
     for i in range(len(phrases)):
         points = [(x(t), y(s)) for t, s in zip(times, scores[:, i], strict=True) if np.isfinite(s)]
