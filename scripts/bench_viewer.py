@@ -46,7 +46,7 @@ class Viewer:
         viewer = ViewerPage(browser, server.url, 320 + wide, 51 + round(wide * self.height / self.width))
         viewer.ask(self.phrases[0])
         viewer.at_rest(self.width)
-        seconds, stated = [], []
+        come, seconds, stated = {}, [], []
         for phrase in self.phrases[1:]:
             viewer.page.wait_for_timeout(500)
             start = 1000 * time.time()
