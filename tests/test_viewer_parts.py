@@ -120,7 +120,9 @@ def test_cameras_take_sizes_and_times():
 
 
 def test_an_example_is_held_against_its_view():
-    features = torch.nn.functional.normalize(torch.rand(6, 6, 8, generator=torch.Generator().manual_seed(0)) + 1, dim=-1)
+    features = torch.nn.functional.normalize(
+        torch.rand(6, 6, 8, generator=torch.Generator().manual_seed(0)) + 1, dim=-1
+    )
     example = Example.of(features, 2, 3)
     found = example.relevancy(features)
     assert float(found[2, 3]) == pytest.approx(0.982, abs=1e-3)
