@@ -30,6 +30,7 @@ from divff_nerfstudio.data.rays import camera_directions, pixel_areas, pixel_gri
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES
 from divff_nerfstudio.features.store import FeatureStore, store_root
+from divff_nerfstudio.files import split_words
 
 FeatureTargets = dict[str, tuple[Float[Tensor, "rays dimension"], Bool[Tensor, "rays"]]]
 """For each kind of feature: the rays' targets, and which of them have one."""
@@ -302,7 +303,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
             *("divff", "extract", "--data", str(scene.root)),
             *(() if folder is None else ("--output", str(folder))),
             *(() if video == scene.root / "high_res_video" else ("--video-dir", str(video))),
-            *shlex.split(self.config.extract_options),
+            *split_words(self.config.extract_options, "--pipeline.datamanager.extract-options"),
             *(() if len(kinds) == len(DEFAULT_SOURCES) else ("--sources", *kinds)),
         ]
 

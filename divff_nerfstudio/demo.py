@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from divff_nerfstudio import __version__
 from divff_nerfstudio.features.sources import DEMO_SOURCES
+from divff_nerfstudio.files import split_words
 from divff_nerfstudio.stages import Stage, run_module, run_stages, words_to_resume
 
 TARGETS = {"moving_ap": 0.80, "object_ap": 0.50, "affordance_ap": 0.35, "psnr_static_room": 22.0}
@@ -61,6 +62,7 @@ class Demo:
         self.output = config.output.resolve()
         self.scene = (config.scene or self.output / "scene").resolve()
         self.training = {"scene": str(self.scene), "query": config.query, "options": config.train_options}
+        self.train_words = split_words(config.train_options, "--train-options")
         self.video = self.output / "video.mp4"
         self.report = self.output / "report.html"
         self.seconds: dict[str, float] = {}
@@ -148,7 +150,7 @@ class Demo:
             *("--timestamp", self.run_folder.name),
             *("--vis", "tensorboard", "--pipeline.query.text", self.query),
             *resumed,
-            *shlex.split(self.config.train_options),
+            *self.train_words,
         )
 
     def render(self) -> None:

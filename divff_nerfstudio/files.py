@@ -8,6 +8,7 @@ import importlib
 import os
 import pickle
 import secrets
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,22 @@ class UnsafePickleError(DivffError):
 
 class UnsafeConfigError(DivffError):
     """A ``config.yml`` asks for Python objects that no configuration of ours contains."""
+
+
+def split_words(text: str, option: str) -> list[str]:
+    """Words of options for another command, quoted as in a shell.
+
+    Args:
+        text: The words in one text.
+        option: Where a user gave it.
+
+    Raises:
+        DivffError: If a quotation does not end.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise DivffError(f"{option} {text!r} cannot be taken apart ({error}): close the quotation.") from None
 
 
 @contextlib.contextmanager

@@ -235,14 +235,14 @@ class DivFFModel(LayeredModel):
         )
         rise = max(1, (config.heads_from - config.static_until) // 4)
         ramp = min(1.0, (self.step - config.static_until) / rise)
-        losses["mask"] = config.mask_weight * ramp * torch.stack([mask.mean() for mask in masks.values()]).sum()
         moving = torch.stack(list(masks.values())).sum(0)
+        losses["mask"] = config.mask_weight * ramp * moving.mean()
         apart = (1 - moving.detach()).clamp_min(0) * (outputs["rgb_static"] - target).abs().mean(-1)
         losses["static"] = config.static_weight * apart.mean()
         if config.fields.shadow:
             losses["shadow"] = config.shadow_weight * shadow_loss(
                 outputs["shadow"],
-                torch.stack(list(masks.values())).sum(0),
+                moving,
                 outputs["rgb_static"],
                 target,
                 config.shadow_tolerance,

@@ -28,7 +28,7 @@ from divff_nerfstudio.evaluation.baselines import BASELINES
 from divff_nerfstudio.evaluation.commands import EvaluateConfig
 from divff_nerfstudio.evaluation.run import TaskGroup
 from divff_nerfstudio.features.extract import ExtractConfig
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.files import DivffError, split_words
 from divff_nerfstudio.stages import Stage, StageError, finished_seconds, run_module, run_stages, words_to_resume
 
 Method = Literal["divff", "divff-paper", "divff-splat", "divff-published", "neuraldiff-published"]
@@ -140,9 +140,9 @@ class Reproduction:
         self.trained = [method for method in config.methods if method not in IMPORTED]
         self._check_choices()
         published = PUBLISHED_FEATURES if config.features == "published" else ()
-        self.extract_words = (*published, *shlex.split(config.extract_options))
+        self.extract_words = (*published, *split_words(config.extract_options, "--extract-options"))
         self.extract = _parsed(ExtractConfig, ("--data", str(self.root), *self.extract_words), "--extract-options")
-        self.evaluate_words = shlex.split(config.evaluate_options)
+        self.evaluate_words = split_words(config.evaluate_options, "--evaluate-options")
         self.train_words = self._train_words()
         self.ground = Ground(
             root=self.root,
@@ -183,7 +183,7 @@ class Reproduction:
                     f"--train-options {text} names none of the methods that are trained "
                     f"({', '.join(words) or 'none'}): write METHOD=OPTIONS."
                 )
-            words[method] += shlex.split(options)
+            words[method] += split_words(options, "--train-options")
         for method, options in words.items():
             known: Any = getattr(registry, method.replace("-", "_")).config
             _parsed(tyro.conf.FlagConversionOff[type(known)], options, f"--train-options {method}=...", known)

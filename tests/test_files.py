@@ -20,12 +20,14 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.files import (
+    DivffError,
     UnsafeConfigError,
     UnsafePickleError,
     atomic_path,
     check_config_yaml,
     is_writable,
     restricted_unpickle,
+    split_words,
     user_cache_dir,
 )
 
@@ -254,3 +256,9 @@ def test_other_configs_are_refused(tmp_path: Path, content: str) -> None:
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnsafeConfigError, match=r"no such file"):
         check_config_yaml(tmp_path / "config.yml")
+
+
+def test_words_are_taken_apart_as_in_a_shell() -> None:
+    assert split_words("--a 'b c' --d=\"e f\"", "--options") == ["--a", "b c", "--d=e f"]
+    with pytest.raises(DivffError, match=r"--options .*quotation"):
+        split_words("--a 'b c", "--options")

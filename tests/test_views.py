@@ -136,6 +136,11 @@ def test_a_question_without_a_place_is_refused(config, tmp_path, options, words)
         QueryCommandConfig(load_config=config, text=("mug",), output=tmp_path, **options).main()
 
 
+def test_an_empty_question_is_refused_before_the_run_is_opened(tmp_path):
+    with pytest.raises(QueryError):
+        QueryCommandConfig(load_config=tmp_path / "none.yml", text=("mug", " "), time=0.5, output=tmp_path).main()
+
+
 def test_a_fixed_viewpoint_at_another_time(config, trained, tmp_path):
     content = QueryCommandConfig(load_config=config, text=("mug",), time=1.0, fixed=2, output=tmp_path).main()
     assert content["time"] == 1.0 and content["camera_to_world"][0][3] == pytest.approx(0.02)

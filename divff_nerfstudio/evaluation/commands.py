@@ -7,6 +7,7 @@ import json
 import sys
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional, Union
@@ -168,13 +169,14 @@ class QueryCommandConfig:
             raise EvaluationError("--camera and --fixed both name a viewpoint: leave one of them out.")
         if self.fixed is not None and not self.over_time and self.time is None and self.frame is None:
             raise EvaluationError("--fixed is a viewpoint, not a moment: give --time or --frame as well.")
+        asked = [asked_kind(typed, self.features) for typed in self.text]
         with contextlib.redirect_stdout(sys.stderr):  # nerfstudio says on standard output what it loads
             trained = open_scene(self.load_config)
-            content = self._follow(trained) if self.over_time else self._ask(trained)
+            content = self._follow(trained, asked) if self.over_time else self._ask(trained, asked)
         sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
         return content
 
-    def _ask(self, trained: TrainedScene) -> dict:
+    def _ask(self, trained: TrainedScene, asked: Sequence[tuple[str, str]]) -> dict:
         """The answers in one view."""
         camera = None
         if self.camera is not None:
@@ -183,8 +185,7 @@ class QueryCommandConfig:
             camera = trained.camera_at(trained.scene.index_of(self.fixed), 0.0)
         view = trained.view(frame=self.frame, time=self.time, camera=camera, hide=self.hide)
         answers = []
-        for typed in self.text:
-            kind, phrase = asked_kind(typed, self.features)
+        for kind, phrase in asked:
             answer = view.ask(phrase, kind, self.threshold)
             base = self.output / file_name(phrase, kind)
             answers.append(answer.summary() | {"files": save_answer(base, answer)})
@@ -199,11 +200,10 @@ class QueryCommandConfig:
             "answers": answers,
         }
 
-    def _follow(self, trained: TrainedScene) -> dict:
+    def _follow(self, trained: TrainedScene, asked: Sequence[tuple[str, str]]) -> dict:
         """Where the things are at all times."""
         viewpoint = fixed_viewpoint(trained.scene, self.fixed)
         frames = chosen_frames(len(trained.scene), self.moments)
-        asked = [asked_kind(typed, self.features) for typed in self.text]
         shown = track(frames, "Following ...", console=Console(stderr=True), transient=True)
         tracks = follow(trained, asked, shown, viewpoint, self.hide or ("actor",))
         answers = []
