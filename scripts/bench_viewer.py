@@ -26,6 +26,8 @@ class Viewer:
     """Width of the picture, in pixels."""
     height: int = 128
     """Height of the picture, in pixels."""
+    frames_per_second: int = 20
+    """How often the page is drawn, at most; a message from the viewer waits for that."""
     phrases: tuple[str, ...] = WORDS
     """What is asked; the first one, for which the text encoder loads, is not counted."""
 
@@ -43,7 +45,9 @@ class Viewer:
 
     def _measure(self, browser: object, server: ViewerServer) -> dict[str, object]:
         wide = 960
-        viewer = ViewerPage(browser, server.url, 320 + wide, 51 + round(wide * self.height / self.width))
+        viewer = ViewerPage(
+            browser, server.url, 320 + wide, 51 + round(wide * self.height / self.width), self.frames_per_second
+        )
         viewer.ask(self.phrases[0])
         viewer.at_rest(self.width)
         come, seconds, stated = {}, [], []

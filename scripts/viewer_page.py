@@ -26,6 +26,10 @@ CHROMIUM = os.environ.get("DIVFF_CHROMIUM") or shutil.which("chromium") or shuti
 PATIENCE = float(os.environ.get("DIVFF_BROWSER_PATIENCE", "120"))
 """Seconds that anything may take; a busy machine is slow."""
 _TAKE_NOTE = """
+    const pause = 1000 / FRAMES_PER_SECOND - 1000 / 60;
+    const frame = window.requestAnimationFrame.bind(window);
+    window.requestAnimationFrame = draw => setTimeout(() => frame(draw), pause);
+    window.cancelAnimationFrame = number => clearTimeout(number);
     window.pictures = [];
     const source = Object.getOwnPropertyDescriptor(HTMLImageElement.prototype, 'src');
     Object.defineProperty(HTMLImageElement.prototype, 'src', {
@@ -39,7 +43,10 @@ _TAKE_NOTE = """
         },
     });
 """
-"""Has a page take note of when each rendered picture has come, in milliseconds since 1970, and of its size."""
+"""Has a page take note of when each rendered picture has come, in milliseconds since 1970, and of its size.
+
+It draws less often than sixty times a second: in software that would take a core from the viewer.
+"""
 
 
 @dataclass
@@ -121,18 +128,19 @@ class ViewerPage:
         url: Where the viewer is.
         width: Width of the window; the panel takes 320 pixels of it at its right.
         height: Height of the window; the title takes 51 pixels of it.
+        frames_per_second: How often the page is drawn, at most.
 
     Attributes:
         page: playwright's `Page`.
         dialogs: What the page has alerted, which must be nothing.
     """
 
-    def __init__(self, browser: Any, url: str, width: int = 1100, height: int = 560):
+    def __init__(self, browser: Any, url: str, width: int = 1100, height: int = 560, frames_per_second: int = 10):
         self.page = browser.new_page(viewport={"width": width, "height": height})
         self.page.set_default_timeout(1000 * PATIENCE)
         self.dialogs: list[str] = []
         self.page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
-        self.page.add_init_script(_TAKE_NOTE)
+        self.page.add_init_script(_TAKE_NOTE.replace("FRAMES_PER_SECOND", str(frames_per_second)))
         self.page.goto(url)
         self.page.get_by_text("Ask the scene").wait_for()
 

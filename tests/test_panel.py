@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import re
+import shlex
 import threading
 import time
 from types import SimpleNamespace
@@ -177,6 +178,12 @@ def settle(panel):
         assert lane.join(60)
 
 
+def press(button, client):
+    """Presses a button as a client."""
+    for callback in button._impl.update_cb:
+        callback(SimpleNamespace(client_id=client, client=SimpleNamespace(), target=button))
+
+
 def drawing(markdown):
     return base64.b64decode(re.search(r"base64,([^\"]+)", markdown.content)[1]).decode()
 
@@ -244,6 +251,47 @@ def test_a_render_in_full_is_not_interrupted_by_typing(attached):
     machine.state = "low_move"
     panel._repaint()
     assert machine.told == ["move"]
+
+
+def test_a_smaller_picture_answers_while_a_better_one_is_rendered(attached):
+    panel, viewer = attached(Pipeline())
+    render(viewer, camera(18), state="low_static")
+    machine, sent = viewer.render_statemachines[7], []
+    machine._send_output_to_viewer = lambda outputs, static_render: sent.append(outputs)
+    panel._views._busy.add(7)
+    machine.state = "high"
+    ask(panel, "mug")
+    wait(lambda: sent)
+    assert (sent[-1]["relevancy"] > 0.9).float().equal(sent[-1]["mask_dynamic"])
+    assert "The query took" in panel.state and len(viewer.model.rendered) == 1 and machine.told == []
+    # Layers that are hidden make every view another one.
+    panel.elements.hide_actor.value = True
+    wait(lambda: machine.told == ["move"])
+
+
+def test_a_flag_from_before_interrupts_no_render(attached):
+    panel, viewer = attached(Pipeline())
+    machine = viewer.render_statemachines[7]
+    machine._render_img = lambda camera_state: (camera_state, machine.interrupt_render_flag)
+    panel._welcome(SimpleNamespace(client_id=7, camera=SimpleNamespace(), atomic=contextlib.nullcontext))
+    machine.interrupt_render_flag = True
+    assert machine._render_img("here") == ("here", False)
+
+
+def test_untrained_features_are_waited_for(attached):
+    panel, viewer = attached(Pipeline())
+    panel._views._render = lambda camera, obb_box: {"rgb": torch.zeros(4, 4, 3)}
+    ask(panel, "mug")
+    render(viewer)
+    wait(lambda: "not trained yet" in panel.state)
+
+
+def test_the_time_slider_stands_beside_the_frame_box(attached):
+    panel, viewer = attached(Pipeline())
+    slider, frame = viewer.control_panel._time.gui_handle, panel.elements.frame
+    assert slider._impl.parent_container_id == frame._impl.parent_container_id
+    assert slider.order < frame.order
+    viewer.control_panel._time.set_hidden(False)
 
 
 def test_neither_callbacks_nor_renders_wait_for_a_text_encoder(attached):
@@ -379,7 +427,8 @@ def test_state_is_saved_beside_camera_paths(attached, tmp_path):
     panel, viewer = attached(pipeline)
     ask(panel, "mug")
     render(viewer)
-    panel._save_still(7)
+    press(panel.elements.still, client=7)
+    wait(lambda: "is written" in panel.state)
     (path,) = (tmp_path / "camera_paths").glob("*.json")
     content = json.loads(path.read_text())
     assert len(content["camera_path"]) == len(IDS) and content["camera_path"][-1]["render_time"] == 1.0
@@ -388,6 +437,18 @@ def test_state_is_saved_beside_camera_paths(attached, tmp_path):
     theirs.write_text("{}")
     wait(panel_state_path(theirs).is_file)
     wait(lambda: "tour" in panel.elements.saved.content)
+
+
+def test_names_of_camera_paths_are_shown_as_code(attached, tmp_path):
+    """nerfstudio's tab Render takes the name of the file from the browser."""
+    panel, _ = attached(Pipeline())
+    (tmp_path / "camera_paths").mkdir()
+    (tmp_path / "camera_paths" / "x```{alert(1)} $(touch y) `<b>.json").write_text("{}")
+    wait(lambda: "alert" in panel.elements.saved.content)
+    _, code, rest = panel.elements.saved.content.split("````")
+    words = shlex.split(code)
+    assert rest == "" and words[:2] == ["divff", "video"]
+    assert words[words.index("--camera-path") + 1].endswith("/x```{alert(1)} $(touch y) `<b>.json")
 
 
 def test_nerfstudio_reads_the_still_path(attached, tmp_path):

@@ -20,7 +20,7 @@ from divff_nerfstudio.query import Example, Query, QueryConfig
 from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.markup import as_code, as_image, as_markdown, legend, one_line, plot
 from divff_nerfstudio.viewer.pointing import layer_at, pixel_at, place_of, vocabulary
-from divff_nerfstudio.viewer.timeline import change, coarse_to_fine
+from divff_nerfstudio.viewer.timeline import Timeline, change, coarse_to_fine
 from divff_nerfstudio.viewer.views import View, small_camera, take_resolution
 
 
@@ -89,6 +89,30 @@ def test_change_is_what_two_maps_do_not_share():
     assert change(speck, torch.zeros(8, 8)) == 0
 
 
+def test_scores_over_time_are_found_once_for_each_question():
+    decoded = []
+
+    class Features(dict):
+        def __missing__(self, kind):
+            decoded.append(kind)
+            return torch.eye(4)[None, :2]
+
+        def __contains__(self, kind):
+            return kind == "image"
+
+    query = Query(QueryConfig(), {"image": lambda phrases: torch.eye(4)[[int(phrase == "b") for phrase in phrases]]})
+    timeline = Timeline("here", np.array([0.0, 0.5, 1.0]))
+    timeline.views[0] = timeline.views[2] = View(None, {}, Features())  # pyright: ignore
+    query.ask(text="a; b")
+    for _ in range(2):
+        scores = timeline.scores(query)
+        assert scores.shape == (3, 2) and np.isnan(scores[1]).all() and len(decoded) == 2
+    timeline.views[1] = timeline.views[0]
+    assert np.isfinite(timeline.scores(query)).all() and len(decoded) == 3
+    query.ask(text="a")
+    assert timeline.scores(query).shape == (3, 1) and len(decoded) == 6
+
+
 def view() -> View:
     camera = Cameras(torch.eye(4)[None, :3], 10.0, 10.0, 8.0, 4.0, 16, 8, times=torch.tensor([[0.0]]))
     pictures = {
@@ -120,9 +144,8 @@ def test_cameras_take_sizes_and_times():
 
 
 def test_an_example_is_held_against_its_view():
-    features = torch.nn.functional.normalize(
-        torch.rand(6, 6, 8, generator=torch.Generator().manual_seed(0)) + 1, dim=-1
-    )
+    random = torch.Generator().manual_seed(0)
+    features = torch.nn.functional.normalize(torch.rand(6, 6, 8, generator=random) + 1, dim=-1)
     example = Example.of(features, 2, 3)
     found = example.relevancy(features)
     assert float(found[2, 3]) == pytest.approx(0.982, abs=1e-3)

@@ -39,7 +39,7 @@ def as_markdown(text: str, longest: int = _LONGEST_LINE) -> str:
 def as_code(text: str) -> str:
     """Markdown that shows `text` as code, on one line that can be copied."""
     line = one_line(text, _LONGEST_CODE)
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", line)), default=0))
+    fence = "`" * (1 + max(2, *map(len, re.findall("`*", line))))
     return f"{fence}\n{line}\n{fence}"
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from divff_nerfstudio.query import Query
+from divff_nerfstudio.query import Query, QueryConfig, split_phrases
 from divff_nerfstudio.viewer.views import View
 
 MOMENTS = 32
@@ -43,6 +43,8 @@ class Timeline:
     """Ascending."""
     views: list[View | None] = field(default_factory=list)
     """One per time."""
+    _scores: tuple[QueryConfig, np.ndarray] | None = field(default=None, init=False, repr=False)
+    """What has been scored, and for which question: features are decoded for it, which takes its time."""
 
     def __post_init__(self) -> None:
         self.views = self.views or [None] * len(self.times)
@@ -58,10 +60,16 @@ class Timeline:
         Raises:
             QueryError: If the question cannot be answered.
         """
-        scores = np.full((len(self.times), len(query.phrases)), np.nan, np.float32)
+        config, scored = query.config, self._scores
+        if scored is None or scored[0] != config:
+            empty = np.full((len(self.times), len(split_phrases(config.text))), np.nan, np.float32)
+            scored = self._scores = config, empty
+        scores = scored[1]
         for i, view in enumerate(self.views):
-            answer = query.look(view.features) if view is not None else None
-            if answer is not None and len(answer.phrases) == scores.shape[1]:
+            if view is None or np.isfinite(scores[i]).all():
+                continue
+            answer = query.look(view.features)
+            if answer is not None and answer.config == config:
                 scores[i] = answer.relevancies.amax(dim=(0, 1)).cpu().numpy()
         return scores
 
