@@ -137,8 +137,9 @@ def test_a_question_without_a_place_is_refused(config, tmp_path, options, words)
 
 
 def test_an_empty_question_is_refused_before_the_run_is_opened(tmp_path):
-    with pytest.raises(QueryError):
-        QueryCommandConfig(load_config=tmp_path / "none.yml", text=("mug", " "), time=0.5, output=tmp_path).main()
+    for text in (("mug", " "), ()):
+        with pytest.raises((QueryError, EvaluationError), match="what to look for"):
+            QueryCommandConfig(load_config=tmp_path / "none.yml", text=text, time=0.5, output=tmp_path).main()
 
 
 def test_a_fixed_viewpoint_at_another_time(config, trained, tmp_path):

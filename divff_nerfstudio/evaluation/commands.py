@@ -169,6 +169,8 @@ class QueryCommandConfig:
             raise EvaluationError("--camera and --fixed both name a viewpoint: leave one of them out.")
         if self.fixed is not None and not self.over_time and self.time is None and self.frame is None:
             raise EvaluationError("--fixed is a viewpoint, not a moment: give --time or --frame as well.")
+        if not self.text:
+            raise EvaluationError("--text names nothing: say what to look for.")
         asked = [asked_kind(typed, self.features) for typed in self.text]
         with contextlib.redirect_stdout(sys.stderr):  # nerfstudio says on standard output what it loads
             trained = open_scene(self.load_config)
