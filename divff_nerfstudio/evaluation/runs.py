@@ -78,7 +78,7 @@ def _described(pipeline: Any, kind: str) -> str:
 
 
 def training_seconds(folder: Path) -> float | None:
-    """How long the training of a run took, by the clock in its event files; None where it wrote none.
+    """How long the training of a run took, by the clock in its event files; None where they do not tell.
 
     Args:
         folder: Folder of the run. A resumed training has several files, whose durations are added.
@@ -89,7 +89,7 @@ def training_seconds(folder: Path) -> float | None:
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     clocks = [[getattr(event, "wall_time", 0.0) for event in EventFileLoader(str(path)).Load()] for path in paths]
-    return sum(clock[-1] - clock[0] for clock in clocks if clock)
+    return sum(clock[-1] - clock[0] for clock in clocks if clock) or None
 
 
 def hardware() -> str:
