@@ -117,11 +117,35 @@ def test_gradients_reach_what_is_projected():
     assert facts["means2d"].grad.shape == (1, 30, 2) and facts["radii"].shape == (1, 30)
 
 
-def test_chunks_do_not_matter(monkeypatch):
-    gaussians = some_gaussians(5, 200, 3)
-    whole = rasterization_in_torch(*gaussians, *camera(40, 30), 40, 30)[0]
-    monkeypatch.setattr(compositing, "_CHUNK", 500)
-    torch.testing.assert_close(rasterization_in_torch(*gaussians, *camera(40, 30), 40, 30)[0], whole)
+@pytest.mark.parametrize("limit", ["_CHUNK", "_BAND"])
+def test_what_is_held_at_a_time_does_not_matter(monkeypatch, limit):
+    images, gradients = [], []
+    for _ in range(2):
+        gaussians = [tensor.requires_grad_() for tensor in some_gaussians(5, 200, 3)]
+        image = rasterization_in_torch(*gaussians, *camera(40, 50), 40, 50)[0]
+        image.square().sum().backward()
+        images.append(image)
+        gradients.append([tensor.grad for tensor in gaussians])
+        monkeypatch.setattr(compositing, limit, 700)
+    torch.testing.assert_close(*images)
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-4)
+
+
+def test_lists_of_a_large_picture_are_held_one_part_at_a_time(monkeypatch):
+    longest = []
+    lists_of = compositing.list_tiles
+
+    def watched(projected, width, height):
+        lists = lists_of(projected, width, height)
+        longest.append((height, len(lists.ids)))
+        return lists
+
+    monkeypatch.setattr(compositing, "list_tiles", watched)
+    monkeypatch.setattr(compositing, "_BAND", 1 << 12)
+    gaussians = some_gaussians(5, 300, 3)
+    rasterization_in_torch(*gaussians, *camera(200, 180), 200, 180)
+    pairs = [count for _, count in longest]
+    assert [height for height, _ in longest] == [16] * 11 + [4] and max(pairs) < sum(pairs) / 4
 
 
 def test_lists_are_ordered_by_depth_and_leave_the_invisible_out():

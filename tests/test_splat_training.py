@@ -19,7 +19,8 @@ from divff_nerfstudio.evaluation.runs import RunError
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.layered_model import PICTURES
 from divff_nerfstudio.pipeline import CheckpointError
-from divff_nerfstudio.splat.model import SplatModel
+from divff_nerfstudio.splat.density import discard, row_optimizers
+from divff_nerfstudio.splat.model import DivergenceError, SplatModel
 from divff_nerfstudio.splat.ply import write_layers
 from divff_nerfstudio.splat.points import random_points, read_points
 from divff_nerfstudio.trainer import DivFFTrainer, TrainingError
@@ -119,6 +120,51 @@ def test_views_have_the_same_outputs_as_other_methods(start: Start):
     hidden = model.get_outputs_for_camera(camera)
     assert not hidden["mask_actor"].any() and not hidden["rgb_actor"].any()
     assert torch.equal(hidden["rgb_static"], asked["rgb_static"])
+
+
+@pytest.mark.parametrize("empty", [("static",), ("dynamic", "actor"), LAYERS])
+def test_layers_may_lose_all_their_gaussians(start: Start, empty, tmp_path):
+    trainer = start("run")
+    model, data = model_of(trainer), trainer.pipeline.datamanager
+    run = trainer.train_iteration
+
+    def emptied(step: int):
+        if step == 7:
+            for layer in empty:
+                model.gaussian_layer(layer).rows["opacities"].data.fill_(-20.0)
+        return run(step)
+
+    trainer.train_iteration = emptied
+    trainer.train()
+    camera, _ = data.next_eval_image(0)  # pyright: ignore
+    for layer in empty:
+        views = row_optimizers(model.gaussian_layer(layer), trainer.optimizers.optimizers.values())
+        discard(model.gaussian_layer(layer), views, torch.ones(len(model.gaussian_layer(layer)), dtype=torch.bool))
+    outputs = model.get_outputs_for_camera(camera)
+    assert tuple(outputs)[: len(PICTURES)] == PICTURES and all(each.isfinite().all() for each in outputs.values())
+    assert all(not outputs[f"mask_{layer}"].any() for layer in empty if layer != "static")
+    assert set(write_layers(model, tmp_path / "ply", camera)) == set(LAYERS) - set(empty)
+    model.train()
+    step_losses = trainer.pipeline.get_train_loss_dict(10)[1]
+    assert all(loss.isfinite() for loss in step_losses.values())
+
+
+@pytest.mark.parametrize(("row", "message"), [("colours", "Step 5: .*photometric"), ("means", "Step 6: static means")])
+def test_training_that_diverges_stops_with_the_step_and_leaves_the_last_checkpoint(start: Start, row, message):
+    trainer = start("run", steps_per_save=3)
+    model, run = model_of(trainer), trainer.train_iteration
+
+    def broken(step: int):
+        if step == 5:
+            model.gaussian_layer("static").rows[row].data[0] = torch.nan
+        return run(step)
+
+    trainer.train_iteration = broken
+    with pytest.raises(DivergenceError, match=f"{message}.*not finite.*--load-step"):
+        trainer.train()
+    (path,) = trainer.checkpoint_dir.glob("*.ckpt")
+    state = torch.load(path, weights_only=True)["pipeline"]
+    assert path.stem == "step-000000003" and all(value.isfinite().all() for value in state.values())
 
 
 def test_masks_and_static_share_are_the_accumulation(start: Start):

@@ -7,7 +7,7 @@ A few tensor operations on whole tiles do what gsplat's kernel does per pixel, w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ _TILE = 4
 """Side of a tile in pixels, a divisor of `GSPLAT_TILE`: of 4 and 8 the faster on a CPU."""
 _CHUNK = 1 << 17
 """Opacities that are held at a time: what fits into a cache."""
+_BAND = 1 << 17
+"""Pixels whose lists are held at a time: whatever the size of the picture, memory is bounded."""
 _NOTHING = -1e4
 """Logarithm of the opacity of what fills up the lists."""
 
@@ -70,9 +72,15 @@ def composite_gaussians(
         width: Width of the image in pixels.
         height: Height of the image in pixels.
     """
-    lists = list_tiles(projected, width, height)
-    summed = _Compositing.apply(projected.means, projected.conics, projected.opacities, values, lists, width, height)
-    return summed[..., :-1], summed[..., -1:]  # pyright: ignore[reportIndexIssue]
+    rows = max(1, _BAND // (width * GSPLAT_TILE)) * GSPLAT_TILE
+    bands = []
+    for top in range(0, height, rows):
+        part = replace(projected, means=projected.means - projected.means.new_tensor((0.0, top)))
+        size = (width, min(rows, height - top))
+        lists = list_tiles(part, *size)
+        bands.append(_Compositing.apply(part.means, part.conics, part.opacities, values, lists, *size))
+    summed = torch.cat(bands)
+    return summed[..., :-1], summed[..., -1:]
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from divff_nerfstudio.splat.gaussians import GaussianLayer
@@ -85,7 +85,6 @@ def refine(
     if step <= 0 or len(layer) == 0:
         return
     from gsplat import DefaultStrategy
-    from gsplat.strategy.ops import remove
 
     facts = observation.of_layer(len(layer))
     strategy = DefaultStrategy(
@@ -101,11 +100,9 @@ def refine(
     rows, views = layer.rows, dict(optimizers)
     state: dict[str, Any] = {"grad2d": layer.gradients, "count": layer.sightings, "scene_scale": 1.0}
     strategy.step_post_backward(rows, views, state, step, facts)  # pyright: ignore
-    if step % config.every == 0:
-        huge = rows["scales"].detach().amax(-1).exp() > config.huge
-        if huge.any():
-            remove(rows, views, state, huge)  # pyright: ignore[reportArgumentType]
     layer.gradients, layer.sightings = state["grad2d"], state["count"]
+    if step % config.every == 0:
+        discard(layer, optimizers, rows["scales"].detach().amax(-1).exp() > config.huge)
 
 
 def _least_gradient(layer: GaussianLayer, facts: dict[str, Any], most: int) -> float:
@@ -115,6 +112,23 @@ def _least_gradient(layer: GaussianLayer, facts: dict[str, Any], most: int) -> f
     summed = layer.gradients + seen * (facts["means2d"].grad[0] * half).norm(dim=-1)
     room, mean = max(0, most - len(layer)), summed / (layer.sightings + seen).clamp_min(1)
     return 0.0 if room >= len(mean) else float(mean.sort(descending=True).values[room])
+
+
+def discard(layer: GaussianLayer, optimizers: Mapping[str, Any], gone: Bool[Tensor, "gaussians"]) -> None:
+    """Removes Gaussians from a layer; its parameters are replaced.
+
+    Args:
+        layer: The layer.
+        optimizers: See `row_optimizers`.
+        gone: Which ones.
+    """
+    from gsplat.strategy.ops import remove
+
+    if not gone.any():
+        return
+    state = {"grad2d": layer.gradients, "count": layer.sightings}
+    remove(layer.rows, dict(optimizers), state, gone)  # pyright: ignore[reportArgumentType]
+    layer.gradients, layer.sightings = state["grad2d"], state["count"]
 
 
 def append(layer: GaussianLayer, optimizers: Mapping[str, Any], new: Mapping[str, Tensor]) -> None:

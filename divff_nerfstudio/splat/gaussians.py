@@ -143,6 +143,11 @@ class GaussianLayer(nn.Module):
             "colours": (colours - 0.5) / HARMONIC_0,
             **own,
         }
+        return self.filled(given)
+
+    def filled(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All rows that a Gaussian of this layer has: given ones, as far as it has them, and 0 for those missing."""
+        count = len(given["means"])
         return {
             name: given[name].clone() if name in given else row.new_zeros(count, *row.shape[1:])
             for name, row in self.rows.items()
@@ -207,8 +212,8 @@ class DynamicGaussians(GaussianLayer):
         self.largest_uncertainty = largest_uncertainty
 
     def own_rows(self) -> dict[str, tuple[int, ...]]:
-        """Middle and extent of the life, velocity and acceleration, change of the rotation, and uncertainty."""
-        return {"middles": (), "extents": (), "motions": (2, 3), "turns": (4,), "uncertainties": ()}
+        """Middle, extent and edge of the life, velocity and acceleration, change of rotation, and uncertainty."""
+        return {"middles": (), "extents": (), "edges": (), "motions": (2, 3), "turns": (4,), "uncertainties": ()}
 
     def extents(self) -> Float[Tensor, "gaussians"]:
         """Half the lengths of the lives, in units of time."""
@@ -218,13 +223,33 @@ class DynamicGaussians(GaussianLayer):
         """Rows of half lengths of lives: the inverse of `extents`."""
         return (extents - self.interval).clamp_min(1e-3 * self.interval).log()
 
+    def edges(self) -> Float[Tensor, "gaussians"]:
+        """How soft the lives begin and end, in units of time: 0.15 of the extents, unless learned otherwise."""
+        return (0.15 * self.rows["edges"].exp() * self.extents()).clamp_min(0.5 * self.interval)
+
     def lives(self, times: Float[Tensor, "times"]) -> Float[Tensor, "times gaussians"]:
         """How much of each Gaussian there is at times: 1 in the middle of its life, with soft edges."""
-        middles, extents = self.rows["middles"], self.extents()
-        edge = (0.15 * extents).clamp_min(0.5 * self.interval)
-        offset = times[:, None] - middles
-        born, alive = torch.sigmoid((offset + extents) / edge), torch.sigmoid((extents - offset) / edge)
-        return born * alive / torch.sigmoid(extents / edge).square()
+        extents, edges = self.extents(), self.edges()
+        offset = times[:, None] - self.rows["middles"]
+        born, alive = torch.sigmoid((offset + extents) / edges), torch.sigmoid((extents - offset) / edges)
+        return born * alive / torch.sigmoid(extents / edges).square()
+
+    def rows_of_lives(
+        self, starts: Float[Tensor, "gaussians"], ends: Float[Tensor, "gaussians"]
+    ) -> dict[str, Float[Tensor, "gaussians"]]:
+        """Rows of lives between times, with edges of one distance of frames.
+
+        Args:
+            starts: When they begin; minus infinity: before the video.
+            ends: When they end; infinity: after it.
+        """
+        starts, ends = starts.clamp_min(-4 * self.interval), ends.clamp_max(1 + 4 * self.interval)
+        extents = self.interval + ((ends - starts) / 2 - self.interval).clamp_min(1e-3 * self.interval)
+        return {
+            "middles": (starts + ends) / 2,
+            "extents": self.raw_extents(extents),
+            "edges": (self.interval / (0.15 * extents)).log().clamp_max(0),
+        }
 
     def at(self, moment: Moment) -> Splats:
         """The layer at a moment."""
@@ -275,6 +300,8 @@ class ActorGaussians(GaussianLayer):
 
     def encode(self, camera_positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points dim"]:
         """Encodes places in the camera's frame."""
+        if not len(camera_positions):  # which nerfstudio's encoding does not take
+            return camera_positions.new_zeros(0, self.encoding.get_out_dim())
         return self.encoding(camera_positions)
 
     def at(self, moment: Moment) -> Splats:

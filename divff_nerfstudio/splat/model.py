@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import OrientedBox
@@ -18,9 +19,10 @@ from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.fields.actor import ActorShadow
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.space import SceneSpace
+from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig
 from divff_nerfstudio.losses import shadow_loss, structural_loss, uncertain_photometric
-from divff_nerfstudio.splat.density import DensityConfig, Observation, append, refine, row_optimizers
+from divff_nerfstudio.splat.density import DensityConfig, Observation, append, discard, refine, row_optimizers
 from divff_nerfstudio.splat.gaussians import (
     ActorGaussians,
     DynamicGaussians,
@@ -29,6 +31,7 @@ from divff_nerfstudio.splat.gaussians import (
     StaticGaussians,
 )
 from divff_nerfstudio.splat.heads import SplatHeads, SplatHeadsConfig
+from divff_nerfstudio.splat.permanence import Sightings
 from divff_nerfstudio.splat.points import find_points, random_points, read_points, spacing
 from divff_nerfstudio.splat.rasterise import MOST_CHANNELS, rasterization
 from divff_nerfstudio.splat.seeds import Residuals, actor_seeds, dynamic_seeds
@@ -37,9 +40,14 @@ from divff_nerfstudio.splat.views import View
 ROW_GROUPS = {
     "middles": "lives",
     "extents": "lives",
+    "edges": "lives",
     "turns": "motions",
 }
 """Groups of optimizers of rows that do not have one of their own name."""
+
+
+class DivergenceError(DivffError):
+    """Training has left what can be computed."""
 
 
 @dataclass
@@ -125,6 +133,7 @@ class SplatModel(LayeredModel):
     """
 
     config: SplatModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    eye: Tensor
 
     def populate_modules(self) -> None:
         """Puts the static layer's first Gaussians where the scene has points; the moving layers begin empty."""
@@ -144,7 +153,10 @@ class SplatModel(LayeredModel):
         self.actor_shadow = ActorShadow(self.gaussian_layer("actor"), config.hidden) if config.shadow else None  # pyright: ignore
         dimensions: dict[str, int] = dict(metadata.get("feature_dims", {}))
         self.semantic = SplatHeads(config.heads, frames, dimensions) if dimensions else None
-        self._place(metadata["scene"])
+        scene: Scene = metadata["scene"]
+        self._place(scene)
+        centres = scene.camera_to_worlds[scene.splits["train"], :, 3]
+        self.register_buffer("eye", torch.from_numpy(centres.mean(0)).float(), persistent=False)
         self._seen: dict[Layer, Observation] = {}
 
     def gaussian_layer(self, layer: Layer) -> GaussianLayer:
@@ -196,6 +208,11 @@ class SplatModel(LayeredModel):
         return self.step < self.config.joint_from
 
     @property
+    def _actor_alone(self) -> int:
+        """Rounds of seeds in which the actor has its first try at what is wrong: arms that rest could be objects."""
+        return self.config.seed_rounds // 3
+
+    @property
     def geometry_frozen(self) -> bool:
         """Whether only feature codes and their decoders are being trained."""
         return self.features_trained and self.features_detached
@@ -234,6 +251,10 @@ class SplatModel(LayeredModel):
             return
         assert attributes.optimizers is not None and attributes.pipeline is not None
         optimizers = attributes.optimizers.optimizers.values()
+        if step % config.density.every == 0:
+            self._diverged(
+                {f"{layer} {name}": row for layer in seen for name, row in self.gaussian_layer(layer).rows.items()}
+            )
         if step < 0.85 * config.heads_from:
             for name, observation in seen.items():
                 layer = self.gaussian_layer(name)
@@ -251,15 +272,14 @@ class SplatModel(LayeredModel):
         """Adds moving Gaussians where training frames differ from what is rendered."""
         config, length = self.config, float(self.space.length)
         self.eval()
-        residuals = Residuals()
+        residuals, sightings = Residuals(), Sightings()
         for index in torch.randperm(len(dataset))[: config.seed_frames].tolist():
             view = View.of(dataset.cameras[index : index + 1], length, config.default_time, self.device)
             target = torch.from_numpy(dataset.get_numpy_image(index)).to(self.device).reshape(-1, 3) / 255.0
             splats = self._splats(view, LAYERS)
-            rgb = self._rasterise(view, splats, [self._shaded(view, splats)[0]])[0]
-            static: dict[Layer, Splats] = {"static": splats["static"]}
-            depth, alpha, _ = self._rasterise(view, static, [view.depths(splats["static"].means)[:, None]])
-            residuals.add(view, target, (rgb - target).abs().mean(-1), depth[:, 0] / alpha.clamp_min(1e-2))
+            parts, _, shadow = self._joint(view, splats, codes=False)
+            depth = self._look_at_room(view, splats["static"], shadow, target, parts["masks"][:, 1], sightings)
+            residuals.add(view, target, (parts["rgb"] - target).abs().mean(-1), depth)
         self.train()
         moving: tuple[tuple[Layer, Any, int], ...] = (
             ("dynamic", dynamic_seeds, config.dynamic_most),
@@ -269,8 +289,56 @@ class SplatModel(LayeredModel):
             layer = self.gaussian_layer(name)
             # Half of what may be, spread over the rounds; the other half is for refinement.
             count = min(most - len(layer), most // (2 * config.seed_rounds) * (2 if done == 0 else 1))
-            if count > 0:
+            if count > 0 and (name == "actor" or done >= self._actor_alone):
                 append(layer, row_optimizers(layer, optimizers), seeds(layer, residuals, count))
+        if done > 0:
+            self._give_lives(sightings, optimizers)
+
+    def _look_at_room(
+        self,
+        view: View,
+        static: Splats,
+        shadow: Tensor | None,
+        target: Float[Tensor, "rays 3"],
+        actor: Float[Tensor, "rays"],
+        sightings: Sightings,
+    ) -> Float[Tensor, "rays"]:
+        """Notes what a training frame shows where static Gaussians are, beside the actor.
+
+        Returns:
+            Depth of the static layer, in lengths of the scene.
+        """
+        colours = static.colours if shadow is None else static.colours * (1 - shadow)[:, None]
+        with torch.enable_grad():
+            probes = colours.new_zeros(len(static), 5, requires_grad=True)
+            values = [colours, view.depths(static.means)[:, None], probes]
+            image, alpha, _ = self._rasterise(view, {"static": static}, values)
+            room, weighed = image.split((4, 5), -1)
+        room = room.detach() / alpha[:, None].clamp_min(1e-2)
+        error = (room[:, :3] - target).abs().mean(-1, keepdim=True)
+        looked_at = torch.cat((torch.ones_like(error), error, target), -1) * (1 - actor).clamp_min(0)[:, None]
+        # The derivative by a Gaussian's value is its weight in each pixel.
+        (sums,) = torch.autograd.grad(weighed, probes, looked_at)
+        sightings.add(view.moment.time, static.ids, len(self.gaussian_layer("static")), sums)
+        return room[:, 3]
+
+    def _give_lives(self, sightings: Sightings, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Moves Gaussians that are not always there from the static to the dynamic layer, and fills their places."""
+        static, dynamic = self.gaussian_layer("static"), self.gaussian_layer("dynamic")
+        assert isinstance(dynamic, DynamicGaussians)
+        stays = sightings.stays(self.config.dynamic_most - len(dynamic))
+        if not len(stays.ids):
+            return
+        kept = {name: row.detach()[stays.ids] for name, row in static.rows.items()}
+        lives = dynamic.rows_of_lives(stays.starts, stays.ends)
+        append(dynamic, row_optimizers(dynamic, optimizers), dynamic.filled({**kept, **lives}))
+        gone = torch.zeros(len(static), dtype=torch.bool, device=self.device)
+        gone[stays.ids] = True
+        away = F.normalize(kept["means"] - self.eye / self.space.length, dim=-1)
+        sizes = kept["scales"].exp().amax(-1)
+        behind = static.new_rows(kept["means"] + 2 * sizes[:, None] * away, sizes, stays.behind, opacity=0.5)
+        discard(static, row_optimizers(static, optimizers), gone)
+        append(static, row_optimizers(static, optimizers), behind)
 
     # Rendering.
 
@@ -296,16 +364,14 @@ class SplatModel(LayeredModel):
         return {name: output.view(view.height, view.width, -1) for name, output in outputs.items()}
 
     def _splats(self, view: View, layers: tuple[Layer, ...]) -> dict[Layer, Splats]:
-        """The Gaussians of those layers that have any, in a view."""
-        return {
-            layer: self.gaussian_layer(layer).at(view.moment) for layer in layers if len(self.gaussian_layer(layer))
-        }
+        """The Gaussians of layers in a view; a layer may have none."""
+        return {layer: self.gaussian_layer(layer).at(view.moment) for layer in layers}
 
     def _shaded(self, view: View, splats: Mapping[Layer, Splats]) -> tuple[Tensor, Tensor | None]:
         """Colours of Gaussians with the actor's shadow on the static ones, and that shadow."""
         colours = {layer: each.colours for layer, each in splats.items()}
         shadow = None
-        if self.actor_shadow is not None and "actor" in splats:
+        if self.actor_shadow is not None and len(splats.get("actor", ())) and len(splats["static"]):
             places = view.in_camera(splats["static"].means.detach())
             times = view.moment.time.view(1, 1).expand(len(places), 1)
             shadow = self.actor_shadow(self.gaussian_layer("actor"), places, times)
@@ -467,7 +533,23 @@ class SplatModel(LayeredModel):
         """Losses of a frame; features at those of its pixels that the batch has targets for."""
         if "code" in outputs and "pixels" in batch:
             outputs = outputs | {"code": outputs["code"][batch["pixels"].to(self.device)]}
-        return super().get_loss_dict(outputs, batch, metrics_dict)
+        losses = super().get_loss_dict(outputs, batch, metrics_dict)
+        if self.training and losses and not torch.stack(list(losses.values())).sum().isfinite():
+            self._diverged(losses)
+        return losses
+
+    def _diverged(self, values: Mapping[str, Tensor]) -> None:
+        """Stops if any of these values is not finite.
+
+        Raises:
+            DivergenceError: With their names.
+        """
+        if wrong := [name for name, value in values.items() if not value.isfinite().all()]:
+            raise DivergenceError(
+                f"Step {self.step}: {', '.join(wrong)} not finite: training has diverged. Resume from an earlier "
+                "checkpoint with --load-dir and --load-step, and lower learning rates, for example "
+                "--optimizers.means.optimizer.lr."
+            )
 
     def _geometry_losses(self, outputs: dict[str, Any], target: Tensor) -> dict[str, Tensor]:
         config = self.config

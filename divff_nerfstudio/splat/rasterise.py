@@ -28,8 +28,8 @@ def rasterization(
 ) -> tuple[Float[Tensor, "cameras {height} {width} channels"], Float[Tensor, "cameras {height} {width} 1"], dict]:
     """Renders Gaussians with gsplat on CUDA and with `rasterization_in_torch` elsewhere.
 
-    Whether there is CUDA is all that decides: a machine with a compiler and no GPU makes gsplat compile in vain. (No
-    Gaussians at all are no work for a GPU.)
+    Whether they are on CUDA is all that decides, never whether gsplat's kernels can be built: a machine with a compiler
+    and no GPU makes gsplat compile in vain. (No Gaussians at all are no work for a GPU.)
 
     Args:
         means: Centres in the world.
@@ -46,7 +46,7 @@ def rasterization(
     Returns:
         Sums of `colors`, sums of the weights, and facts ("means2d", "radii", "depths", ...), unpacked.
     """
-    if not torch.cuda.is_available() or not len(means):
+    if not means.is_cuda or not len(means):
         return rasterization_in_torch(means, quats, scales, opacities, colors, viewmats, Ks, width, height, **options)
     import gsplat
 
@@ -133,7 +133,7 @@ def harmonics(
         directions: From the camera to the Gaussians, of any length.
         coefficients: (degree + 1)^2 of them or more.
     """
-    if torch.cuda.is_available():
+    if directions.is_cuda:
         from gsplat import spherical_harmonics
 
         colours = spherical_harmonics(degree, directions, coefficients)
