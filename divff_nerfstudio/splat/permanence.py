@@ -99,10 +99,11 @@ class Sightings:
         empty = torch.empty(0, device=times.device)
         clear, best, inside = (torch.cat([each[i] for each in found]) if found else empty for i in range(3))
         chosen = torch.nonzero(clear > 0).flatten()
+        chosen = chosen[clear[chosen].argsort(descending=True)]
+        starts, ends, inside = starts[best[chosen].long()], ends[best[chosen].long()], inside[chosen].bool()
         # One that leaves and comes back takes the room of two.
-        chosen = chosen[clear[chosen].argsort(descending=True)][:most]
-        ids, best, inside = doubtful[chosen], best[chosen].long(), inside[chosen].bool()
-        return self._pieces(order, times, ids, starts[best], ends[best], inside, most)
+        room = torch.where(inside, 1, (starts > 0).int() + (ends < len(times)).int()).cumsum(0) <= most
+        return self._pieces(order, times, doubtful[chosen][room], starts[room], ends[room], inside[room])
 
     def _pieces(
         self,
@@ -112,7 +113,6 @@ class Sightings:
         starts: Int[Tensor, "gaussians"],
         ends: Int[Tensor, "gaussians"],
         inside: Bool[Tensor, "gaussians"],
-        most: int,
     ) -> Stays:
         """Stays from spans of frames in which Gaussians are there (`inside`), or are not."""
         infinity = times.new_full((1,), torch.inf)
@@ -123,15 +123,12 @@ class Sightings:
         colours = (torch.stack([each[ids] for each in self.colours])[order] * away[..., None]).sum(0)
         behind = colours / weights.sum(0).clamp_min(1e-6)[:, None]
         before, after = ~inside & (starts > 0), ~inside & (ends < len(times))
-        stays = Stays(
+        return Stays(
             ids=torch.cat((ids[inside], ids[before], ids[after])),
             starts=torch.cat((limits[starts[inside]], -infinity.expand(int(before.sum())), limits[ends[after]])),
             ends=torch.cat((limits[ends[inside]], limits[starts[before]], infinity.expand(int(after.sum())))),
             behind=torch.cat((behind[inside], behind[before], behind[after])),
         )
-        if len(stays.ids) <= most:
-            return stays
-        return self._pieces(order, times, ids[:-1], starts[:-1], ends[:-1], inside[:-1], most)
 
 
 def _best_span(
