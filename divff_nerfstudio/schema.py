@@ -1,0 +1,245 @@
+"""The door for what comes in: JSON by a schema per format, options by the ranges that their types tell.
+
+A format's schema is a `Record` in the room that reads the format. An option's range stands in its type,
+``fps: Annotated[float, Field(gt=0)]``; numbers are finite without saying so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
+
+from divff_nerfstudio.files import DivffError
+
+MOST_BYTES = 256 * 2**20
+"""Larger JSON files are taken for something else."""
+MOST_DEPTH = 32
+"""No format of ours has lists in lists deeper than this."""
+_BRACKETS_AND_TEXTS = re.compile(r'[\[\]{}]|"(?:\\.|[^"\\])*"', re.DOTALL)
+_LARGEST = 1e15
+"""Larger numbers are faults: what is computed of them is no longer finite in single precision."""
+
+Value = TypeVar("Value")
+Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
+"""A finite number that single precision holds."""
+Positive = Annotated[float, Field(gt=0, le=_LARGEST, allow_inf_nan=False)]
+"""A number above 0."""
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+"""A number from 0 to 1, such as a time or a probability."""
+Count = Annotated[int, Field(ge=1)]
+"""How many, at least one."""
+
+
+class Record(BaseModel):
+    """Base of the schemas: types are taken at their word, numbers are finite, and nothing changes after reading.
+
+    Keys that a schema does not name are left out, for files that other programs write, too; a format of our own
+    forbids them with ``class …(Record, extra="forbid")``.
+    """
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
+
+
+class OptionError(DivffError):
+    """An option is out of its range."""
+
+
+class _FaultError(ValueError):
+    """What is wrong with a JSON text, in words."""
+
+
+def read_json(
+    path: Path | str,
+    kind: type[Value],
+    what: str,
+    remedy: str,
+    error: type[DivffError] = DivffError,
+    most_bytes: int = MOST_BYTES,
+) -> Value:
+    """Reads a JSON file by its schema.
+
+    Args:
+        path: The file.
+        kind: The schema: a `Record`, or a type made of them such as ``list[Detection]``.
+        what: What the file should be, in words: "a camera path of nerfstudio's viewer".
+        remedy: What to do where it is not, an imperative without a full stop.
+        error: Class of the error raised.
+        most_bytes: How large the file may be.
+
+    Returns:
+        An instance of `kind`.
+
+    Raises:
+        DivffError: Of the class `error`, in one sentence that names the file and the place in it: if it is missing, no
+            ordinary file, too large, not UTF-8 or no JSON, holds a key twice, a number that is not finite or more than
+            `MOST_DEPTH` nested lists, or does not fit the schema.
+    """
+    path = Path(path)
+    try:
+        return parse_json(_read(path, most_bytes), kind)
+    except _FaultError as fault:
+        raise error(f"{path} is not {what} ({fault}): {remedy}.") from None
+
+
+def parse_json(text: str, kind: type[Value]) -> Value:
+    """As `read_json`, of a text.
+
+    Raises:
+        ValueError: With what is wrong with it, in words.
+    """
+    try:
+        _look_through(text)
+        return _adapter(kind).validate_json(text)
+    except RecursionError:
+        raise _FaultError("its lists are nested too deep") from None
+    except ValidationError as error:
+        raise _FaultError(told(error)) from None
+
+
+def fitted(value: Any, kind: type[Value]) -> Value:
+    """As `parse_json`, of what was already read from elsewhere, such as a row of a table.
+
+    Raises:
+        ValueError: With what is wrong with it, in words.
+    """
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise _FaultError(told(error)) from None
+
+
+def told(error: ValidationError) -> str:
+    """The first fault that a schema found, with its place: ``frames.3.fps: should be greater than 0``."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{place}: {message}" if place else message
+
+
+def check_options(options: Any, prefix: str = "") -> None:
+    """Looks through a configuration dataclass and those in it for numbers that are out of range.
+
+    Args:
+        options: The dataclass.
+        prefix: Names of the options that lead to it, with dots behind.
+
+    Raises:
+        OptionError: For the first option that is not finite or not what its type allows, with its name on the command
+            line.
+    """
+    for name, hint in _numeric_hints(type(options)).items():
+        value = getattr(options, name)
+        try:
+            _option_adapter(hint).validate_python(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            option = (prefix + name).replace("_", "-")
+            raise OptionError(f"--{option} is {_short(value)}: it {message}.") from None
+    for entry in fields(options):
+        value = getattr(options, entry.name, None)
+        if is_dataclass(value) and not isinstance(value, type):
+            check_options(value, f"{prefix}{entry.name}.")
+        elif isinstance(value, Mapping):
+            for key, each in value.items():
+                if is_dataclass(each) and not isinstance(each, type):
+                    check_options(each, f"{prefix}{entry.name}.{key}.")
+
+
+def _read(path: Path, most_bytes: int) -> str:
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise _FaultError("it is no ordinary file")
+        if found.st_size > most_bytes:
+            raise _FaultError(f"it has {found.st_size / 2**20:.0f} MiB, and at most {most_bytes / 2**20:.0f} are read")
+        return path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        raise _FaultError("there is no such file") from None
+    except UnicodeDecodeError:
+        raise _FaultError("it is no UTF-8 text") from None
+    except OSError as error:
+        raise _FaultError(f"it cannot be read: {error.strerror or error}") from None
+
+
+def _look_through(text: str) -> None:
+    """Refuses what a schema cannot see: keys that stand twice, numbers beyond all bounds, depth."""
+    depth = deepest = 0
+    for token in _BRACKETS_AND_TEXTS.finditer(text):
+        bracket = token[0]
+        depth += (bracket in "[{") - (bracket in "]}")
+        deepest = max(deepest, depth)
+    if deepest > MOST_DEPTH:
+        raise _FaultError(f"its lists are nested {deepest} deep")
+    try:
+        json.loads(text, object_pairs_hook=_without_twins, parse_float=_finite, parse_constant=_refuse_constant)
+    except _FaultError:
+        raise
+    except ValueError as error:
+        raise _FaultError(f"it is no JSON: {error}") from None
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> None:
+    names = {name for name, _ in pairs}
+    if len(names) < len(pairs):
+        seen: set[str] = set()
+        twin = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise _FaultError(f"it has the key {_short(twin)} twice")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise _FaultError(f"{text[:40]} is beyond all bounds")
+    return number
+
+
+def _refuse_constant(name: str) -> None:
+    raise _FaultError(f"{name} is no finite number")
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+@lru_cache(maxsize=64)
+def _adapter(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+@lru_cache(maxsize=512)
+def _option_adapter(hint: Any) -> TypeAdapter:
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+
+
+@lru_cache(maxsize=256)
+def _numeric_hints(kind: type) -> dict[str, Any]:
+    """Types of a dataclass's fields that have to do with numbers."""
+    try:
+        hints = get_type_hints(kind, include_extras=True)
+    except NameError:  # a class of somebody else's, with names that are only there for type checkers
+        return {}
+    found = {entry.name: hints[entry.name] for entry in fields(kind) if _is_numeric(hints[entry.name])}
+    return {name: hint for name, hint in found.items() if _is_understood(hint)}
+
+
+def _is_numeric(hint: Any) -> bool:
+    return hint in (int, float) or any(_is_numeric(part) for part in get_args(hint) if part is not hint)
+
+
+def _is_understood(hint: Any) -> bool:
+    try:
+        _option_adapter(hint)
+    except PydanticSchemaGenerationError:
+        return False
+    return True
