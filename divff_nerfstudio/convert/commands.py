@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
@@ -35,6 +34,8 @@ from divff_nerfstudio.files import atomic_path
 
 _FEWEST = 10
 """Frames of a video that a reconstruction needs at least."""
+_JPEG = b"\xff\xd8\xff"
+"""How every JPEG begins."""
 
 
 def _say(text: str) -> None:
@@ -330,7 +331,7 @@ class VideoFramesOfScene:
         with atomic_path(path, sync=False) as temporary:
             if picture.shape[:2] == (self.height, self.width) and isinstance(source, TarFrames):
                 content = source.content(number + self.offset)
-                if Image.open(io.BytesIO(content)).format == "JPEG":
+                if content.startswith(_JPEG):
                     temporary.write_bytes(content)
                     return
             Image.fromarray(resized(picture, (self.width, self.height))).save(temporary, quality=QUALITY)

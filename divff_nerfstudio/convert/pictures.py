@@ -13,9 +13,10 @@ from typing import Literal, Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from divff_nerfstudio.data.frames import decode_frame
+from divff_nerfstudio.data.frames import PICTURE_FORMATS, decode_frame
 from divff_nerfstudio.files import DivffError
 
+FORMATS = (*PICTURE_FORMATS, "WEBP")
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 _VIDEOS = frozenset((".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"))
 
@@ -124,7 +125,7 @@ class FolderFrames:
         for number in sorted(numbers):
             if number not in self.files:
                 raise ConvertError(f"{self.path} has no frame {number}: put it there.")
-            yield number, decode_frame(self.files[number])
+            yield number, decode_frame(self.files[number], formats=FORMATS)
 
 
 class TarFrames:
@@ -161,7 +162,7 @@ class TarFrames:
     def read(self, numbers: Collection[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
         for number in sorted(numbers):
             name = self.path / (self._members[number].name if number in self._members else str(number))
-            yield number, decode_frame(name, io.BytesIO(self.content(number)))
+            yield number, decode_frame(name, io.BytesIO(self.content(number)), FORMATS)
 
 
 class VideoFrames:

@@ -26,9 +26,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
-from PIL import Image
 
-from divff_nerfstudio.data.frames import decode_frame
+from divff_nerfstudio.data.frames import decode_frame, open_picture
 from divff_nerfstudio.data.scene import Scene, SceneError
 from divff_nerfstudio.files import restricted_unpickle
 
@@ -269,11 +268,8 @@ def _mask_file(folder: Path, stem: str) -> Path | None:
 
 
 def _read_mask(path: Path, scene: Scene) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            values = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SceneError(f"{path} is truncated or no picture ({error}): copy it anew from its source.") from None
+    with open_picture(path) as image:
+        values = np.asarray(image)
     if values.ndim == 3:
         values = values[..., :3].any(-1)
     return resize_nearest(values != 0, scene.height, scene.width)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from divff_nerfstudio.files import DivffError, atomic_path, is_writable, user_cache_dir
 
+PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF")
+"""What scenes are made of. Pillow knows more, among them EPS, for which it starts a program."""
+MOST_PIXELS = 2**27
+"""Larger pictures are taken for something else."""
 _FOLDER = ".divff_cache"
 _DAY = 86400.0
 
@@ -25,7 +30,47 @@ class SceneError(DivffError):
     """Something is wrong with a scene folder; the message names the file and the remedy in one sentence."""
 
 
-def decode_frame(path: Path, content: IO[bytes] | None = None) -> UInt8[np.ndarray, "height width 3"]:
+@contextlib.contextmanager
+def open_picture(
+    path: Path, content: IO[bytes] | None = None, formats: tuple[str, ...] = PICTURE_FORMATS
+) -> Iterator[Image.Image]:
+    """Opens a picture that may come from a stranger; all of this package's are opened here.
+
+    Args:
+        path: The file, or what a picture elsewhere is called.
+        content: What to read where `path` is only a name.
+        formats: Formats that are read, as Pillow names them.
+
+    Yields:
+        The picture; what fails while the block reads it is told as a fault of the file.
+
+    Raises:
+        SceneError: If the file is missing, no ordinary file, truncated, larger than `MOST_PIXELS`, or no picture in one
+            of `formats`, whatever it is called.
+    """
+    try:
+        if content is None and not stat.S_ISREG(path.stat().st_mode):
+            raise SceneError(f"{path} is no ordinary file: put the picture itself there.")
+        with Image.open(path if content is None else content, formats=formats) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise SceneError(
+                    f"{path} has {image.width}x{image.height} pixels, more than is read: make the picture smaller."
+                )
+            yield image
+    except (FileNotFoundError, NotADirectoryError):
+        raise SceneError(f"{path} is missing: put it there, or take its id out of meta.json.") from None
+    except UnidentifiedImageError:
+        raise SceneError(
+            f"{path} is truncated or no picture in {', '.join(formats[:-1])} or {formats[-1]}: copy it anew from its "
+            "source, or save it in one of these."
+        ) from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SceneError(f"{path} is truncated or no picture ({error}): copy it anew from its source.") from None
+
+
+def decode_frame(
+    path: Path, content: IO[bytes] | None = None, formats: tuple[str, ...] = PICTURE_FORMATS
+) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes a picture into RGB.
 
     Grey and palette pictures are converted, an opaque alpha channel is dropped.
@@ -33,36 +78,27 @@ def decode_frame(path: Path, content: IO[bytes] | None = None) -> UInt8[np.ndarr
     Args:
         path: The file, or what a picture elsewhere is called.
         content: What to read where `path` is only a name.
+        formats: As for `open_picture`.
 
     Raises:
-        SceneError: If the file is missing, truncated or not a picture that has red, green and blue in 8 bits.
+        SceneError: As `open_picture`, or if it does not have red, green and blue in 8 bits.
     """
-    try:
-        with Image.open(path if content is None else content) as image:
-            image.load()
-            opaque = image.mode == "RGBA" and image.getextrema()[3] == (255, 255)
-            if image.mode not in ("RGB", "L", "P") and not opaque:
-                raise SceneError(f"{path} has image mode {image.mode}, which is not read: save it as 8-bit RGB.")
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise SceneError(f"{path} is missing: put it there, or take its id out of meta.json.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SceneError(f"{path} is truncated or no picture ({error}): copy it anew from its source.") from None
+    with open_picture(path, content, formats) as image:
+        image.load()
+        opaque = image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255)
+        if image.mode not in ("RGB", "L", "P") and not opaque:
+            raise SceneError(f"{path} has image mode {image.mode}, which is not read: save it as 8-bit RGB.")
+        return np.asarray(image.convert("RGB"))
 
 
 def frame_size(path: Path) -> tuple[int, int]:
     """Width and height of a picture, from its header.
 
     Raises:
-        SceneError: If the file is missing or no picture.
+        SceneError: As `open_picture`.
     """
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except FileNotFoundError:
-        raise SceneError(f"{path} is missing: put it there, or take its id out of meta.json.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SceneError(f"{path} is truncated or no picture ({error}): copy it anew from its source.") from None
+    with open_picture(path) as image:
+        return image.size
 
 
 def cache_folder(root: Path) -> Path:

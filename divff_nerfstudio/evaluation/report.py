@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
+from divff_nerfstudio.data.frames import decode_frame
 from divff_nerfstudio.evaluation.figures import relevancy_cell, save_frame_figure, save_picture
 from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES, TASK_TITLES
@@ -224,7 +224,7 @@ def _class_table(classes: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _figure_of(path: Path, text: str) -> str:
-    return _figure(np.asarray(Image.open(path).convert("RGB")), text)
+    return _figure(decode_frame(path), text)
 
 
 def _figure(picture: Picture, text: str) -> str:
