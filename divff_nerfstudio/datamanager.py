@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES
 from divff_nerfstudio.features.store import FeatureStore, store_root
 from divff_nerfstudio.files import split_words
+from divff_nerfstudio.plugins import module_command
 
 FeatureTargets = dict[str, tuple[Float[Tensor, "rays dimension"], Bool[Tensor, "rays"]]]
 """For each kind of feature: the rays' targets, and which of them have one."""
@@ -385,7 +385,7 @@ def _found_stores(scene: Scene, feature_dir: Path | None) -> dict[str, FeatureSt
 def _run(command: Sequence[str]) -> None:
     """Runs `divff` in a process of its own, so that the memory of its models is free again afterwards."""
     CONSOLE.print(f"Extracting features first: {shlex.join(command)}", soft_wrap=True)
-    status = subprocess.run([sys.executable, "-m", "divff_nerfstudio.cli", *command[1:]], check=False).returncode
+    status = subprocess.run(module_command("divff_nerfstudio.cli", *command[1:]), check=False).returncode
     if status:
         raise SceneError(
             f"`{shlex.join(command)}` ended with status {status}: mend what it says above and start again, which goes "

@@ -9,18 +9,15 @@ import os
 import pickle
 import secrets
 import shlex
-import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import yaml
-
-T = TypeVar("T")
 
 
 class DivffError(RuntimeError):
@@ -79,33 +76,6 @@ def atomic_path(path: Path | str, sync: bool = True) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
             temporary.unlink()
-
-
-def plugin_class(name: str, base: type[T], what: str, known: Iterable[str] = ()) -> type[T]:
-    """Imports a class that a user has named.
-
-    Args:
-        name: ``module:Class``; the module is found as by an import statement, or in the working directory.
-        base: Class that it must be derived from.
-        what: What it is, in words.
-        known: Names that may be given instead.
-
-    Raises:
-        DivffError: If it cannot be imported or is not derived from `base`.
-    """
-    module, _, attribute = name.partition(":")
-    choice = f"choose from {', '.join(known)}, or give your own as module:Class" if known else "give module:Class"
-    if not module or not attribute:
-        raise DivffError(f"There is no {what} {name}: {choice}.")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise DivffError(f"The {what} {name} cannot be imported ({error}): {choice}.") from None
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise DivffError(f"{name} is no {base.__name__}: derive it from {base.__module__}:{base.__qualname__}.")
-    return found
 
 
 def is_writable(folder: Path) -> bool:

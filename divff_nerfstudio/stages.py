@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from rich.markup import escape
 
 from divff_nerfstudio import __version__
 from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.plugins import module_command
 
 
 class StageError(DivffError):
@@ -144,17 +144,17 @@ def run_module(module: str, *arguments: str) -> None:
     Raises:
         StageError: If it fails; what it printed stands above.
     """
-    command = [sys.executable, "-m", module, *arguments]
-    with subprocess.Popen(command) as program:
+    with subprocess.Popen(module_command(module, *arguments)) as program:
         try:
             status = program.wait()
         except KeyboardInterrupt:
             program.wait()  # Ctrl-C goes to the program, too, which saves what it has
             raise
     if status:
+        command = shlex.join(("python", "-m", module, *arguments))
         raise StageError(
-            f"`{shlex.join(command)}` ended with status {status}: mend what it says above and start the same command "
-            "again, which goes on from here."
+            f"`{command}` ended with status {status}: mend what it says above and start the same command again, which "
+            "goes on from here."
         )
 
 

@@ -434,7 +434,8 @@ def test_the_documentations_own_source_extracts(scene_root, tmp_path, monkeypatc
     assert index.shape == (9, 16) and table.shape == (144, 3)
 
 
-def test_the_text_encoder_of_ones_own_source_travels_with_its_store(scene_root, tmp_path):
+def test_the_text_encoder_of_ones_own_source_travels_with_its_store(scene_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIVFF_PLUGINS", "other:Thing, plain_source:PlainWords")
     store = extract(scene_root, "none", tmp_path / "features", sources=("plain_source:AskedSource",))["image"]
     assert store.header.source == "asked" and store.dimension == 3
     query = build_query(QueryConfig(), {"image": FeatureStore.open(store.directory)}, text_encoder)

@@ -20,7 +20,7 @@ from divff_nerfstudio.evaluation.baseline_models import BaselineModels
 from divff_nerfstudio.evaluation.results import FrameResult, Task
 from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 from divff_nerfstudio.features.store import NO_FEATURE
-from divff_nerfstudio.files import plugin_class
+from divff_nerfstudio.plugins import plugin_class
 
 BASELINES: dict[str, str] = {
     "nearest": f"{__name__}:NearestFrame",
@@ -99,7 +99,7 @@ def load_baseline(name: str, trained: TrainedScene, models: BaselineModels | Non
     Raises:
         DivffError: If there is none.
     """
-    return plugin_class(BASELINES.get(name, name), Baseline, "baseline", BASELINES)(trained, models)
+    return plugin_class(name, Baseline, "baseline", BASELINES)(trained, models)
 
 
 class _Stored(Baseline):

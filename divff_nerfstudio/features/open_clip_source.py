@@ -28,7 +28,7 @@ from divff_nerfstudio.features.segments import ColourSegmenterConfig, Segmenter
 from divff_nerfstudio.features.sources import FeatureSource
 from divff_nerfstudio.features.store import NO_FEATURE, FrameFeatures
 from divff_nerfstudio.features.tiles import Tiles
-from divff_nerfstudio.files import plugin_class
+from divff_nerfstudio.plugins import plugin_class
 
 AUTOENCODER = "autoencoder.pth"
 _CHUNK = 4096
@@ -98,7 +98,7 @@ class SegmentSource(OpenClipSource):
             name = "colour" if self.encoder_name == "demo" else "sam"
         if name in ("sam", "colour"):
             return getattr(self.config, name).setup()
-        made: Any = plugin_class(name, Segmenter, "segmenter", ("sam", "colour"))
+        made: Any = plugin_class(name, Segmenter, "segmenter", {}, ("sam", "colour"))
         return made()
 
     def settings(self) -> dict[str, Any]:

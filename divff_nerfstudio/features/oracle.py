@@ -96,7 +96,7 @@ class OracleSource(FeatureSource):
     def text_encoder(self) -> dict[str, Any]:
         """The encoder of the same codes."""
         return {
-            "family": f"{__name__}:{OraclePhrases.__name__}",
+            "family": "oracle",
             "dimension": self.dimension,
             "fingerprint": self.fingerprint,
             "aliases": self.aliases(),

@@ -12,7 +12,8 @@ import torch
 
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.store import FrameFeatures, StoreHeader
-from divff_nerfstudio.files import DivffError, plugin_class
+from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.plugins import plugin_class
 
 FeatureKind = Literal["image", "video", "regulariser", "hotspot"]
 
@@ -134,7 +135,7 @@ def source_class(name: str) -> type[FeatureSource]:
     Raises:
         DivffError: If there is none of that name, or it is no source.
     """
-    found = plugin_class(SOURCES.get(name, name), FeatureSource, "feature source", (*DEFAULT_SOURCES, *SOURCES))
+    found = plugin_class(name, FeatureSource, "feature source", SOURCES, DEFAULT_SOURCES)
     kinds = get_args(FeatureKind)
     if getattr(found, "kind", None) not in kinds or not isinstance(getattr(found, "name", None), str):
         raise DivffError(

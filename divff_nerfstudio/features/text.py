@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from divff_nerfstudio.features.encoders import EncoderError, load_encoder
-from divff_nerfstudio.files import plugin_class
+from divff_nerfstudio.plugins import class_of_file
 
 
 class PhraseEncoder(ABC):
@@ -55,6 +55,7 @@ FAMILIES: dict[str, str] = {
     "open_clip": "divff_nerfstudio.features.text:OpenClipPhrases",
     "egovideo": "divff_nerfstudio.features.egovideo.encoder:EgoVideoPhrases",
     "xclip": "divff_nerfstudio.features.xclip:XClipPhrases",
+    "oracle": "divff_nerfstudio.features.oracle:OraclePhrases",
 }
 """Where the class of each family of text encoders is; it is imported when it is asked for."""
 
@@ -63,9 +64,10 @@ class TextEncoder:
     """Turns phrases into embeddings that a store's features are compared with.
 
     Args:
-        entry: "text_encoder" of a store's header: its "family" (one of `FAMILIES`, or ``module:Class`` derived from
-            `PhraseEncoder`; open_clip where it says nothing), what that class needs, the "fingerprint" of its weights,
-            and whether to "normalise" embeddings to unit length (they are, unless it says otherwise).
+        entry: "text_encoder" of a store's header: its "family" (one of `FAMILIES`, or a class derived from
+            `PhraseEncoder` that the user's own configuration allows, see `plugins`; open_clip where it says nothing),
+            what that class needs, the "fingerprint" of its weights, and whether to "normalise" embeddings to unit
+            length (they are, unless it says otherwise).
 
     Raises:
         EncoderError: If the encoder is not to be had, or is not the one that made the features.
@@ -111,4 +113,4 @@ def _text_encoder(entry: str) -> TextEncoder:
 
 def _family(name: str) -> type[PhraseEncoder]:
     """The class of a family of text encoders."""
-    return plugin_class(FAMILIES.get(name, name), PhraseEncoder, "text encoder of these features")
+    return class_of_file(name, PhraseEncoder, "text encoder of these features", FAMILIES)
