@@ -10,8 +10,7 @@ import warnings
 from collections.abc import Sequence
 
 from divff_nerfstudio import __version__
-from divff_nerfstudio.faults import say, tell
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.faults import mendable, say, tell
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("divff_nerfstudio.demo:DemoConfig", "from nothing to a trained, evaluated and queried scene"),
@@ -62,21 +61,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     import tyro
 
+    from divff_nerfstudio.schema import check_options
+
     # What torch announces to nerfstudio's authors.
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("ignore", "Using a non-tuple sequence for multidimensional indexing", UserWarning)
     try:
         config = getattr(importlib.import_module(module), attribute)
-        tyro.cli(config, args=typed[1:], prog=f"divff {name}", description=inspect.getdoc(config)).main()
-    except DivffError as error:
-        tell(error)
-        return 1
-    except OSError as error:
-        if error.filename is None:
+        options = tyro.cli(config, args=typed[1:], prog=f"divff {name}", description=inspect.getdoc(config))
+        check_options(options)
+        options.main()
+    except (OSError, MemoryError, RuntimeError) as error:
+        told = mendable(error)
+        if told is None:
             raise
-        tell(
-            DivffError(f"{error.filename} cannot be used ({error.strerror}): see to the path, its rights and its disk.")
-        )
+        tell(told)
         return 1
     except KeyboardInterrupt:
         say("Interrupted.")

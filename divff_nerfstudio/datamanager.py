@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -21,6 +21,7 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.pixel_samplers import PixelSamplerConfig
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from nerfstudio.utils.rich_utils import CONSOLE
+from PIL import Image
 from torch import Tensor
 
 from divff_nerfstudio.data.annotations import check_annotations
@@ -31,6 +32,7 @@ from divff_nerfstudio.features.sources import DEFAULT_SOURCES
 from divff_nerfstudio.features.store import FeatureStore, store_root
 from divff_nerfstudio.files import split_words
 from divff_nerfstudio.plugins import module_command
+from divff_nerfstudio.schema import Count
 
 FeatureTargets = dict[str, tuple[Float[Tensor, "rays dimension"], Bool[Tensor, "rays"]]]
 """For each kind of feature: the rays' targets, and which of them have one."""
@@ -41,16 +43,18 @@ class SceneDataset(InputDataset):
 
     def __init__(self, dataparser_outputs: Any, scale_factor: float = 1.0):
         super().__init__(dataparser_outputs, scale_factor)
-        if scale_factor != 1.0:
-            raise SceneError("camera-res-scale-factor must be 1: scale the scene's frames and intrinsics instead.")
         if "scene" not in self.metadata:
             raise SceneError("The method divff reads EPIC-Diff scenes only: choose the dataparser epic-diff.")
         self.scene: Scene = self.metadata["scene"]
         self.scene_indices: Int[Tensor, "frames"] = self.metadata["indices"]
 
     def get_numpy_image(self, image_idx: int) -> np.ndarray:
-        """One frame, (H, W, 3) uint8."""
-        return self.scene.frame(int(self.scene_indices[image_idx]))
+        """One frame, (H, W, 3) uint8, at the size of its camera."""
+        frame = self.scene.frame(int(self.scene_indices[image_idx]))
+        size = int(self.cameras.width[image_idx]), int(self.cameras.height[image_idx])
+        if size == (frame.shape[1], frame.shape[0]):
+            return frame
+        return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX))
 
     def get_metadata(self, data: dict) -> dict:
         """Adds the frame's index in the scene."""
@@ -184,6 +188,14 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         self.feature_stores: dict[str, FeatureStore] = {}
         self._hotspots: FeatureStore | None = None
         self.feature_start_step = 0
+        if config.camera_res_scale_factor != 1.0:
+            raise SceneError("camera-res-scale-factor must be 1: scale the scene's frames and intrinsics instead.")
+        factor = getattr(config.dataparser, "downscale_factor", 1.0)
+        if not 1 / 64 <= factor <= 64:
+            raise SceneError(f"--downscale-factor is {factor}: give a number from 1/64 to 64.")
+        self._scaled = factor != 1.0
+        if self._scaled:
+            config = replace(config, camera_res_scale_factor=1 / factor)
         super().__init__(config, *args, **kwargs)
 
     def create_train_dataset(self) -> SceneDataset:
@@ -197,6 +209,9 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
 
     def setup_train(self) -> None:
         """Prepares drawing training rays."""
+        if self._scaled:  # ns-render looks at whole pictures alone
+            self.train_pixel_sampler = None
+            return
         rays = self.config.train_num_rays_per_batch
         self.train_pixel_sampler = PixelBatches(self.train_dataset, rays, self.device)  # pyright: ignore
 
@@ -204,7 +219,9 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         """Prepares drawing evaluation rays and whole pictures, and finds faults in annotations before training."""
         check_annotations(self.eval_dataset.scene)
         rays = self.config.eval_num_rays_per_batch
-        self.eval_pixel_sampler = PixelBatches(self.eval_dataset, rays, self.device)  # pyright: ignore
+        self.eval_pixel_sampler = None
+        if not self._scaled:
+            self.eval_pixel_sampler = PixelBatches(self.eval_dataset, rays, self.device)  # pyright: ignore
         self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
         self.eval_dataloader = RandIndicesEvalDataloader(self.eval_dataset, device=self.device)
 
@@ -314,7 +331,7 @@ class FrameDataManagerConfig(DivFFDataManagerConfig):
 
     _target: type = field(default_factory=lambda: FrameDataManager)
     """Target class to instantiate."""
-    feature_pixels: int = 2048
+    feature_pixels: Count = 2048
     """Pixels of each frame whose features are looked up; all where a frame has fewer."""
     train_num_rays_per_batch: tyro.conf.Suppress[int] = 1
     eval_num_rays_per_batch: tyro.conf.Suppress[int] = 1

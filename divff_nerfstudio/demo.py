@@ -18,6 +18,7 @@ from rich.markup import escape
 from divff_nerfstudio import __version__
 from divff_nerfstudio.features.sources import DEMO_SOURCES
 from divff_nerfstudio.files import split_words
+from divff_nerfstudio.schema import Count, Words
 from divff_nerfstudio.stages import Stage, run_module, run_stages, words_to_resume
 
 TARGETS = {"moving_ap": 0.80, "object_ap": 0.50, "affordance_ap": 0.35, "psnr_static_room": 22.0}
@@ -36,11 +37,11 @@ class DemoConfig:
     """Folder for everything."""
     scene: Optional[Path] = None  # noqa: UP045
     """Scene of your own in EPIC-Diff's layout; by default a procedural kitchen is made."""
-    encoder: str = "demo"
+    encoder: Words = "demo"
     """Encoder of the features, as for `divff extract`; "demo" ships with the package and knows its world only."""
     query: str = ""
     """Phrase shown in the video and set in the run's configuration; by default an object of the scene's annotations."""
-    video_frames: int = 24
+    video_frames: Count = 24
     """Frames of the video, evenly spaced over the scene."""
     train_options: str = ""
     """Further options of ns-train, quoted and with an equals sign: --train-options="--max-num-iterations 500"."""

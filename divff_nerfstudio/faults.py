@@ -22,16 +22,45 @@ def tell(error: DivffError) -> None:
     say(f"[bold red]Error:[/] {escape(str(error))}")
 
 
-def tell_uncaught() -> None:
-    """Has the interpreter end with the sentence of a `DivffError` that nothing catches, in place of a stack trace.
+def mendable(error: BaseException) -> DivffError | None:
+    """An error as one that a user can mend; None if it is a fault of the program."""
+    if isinstance(error, DivffError):
+        return error
+    if _is_lack_of_memory(error):
+        reason = " ".join(str(error).split())[:160]
+        return DivffError(
+            f"The memory is not enough{f' ({reason})' if reason else ''}: ask for smaller pictures or less at a time "
+            "(--cell-height, --cloud.views, --pipeline.model.eval-num-rays-per-chunk in config.yml, an encoder's "
+            "batch), or end other programs."
+        )
+    if isinstance(error, OSError) and not isinstance(error, (BlockingIOError, ChildProcessError)):
+        named = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        return DivffError(
+            f"{named or 'A file or a connection'} cannot be used ({error.strerror or error}): see to the path, its "
+            "rights and its disk."
+        )
+    return None
 
-    All other errors are shown as before.
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
+    )
+
+
+def tell_uncaught() -> None:
+    """Has the interpreter end with a sentence for an error that nothing catches, in place of a stack trace.
+
+    It does so for a `DivffError` and for a lack of memory; all other errors are shown as before.
     """
     usual = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, DivffError):
-            tell(error)
+        if isinstance(error, DivffError) or _is_lack_of_memory(error):
+            told = mendable(error)
+            assert told is not None
+            tell(told)
         else:
             usual(kind, error, trace)
 

@@ -36,6 +36,7 @@ from divff_nerfstudio.pipeline import DivFFPipeline
 from divff_nerfstudio.published_model import PublishedModelConfig
 from divff_nerfstudio.query import PUBLISHED_NEGATIVES
 from divff_nerfstudio.registry import divff_paper
+from divff_nerfstudio.schema import Words
 from divff_nerfstudio.trainer import PublishedTrainerConfig
 
 CONFIG, MODELS, FEATURES, AUTOENCODER = "config.yml", "nerfstudio_models", "features", "autoencoder.pth"
@@ -61,9 +62,9 @@ class ImportConfig:
     """Folder of the run; it must not exist yet."""
     autoencoder: Path | None = None
     """The scene's autoencoder (best_ckpt.pth), which turns rendered codes into embeddings that text is held against."""
-    image_encoder: str = "ViT-B-16/laion2b_s34b_b88k"
+    image_encoder: Words = "ViT-B-16/laion2b_s34b_b88k"
     """Text encoder of the image features: any that `divff extract --encoder` takes."""
-    video_encoder: str = "egovideo"
+    video_encoder: Words = "egovideo"
     """Text encoder of the video features: egovideo, a file of EgoVideo's weights, or as for the image features."""
     video_dir: Path | None = None
     """Folder of the video's frames, if it is not SCENE/high_res_video."""

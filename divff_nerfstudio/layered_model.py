@@ -5,20 +5,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Optional, Protocol
+from typing import Any, ClassVar, Optional, Protocol
 
 import torch
 from jaxtyping import Float
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor
 
 from divff_nerfstudio.features.pca import FeatureBasis, project
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
+from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.losses import feature_loss, uncertain_photometric
 from divff_nerfstudio.rendering import Composite, Visibility
+from divff_nerfstudio.schema import Positive, Share, Weight
 
 PICTURES = (
     "rgb",
@@ -37,8 +40,16 @@ HEADS = {"hotspot": "video"}
 """Kinds of targets that another kind's head is compared with."""
 _CODE, _CROP = "code", "crop"
 
+_LARGEST_SIDE = 32768
+_OVERSHOT = 0.2
+"""Times leave 0 to 1 by less than this where splines run through times that lie within."""
+
 Answer = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
 """Adds outputs to a view's pictures from its features by kind: see `Query.answer`."""
+
+
+class RenderError(DivffError):
+    """A view cannot be rendered."""
 
 
 class SemanticRenderer(Protocol):
@@ -74,19 +85,19 @@ class LayeredModelConfig(ModelConfig):
     """Near and far come with the rays."""
     eval_num_rays_per_chunk: int = 4096
     """Rays rendered at a time."""
-    nearest: float = 1.0
+    nearest: Positive = 1.0
     """Where rays start, in units of their frame's near."""
-    farthest: float = 1.0
+    farthest: Positive = 1.0
     """Where rays end, in units of their frame's far."""
-    default_time: float = 0.5
+    default_time: Share = 0.5
     """Time in [0, 1] of cameras that have none (ns-render interpolate)."""
-    image_weight: float = 1.0
+    image_weight: Weight = 1.0
     """Weight of the image-language features' loss."""
-    video_weight: float = 1.0
+    video_weight: Weight = 1.0
     """Weight of the video-language features' loss."""
-    hotspot_weight: float = 0.0
+    hotspot_weight: Weight = 0.0
     """Weight of their loss where hands meet objects, against the whole clip's feature (0 as in DIV-FF)."""
-    regulariser_weight: float = 1.0
+    regulariser_weight: Weight = 1.0
     """Weight of the regulariser's loss."""
     mean_over_all_rays: bool = False
     """Take the mean of features' losses over all rays, also over those without a target, which count as 0."""
@@ -106,6 +117,8 @@ class LayeredModel(Model):
     """
 
     config: LayeredModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    camera_types: ClassVar[tuple[CameraType, ...] | None] = None
+    """Kinds of cameras that are rendered; None: all that nerfstudio casts rays of."""
     field: Any
     semantic: Any
     train_times: Tensor
@@ -119,6 +132,12 @@ class LayeredModel(Model):
         order = torch.argsort(metadata["times"].flatten())
         for name in ("times", "nears", "fars"):
             self.register_buffer(f"train_{name}", metadata[name].flatten()[order].float())
+        nearest, farthest = self.config.nearest, self.config.farthest
+        if not bool((self.train_nears * nearest < self.train_fars * farthest).all()):
+            raise RenderError(
+                f"Rays would end before they begin: lower --pipeline.model.nearest ({nearest:g}) or raise "
+                f"--pipeline.model.farthest ({farthest:g})."
+            )
         self.visibility = Visibility()
         self.answer: Answer | None = None
         self.feature_basis: FeatureBasis | None = None
@@ -169,6 +188,8 @@ class LayeredModel(Model):
         Returns:
             In training what the losses need; otherwise `PICTURES` and, once features are trained, the rays' code.
         """
+        if "camera_directions" not in ray_bundle.metadata:
+            return self._outputs_of_no_camera(ray_bundle)
         rays = self._bounded(ray_bundle)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not (self.training and self.geometry_frozen)):
             rendered = self._render(rays)
@@ -177,6 +198,19 @@ class LayeredModel(Model):
         else:
             rendered.pop("state")
         return rendered
+
+    def _outputs_of_no_camera(self, rays: RayBundle) -> dict[str, Tensor]:
+        """Renders rays that belong to no camera, so that nothing is seen of the actor, whose place depends on it.
+
+        ``ns-render --render-nearest-camera`` asks so, even in the direction from a camera to itself, which is none.
+        """
+        rays = replace(rays, directions=torch.nan_to_num(rays.directions))
+        rays.metadata = {**rays.metadata, "camera_directions": rays.directions}
+        hidden, self.visibility.hide_actor = self.visibility.hide_actor, True
+        try:
+            return self.get_outputs(rays)
+        finally:
+            self.visibility.hide_actor = hidden
 
     def _bounded(self, rays: RayBundle) -> RayBundle:
         """Rays with a time, and with the near and far of the training frame next in time, widened, and cropped."""
@@ -228,7 +262,7 @@ class LayeredModel(Model):
         """
         outputs = self._view(camera, obb_box)
         code = outputs.pop(_CODE, None)
-        pictures = {name: outputs[name] for name in PICTURES}
+        pictures = self._on_background({name: outputs[name] for name in PICTURES})
         if code is None or self.semantic is None:
             return pictures
         if self.feature_basis is not None and "image" in self.semantic.kinds:
@@ -257,18 +291,69 @@ class LayeredModel(Model):
         for part in code.split(rows):
             yield self._features(part, kind)
 
+    def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        """A view with the share of each pixel that is seen as its fourth channel; nothing lies behind it."""
+        seen = outputs["accumulation"]
+        return torch.cat(((outputs[output_name] / seen.clamp_min(1e-6)).clamp(0, 1), seen), -1)
+
+    def _on_background(self, pictures: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Pictures over the colour that a crop asks for where nothing is."""
+        background = renderers.BACKGROUND_COLOR_OVERRIDE
+        if isinstance(background, Tensor):
+            clear = 1 - pictures["accumulation"]
+            pictures["rgb"] = (pictures["rgb"] + clear * background.to(clear)).clamp(0, 1)
+        return pictures
+
     def _view(self, camera: Cameras, obb_box: OrientedBox | None) -> dict[str, Tensor]:
-        """All outputs of a view, with directions in the camera's own frame."""
+        """All outputs of a view, whichever device the camera comes from."""
+        camera = self._checked(camera).to(self.device)
+        box = None if obb_box is None else OrientedBox(*(part.to(self.device) for part in _parts(obb_box)))
         was_training = self.training
         self.eval()
-        rays = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
+        try:
+            return self._view_of(camera, box)
+        finally:
+            self.train(was_training)
+
+    def _checked(self, camera: Cameras) -> Cameras:
+        """A camera that can be rendered, its time within 0 to 1.
+
+        Raises:
+            RenderError: If it cannot.
+        """
+        kind = CameraType(int(camera.camera_type.flatten()[0]))
+        if self.camera_types is not None and kind not in self.camera_types:
+            names = " and ".join(each.name.lower() for each in self.camera_types)
+            raise RenderError(
+                f"This method renders {names} cameras, not {kind.name.lower()} ones: choose another camera type, or a "
+                "run of `ns-train divff`."
+            )
+        sides = [int(getattr(camera, name).flatten()[0]) for name in ("height", "width")]
+        if not all(1 <= side <= _LARGEST_SIDE for side in sides):
+            raise RenderError(
+                f"A picture of {sides[1]}x{sides[0]} pixels cannot be rendered: give sizes from 1 to {_LARGEST_SIDE}."
+            )
+        numbers = torch.cat([getattr(camera, name).flatten() for name in ("camera_to_worlds", "fx", "fy", "cx", "cy")])
+        if not bool(numbers.isfinite().all()) or not float(torch.cat((camera.fx, camera.fy)).min()) > 0:
+            raise RenderError("A camera has numbers that are not finite, or no focal length: mend its file.")
+        if camera.times is None:
+            return camera
+        time = float(camera.times.flatten()[0])
+        if not -_OVERSHOT <= time <= 1 + _OVERSHOT:
+            raise RenderError(f"A camera's time is {time:g}: give one from 0 to 1.")
+        if not 0 <= time <= 1:
+            camera = camera[...]
+            camera.times = torch.full_like(camera.fx, min(max(time, 0.0), 1.0))
+        return camera
+
+    def _view_of(self, camera: Cameras, box: OrientedBox | None) -> dict[str, Tensor]:
+        """All outputs of a view, with directions in the camera's own frame."""
+        rays = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=box)
         rays.metadata = {"camera_directions": self._camera_directions(camera, rays)}
         if rays.nears is not None and rays.fars is not None:
             rays.metadata[_CROP] = torch.cat((rays.nears, rays.fars), -1)
             rays.nears = rays.fars = None
-        outputs = self.get_outputs_for_camera_ray_bundle(rays)
-        self.train(was_training)
-        return outputs
+        return self.get_outputs_for_camera_ray_bundle(rays)
 
     def _features(self, code: Float[Tensor, "*bs code"], kind: str) -> Float[Tensor, "*bs dim"]:
         """Features of one kind that can be asked, of unit length."""
@@ -371,6 +456,10 @@ def pictures_of(
     pictures |= {f"mask_{layer}": mask for layer, mask in masks.items()}
     pictures |= {"mask_moving": masks["dynamic"] + masks["actor"], "uncertainty": uncertainty[:, None]}
     return {"depth": depth[:, None]} | {name: picture.clamp(0, 1) for name, picture in pictures.items()}
+
+
+def _parts(box: OrientedBox) -> tuple[Tensor, Tensor, Tensor]:
+    return box.R, box.T, box.S
 
 
 class _LazyFeatures(dict[str, Tensor]):

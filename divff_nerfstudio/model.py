@@ -26,6 +26,7 @@ from divff_nerfstudio.rendering import (
     transmittance,
     weights_alone,
 )
+from divff_nerfstudio.schema import Amount, Positive, Size, Weight
 
 
 @dataclass
@@ -38,48 +39,48 @@ class DivFFModelConfig(LayeredModelConfig):
     """Sizes of the three fields."""
     heads: SemanticHeadsConfig = field(default_factory=SemanticHeadsConfig)
     """Sizes of the semantic heads."""
-    num_proposal_samples: int = 48
+    num_proposal_samples: Size = 48
     """Intervals of the proposal on each ray."""
-    num_samples: int = 24
+    num_samples: Size = 24
     """Samples of the fields on each ray."""
-    nearest: float = 0.1
+    nearest: Positive = 0.1
     """Where rays start, in units of their frame's near: the actor is closer than the room."""
-    farthest: float = 1.25
+    farthest: Positive = 1.25
     """Where rays end, in units of their frame's far, which is measured along the optical axis."""
-    static_until: int = 0
+    static_until: Amount = 0
     """Step up to which the static layer is trained alone. 0: settled when training starts."""
-    heads_from: int = 0
+    heads_from: Amount = 0
     """Step from which the semantic heads are trained, on detached geometry. 0: settled when training starts."""
-    joint_from: int = 0
+    joint_from: Amount = 0
     """Step from which everything is trained together. 0: settled when training starts."""
-    least_uncertainty: float = 0.03
+    least_uncertainty: Positive = 0.03
     """Standard deviation of the colours of the static layer (DIV-FF)."""
-    photometric_static_weight: float = 10.0
+    photometric_static_weight: Weight = 10.0
     """Weight of the absolute error while the static layer is trained alone."""
-    proposal_weight: float = 10.0
+    proposal_weight: Weight = 10.0
     """Weight of the proposal's loss."""
-    dynamic_density_weight: float = 0.01
+    dynamic_density_weight: Weight = 0.01
     """Weight of the dynamic layer's mean density (DIV-FF)."""
-    actor_density_weight: float = 0.003
+    actor_density_weight: Weight = 0.003
     """Weight of the actor's mean density (DIV-FF)."""
-    mask_weight: float = 0.1
+    mask_weight: Weight = 0.1
     """Cost of a ray that a moving layer explains; it rises over a quarter of the geometry, from static-first on."""
-    persistence_weight: float = 0.3
+    persistence_weight: Weight = 0.3
     """Weight of `persistence_loss`."""
-    persistence_points: int = 256
+    persistence_points: Size = 256
     """Points at which it is measured, per step."""
-    persistence_moments: int = 8
+    persistence_moments: Size = 8
     """Moments at which it is measured, per point."""
-    static_weight: float = 3.0
+    static_weight: Weight = 3.0
     """Weight of the static layer's own absolute error where nothing moves: without it, a shadow over everything and a
     room that is brighter by as much look the same."""
-    enclosure_weight: float = 0.1
+    enclosure_weight: Weight = 0.1
     """Weight of rays that leave the static layer: a room is closed, also behind the actor."""
-    shadow_weight: float = 3.0
+    shadow_weight: Weight = 3.0
     """Weight of `shadow_loss`."""
-    shadow_tolerance: float = 0.04
+    shadow_tolerance: Positive = 0.04
     """How far, in colour, a shadowed room may be from a darker multiple of itself."""
-    regulariser_weight: float = 0.3
+    regulariser_weight: Weight = 0.3
     """Weight of the regulariser's loss."""
     rgb_while_heads: Literal["off", "on"] = "off"
     """Whether geometry goes on training while the heads are trained on it, detached."""

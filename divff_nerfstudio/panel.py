@@ -121,7 +121,8 @@ class QueryPanel(nn.Module):
         self._asking, self._drawing, self._looking, self._finding = (
             Latest(f"panel {name}", self._failed) for name in ("asking", "drawing", "looking", "pointing")
         )
-        self._query.ask(contour=True)
+        if self._query.config.contour is None:
+            self._query.ask(contour=True)
         model: Any = viewer.get_model()
         self._views = Views(model, lambda: (*self._hidden, getattr(model, "step", 0)), self._answer, self._seen, client)
         self._views.attach()
@@ -138,6 +139,7 @@ class QueryPanel(nn.Module):
             negatives="; ".join(self._query.negatives(config.features)),
             threshold=config.threshold,
             strength=config.strength,
+            contour=bool(config.contour),
             hide_actor=self._visibility.hide_actor,
             hide_dynamic=self._visibility.hide_dynamic,
             frames=(int(self._frame_ids[0]), int(self._frame_ids[-1])),

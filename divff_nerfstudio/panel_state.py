@@ -20,15 +20,16 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Literal, Optional, Protocol
 
 import torch
+from pydantic import Field, field_validator
 
 from divff_nerfstudio.files import DivffError, atomic_path
-from divff_nerfstudio.query import EXAMPLE_NAME, Example, Query, QueryConfig, QueryError, split_phrases
+from divff_nerfstudio.query import EXAMPLE_NAME, Example, FeatureKind, Query, QueryConfig, QueryError, split_phrases
+from divff_nerfstudio.schema import Number, Positive, Record, Share, read_json
 
 FORMAT, VERSION = "divff-panel-state", 1
-_CHOICES = {"features": ("image", "video")}
 
 
 class PanelStateError(DivffError):
@@ -115,75 +116,72 @@ class PanelState:
 _FIELDS = tuple(each.name for each in fields(QueryConfig) if each.name not in ("_target", "presets"))
 
 
+class _Question(Record, extra="forbid"):
+    """Fields of `QueryConfig`; those that are missing keep their defaults."""
+
+    text: Annotated[str, Field(max_length=10_000)] = ""
+    features: FeatureKind = "image"
+    negatives_image: tuple[str, ...] = ()
+    negatives_video: tuple[str, ...] = ()
+    prefix_video: str = ""
+    unit_video_text: bool = True
+    temperature: Positive = 10.0
+    threshold: Share = 0.53
+    strength: Share = 1.0
+    contour: Optional[bool] = None  # noqa: UP045
+
+    @field_validator("text")
+    @classmethod
+    def _few(cls, text: str) -> str:
+        try:
+            split_phrases(text)
+        except QueryError as error:
+            raise ValueError(str(error).rstrip(".")) from None
+        return text
+
+
+class _Hidden(Record, extra="forbid"):
+    hide_actor: bool
+    hide_dynamic: bool
+
+
+class _Point(Record, extra="forbid"):
+    """Something that was pointed at."""
+
+    feature: Annotated[tuple[Number, ...], Field(min_length=1, max_length=65536)]
+    level: Annotated[float, Field(ge=-1, lt=1)]
+
+    @field_validator("feature")
+    @classmethod
+    def _of_unit_length(cls, feature: tuple[float, ...]) -> tuple[float, ...]:
+        if abs(math.hypot(*feature) - 1) > 1e-2:
+            raise ValueError("should be of unit length")
+        return feature
+
+
+class _State(Record, extra="forbid"):
+    format: Literal["divff-panel-state"]
+    version: Literal[1]
+    query: _Question
+    visibility: _Hidden
+    output: str
+    examples: dict[Annotated[str, Field(pattern=rf"^{EXAMPLE_NAME.pattern}$")], dict[FeatureKind, _Point]]
+
+
 def load_panel_state(path: Path | str) -> PanelState:
     """Reads a saved state.
 
     Raises:
         PanelStateError: If the file is not there, or is not one that `PanelState.save` writes.
     """
-    path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT or content["version"] != VERSION:
-            raise ValueError(f"it is no {FORMAT} of version {VERSION}")
-        visibility = content["visibility"]
-        return PanelState(
-            query=_query(content["query"]),
-            hide_actor=_of_type(visibility["hide_actor"], bool, "hide_actor"),
-            hide_dynamic=_of_type(visibility["hide_dynamic"], bool, "hide_dynamic"),
-            output=_of_type(content["output"], str, "output"),
-            examples={phrase: _example(phrase, kinds) for phrase, kinds in content["examples"].items()},
-        )
-    except FileNotFoundError as error:
-        raise PanelStateError(f"{path} does not exist: save it with the viewer's panel.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, QueryError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise PanelStateError(
-            f"{path} is no saved state of the panel ({reason}): save it anew in the viewer."
-        ) from error
-
-
-def _query(values: dict[str, Any]) -> QueryConfig:
-    """A query's configuration from plain data; fields that are missing keep their defaults."""
-    given, plain = QueryConfig(), {}
-    for name, value in values.items():
-        if name not in _FIELDS:
-            raise ValueError(f"query has no field {name}")
-        kind = type(getattr(given, name))
-        if kind is tuple:
-            plain[name] = tuple(_of_type(item, str, name) for item in _of_type(value, list, name))
-        elif kind is float:
-            plain[name] = _finite(value, name)
-        else:
-            plain[name] = _of_type(value, kind, name)
-        if name in _CHOICES and value not in _CHOICES[name]:
-            raise ValueError(f"{name} is {value!r}, not one of {', '.join(_CHOICES[name])}")
-    split_phrases(plain.get("text", ""))
-    return QueryConfig(**plain)
-
-
-def _example(phrase: str, kinds: dict[str, Any]) -> dict[str, Example]:
-    if not EXAMPLE_NAME.fullmatch(phrase):
-        raise ValueError(f"{phrase!r} names no point")
-    examples = {}
-    for kind, parts in kinds.items():
-        feature = torch.tensor([_finite(value, "feature") for value in parts["feature"]])
-        if abs(float(feature.norm()) - 1) > 1e-2:
-            raise ValueError(f"the feature of {phrase} is not of unit length")
-        level = _finite(parts["level"], "level")
-        if not level < 1:
-            raise ValueError(f"the level of {phrase} is not below 1")
-        examples[kind] = Example(feature, level)
-    return examples
-
-
-def _of_type(value: Any, kind: type, name: str) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} is {value!r}, not of type {kind.__name__}")
-    return value
-
-
-def _finite(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise TypeError(f"{name} is {value!r}, not a number")
-    return float(value)
+    content = read_json(path, _State, "a saved state of the panel", "save it anew in the viewer", PanelStateError)
+    return PanelState(
+        query=QueryConfig(**content.query.model_dump(exclude_unset=True)),
+        hide_actor=content.visibility.hide_actor,
+        hide_dynamic=content.visibility.hide_dynamic,
+        output=content.output,
+        examples={
+            phrase: {kind: Example(torch.tensor(point.feature), point.level) for kind, point in kinds.items()}
+            for phrase, kinds in content.examples.items()
+        },
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,10 @@ from divff_nerfstudio.features.pca import fit_feature_basis
 from divff_nerfstudio.features.text import text_encoder
 from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig
 from divff_nerfstudio.model import DivFFModelConfig
+from divff_nerfstudio.option_ranges import check_config
 from divff_nerfstudio.panel import QueryPanel
 from divff_nerfstudio.query import QueryConfig, build_query
+from divff_nerfstudio.render_options import check_render_options
 from divff_nerfstudio.viewer.presets import scene_presets
 
 
@@ -64,6 +67,9 @@ class DivFFPipeline(VanillaPipeline):
         local_rank: int = 0,
         grad_scaler: Optional[GradScaler] = None,  # noqa: UP045
     ):
+        check_config(config, "pipeline.")
+        if test_mode != "val":
+            check_render_options(sys.argv)
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)  # pyright: ignore
         if config.model.hotspot_weight > 0 and test_mode == "val":
             self.datamanager.use_hotspots()

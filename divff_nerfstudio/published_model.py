@@ -40,6 +40,7 @@ from divff_nerfstudio.rendering import (
     weights_alone,
 )
 from divff_nerfstudio.schedule import PublishedScheduleConfig
+from divff_nerfstudio.schema import Amount, Positive, Size, Weight
 
 MEMORY_MB = {"cuda": 2048, "cpu": 128}
 """Memory for the activations of a chunk of rays by kind of device, unless said otherwise."""
@@ -70,27 +71,27 @@ class PublishedModelConfig(LayeredModelConfig):
     against the decoded ones. It is kept in the checkpoint. Without one the features are learnt as they are."""
     autoencoder_sizes: Optional[AutoencoderConfig] = None  # noqa: UP045
     """Its sizes, settled when training starts."""
-    coarse_samples: int = 64
+    coarse_samples: Size = 64
     """Samples of the coarse network on each ray."""
-    importance_samples: int = 64
+    importance_samples: Size = 64
     """Samples that are drawn from the coarse weights, of which the fine network sees all."""
     jitter: bool = True
     """Draw depths at random in training."""
-    density_noise: float = 1.0
+    density_noise: Weight = 1.0
     """Standard deviation of the noise on the coarse density in training."""
-    end_density: float = 100.0
+    end_density: Weight = 100.0
     """Static density of the last sample in training, where the colour is random, so that no black background is learnt.
     0: as the network has it."""
-    share_epsilon: float = 1e-6
+    share_epsilon: Positive = 1e-6
     """Added to the summed density where a layer's part of it is taken. NeuralDiff adds nothing: 1e-20 stands for that,
     which changes no density that single precision tells from 0."""
-    least_uncertainty: float = 0.03
+    least_uncertainty: Positive = 0.03
     """Standard deviation of the colours of the static layer."""
-    density_weight: float = 0.01
+    density_weight: Weight = 0.01
     """Weight of the mean densities of the dynamic layer and of the actor."""
     bounds: Literal["frames", "training"] = "frames"
     """Near and far of a view: those of the scene's frame next in time, or of the training frame next in time."""
-    memory_mb: int = 0
+    memory_mb: Amount = 0
     """Memory for the activations of the rays that are rendered at once. 0: by device."""
     compile: bool = False
     """Compile the networks with torch.compile (CUDA)."""

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Optional
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from torch import Tensor
 from divff_nerfstudio.data.annotations import clean_query
 from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.overlays import OVERLAY_OFFSET, outlined, overlay, overlay_several
+from divff_nerfstudio.schema import Positive, Share, Words
 
 if TYPE_CHECKING:
     from divff_nerfstudio.features.store import FeatureStore
@@ -80,23 +81,23 @@ class QueryConfig(InstantiateConfig):
     """Phrase to look for; several are separated by ";" and the most relevant counts. Empty: nothing is asked."""
     features: FeatureKind = "image"
     """Which features answer: image-language ("what is it") or video-language ("what is done with it")."""
-    negatives_image: tuple[str, ...] = ()
+    negatives_image: tuple[Words, ...] = ()
     """Phrases that image queries are held against. Empty: those of the scene's features, else DIV-FF's four."""
-    negatives_video: tuple[str, ...] = ()
+    negatives_video: tuple[Words, ...] = ()
     """Phrases that video queries are held against. Empty: those of the scene's features, else DIV-FF's four."""
     prefix_video: str = ""
     """Put before every phrase asked of the video features ("#C C " as in EgoVideo's captions); negatives stay bare."""
     unit_video_text: bool = True
     """Whether embeddings of phrases asked of the video features have unit length; DIV-FF leaves theirs as they are."""
-    temperature: float = 10.0
+    temperature: Positive = 10.0
     """Factor of the similarities in the relevancy."""
-    threshold: float = 0.53
+    threshold: Share = 0.53
     """Relevancy under which the overlay shows the lightened image."""
-    strength: float = 1.0
+    strength: Share = 1.0
     """Share of the overlay in the picture, 0 to 1."""
-    contour: bool = False
-    """Whether the overlay outlines where the threshold is reached."""
-    presets: tuple[str, ...] = ()
+    contour: Optional[bool] = None  # noqa: UP045
+    """Whether the overlay outlines where the threshold is reached; None: in the viewer, and nowhere else."""
+    presets: tuple[Words, ...] = ()
     """Queries that the viewer offers. Empty: the names in the scene's annotations."""
 
 

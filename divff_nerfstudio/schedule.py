@@ -11,6 +11,8 @@ from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from divff_nerfstudio.schema import Amount, Count, Weight
+
 
 @dataclass
 class PublishedScheduleConfig(PrintableConfig):
@@ -19,15 +21,15 @@ class PublishedScheduleConfig(PrintableConfig):
     stages: Literal["both", "heads", "joint"] = "both"
     """"both": the geometry, then the heads. "heads": the second stage alone, on geometry that is loaded (imported).
     "joint": everything together from the start, for as many epochs as both stages have."""
-    geometry_epochs: int = 10
+    geometry_epochs: Count = 10
     """Epochs of the geometry."""
-    heads_epochs: int = 3
+    heads_epochs: Count = 3
     """Epochs of the heads, with the photometric losses on."""
-    frozen_steps: int = 5000
+    frozen_steps: Amount = 5000
     """Steps of the heads during which the coarse and fine networks do not change; the frames' codes do."""
-    epochs: tuple[int, ...] = ()
+    epochs: tuple[Amount, ...] = ()
     """Epochs of each stage that there is. Empty: settled when training starts."""
-    steps_per_epoch: float = 0.0
+    steps_per_epoch: Weight = 0.0
     """Steps of an epoch. 0: settled when training starts: all training pixels over the rays of a batch; where another
     number of steps is asked for, epochs and frozen steps shrink or grow with it."""
 
@@ -74,9 +76,9 @@ class StagedCosineConfig(SchedulerConfig):
 
     _target: type = field(default_factory=lambda: StagedCosine)
     """target class to instantiate"""
-    epochs: tuple[int, ...] = ()
+    epochs: tuple[Amount, ...] = ()
     """Epochs of each stage; settled with the schedule."""
-    steps_per_epoch: float = 0.0
+    steps_per_epoch: Weight = 0.0
     """Steps of an epoch; settled with the schedule."""
 
 

@@ -16,8 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
+from pydantic.fields import FieldInfo
 
 from divff_nerfstudio.files import DivffError
 
@@ -36,8 +37,28 @@ Positive = Annotated[float, Field(gt=0, le=_LARGEST, allow_inf_nan=False)]
 """A number above 0."""
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 """A number from 0 to 1, such as a time or a probability."""
-Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False)]
+"""A number from 0 on, such as a loss's weight."""
+Count = Annotated[int, Field(ge=1, le=2**53)]
 """How many, at least one."""
+Amount = Annotated[int, Field(ge=0, le=2**53)]
+"""How many, or none."""
+Size = Annotated[int, Field(ge=1, le=65536)]
+"""A length, a width or a number of samples: at least one, and not beyond what memory holds."""
+Octaves = Annotated[int, Field(ge=0, le=24)]
+"""Frequencies of an encoding, each twice the one before: single precision holds no more."""
+Resolutions = Annotated[tuple[Annotated[int, Field(ge=2, le=8192)], ...], Field(min_length=1)]
+"""Cells along the sides of grids."""
+
+
+def _worded(text: str) -> str:
+    if not text.strip():
+        raise ValueError("should say something")
+    return text
+
+
+Words = Annotated[str, AfterValidator(_worded)]
+"""A text that is not blank."""
 
 
 class Record(BaseModel):
@@ -126,34 +147,44 @@ def told(error: ValidationError) -> str:
     return f"{place}: {message}" if place else message
 
 
-def check_options(options: Any, prefix: str = "") -> None:
-    """Looks through a configuration dataclass and those in it for numbers that are out of range.
+Ranges = Mapping[type, Mapping[str, Any]]
+"""For configuration classes of others: types of fields that say their ranges."""
+
+
+def check_options(options: Any, prefix: str = "", ranges: Ranges | None = None) -> None:
+    """Looks through a configuration dataclass and those in it for values that are out of range.
 
     Args:
         options: The dataclass.
         prefix: Names of the options that lead to it, with dots behind.
+        ranges: Types that are narrower than what classes of others declare; they hold for their subclasses, too.
 
     Raises:
         OptionError: For the first option that is not finite or not what its type allows, with its name on the command
             line.
     """
-    for name, hint in _numeric_hints(type(options)).items():
+    hints = dict(_bounded_hints(type(options)))
+    for kind in reversed(type(options).__mro__):
+        hints |= (ranges or {}).get(kind, {})
+    for name, hint in hints.items():
         value = getattr(options, name)
         try:
             _option_adapter(hint).validate_python(value)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
             option = (prefix + name).replace("_", "-")
-            raise OptionError(f"--{option} is {_short(value)}: it {message}.") from None
+            raise OptionError(f"--{option} is {_short(value)}: it {_wanted(error)}.") from None
     for entry in fields(options):
-        value = getattr(options, entry.name, None)
-        if is_dataclass(value) and not isinstance(value, type):
-            check_options(value, f"{prefix}{entry.name}.")
-        elif isinstance(value, Mapping):
-            for key, each in value.items():
-                if is_dataclass(each) and not isinstance(each, type):
-                    check_options(each, f"{prefix}{entry.name}.{key}.")
+        name = "" if _is_unnamed(type(options), entry.name) else f"{entry.name}."
+        _check_inner(getattr(options, entry.name, None), prefix + name, ranges)
+
+
+def _check_inner(value: Any, prefix: str, ranges: Ranges | None) -> None:
+    """Looks through the dataclasses that an option holds, in dictionaries, too."""
+    if is_dataclass(value) and not isinstance(value, type):
+        check_options(value, prefix, ranges)
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            _check_inner(each, f"{prefix}{key}.", ranges)
 
 
 def _read(path: Path, most_bytes: int) -> str:
@@ -223,18 +254,30 @@ def _option_adapter(hint: Any) -> TypeAdapter:
 
 
 @lru_cache(maxsize=256)
-def _numeric_hints(kind: type) -> dict[str, Any]:
-    """Types of a dataclass's fields that have to do with numbers."""
+def _hints(kind: type) -> dict[str, Any]:
     try:
         hints = get_type_hints(kind, include_extras=True)
     except NameError:  # a class of somebody else's, with names that are only there for type checkers
         return {}
-    found = {entry.name: hints[entry.name] for entry in fields(kind) if _is_numeric(hints[entry.name])}
+    return {entry.name: hints[entry.name] for entry in fields(kind)}
+
+
+@lru_cache(maxsize=256)
+def _bounded_hints(kind: type) -> dict[str, Any]:
+    """Types of a dataclass's fields that have to do with numbers, or say what they allow."""
+    found = {name: hint for name, hint in _hints(kind).items() if _is_bounded(hint)}
     return {name: hint for name, hint in found.items() if _is_understood(hint)}
 
 
-def _is_numeric(hint: Any) -> bool:
-    return hint in (int, float) or any(_is_numeric(part) for part in get_args(hint) if part is not hint)
+def _is_bounded(hint: Any) -> bool:
+    if hint in (int, float) or isinstance(hint, (FieldInfo, AfterValidator)):
+        return True
+    return any(_is_bounded(part) for part in get_args(hint) if part is not hint)
+
+
+def _is_unnamed(kind: type, name: str) -> bool:
+    """Whether the options in a field stand on the command line without its name: ``tyro.conf.arg(name="")``."""
+    return any(getattr(part, "name", None) == "" for part in get_args(_hints(kind).get(name)))
 
 
 def _is_understood(hint: Any) -> bool:
@@ -243,3 +286,9 @@ def _is_understood(hint: Any) -> bool:
     except PydanticSchemaGenerationError:
         return False
     return True
+
+
+def _wanted(error: ValidationError) -> str:
+    """What a value should be: of alternatives, all."""
+    messages = (re.sub("^(Value error, |Input |[A-Z][a-z]+ (?=should))", "", each["msg"]) for each in error.errors())
+    return " or ".join(list(dict.fromkeys(messages))[:4])

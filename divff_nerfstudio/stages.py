@@ -18,6 +18,7 @@ from rich.markup import escape
 from divff_nerfstudio import __version__
 from divff_nerfstudio.files import DivffError, atomic_path
 from divff_nerfstudio.plugins import module_command
+from divff_nerfstudio.schema import Record, Weight, read_json
 
 
 class StageError(DivffError):
@@ -100,8 +101,8 @@ def run_stages(
 def finished_seconds(stage: Stage, markers: Path) -> float | None:
     """How long a stage took when it was finished; None if it is to be done (again)."""
     marker = _read(_marker(stage, markers))
-    done = marker is not None and marker.get("settings") == _settings(stage) and stage.leaves.exists()
-    return marker["seconds"] if marker is not None and done else None
+    done = marker is not None and marker.settings == _settings(stage) and stage.leaves.exists()
+    return marker.seconds if marker is not None and done else None
 
 
 def _run(stage: Stage, later: Sequence[Stage], markers: Path) -> float:
@@ -129,13 +130,19 @@ def _settings(stage: Stage) -> dict[str, Any]:
     return {"version": __version__, **stage.settings}
 
 
-def _read(marker: Path) -> dict[str, Any] | None:
-    """A marker's content, or None if there is no readable one."""
+class _Marker(Record, extra="forbid"):
+    """What is kept of a finished stage."""
+
+    settings: dict[str, Any]
+    seconds: Weight
+
+
+def _read(marker: Path) -> _Marker | None:
+    """A marker's content, or None if there is no readable one: the stage is then done again."""
     try:
-        content = json.loads(marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(marker, _Marker, "a marker of a stage", "delete it", StageError)
+    except StageError:
         return None
-    return content if isinstance(content, dict) and isinstance(content.get("seconds"), float) else None
 
 
 def run_module(module: str, *arguments: str) -> None:

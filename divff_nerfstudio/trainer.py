@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Optional
+from typing import Annotated, Any, Optional
 
 import torch
 import tyro
@@ -17,6 +17,7 @@ from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
+from pydantic import Field
 from torch import Tensor
 
 from divff_nerfstudio.checkpoints import read_checkpoint
@@ -25,9 +26,11 @@ from divff_nerfstudio.features.store import IMPORTED
 from divff_nerfstudio.fields.encodings import implementation_for
 from divff_nerfstudio.files import DivffError, atomic_path
 from divff_nerfstudio.model import DivFFModelConfig
+from divff_nerfstudio.option_ranges import check_config
 from divff_nerfstudio.pipeline import DivFFPipeline, DivFFPipelineConfig, random_state, restore_random_state
 from divff_nerfstudio.published_model import PublishedModelConfig
 from divff_nerfstudio.schedule import StagedCosineConfig
+from divff_nerfstudio.schema import Amount, Positive
 from divff_nerfstudio.splat.model import SplatModelConfig
 
 ITERATIONS = {"cuda": 20000, "cpu": 5000}
@@ -51,6 +54,9 @@ _STATE = frozenset(("step", "pipeline", "optimizers", "schedulers", "scalers", "
 """What a checkpoint holds."""
 
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainingError(DivffError):
     """Training cannot start or go on."""
 
@@ -59,9 +65,9 @@ class TrainingError(DivffError):
 class FastAdamConfig(AdamOptimizerConfig):
     """Adam with a shorter memory of squared gradients, which suits grids."""
 
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[_Decay, _Decay] = (0.9, 0.99)
     """Decay of the running means of gradients and of their squares."""
-    eps: float = 1e-15
+    eps: Positive = 1e-15
     """Added to the denominator."""
 
 
@@ -75,7 +81,7 @@ class DivFFTrainerConfig(TrainerConfig):
         default_factory=DivFFPipelineConfig
     )
     """pipeline configuration"""
-    max_num_iterations: int = 0
+    max_num_iterations: Amount = 0
     """Step at which training ends, resumed or not. 0: by device, settled when training starts."""
     run_dir: tyro.conf.Suppress[Optional[Path]] = None  # noqa: UP045  (tyro and pyright agree on this form)
     """Folder of an imported run; others lie where nerfstudio puts them."""
@@ -94,9 +100,10 @@ class DivFFTrainerConfig(TrainerConfig):
         """Settles what depends on the device and on the length of the run; what the user has chosen stays.
 
         Raises:
+            OptionError: If an option is out of its range.
             TrainingError: If the options make no sense.
         """
-        self._check_counts()
+        check_config(self)
         device = "cuda" if self.machine.device_type == "cuda" else "cpu"
         self.max_num_iterations = self.max_num_iterations or ITERATIONS[device]
         model, data = self.pipeline.model, self.pipeline.datamanager
@@ -105,15 +112,6 @@ class DivFFTrainerConfig(TrainerConfig):
             model.fields.implementation = implementation_for(device)
         data.train_num_rays_per_batch = data.train_num_rays_per_batch or RAYS[device]
         self._settle_schedule(model, STATIC_SHARE)
-
-    def _check_counts(self) -> None:
-        """Refuses numbers of steps and rays that are negative."""
-        for option, count in (
-            ("max-num-iterations", self.max_num_iterations),
-            ("pipeline.datamanager.train-num-rays-per-batch", self.pipeline.datamanager.train_num_rays_per_batch),
-        ):
-            if count < 0:
-                raise TrainingError(f"--{option} is {count}: give a positive number.")
 
     def _settle_schedule(self, model: DivFFModelConfig | SplatModelConfig, static_share: float) -> None:
         """Settles the schedule's steps from the length of the run and around those that were chosen.
@@ -159,9 +157,10 @@ class PublishedTrainerConfig(DivFFTrainerConfig):
         """Settles the schedule from the scene's size, features and the steps asked for; what is settled stays.
 
         Raises:
+            OptionError: If an option is out of its range.
             TrainingError: If the options make no sense, or heads shall be trained and there are no features.
         """
-        self._check_counts()
+        check_config(self)
         model, data = self.pipeline.model, self.pipeline.datamanager
         assert isinstance(model, PublishedModelConfig)
         schedule = model.schedule
@@ -189,9 +188,10 @@ class SplatTrainerConfig(DivFFTrainerConfig):
         """Settles what depends on the device and on the length of the run; what the user has chosen stays.
 
         Raises:
+            OptionError: If an option is out of its range.
             TrainingError: If the options make no sense, or the file of points is missing.
         """
-        self._check_counts()
+        check_config(self)
         device = "cuda" if self.machine.device_type == "cuda" else "cpu"
         model = self.pipeline.model
         assert isinstance(model, SplatModelConfig)

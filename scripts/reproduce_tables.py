@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from divff_nerfstudio.evaluation.run import TaskGroup
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
 from divff_nerfstudio.evaluation.tables import ScoredRun, Table, number, read_runs
 from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.schema import Number, Record, read_json
 
 PUBLISHED_NUMBERS = Path(str(files("divff_nerfstudio") / "configs" / "published_numbers.json"))
 """Numbers that others have published."""
@@ -63,8 +63,7 @@ LAYOUTS = {
 """The tables by name."""
 
 
-@dataclass(frozen=True)
-class PublishedNumber:
+class PublishedNumber(Record, extra="forbid"):
     """A number that somebody has published."""
 
     score: str
@@ -73,7 +72,7 @@ class PublishedNumber:
     """Whose number it is."""
     data: str
     """What it was measured on, and how that differs from ours."""
-    value: float
+    value: Number
     """It, in the unit of the score."""
     source: str
     """Where it was read."""
@@ -85,15 +84,8 @@ def published_numbers(path: Path) -> list[PublishedNumber]:
     Raises:
         DivffError: If it is none.
     """
-    names = {field.name for field in fields(PublishedNumber)}
-    try:
-        found = [PublishedNumber(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-        if not all(isinstance(entry.value, (int, float)) for entry in found):
-            raise ValueError("a value is no number")
-    except (OSError, ValueError, TypeError) as error:
-        raise DivffError(
-            f"{path} is no list of published numbers ({error}): each has {', '.join(sorted(names))}."
-        ) from None
+    remedy = f"give objects with {', '.join(sorted(PublishedNumber.model_fields))}"
+    found = read_json(path, list[PublishedNumber], "a list of published numbers", remedy)
     for entry in found:
         if entry.score not in FRAME_SCORES | SCENE_SCORES:
             raise DivffError(f"{path} names a score {entry.score}: use names from scores.json.")

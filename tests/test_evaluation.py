@@ -38,6 +38,7 @@ from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedSc
 from divff_nerfstudio.evaluation.videos import LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
 from divff_nerfstudio.evaluation.viewpoints import central_frame, chosen_frames
 from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.viewer.camera_paths import CameraPath
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +407,7 @@ def test_cameras_of_all_frames_have_their_own_pose_and_time(trained):
 
 def test_published_video_shows_own_and_fixed_viewpoint_at_the_same_times(trained, tmp_path):
     moments = fixed_moments(trained, [0, 6, 11], 7)
-    pictures = list(video_pictures(trained, moments, LAYOUTS["published"], [("image", "mug")], cell_height=48))
+    pictures = list(video_pictures(trained, moments, LAYOUTS["published"], [("image", "mug")], size=(48, 80)))
     assert [(frame, round(x, 4)) for frame, _, x in trained.model.seen] == [
         (0, 0.0), (0, 0.07), (6, 0.06), (6, 0.07), (11, 0.11), (11, 0.07),
     ]  # fmt: skip
@@ -426,26 +427,26 @@ def test_published_video_shows_own_and_fixed_viewpoint_at_the_same_times(trained
 )
 def test_layouts_have_their_rows_and_columns(trained, layout, columns, rows):
     moments = fixed_moments(trained, [3], 7)
-    (picture,) = video_pictures(trained, moments, LAYOUTS[layout], [("image", "mug")], cell_height=48)
+    (picture,) = video_pictures(trained, moments, LAYOUTS[layout], [("image", "mug")], size=(48, 80))
     assert picture.shape[1] == 84 * columns - 4 and picture.shape[0] == 52 * rows + 28
     assert len(trained.model.seen) == rows
 
 
 def test_layers_are_hidden_in_every_row_and_shown_again(trained):
     moments = fixed_moments(trained, [3], 7)
-    list(video_pictures(trained, moments, LAYOUTS["published"], hide=("actor",), cell_height=48))
-    list(video_pictures(trained, moments, LAYOUTS["published"], cell_height=48))
+    list(video_pictures(trained, moments, LAYOUTS["published"], hide=("actor",), size=(48, 80)))
+    list(video_pictures(trained, moments, LAYOUTS["published"], size=(48, 80)))
     assert [hidden for _, hidden, _ in trained.model.seen] == [True, True, False, False]
 
 
-def test_a_camera_path_gives_a_picture_for_each_camera_at_its_time(trained):
-    path = trained.cameras[2:8]
-    path.times = None
-    moments = path_moments(trained, path, [0, 3, 5])
+def test_a_camera_path_gives_a_picture_for_each_camera_at_its_time(trained, tmp_path):
+    cameras = trained.cameras[2:8]
+    cameras.times = None
+    moments = path_moments(trained, CameraPath(tmp_path, cameras, None, None), [0, 3, 5], (48, 80))
     assert [moment.frame for moment in moments] == [0, 7, 11]  # spread over the video
     assert [float(moment.other.camera_to_worlds[0, 0, 3]) for moment in moments] == pytest.approx([0.02, 0.05, 0.07])
     assert moments[1].note == ("camera path", "4 of 6", "(no target)")
-    moments = path_moments(trained, trained.cameras[2:8], [0, 5])
+    moments = path_moments(trained, CameraPath(tmp_path, trained.cameras[2:8], None, None), [0, 5], (48, 80))
     assert [moment.frame for moment in moments] == [2, 7]
 
 
@@ -456,7 +457,7 @@ def test_other_proportions_get_borders():
 
 
 def test_a_long_video_is_made_a_picture_at_a_time(trained):
-    pictures = video_pictures(trained, iter(fixed_moments(trained, [0, 1, 2], 7)), LAYOUTS["own"], cell_height=48)
+    pictures = video_pictures(trained, iter(fixed_moments(trained, [0, 1, 2], 7)), LAYOUTS["own"], size=(48, 80))
     next(pictures)
     assert len(trained.model.seen) == 1
 

@@ -27,7 +27,7 @@ from divff_nerfstudio.evaluation.viewpoints import (
     central_frame,
     fixed_viewpoint,
     published_viewpoints,
-    read_camera_path,
+    read_camera,
 )
 from divff_nerfstudio.query import QueryError
 
@@ -128,7 +128,8 @@ def test_query_prints_one_json_and_writes_pictures(config, tmp_path, capsys):
         ({"fixed": 3}, "moment"),
         ({"frame": 1, "fixed": 3, "camera": Path("c.json")}, "both"),
         ({"frame": 1, "over_time": True}, "all times"),
-        ({"frame": 1, "camera": Path("missing.json")}, "cannot be read"),
+        ({"frame": 1, "camera": Path("missing.json")}, "no such file"),
+        ({"frame": 1, "time": 0.5}, "both name a moment"),
     ],
 )
 def test_a_question_without_a_place_is_refused(config, tmp_path, options, words):
@@ -201,12 +202,12 @@ def test_a_video_of_a_camera_path(config, trained, tmp_path):
 def test_cameras_in_files(trained, tmp_path):
     scene, path = trained.scene, tmp_path / "camera.json"
     path.write_text(json.dumps({"camera_to_world": np.eye(4)[:3].tolist(), "time": 0.25}))
-    camera = read_camera_path(path, scene)
+    camera = read_camera(path, scene)
     assert camera.times.tolist() == [[0.25]] and float(camera.fx[0]) == 30 and int(camera.width[0]) == 40
     for content in ("", "[]", "{}", '{"camera_to_world": [[1, 2]]}', '{"camera_path": []}'):
         path.write_text(content)
         with pytest.raises(CameraFileError, match=r"camera\.json"):
-            read_camera_path(path, scene)
+            read_camera(path, scene)
 
 
 def test_the_published_viewpoints_are_taken_by_the_scenes_name(trained):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Optional
+from typing import Annotated, ClassVar, Optional
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
+from pydantic import Field
 
 from divff_nerfstudio.data.scene import Scene, load_scene
 
@@ -29,12 +30,14 @@ class EpicDiffDataParserConfig(DataParserConfig):
     """target class to instantiate"""
     data: Path = Path()
     """Scene folder with meta.json and frames/."""
-    time_rows: Optional[int] = None  # noqa: UP045  (tyro and pyright agree on this form in Python 3.10)
+    time_rows: Optional[Annotated[int, Field(ge=1, le=2**24)]] = None  # noqa: UP045
     """Rows of a time table indexed by frame id (1000 in the published network); None: the scene's own range."""
     video_dir: Optional[Path] = None  # noqa: UP045
     """Folder of the video's frames, if it is not high_res_video in the scene folder."""
     pixel_centres: bool = True
     """Rays through pixel centres; False: through the pixels' upper left corners, as the published network's."""
+    downscale_factor: ClassVar[float] = 1.0
+    """Set by ``ns-render dataset --downscale-factor``: cameras and frames are smaller by it. No option of training."""
 
 
 class EpicDiff(DataParser):

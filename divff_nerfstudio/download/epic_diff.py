@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 import tyro
+from pydantic import Field
 
 from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.download.catalogue import CATALOGUE, NOT_PUBLIC, SCENES, Item, What
@@ -15,6 +16,7 @@ from divff_nerfstudio.download.cloud import fetch_folder
 from divff_nerfstudio.download.fetch import DownloadError, Remote, fetch
 from divff_nerfstudio.download.unpack import check_archive, unpack
 from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.schema import Words
 
 
 @dataclass
@@ -29,9 +31,9 @@ class DownloadConfig:
     """The data set."""
     root: Path
     """Folder of the data set; the scenes become its subfolders."""
-    scenes: tuple[str, ...] = SCENES
+    scenes: Annotated[tuple[Words, ...], Field(min_length=1)] = SCENES
     """Scenes to unpack."""
-    what: tuple[What, ...] = ("metadata", "frames")
+    what: Annotated[tuple[What, ...], Field(min_length=1)] = ("metadata", "frames")
     """What to fetch: metadata (with motion masks), frames; NeuralDiff's, DIV-FF's checkpoints; EgoVideo's, OOAL's
     weights; annotations of objects and affordances."""
     urls: dict[str, str] = field(default_factory=dict)

@@ -10,10 +10,11 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Optional, Union
+from typing import Annotated, Literal, Optional, Union
 
 import numpy as np
 from nerfstudio.utils.rich_utils import CONSOLE
+from pydantic import Field
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -29,13 +30,17 @@ from divff_nerfstudio.evaluation.run import TaskGroup, Wanted, evaluate
 from divff_nerfstudio.evaluation.runs import RunError, open_run, open_scene, run_facts, training_seconds
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
 from divff_nerfstudio.evaluation.tables import COLUMNS, SCORES_FILE, average_table, read_runs, save_csv, write_csv
-from divff_nerfstudio.evaluation.tiles import as_picture
+from divff_nerfstudio.evaluation.tiles import as_picture, cell_size
 from divff_nerfstudio.evaluation.tracks import follow, save_plot
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene
-from divff_nerfstudio.evaluation.videos import LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
-from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint, read_camera_path
+from divff_nerfstudio.evaluation.videos import FPS, LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
+from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint, read_camera
 from divff_nerfstudio.files import atomic_path, check_config_yaml
+from divff_nerfstudio.option_ranges import Port
+from divff_nerfstudio.outputs import check_output_file, check_output_folder
 from divff_nerfstudio.panel_state import load_panel_state, panel_state_path
+from divff_nerfstudio.schema import Amount, Count, Share, Words
+from divff_nerfstudio.viewer.camera_paths import PicturesPerSecond, read_camera_path
 
 Features = Literal["image", "video"]
 """Which features answer: what something is, or what is done with it."""
@@ -48,11 +53,11 @@ class EvaluateConfig:
 
     load_config: Optional[Path] = None  # noqa: UP045
     """The run's config.yml."""
-    tasks: tuple[TaskGroup, ...] = ("masks", "objects", "affordances", "views")
+    tasks: Annotated[tuple[TaskGroup, ...], Field(min_length=1)] = ("masks", "objects", "affordances", "views")
     """What to evaluate: pictures and masks, annotated objects, annotated actions, and other times and viewpoints."""
-    frames: Optional[int] = None  # noqa: UP045
+    frames: Optional[Count] = None  # noqa: UP045
     """How many held-out frames, evenly spaced; by default all."""
-    queries: tuple[str, ...] = ()
+    queries: tuple[Words, ...] = ()
     """Only these classes and actions; phrases that are not annotated are shown in the figures, "video: cut the bread"
     by video features. By default all that are annotated."""
     baselines: tuple[str, ...] = ("nearest", "mean", "extracted")
@@ -61,9 +66,9 @@ class EvaluateConfig:
     SAM, in the rendering or in the frame), ooal (affordances), or your own, module:Class."""
     models: BaselineModels = field(default_factory=BaselineModels)
     """Options of baselines with models of their own."""
-    name: Optional[str] = None  # noqa: UP045
+    name: Optional[Words] = None  # noqa: UP045
     """What the run is called in tables, where several are of one method; by default its method."""
-    moments: int = 8
+    moments: Count = 8
     """How many moments the tasks of other times and viewpoints look at."""
     download_lpips: bool = False
     """Fetch the weights of LPIPS (244 MB) if they are not on this machine; without them it is left out."""
@@ -72,20 +77,22 @@ class EvaluateConfig:
     With --average, folder for average.md and average.tex; by default this one."""
     average: tuple[Path, ...] = ()
     """Evaluated runs (their folders, or scores.json) to put into one table with means over the scenes."""
-    columns: tuple[str, ...] = COLUMNS
+    columns: Annotated[tuple[Words, ...], Field(min_length=1)] = COLUMNS
     """Scores in that table, by their names in scores.json."""
 
     def main(self) -> Evaluation | None:
         """Runs the command."""
         if self.average:
+            if self.load_config is not None:
+                raise EvaluationError("--average makes a table of evaluated runs: leave --load-config out.")
             return self._average()
         if self.load_config is None:
             raise EvaluationError("Give a run: --load-config RUN/config.yml, or --average RUN... for the table.")
+        run = self.load_config.resolve().parent
+        folder = check_output_folder(self.output or run / "evaluation")
         if self.download_lpips:
             _fetch_lpips()
         pipeline, step = open_run(self.load_config)
-        run = self.load_config.resolve().parent
-        folder = self.output or run / "evaluation"
         gallery, start = Gallery(folder / "frames"), time.perf_counter()
         wanted = Wanted(self.tasks, self.frames, self.queries, self.baselines, self.moments, self.models)
         evaluation = evaluate(
@@ -111,8 +118,8 @@ class EvaluateConfig:
         unknown = [name for name in self.columns if name not in FRAME_SCORES | SCENE_SCORES]
         if unknown:
             raise EvaluationError(f"There is no score {unknown[0]}: use names from {SCORES_FILE}.")
+        folder = check_output_folder(self.output or Path())
         table = average_table(read_runs(self.average), self.columns)
-        folder = self.output or Path()
         for name, text in (("average.md", table.markdown()), ("average.tex", table.latex())):
             with atomic_path(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
@@ -137,41 +144,46 @@ class QueryCommandConfig:
 
     load_config: Path
     """The run's config.yml."""
-    text: tuple[str, ...]
+    text: Annotated[tuple[Words, ...], Field(min_length=1)]
     """What to look for; "video: cut the bread" asks the other features than --features says."""
     output: Path
     """Folder for the pictures and arrays."""
-    time: Optional[float] = None  # noqa: UP045
+    time: Optional[Share] = None  # noqa: UP045
     """The moment, 0 to 1; the camera is that of the frame next to it, unless told otherwise."""
-    frame: Optional[int] = None  # noqa: UP045
+    frame: Optional[Amount] = None  # noqa: UP045
     """Id of the frame whose camera and time are taken."""
     camera: Optional[Path] = None  # noqa: UP045
     """File of another camera: a camera path of nerfstudio's viewer (its first camera), or a JSON object with
     camera_to_world."""
-    fixed: Optional[int] = None  # noqa: UP045
+    fixed: Optional[Amount] = None  # noqa: UP045
     """Id of the frame whose viewpoint is taken, at the time of --time or --frame."""
     features: Features = "image"
     """Which features answer."""
-    threshold: Optional[float] = None  # noqa: UP045
+    threshold: Optional[Share] = None  # noqa: UP045
     """Relevancy above which a pixel belongs to the mask; by default 0.7 for image and 0.54 for video features."""
     hide: tuple[MovingLayer, ...] = ()
     """Layers to leave out: actor, dynamic."""
     over_time: bool = False
     """Follow each thing over the whole video: when it moves, and where it is, as a plot and CSV."""
-    moments: int = 20
+    moments: Count = 20
     """How many moments --over-time looks at, evenly spaced."""
 
     def main(self) -> dict:
         """Runs the command."""
         if self.over_time and (self.time is not None or self.frame is not None or self.camera is not None):
             raise EvaluationError("--over-time looks at all times: leave --time, --frame and --camera out.")
+        if self.time is not None and self.frame is not None:
+            raise EvaluationError(
+                "--time and --frame both name a moment: leave one of them out (--fixed names a viewpoint at a --time)."
+            )
         if self.camera is not None and self.fixed is not None:
             raise EvaluationError("--camera and --fixed both name a viewpoint: leave one of them out.")
         if self.fixed is not None and not self.over_time and self.time is None and self.frame is None:
             raise EvaluationError("--fixed is a viewpoint, not a moment: give --time or --frame as well.")
         if not self.text:
             raise EvaluationError("--text names nothing: say what to look for.")
-        asked = [asked_kind(typed, self.features) for typed in self.text]
+        asked = list(dict.fromkeys(asked_kind(typed, self.features) for typed in self.text))
+        check_output_folder(self.output)
         with contextlib.redirect_stdout(sys.stderr):  # nerfstudio says on standard output what it loads
             trained = open_scene(self.load_config)
             content = self._follow(trained, asked) if self.over_time else self._ask(trained, asked)
@@ -182,7 +194,7 @@ class QueryCommandConfig:
         """The answers in one view."""
         camera = None
         if self.camera is not None:
-            camera = read_camera_path(self.camera, trained.scene)[:1]
+            camera = read_camera(self.camera, trained.scene)
         elif self.fixed is not None:
             camera = trained.camera_at(trained.scene.index_of(self.fixed), 0.0)
         view = trained.view(frame=self.frame, time=self.time, camera=camera, hide=self.hide)
@@ -265,7 +277,7 @@ class VideoConfig:
     """What stands where: published (own trajectory above, other viewpoint below; target, prediction, static, dynamic,
     actor, relevancies), one of its rows (own, other), with the layers' masks (masks), relevancies alone (relevancy), or
     only what the other viewpoint sees (prediction)."""
-    queries: tuple[str, ...] = ()
+    queries: tuple[Words, ...] = ()
     """Phrases whose relevancies are shown, a column each; "video: cut the bread" asks the other features than
     --features says. By default those of the run's configuration."""
     features: Features = "image"
@@ -275,35 +287,40 @@ class VideoConfig:
     camera_path: Optional[Path] = None  # noqa: UP045
     """Camera path of nerfstudio's viewer: the other viewpoint. A picture for each of its cameras, at its time. What the
     panel asked and hid when it was saved is asked and hidden, unless --queries or --hide say otherwise."""
-    fixed: Optional[int] = None  # noqa: UP045
+    fixed: Optional[Amount] = None  # noqa: UP045
     """Id of the frame whose viewpoint is the other one; by default the published one of EPIC-Diff's scenes, else the
     most central."""
-    frames: Union[Literal["all"], int] = "all"  # noqa: UP007
+    frames: Union[Literal["all"], Count] = "all"  # noqa: UP007
     """How many pictures, evenly spaced over the scene or the camera path."""
-    fps: float = 10.0
-    """Pictures per second."""
-    cell_height: int = 180
-    """Height of each picture in the video, in pixels."""
+    fps: Optional[PicturesPerSecond] = None  # noqa: UP045
+    """Pictures per second; by default as many as make the film as long as the camera path says, else 10."""
+    cell_height: Annotated[int, Field(ge=16, le=2160)] = 180
+    """Height of each picture in the video, in pixels. What a camera path sees is rendered at this height."""
 
     def main(self) -> Path:
         """Runs the command."""
         if self.camera_path is not None and self.fixed is not None:
             raise EvaluationError("--camera-path and --fixed both name the other viewpoint: leave one of them out.")
-        trained, hide = open_scene(self.load_config), self.hide
-        wanted = None if self.frames == "all" else int(self.frames)
-        if self.camera_path is not None:
-            path = read_camera_path(self.camera_path, trained.scene)
+        file = check_output_file(self.output or self.load_config.resolve().parent / "video.mp4", ".mp4")
+        asked = [asked_kind(typed, self.features) for typed in self.queries]
+        path = None if self.camera_path is None else read_camera_path(self.camera_path)
+        trained, hide, layout = open_scene(self.load_config), self.hide, LAYOUTS[self.layout]
+        wanted, fps = None if self.frames == "all" else int(self.frames), self.fps
+        shape = trained.scene.height, trained.scene.width
+        if path is not None:
             hide = self._as_in_the_panel(trained)
-            moments = path_moments(trained, path, chosen_frames(len(path), wanted))
+            steps = chosen_frames(len(path.cameras), wanted)
+            fps = fps or path.pictures_per_second(len(steps))
+            if layout.rows == ("other",):
+                shape = path.height, path.width
+            moments = path_moments(trained, path, steps, cell_size(*shape, self.cell_height))
         else:
             viewpoint = fixed_viewpoint(trained.scene, self.fixed)
             moments = fixed_moments(trained, chosen_frames(len(trained.scene), wanted), viewpoint)
-        queries = [asked_kind(typed, self.features) for typed in self.queries] or trained.standing_queries
-        layout = LAYOUTS[self.layout]
-        pictures = video_pictures(trained, moments, layout, queries, hide, self.cell_height)
+        queries = asked or trained.standing_queries
+        pictures = video_pictures(trained, moments, layout, queries, hide, cell_size(*shape, self.cell_height))
         shown = track(pictures, "Rendering the video ...", total=len(moments), console=CONSOLE, transient=True)
-        file = self.output or self.load_config.resolve().parent / "video.mp4"
-        count = write_video(file, shown, self.fps)
+        count = write_video(file, shown, fps or FPS)
         CONSOLE.print(f"Written: {escape(str(file))} ({count} frames)")
         return file
 
@@ -331,35 +348,39 @@ class ExportConfig:
     output: Optional[Path] = None  # noqa: UP045
     """The .ply file, or the folder of the layers' files; by default "pointcloud.ply" or "gaussians" beside the
     config.yml."""
-    queries: tuple[str, ...] = ()
+    queries: tuple[Words, ...] = ()
     """Phrases whose relevancy each point gets; "video: cut the bread" asks the other features than --features says."""
     features: Features = "image"
     """Which features answer, and are written."""
-    time: Optional[float] = None  # noqa: UP045
+    time: Optional[Share] = None  # noqa: UP045
     """The moment, 0 to 1; by default the middle of the video."""
     cloud: CloudOptions = field(default_factory=CloudOptions)
     """Views, sizes, and what is left out."""
 
     def main(self) -> Path:
         """Runs the command."""
-        trained = open_scene(self.load_config)
-        time = float(np.median(trained.times)) if self.time is None else self.time
+        folder = self.load_config.resolve().parent
         if self.what == "gaussians":
-            return self._gaussians(trained, time)
+            return self._gaussians(check_output_folder(self.output or folder / "gaussians"))
         queries = [asked_kind(typed, self.features) for typed in self.queries]
-        path = self.output or self.load_config.resolve().parent / "pointcloud.ply"
-        count = write_cloud(path, trained, time, queries, self.features, self.cloud)
+        path = check_output_file(self.output or folder / "pointcloud.ply", ".ply")
+        trained = open_scene(self.load_config)
+        count = write_cloud(path, trained, self._moment(trained), queries, self.features, self.cloud)
         CONSOLE.print(f"Written: {escape(str(path))} ({count} points)")
         return path
 
-    def _gaussians(self, trained: TrainedScene, time: float) -> Path:
+    def _moment(self, trained: TrainedScene) -> float:
+        return float(np.median(trained.times)) if self.time is None else self.time
+
+    def _gaussians(self, folder: Path) -> Path:
         """Writes the layers, the actor where it is for the camera of the frame next to the time."""
         from divff_nerfstudio.splat.model import SplatModel
         from divff_nerfstudio.splat.ply import write_layers
 
+        trained = open_scene(self.load_config)
+        time = self._moment(trained)
         if not isinstance(trained.model, SplatModel):
             raise RunError(f"{self.load_config} is a run without Gaussians: give one of `ns-train divff-splat`.")
-        folder = self.output or self.load_config.resolve().parent / "gaussians"
         camera = trained.camera_at(trained.frame_at(time), time)
         names = [path.name for path in write_layers(trained.model, folder, camera).values()]
         CONSOLE.print(f"Written: {escape(str(folder))} ({', '.join(names)})")
@@ -372,9 +393,9 @@ class ViewConfig:
 
     load_config: Path
     """The run's config.yml; refused if it could execute code."""
-    host: str = "127.0.0.1"
+    host: Words = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets every machine of the network in."""
-    port: Optional[int] = None  # noqa: UP045
+    port: Optional[Port] = None  # noqa: UP045
     """Port to listen on; by default the first free one from 7007."""
 
     def main(self) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from nerfstudio.utils.rich_utils import CONSOLE
+from pydantic import Field
 from rich.progress import track
 
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene, View
@@ -17,6 +19,7 @@ from divff_nerfstudio.evaluation.viewpoints import chosen_frames
 from divff_nerfstudio.features.pca import fit_feature_basis, project
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.files import atomic_path
+from divff_nerfstudio.schema import Count, Share, Weight
 
 _COORDINATES = 1 << 20
 """Cells on each side of the origin along an axis: three coordinates fit into one 63-bit number."""
@@ -26,13 +29,13 @@ _COORDINATES = 1 << 20
 class CloudOptions:
     """What a point cloud holds."""
 
-    views: int = 16
+    views: Count = 16
     """How many of the training frames' viewpoints, evenly spaced over the video."""
-    cell: float = 0.005
+    cell: Annotated[float, Field(gt=0, le=1)] = 0.005
     """Edge of the cube whose points become one, as a share of the median distance of what the views see."""
-    opaque: float = 0.5
+    opaque: Share = 0.5
     """A ray that less of the scene stops than this gives no point."""
-    edge: float = 0.1
+    edge: Weight = 0.1
     """A pixel whose depth differs from a neighbour's by more than this share gives none: it lies between two things."""
     hide: tuple[MovingLayer, ...] = ()
     """Layers to leave out. The actor, which moves with the camera, is only in the view that belongs to the moment."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field, field_validator
 
 from divff_nerfstudio.evaluation.results import Evaluation
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError
 from divff_nerfstudio.files import atomic_path
+from divff_nerfstudio.schema import Number, Record, read_json
 
 SCORES_FILE = "scores.json"
 COLUMNS = (
@@ -114,26 +115,45 @@ def read_runs(places: Iterable[Path]) -> list[ScoredRun]:
     runs = []
     for place in places:
         path = _scores_file(place)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            facts = content["facts"]
-            method = facts.get("Method", "divff")
-            runs.append(ScoredRun(facts["Scene"], method, content["totals"], facts))
-            for name, scored in content.get("baselines", {}).items():
-                runs.append(ScoredRun(facts["Scene"], name, scored["totals"], facts))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise EvaluationError(
-                f"{path} is no scores of `divff evaluate` ({type(error).__name__}: {error}): evaluate the run anew."
-            ) from None
+        content = read_json(
+            path, _Scores, "a file of scores of `divff evaluate`", "evaluate the run anew", EvaluationError
+        )
+        facts = content.facts
+        runs.append(ScoredRun(facts["Scene"], facts.get("Method", "divff"), content.totals, facts))
+        for name, scored in content.baselines.items():
+            runs.append(ScoredRun(facts["Scene"], name, scored.totals, facts))
     return runs
 
 
+class _Totals(Record):
+    """Scores of a scene."""
+
+    totals: dict[str, Number]
+
+
+class _Scores(_Totals):
+    """What the table over scenes needs of a scores.json."""
+
+    facts: dict[str, str]
+    baselines: dict[str, _Totals] = Field(default_factory=dict)
+
+    @field_validator("facts")
+    @classmethod
+    def _with_scene(cls, facts: dict[str, str]) -> dict[str, str]:
+        if not facts.get("Scene", "").strip():
+            raise ValueError("should name the Scene")
+        return facts
+
+
 def _scores_file(place: Path) -> Path:
-    if place.is_file() and place.suffix == ".json":
-        return place
-    folder = place.parent if place.is_file() else place
-    candidates = (folder / SCORES_FILE, folder / "evaluation" / SCORES_FILE)
-    found = next((path for path in candidates if path.is_file()), None)
+    try:
+        if place.is_file() and place.suffix == ".json":
+            return place
+        folder = place.parent if place.is_file() else place
+        candidates = (folder / SCORES_FILE, folder / "evaluation" / SCORES_FILE)
+        found = next((path for path in candidates if path.is_file()), None)
+    except OSError as error:
+        raise EvaluationError(f"{place} cannot be read ({error.strerror}): give the folder of a run.") from None
     if found is None:
         raise EvaluationError(f"{place} has no {SCORES_FILE}: run `divff evaluate --load-config` on it first.")
     return found

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.model_components.renderers import background_color_override_context
 from torch import Tensor
 
 from divff_nerfstudio.data.annotations import GroundTruth, ground_truth
@@ -19,6 +20,7 @@ from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.evaluation.answers import Answer, answer_about
 from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.query import Query, QueryError
+from divff_nerfstudio.viewer.camera_paths import Crop
 
 if TYPE_CHECKING:
     from divff_nerfstudio.datamanager import DivFFDataManager
@@ -40,7 +42,7 @@ class Renderer(Protocol):
     answer: Any
     """Hook that is handed a view's pictures and features, and adds outputs."""
 
-    def get_outputs_for_camera(self, camera: Cameras) -> dict[str, Tensor]:
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: Any = None) -> dict[str, Tensor]:
         """Pictures of a view, (height, width, channels) by name."""
         ...
 
@@ -214,12 +216,13 @@ class TrainedScene:
         camera.times = torch.tensor([[moment]], dtype=torch.float32)
         return self.render(camera, hide)
 
-    def render(self, camera: Cameras, hide: Sequence[MovingLayer] = ()) -> View:
+    def render(self, camera: Cameras, hide: Sequence[MovingLayer] = (), crop: Crop | None = None) -> View:
         """Renders what a camera sees at its time, whatever a viewer's panel is set to.
 
         Args:
             camera: One camera, with a time.
             hide: Layers to leave out.
+            crop: The part of the scene that is seen; None: all.
         """
         kept: dict[str, Mapping[str, Tensor]] = {}
 
@@ -227,8 +230,13 @@ class TrainedScene:
             kept["features"] = features
             return {}
 
+        camera = camera.to(self.datamanager.device)
         with neutral(self.model, keep, hide), torch.no_grad():
-            outputs = self.model.get_outputs_for_camera(camera.to(self.datamanager.device))
+            if crop is None:
+                outputs = self.model.get_outputs_for_camera(camera)
+            else:
+                with background_color_override_context(crop.background):
+                    outputs = self.model.get_outputs_for_camera(camera, crop.box)
         pictures = {name: picture.detach().cpu().float() for name, picture in outputs.items()}
         return View(camera.to("cpu"), pictures, self.query, kept.get("features", {}))
 

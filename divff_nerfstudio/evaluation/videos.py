@@ -14,9 +14,13 @@ from nerfstudio.cameras.cameras import Cameras
 
 from divff_nerfstudio.evaluation.tiles import Picture, blank, caption, cell_size, column_of, fitted, row_of
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene, View
+from divff_nerfstudio.evaluation.viewpoints import at_size
 from divff_nerfstudio.files import atomic_path
 from divff_nerfstudio.query import OVERLAY_OFFSET, overlay
+from divff_nerfstudio.viewer.camera_paths import CameraPath, Crop
 
+FPS = 10.0
+"""Pictures per second where nothing else is said."""
 _LABEL_HEIGHT = 28
 _TARGET = "target"
 
@@ -57,6 +61,8 @@ class Moment:
     """The other viewpoint's camera, with its time."""
     note: tuple[str, ...]
     """What that viewpoint is, in lines."""
+    crop: Crop | None = None
+    """The part of the scene that it sees; None: all."""
 
 
 @contextmanager
@@ -99,7 +105,7 @@ def video_writer(path: Path, height: int, width: int, fps: float) -> Iterator[Ge
             raise EvaluationError(f"{path} could not be written: see ffmpeg's message above.")
 
 
-def write_video(path: Path, pictures: Iterable[Picture], fps: float = 10.0) -> int:
+def write_video(path: Path, pictures: Iterable[Picture], fps: float = FPS) -> int:
     """Writes pictures of one size as a video, in the memory of one of them.
 
     Args:
@@ -139,22 +145,24 @@ def fixed_moments(trained: TrainedScene, frames: Sequence[int], viewpoint: int) 
     return [Moment(i, trained.camera_at(viewpoint, float(trained.times[i])), note) for i in frames]
 
 
-def path_moments(trained: TrainedScene, path: Cameras, steps: Sequence[int]) -> list[Moment]:
+def path_moments(trained: TrainedScene, path: CameraPath, steps: Sequence[int], size: tuple[int, int]) -> list[Moment]:
     """Steps of a camera path, each beside the frame next in time.
 
     Args:
         trained: The scene.
         path: Its cameras; where they have no times, they are spread evenly over the video.
         steps: Which of the cameras.
+        size: Height and width of the cell that they are shown in: they are rendered as large as they are seen.
     """
-    spread = np.linspace(trained.times[0], trained.times[-1], len(path))
-    times = spread if path.times is None else path.times[:, 0].numpy()
+    cameras = path.cameras
+    spread = np.linspace(trained.times[0], trained.times[-1], len(cameras))
+    times = spread if cameras.times is None else cameras.times[:, 0].numpy()
     moments = []
     for step in steps:
-        camera = path[step : step + 1]
+        camera = at_size(cameras[step : step + 1], size)
         camera.times = torch.tensor([[float(times[step])]])
-        note = ("camera path", f"{step + 1} of {len(path)}", "(no target)")
-        moments.append(Moment(trained.frame_at(float(times[step])), camera, note))
+        note = ("camera path", f"{step + 1} of {len(cameras)}", "(no target)")
+        moments.append(Moment(trained.frame_at(float(times[step])), camera, note, path.crop))
     return moments
 
 
@@ -164,7 +172,7 @@ def video_pictures(
     layout: Layout,
     queries: Sequence[tuple[str, str]] = (),
     hide: Sequence[MovingLayer] = (),
-    cell_height: int = 180,
+    size: tuple[int, int] | None = None,
 ) -> Iterator[Picture]:
     """Pictures of a video, one for each moment, rendered when they are asked for. The columns' labels stand below.
 
@@ -174,13 +182,13 @@ def video_pictures(
         layout: What stands where.
         queries: Kind of features and phrase of each relevancy that is shown.
         hide: Layers to leave out.
-        cell_height: Height of a cell in pixels.
+        size: Height and width of a cell in pixels; None: as the scene's frames, 180 high.
 
     Raises:
         QueryError: If a query cannot be answered.
     """
     scene = trained.scene
-    size = cell_size(scene.height, scene.width, cell_height)
+    size = size or cell_size(scene.height, scene.width)
     queries = queries if layout.relevancies else ()
     words = [text for text, _ in layout.columns] + [f"relevancy: {phrase}" for _, phrase in queries]
     labels = row_of([caption(text, size[1], _LABEL_HEIGHT) for text in words])
@@ -190,7 +198,8 @@ def video_pictures(
             own = row == "own"
             camera = trained.cameras[moment.frame : moment.frame + 1] if own else moment.other
             target = fitted(scene.frame(moment.frame) / 255.0, size) if own else blank(size, moment.note)
-            rows.append(_row(trained.render(camera, hide), target, layout, queries, size))
+            view = trained.render(camera, hide, None if own else moment.crop)
+            rows.append(_row(view, target, layout, queries, size))
         yield column_of([*rows, labels])
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from nerfstudio.cameras.camera_paths import get_path_from_json
 from nerfstudio.cameras.cameras import Cameras
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from divff_nerfstudio.data.scene import Scene
-from divff_nerfstudio.files import DivffError
-
-
-class CameraFileError(DivffError):
-    """A file of cameras cannot be read."""
+from divff_nerfstudio.schema import Amount, Number, Record, Share, parse_json, read_json
+from divff_nerfstudio.viewer.camera_paths import CameraFileError, Side, read_camera_path, rigid
 
 
 def fixed_viewpoint(scene: Scene, frame_id: int | None = None) -> int:
@@ -41,7 +37,7 @@ def fixed_viewpoint(scene: Scene, frame_id: int | None = None) -> int:
 def published_viewpoints() -> dict[str, int]:
     """Frame id of the published fixed viewpoint of each scene of EPIC-Diff, by the scene's name."""
     path = files("divff_nerfstudio") / "configs" / "fixed_viewpoints.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    return parse_json(path.read_text(encoding="utf-8"), dict[str, Amount])
 
 
 def central_frame(scene: Scene) -> int:
@@ -61,52 +57,83 @@ def chosen_frames(count: int, wanted: int | None) -> list[int]:
     return sorted({round(float(i)) for i in np.linspace(0, count - 1, max(wanted, 1))})
 
 
-def read_camera_path(path: Path, scene: Scene) -> Cameras:
-    """Reads cameras from a file.
+class _AnyFile(Record):
+    """What tells the two kinds of files of cameras apart."""
+
+    camera_path: Any = None
+
+
+def _rows(value: Any) -> Any:
+    """A matrix's rows one behind the other."""
+    if isinstance(value, list) and all(isinstance(row, list) for row in value):
+        return tuple(number for row in value for number in row)
+    return tuple(value) if isinstance(value, list) else value
+
+
+class _Camera(Record):
+    """One camera in a file."""
+
+    camera_to_world: Annotated[
+        tuple[Number, ...], BeforeValidator(_rows), Field(min_length=12, max_length=16), AfterValidator(rigid)
+    ]
+    intrinsics: Annotated[tuple[Number, ...], BeforeValidator(_rows), Field(min_length=9, max_length=9)] | None = None
+    width: Side | None = None
+    height: Side | None = None
+    time: Share | None = None
+
+    @model_validator(mode="after")
+    def _sees(self) -> _Camera:
+        if self.intrinsics is not None and not (self.intrinsics[0] > 0 and self.intrinsics[4] > 0):
+            raise ValueError("intrinsics: the focal lengths should be greater than 0")
+        return self
+
+
+def read_camera(path: Path, scene: Scene) -> Cameras:
+    """Reads a camera from a file.
 
     Args:
-        path: A camera path as nerfstudio's viewer saves it, or one camera: an object of "camera_to_world" (3x4 or 4x4,
-            columns right, up, back, position) and, if they are not the scene's, "intrinsics" (3x3), "width", "height";
-            "time" (0 to 1) if it has one.
+        path: A camera path as nerfstudio's viewer saves it, of which the first one is taken, or one camera: an object
+            of "camera_to_world" (3x4 or 4x4, columns right, up, back, position) and, if they are not the scene's,
+            "intrinsics" (3x3), "width", "height"; "time" (0 to 1) if it has one.
         scene: Gives what a single camera leaves out.
 
     Returns:
-        The cameras, with times if all of them have one.
+        The camera, with a time if it has one.
 
     Raises:
         CameraFileError: If it is neither.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        cameras = get_path_from_json(content) if "camera_path" in content else _one_camera(content, scene)
-    except OSError as error:
-        raise CameraFileError(f"{path} cannot be read ({error.strerror}): give the file of a camera path.") from None
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CameraFileError(
-            f"{path} is no camera path of nerfstudio's viewer and no camera ({type(error).__name__}: {error}): save it "
-            'from the viewer\'s tab "Render", or write {"camera_to_world": [[...], [...], [...]]}.'
-        ) from None
-    if not torch.isfinite(cameras.camera_to_worlds).all() or not len(cameras):
-        raise CameraFileError(f"{path} has no camera, or one that is not finite: save it anew.")
-    if cameras.times is not None:
-        cameras.times = cameras.times.reshape(-1, 1).float()
-    return cameras
-
-
-def _one_camera(content: dict[str, Any], scene: Scene) -> Cameras:
-    pose = torch.tensor(content["camera_to_world"], dtype=torch.float32)
-    pose = pose.reshape(-1, 4)[:3]
-    if pose.shape != (3, 4):
-        raise ValueError(f"camera_to_world has {pose.shape[0]} rows of 4")
-    K = np.array(content.get("intrinsics", scene.intrinsics), np.float64).reshape(3, 3)
-    time = content.get("time")
+    what = "a camera path of nerfstudio's viewer, nor a camera"
+    remedy = 'save it from the viewer\'s tab "Render", or write {"camera_to_world": [[...], [...], [...]]}'
+    if read_json(path, _AnyFile, what, remedy, CameraFileError).camera_path is not None:
+        return read_camera_path(path).cameras[:1]
+    content = read_json(path, _Camera, what, remedy, CameraFileError)
+    pose = torch.tensor(content.camera_to_world, dtype=torch.float32).reshape(-1, 4)[:3]
+    K = np.array(scene.intrinsics if content.intrinsics is None else content.intrinsics, np.float64).reshape(3, 3)
     return Cameras(
         camera_to_worlds=pose[None],
         fx=float(K[0, 0]),
         fy=float(K[1, 1]),
         cx=float(K[0, 2]),
         cy=float(K[1, 2]),
-        width=int(content.get("width", scene.width)),
-        height=int(content.get("height", scene.height)),
-        times=None if time is None else torch.tensor([[float(time)]]),
+        width=content.width or scene.width,
+        height=content.height or scene.height,
+        times=None if content.time is None else torch.tensor([[content.time]]),
     )
+
+
+def at_size(camera: Cameras, size: tuple[int, int]) -> Cameras:
+    """A camera that sees the same in a picture that just fits into a height and a width.
+
+    Args:
+        camera: One camera.
+        size: Height and width in pixels.
+    """
+    height, width = int(camera.height[0]), int(camera.width[0])
+    scale = min(size[0] / height, size[1] / width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    sized = camera[:]
+    sized.fx, sized.cx = camera.fx * (columns / width), camera.cx * (columns / width)
+    sized.fy, sized.cy = camera.fy * (rows / height), camera.cy * (rows / height)
+    sized.height, sized.width = torch.full_like(camera.height, rows), torch.full_like(camera.width, columns)
+    return sized

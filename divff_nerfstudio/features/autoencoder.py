@@ -7,17 +7,20 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import tyro
 from jaxtyping import Float
 from nerfstudio.configs.base_config import InstantiateConfig
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from divff_nerfstudio.checkpoints import CheckpointError, Shape, read_weights, require_shapes
 from divff_nerfstudio.files import atomic_path
+from divff_nerfstudio.schema import Count, Positive, Size, Weight
 
 Table = Float[Tensor, "rows dim"] | Float[np.ndarray, "rows dim"]
 
@@ -28,21 +31,21 @@ class AutoencoderConfig(InstantiateConfig):
 
     _target: tyro.conf.Suppress[type] = field(default_factory=lambda: Autoencoder)
     """target class to instantiate"""
-    feature_dim: int = 512
+    feature_dim: Size = 512
     """Length of a feature."""
-    encoder_widths: tuple[int, ...] = (256, 128)
+    encoder_widths: Annotated[tuple[Size, ...], Field(min_length=1)] = (256, 128)
     """Outputs of the encoder's layers; the last one is the length of a code."""
-    decoder_widths: tuple[int, ...] = (196, 256, 256)
+    decoder_widths: tuple[Size, ...] = (196, 256, 256)
     """Outputs of the decoder's layers before the last, which gives a feature."""
-    epochs: int = 100
+    epochs: Count = 100
     """How often training goes through all features."""
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
     """Step size of Adam."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Features per step."""
-    cosine_weight: float = 0.001
+    cosine_weight: Weight = 0.001
     """Weight of 1 - cosine similarity over channels, beside the mean squared difference."""
-    candidates: int = 4
+    candidates: Count = 4
     """Of how many last epochs the best one on the training features is kept."""
 
 

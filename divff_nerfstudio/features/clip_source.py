@@ -4,31 +4,33 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from nerfstudio.utils.rich_utils import CONSOLE
+from pydantic import Field
 from torch import Tensor
 
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sources import FeatureSource
 from divff_nerfstudio.features.store import FrameFeatures
 from divff_nerfstudio.features.tiles import Tiles
+from divff_nerfstudio.schema import Size
 
 
 @dataclass
 class ClipSourceConfig:
     """Options of clips and tiles."""
 
-    clip_length: int = 4
+    clip_length: Size = 4
     """Pictures of a clip."""
-    clip_stride: int = 8
+    clip_stride: Size = 8
     """Video frames from one picture of a clip to the next."""
-    tile_share: float = 0.3
+    tile_share: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Side of a tile, as a share of the picture's height."""
-    overlap: float = 0.5
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of a tile that the next one covers, too."""
     lookup: Literal["nearest", "floor"] = "nearest"
     """Tile of a pixel: the nearest, or the one before it in both directions, which is what DIV-FF's published fields

@@ -6,11 +6,12 @@ import gc
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from nerfstudio.utils.rich_utils import CONSOLE
+from pydantic import Field
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -32,6 +33,7 @@ from divff_nerfstudio.features.sources import DEFAULT_SOURCES, FeatureSource, so
 from divff_nerfstudio.features.store import FeatureWriter, store_root
 from divff_nerfstudio.features.xclip import XClipSourceConfig
 from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.schema import Words
 
 
 @dataclass
@@ -40,10 +42,10 @@ class ExtractConfig:
 
     data: Path
     """Folder of the scene."""
-    encoder: str = "ViT-B-16/laion2b_s34b_b88k"
+    encoder: Words = "ViT-B-16/laion2b_s34b_b88k"
     """What looks at the pictures: a model and weights of open_clip, MODEL/FILE with your own file of weights, an
     encoder's folder, or "demo", which comes with this package, needs no download and knows the demo's world only."""
-    sources: tuple[str, ...] = tuple(DEFAULT_SOURCES)
+    sources: Annotated[tuple[Words, ...], Field(min_length=1)] = tuple(DEFAULT_SOURCES)
     """Which features: image (what is it), video (what is done here), regulariser, each by its default source, or a
     source by its name (segments; egovideo, xclip, clip-tiles; dinov2, patches; hotspot), or your own class,
     module:Class."""

@@ -20,6 +20,7 @@ from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sources import FeatureSource, source_class
 from divff_nerfstudio.features.store import NO_FEATURE, FrameFeatures
 from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.schema import Size, Weight
 
 FILE = "hand_obj_detections.json"
 _HANDS = ("left_hand", "right_hand")
@@ -133,9 +134,9 @@ class HotspotSourceConfig:
 
     boxes: Path | None = None
     """File of detected hands and objects; None: SCENE/hand_obj_detections.json."""
-    box_size: tuple[int, int] = (456, 256)
+    box_size: tuple[Size, Size] = (456, 256)
     """Width and height of the pictures that the boxes were found in."""
-    margin: float = 10.0
+    margin: Weight = 10.0
     """How far hotspots are grown to all sides, in pixels of these pictures (DIV-FF)."""
     video: str = "egovideo"
     """Source that makes the clips' features; the video-language features must be the same one's."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -29,6 +30,7 @@ from divff_nerfstudio.features.sources import FeatureSource
 from divff_nerfstudio.features.store import NO_FEATURE, FrameFeatures
 from divff_nerfstudio.features.tiles import Tiles
 from divff_nerfstudio.plugins import plugin_class
+from divff_nerfstudio.schema import Share
 
 AUTOENCODER = "autoencoder.pth"
 _CHUNK = 4096
@@ -59,13 +61,13 @@ class SegmentSourceConfig:
     """Options of SAM 2.1."""
     colour: ColourSegmenterConfig = field(default_factory=ColourSegmenterConfig)
     """Options of the segmenter that goes by colour."""
-    masked_weight: float = 0.75
+    masked_weight: Share = 0.75
     """Weight of the crop in which all but the segment is black; the segment's whole box has the rest (DIV-FF)."""
-    min_share: float = 0.002
+    min_share: Share = 0.002
     """Segments with less than this share of the picture have no feature (225 pixels of 456x256, as in DIV-FF)."""
     tiles: bool = False
     """Whether pixels without a segment take the feature of the tile around them; else they have none."""
-    tile_share: float = 0.3
+    tile_share: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Side of such a tile, as a share of the picture's height."""
     codes: bool = False
     """Whether codes of an autoencoder are stored, which is trained on the scene's features and kept beside them; the
@@ -204,7 +206,7 @@ class TileSource(OpenClipSource, ClipSource):
 class PatchSourceConfig(PatchConfig):
     """Options of the regulariser by a model of open_clip."""
 
-    scale: float = 2.0
+    scale: Annotated[float, Field(gt=0, le=16)] = 2.0
     """Height at which a vision transformer sees the picture, over its usual one."""
 
 

@@ -6,12 +6,13 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
+from pydantic import Field
 from sklearn.decomposition import IncrementalPCA
 from torch.nn.functional import normalize
 
@@ -20,6 +21,7 @@ from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.pretrained import EncoderError, load_pretrained, weights_fingerprint
 from divff_nerfstudio.features.sources import FeatureSource
 from divff_nerfstudio.features.store import FrameFeatures
+from divff_nerfstudio.schema import Count, Size
 
 _STATISTICS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -31,10 +33,10 @@ _STATISTICS = {
 class PatchConfig:
     """Options of every regulariser that is made of patch tokens."""
 
-    dimension: int = 64
+    dimension: Size = 64
     """Length of a feature after the principal component analysis; at most the model's own, and the number of patches of
     the whole scene."""
-    chunk: int = 4096
+    chunk: Count = 4096
     """Rows that the analysis looks at in one go."""
 
 
@@ -91,7 +93,7 @@ class DinoSourceConfig(PatchConfig):
     weights: str = "facebook/dinov2-small"
     """DINOv2's name on the Hugging Face hub (the default is ViT-S/14), or a folder with config.json and
     model.safetensors."""
-    height: int = 266
+    height: Annotated[int, Field(ge=14, le=8192)] = 266
     """Height at which it sees the picture, in whole patches; the width follows (476x266 for 456x256)."""
     statistics: Literal["imagenet", "half"] = "imagenet"
     """What colours are normalised by: ImageNet's statistics, as in DINOv2's training, or mean and deviation 0.5, as in

@@ -6,18 +6,20 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import ceil
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import tyro
 from jaxtyping import Bool, Float, Int, UInt8
 from nerfstudio.configs.base_config import InstantiateConfig
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from divff_nerfstudio.features.pretrained import load_pretrained, weights_fingerprint
 from divff_nerfstudio.features.segments import Segmenter
+from divff_nerfstudio.schema import Amount, Share
 
 SIZES = ("tiny", "small", "base-plus", "large")
 """Sizes of SAM 2.1 that the hub has, as facebook/sam2.1-hiera-SIZE."""
@@ -41,21 +43,21 @@ class SamSegmenterConfig(InstantiateConfig):
     weights: str = "large"
     """Size of SAM 2.1 (tiny, small, base-plus, large), another model's name on the Hugging Face hub, or a folder with
     config.json and model.safetensors."""
-    points_per_side: int = 32
+    points_per_side: Annotated[int, Field(ge=1, le=256)] = 32
     """Points along each side of the grid that is asked."""
-    crop_layers: int = 1
+    crop_layers: Annotated[int, Field(ge=0, le=4)] = 1
     """Layers of crops that are asked, too: the first has 2x2, the second 4x4, ..."""
-    predicted_iou: float = 0.7
+    predicted_iou: Share = 0.7
     """Least quality that the model itself foresees for a mask."""
-    stability: float = 0.85
+    stability: Share = 0.85
     """Least IoU between a mask and itself when its threshold is moved."""
-    nms: float = 0.7
+    nms: Share = 0.7
     """Of two masks with a larger IoU than this the better one stays."""
-    min_region: int = 225
+    min_region: Amount = 225
     """Smaller holes are filled and smaller islands removed; in pixels of a 456x256 picture, in others in proportion."""
     order: Literal["published", "area"] = "published"
     """Which mask is on top where several overlap: the later in SAM's own order, as published, or the smaller."""
-    working_side: int = 512
+    working_side: Annotated[int, Field(ge=16, le=8192)] = 512
     """Masks of pictures with a longer side than this are found at this size, and enlarged."""
 
 

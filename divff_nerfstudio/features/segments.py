@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ import tyro
 from jaxtyping import Bool, Float, Int, UInt8
 from nerfstudio.configs.base_config import InstantiateConfig
 from PIL import Image
+from pydantic import Field
+
+from divff_nerfstudio.schema import Amount, Positive, Share, Weight
 
 
 class Segmenter(ABC):
@@ -45,24 +48,24 @@ class ColourSegmenterConfig(InstantiateConfig):
 
     _target: tyro.conf.Suppress[type] = field(default_factory=lambda: ColourSegmenter)
     """target class to instantiate"""
-    working_height: int = 256
+    working_height: Annotated[int, Field(ge=16, le=8192)] = 256
     """Pictures are segmented at this height; the other lengths in pixels refer to it."""
-    scale: float = 400.0
+    scale: Positive = 400.0
     """How readily regions grow (Felzenszwalb and Huttenlocher 2004, their k) at the working height; in lower pictures,
     whose edges enlarging has softened, it is reduced in proportion."""
-    sigma: float = 0.8
+    sigma: Weight = 0.8
     """Standard deviation of the blur before, in pixels."""
-    min_size: int = 150
+    min_size: Amount = 150
     """Smallest region, in pixels."""
-    surface_share: float = 0.01
+    surface_share: Share = 0.01
     """A region with more than this share of the picture is a surface of the room; no other region is added to it unless
     it has nearly the same colour."""
-    same_colour: float = 7.0
+    same_colour: Weight = 7.0
     """Neighbours whose mean colours differ by less than this (CIELAB, lightness counts 0.6) become one."""
-    enclosed: float = 0.5
+    enclosed: Share = 0.5
     """A region that shares more than this part of its outline with one neighbour belongs to it (a label on a can, the
     inside of a cup)."""
-    thin: float = 1.5
+    thin: Weight = 1.5
     """A region with less than this many pixels per pixel of its outline is no thing of its own but the blur at an edge,
     or a shadow's rim; it belongs to the neighbour most like it."""
 

@@ -19,6 +19,7 @@ from divff_nerfstudio.features.encoders import EncoderError, weights_fingerprint
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.pretrained import load_pretrained
 from divff_nerfstudio.features.text import PhraseEncoder
+from divff_nerfstudio.schema import Amount, Size
 
 _OPTION = "--xclip.weights"
 _BATCH = {"cpu": 4, "cuda": 64}
@@ -28,13 +29,13 @@ _BATCH = {"cpu": 4, "cuda": 64}
 class XClipSourceConfig(ClipSourceConfig):
     """Options of the video-language features of X-CLIP."""
 
-    clip_length: int = 8
+    clip_length: Size = 8
     """Pictures of a clip; as the weights were trained for."""
-    clip_stride: int = 4
+    clip_stride: Size = 4
     """Video frames from one picture of a clip to the next."""
     weights: str = "microsoft/xclip-base-patch32"
     """Name of the model on the Hugging Face hub, or a folder with its files."""
-    batch: int = 0
+    batch: Amount = 0
     """Clips that are encoded at a time; 0: 64 on a GPU, 4 on a CPU."""
 
 

@@ -19,6 +19,7 @@ from divff_nerfstudio.fields.proposal import ProposalField
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.fields.static import StaticField
 from divff_nerfstudio.fields.time_code import octaves_for
+from divff_nerfstudio.schema import Number, Octaves, Positive, Resolutions, Size
 
 
 @dataclass
@@ -30,27 +31,27 @@ class LayeredFieldConfig(InstantiateConfig):
     implementation: Literal["auto", "planes", "hash", "tcnn"] = "auto"
     """Encoding of places. "auto" is settled when training starts: planes on a CPU, a hash grid in PyTorch on CUDA.
     "tcnn" is the hash grid of tinycudann, faster, for checkpoints that need not open without it."""
-    static_resolutions: tuple[int, ...] = (64, 256)
+    static_resolutions: Resolutions = (64, 256)
     """Resolutions of the static layer's planes."""
-    static_channels: int = 16
+    static_channels: Size = 16
     """Channels per resolution of the static layer."""
-    dynamic_resolutions: tuple[int, ...] = (128,)
+    dynamic_resolutions: Resolutions = (128,)
     """Resolutions of the dynamic layer's planes."""
-    dynamic_channels: int = 16
+    dynamic_channels: Size = 16
     """Channels per resolution of the dynamic layer."""
-    dynamic_hidden: int = 64
+    dynamic_hidden: Size = 64
     """Width of the dynamic layer's network."""
-    actor_octaves: int = 6
+    actor_octaves: Octaves = 6
     """Frequencies of the actor's encoded point; the slowest has a period of two lengths of the scene."""
-    actor_hidden: int = 96
+    actor_hidden: Size = 96
     """Width of the actor's network."""
-    hidden: int = 64
+    hidden: Size = 64
     """Width of the static layer's networks and of the shadow's."""
-    encoding_dim: int = 15
+    encoding_dim: Size = 15
     """Length of each layer's encoding, which the semantic heads read."""
-    density_shift: float = -2.0
+    density_shift: Number = -2.0
     """Raw density at which the dynamic and actor layers start: they are nearly transparent at first."""
-    largest_uncertainty: float = 0.2
+    largest_uncertainty: Positive = 0.2
     """Bound of the uncertainty of a sample's colour; unbounded, it explains the actor away."""
     permanence: bool = True
     """Let the dynamic layer take away what the static layer has kept."""

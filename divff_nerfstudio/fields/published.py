@@ -12,6 +12,7 @@ from nerfstudio.configs.base_config import InstantiateConfig
 from torch import Tensor, nn
 
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
+from divff_nerfstudio.schema import Octaves, Size
 
 PUBLISHED_LAYERS: Mapping[Layer, str] = {"static": "static", "dynamic": "transient", "actor": "person"}
 """What the layers are called in checkpoints."""
@@ -25,19 +26,19 @@ class PublishedFieldConfig(InstantiateConfig):
 
     _target: type = field(default_factory=lambda: PublishedField)
     """target class to instantiate"""
-    position_octaves: int = 10
+    position_octaves: Octaves = 10
     """Octaves in which points are encoded."""
-    direction_octaves: int = 4
+    direction_octaves: Octaves = 4
     """Octaves in which directions are encoded."""
-    time_octaves: int = 10
+    time_octaves: Octaves = 10
     """Octaves in which times are encoded."""
-    trunk_width: int = 256
+    trunk_width: Size = 256
     """Width of the trunk's eight layers."""
-    branch_width: int = 128
+    branch_width: Size = 128
     """Width of the branches, and length of each layer's encoding."""
-    appearance_dim: int = 48
+    appearance_dim: Size = 48
     """Length of a frame's appearance code."""
-    time_dim: int = 17
+    time_dim: Size = 17
     """Length of a frame's time code."""
 
 
@@ -303,11 +304,11 @@ class PublishedHeadsConfig(InstantiateConfig):
 
     _target: type = field(default_factory=lambda: PublishedHeads)
     """target class to instantiate"""
-    hidden: int = 128
+    hidden: Size = 128
     """Width of the heads."""
-    samples: int = 32
+    samples: Size = 32
     """Samples of largest weight, per ray and layer, from which features are rendered."""
-    dimensions: dict[str, int] = field(default_factory=dict)
+    dimensions: dict[str, Size] = field(default_factory=dict)
     """Length of the features by kind, where the scene has none of that kind to take it from (imported weights)."""
 
 

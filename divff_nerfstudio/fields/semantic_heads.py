@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from divff_nerfstudio.fields.encodings import GridEncoding, Implementation
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
 from divff_nerfstudio.fields.space import SceneSpace
+from divff_nerfstudio.schema import Resolutions, Size
 
 
 @dataclass
 class SemanticHeadsConfig:
     """Sizes of the semantic heads."""
 
-    resolutions: tuple[int, ...] = (32, 96)
+    resolutions: Resolutions = (32, 96)
     """Resolutions of the planes that tell apart places of equal colour."""
-    channels: int = 16
+    channels: Size = 16
     """Channels per resolution."""
-    hidden: int = 128
+    hidden: Size = 128
     """Width of the heads."""
-    samples: int = 8
+    samples: Size = 8
     """Samples of largest weight whose encodings are summed, per ray."""
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from divff_nerfstudio.schema import Count, Positive, Share, Weight
 from divff_nerfstudio.splat.gaussians import GaussianLayer
 
 _NEVER = 1 << 30
@@ -21,15 +22,15 @@ _NEVER = 1 << 30
 class DensityConfig:
     """When Gaussians are split, duplicated and removed."""
 
-    every: int = 100
+    every: Count = 100
     """Steps between two refinements of a layer."""
-    gradient: float = 0.0004
+    gradient: Weight = 0.0004
     """Mean gradient of a centre, in half widths of the picture, from which on a Gaussian is split or duplicated."""
-    large: float = 0.01
+    large: Positive = 0.01
     """Size, in lengths of the scene, from which on it is split, under which it is duplicated."""
-    transparent: float = 0.02
+    transparent: Share = 0.02
     """Opacity under which it is removed."""
-    huge: float = 0.5
+    huge: Positive = 0.5
     """Size, in lengths of the scene, above which it is removed."""
 
 

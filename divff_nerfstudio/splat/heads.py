@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from nerfstudio.field_components.mlp import MLP
+from pydantic import Field
 from torch import Tensor, nn
 
 from divff_nerfstudio.fields.time_code import LowRankTimeCode, octaves_for
+from divff_nerfstudio.schema import Size
+from divff_nerfstudio.splat.rasterise import MOST_CHANNELS
 
 
 @dataclass
 class SplatHeadsConfig:
     """Sizes of the feature codes and of what decodes them."""
 
-    code_dim: int = 25
+    code_dim: Annotated[int, Field(ge=1, le=MOST_CHANNELS - 7)] = 25
     """Length of a Gaussian's code; with colours, masks, uncertainty and depth at most 32 channels, one pass."""
-    hidden: int = 128
+    hidden: Size = 128
     """Width of the decoders."""
 
 

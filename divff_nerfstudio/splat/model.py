@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -10,7 +10,8 @@ from typing import Any, Literal, Optional
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from torch import Tensor, nn
@@ -20,8 +21,9 @@ from divff_nerfstudio.fields.actor import ActorShadow
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.files import DivffError
-from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig
+from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig, RenderError
 from divff_nerfstudio.losses import shadow_loss, structural_loss, uncertain_photometric
+from divff_nerfstudio.schema import Amount, Count, Octaves, Positive, Size, Weight
 from divff_nerfstudio.splat.density import DensityConfig, Observation, append, discard, refine, row_optimizers
 from divff_nerfstudio.splat.gaussians import (
     ActorGaussians,
@@ -33,7 +35,7 @@ from divff_nerfstudio.splat.gaussians import (
 from divff_nerfstudio.splat.heads import SplatHeads, SplatHeadsConfig
 from divff_nerfstudio.splat.permanence import Sightings
 from divff_nerfstudio.splat.points import find_points, random_points, read_points, spacing
-from divff_nerfstudio.splat.rasterise import MOST_CHANNELS, rasterization
+from divff_nerfstudio.splat.rasterise import rasterization
 from divff_nerfstudio.splat.seeds import Residuals, actor_seeds, dynamic_seeds
 from divff_nerfstudio.splat.views import View
 
@@ -56,73 +58,73 @@ class SplatModelConfig(LayeredModelConfig):
 
     _target: type = field(default_factory=lambda: SplatModel)
     """target class to instantiate"""
-    nearest: float = 0.1
+    nearest: Positive = 0.1
     """Depth under which nothing is rendered, in units of the frame's near."""
-    room_from: float = 0.7
+    room_from: Weight = 0.7
     """Depth, in units of the frame's near, under which training frames show nothing of the static layer: where a room
     begins is known, and what is nearer is somebody."""
     points: Optional[Path] = None  # noqa: UP045
     """Points that the static layer starts from: a PLY file (such as one exported from a run of divff), or points3D.bin
     or .txt of COLMAP, in the poses' coordinates. None: those in the scene's folder, else random ones."""
-    static_start: int = 0
+    static_start: Amount = 0
     """Random points that the static layer starts from where there are no others; of others, at most `static_most` are
     taken. 0: by device."""
-    static_most: int = 0
+    static_most: Amount = 0
     """Gaussians that the static layer may have. 0: by device, settled when training starts."""
-    dynamic_most: int = 0
+    dynamic_most: Amount = 0
     """Gaussians that the dynamic layer may have. 0: by device."""
-    actor_most: int = 0
+    actor_most: Amount = 0
     """Gaussians that the actor may have. 0: by device."""
     density: DensityConfig = field(default_factory=DensityConfig)
     """When Gaussians are split, duplicated and removed."""
-    seed_rounds: int = 6
+    seed_rounds: Amount = 6
     """How often moving Gaussians are put where the picture is wrong, from the end of the static layer's first part to
     the middle of the geometry's."""
-    seed_frames: int = 48
+    seed_frames: Count = 48
     """Training frames that are looked at each time."""
     degree: Literal[0, 1, 2, 3] = 0
     """Degree of the spherical harmonics. Above 0, what moves can hide in a room that looks different from each side."""
-    actor_octaves: int = 5
+    actor_octaves: Octaves = 5
     """Frequencies of the actor's encoded places."""
-    hidden: int = 64
+    hidden: Size = 64
     """Width of the actor's network and of the shadow's."""
     shadow: bool = True
     """Whether the actor casts a shadow on the static layer."""
-    largest_uncertainty: float = 0.3
+    largest_uncertainty: Positive = 0.3
     """Bound of a Gaussian's uncertainty."""
     heads: SplatHeadsConfig = field(default_factory=SplatHeadsConfig)
     """Sizes of the feature codes and their decoders."""
-    static_until: int = 0
+    static_until: Amount = 0
     """Step up to which the static layer is trained alone. 0: settled when training starts."""
-    heads_from: int = 0
+    heads_from: Amount = 0
     """Step from which the features are trained, on frozen geometry. 0: settled when training starts."""
-    joint_from: int = 0
+    joint_from: Amount = 0
     """Step from which everything is trained together. 0: settled when training starts."""
-    least_uncertainty: float = 0.03
+    least_uncertainty: Positive = 0.03
     """Standard deviation of the colours of the static layer (DIV-FF)."""
-    photometric_static_weight: float = 10.0
+    photometric_static_weight: Weight = 10.0
     """Weight of the absolute error while the static layer is trained alone."""
-    structural_weight: float = 1.0
+    structural_weight: Weight = 1.0
     """Weight of `structural_loss` once all layers are trained."""
-    opacity_weight: float = 0.01
+    opacity_weight: Weight = 0.01
     """Weight of the moving layers' mean opacity."""
-    mask_weight: float = 0.1
+    mask_weight: Weight = 0.1
     """Cost of a pixel that a moving layer explains; it rises over a quarter of the geometry, from static-first on."""
-    persistence_weight: float = 0.3
+    persistence_weight: Weight = 0.3
     """Cost of a pixel explained by a dynamic Gaussian that lives at all moments: such things are static."""
-    persistence_moments: int = 8
+    persistence_moments: Size = 8
     """Moments at which lives are looked at."""
-    motion_weight: float = 0.01
+    motion_weight: Weight = 0.01
     """Weight of the dynamic Gaussians' mean motion within their lives: what can rest, rests."""
-    static_weight: float = 3.0
+    static_weight: Weight = 3.0
     """Weight of the static layer's own absolute error where nothing moves."""
-    enclosure_weight: float = 0.1
+    enclosure_weight: Weight = 0.1
     """Weight of pixels that see through the static layer: a room is closed, also behind the actor."""
-    shadow_weight: float = 3.0
+    shadow_weight: Weight = 3.0
     """Weight of `shadow_loss`."""
-    shadow_tolerance: float = 0.04
+    shadow_tolerance: Positive = 0.04
     """How far, in colour, a shadowed room may be from a darker multiple of itself."""
-    regulariser_weight: float = 0.3
+    regulariser_weight: Weight = 0.3
     """Weight of the regulariser's loss."""
 
 
@@ -133,14 +135,13 @@ class SplatModel(LayeredModel):
     """
 
     config: SplatModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    camera_types = (CameraType.PERSPECTIVE,)
     eye: Tensor
 
     def populate_modules(self) -> None:
         """Puts the static layer's first Gaussians where the scene has points; the moving layers begin empty."""
         super().populate_modules()
         config, metadata = self.config, self.kwargs["metadata"]
-        if 7 + config.heads.code_dim > MOST_CHANNELS:
-            raise ValueError(f"heads.code_dim is at most {MOST_CHANNELS - 7}: more channels cost another pass.")
         self.space = SceneSpace(self.scene_box.aabb, float(self.train_fars.median()))
         frames, code, bound = self.num_train_data, config.heads.code_dim, config.largest_uncertainty
         self.layers = nn.ModuleDict(
@@ -342,25 +343,42 @@ class SplatModel(LayeredModel):
 
     # Rendering.
 
-    def get_outputs(self, ray_bundle: Cameras) -> dict[str, Any]:  # pyright: ignore
+    def get_outputs(self, ray_bundle: Cameras | RayBundle) -> dict[str, Any]:  # pyright: ignore
         """Renders all pixels of a view.
 
         Args:
-            ray_bundle: One camera, with or without a time.
+            ray_bundle: One camera, with or without a time; or rays, of which each is the one pixel of a camera.
 
         Returns:
             In training what the losses need; otherwise `PICTURES` and, once features are trained, the pixels' code.
         """
-        view = View.of(ray_bundle, float(self.space.length), self.config.default_time, self.device)
+        if isinstance(ray_bundle, RayBundle):
+            return self._outputs_of_no_camera(ray_bundle)
+        view = self._seen_by(ray_bundle)
         return self._training_outputs(view) if self.training else self._pictures(view, None)
 
-    def _view(self, camera: Cameras, obb_box: OrientedBox | None) -> dict[str, Tensor]:
+    def _outputs_of_no_camera(self, rays: RayBundle) -> dict[str, Tensor]:
+        """Renders rays one by one, without the actor: see `LayeredModel`."""
+        hidden, self.visibility.hide_actor = self.visibility.hide_actor, True
+        try:
+            pixels = [self._pictures(self._seen_by(camera), None) for camera in _pixels(rays)]
+        finally:
+            self.visibility.hide_actor = hidden
+        return {name: torch.cat([each[name] for each in pixels]) for name in pixels[0]}
+
+    def _seen_by(self, camera: Cameras) -> View:
+        return View.of(camera, float(self.space.length), self.config.default_time, self.device)
+
+    def _checked(self, camera: Cameras) -> Cameras:
+        camera = super()._checked(camera)
+        if camera.distortion_params is not None and bool(camera.distortion_params.any()):
+            raise RenderError("Gaussians are drawn without distortion: leave the camera's distortion out.")
+        return camera
+
+    def _view_of(self, camera: Cameras, box: OrientedBox | None) -> dict[str, Tensor]:
         """All outputs of a view, as pictures."""
-        was_training = self.training
-        self.eval()
-        view = View.of(camera, float(self.space.length), self.config.default_time, self.device)
-        outputs = self._pictures(view, obb_box)
-        self.train(was_training)
+        view = self._seen_by(camera)
+        outputs = self._pictures(view, box)
         return {name: output.view(view.height, view.width, -1) for name, output in outputs.items()}
 
     def _splats(self, view: View, layers: tuple[Layer, ...]) -> dict[Layer, Splats]:
@@ -579,5 +597,29 @@ class SplatModel(LayeredModel):
         return losses
 
 
+def _pixels(rays: RayBundle) -> Iterator[Cameras]:
+    """Cameras of one pixel, each of which looks along a ray."""
+    origins, directions = rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)
+    times = None if rays.times is None else rays.times.reshape(-1, 1)
+    for i, (origin, direction) in enumerate(zip(origins, directions, strict=True)):
+        ahead = direction if bool(direction.isfinite().all()) else origin.new_tensor((0.0, 0.0, -1.0))
+        back = -F.normalize(ahead, dim=0)
+        least = F.one_hot(back.abs().argmin(), 3).to(back)
+        right = F.normalize(torch.linalg.cross(least, back), dim=0)
+        pose = torch.stack((right, torch.linalg.cross(back, right), back, origin), -1)
+        yield Cameras(
+            camera_to_worlds=pose[None],
+            fx=_FAR_SIGHT,
+            fy=_FAR_SIGHT,
+            cx=0.5,
+            cy=0.5,
+            width=1,
+            height=1,
+            times=None if times is None else times[i : i + 1],
+        )
+
+
+_FAR_SIGHT = 500.0
+"""Focal length, in pixels, of a camera whose one pixel is a ray."""
 _MOVING: tuple[Layer, Layer] = ("dynamic", "actor")
 _GEOMETRY = ("means", "quats", "scales", "opacities")

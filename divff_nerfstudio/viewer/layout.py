@@ -67,6 +67,7 @@ def build(
     negatives: str,
     threshold: float,
     strength: float,
+    contour: bool,
     hide_actor: bool,
     hide_dynamic: bool,
     frames: tuple[int, int],
@@ -84,6 +85,7 @@ def build(
         negatives: The negatives to begin with.
         threshold: The threshold to begin with.
         strength: The overlay's strength to begin with.
+        contour: Whether the overlay is outlined to begin with.
         hide_actor: Whether the actor is hidden to begin with.
         hide_dynamic: Whether moved objects are hidden to begin with.
         frames: Ids of the first and the last frame.
@@ -156,7 +158,7 @@ def build(
             share = gui.add_slider(
                 "Overlay strength", 0.0, 1.0, 0.05, strength, disabled=mute, hint="Share of the colours in the answer."
             )
-            contour = gui.add_checkbox("Outline", True, disabled=mute, hint="Where the threshold is reached.")
+            outline = gui.add_checkbox("Outline", contour, disabled=mute, hint="Where the threshold is reached.")
             best = gui.add_checkbox("Mark best point", True, disabled=mute, hint="In space, with its score.")
         with gui.add_folder("Film", expand_by_default=False):
             still = gui.add_button(
@@ -168,5 +170,5 @@ def build(
             saved = gui.add_markdown("Camera paths of the tab Render are saved with this panel's state.")
     return Elements(
         ask, preset, kind, show, legend, note, point, pointed, frame, stand, next_move, actor, dynamic, timeline, plot,
-        against, level, share, contour, best, still, saved,
+        against, level, share, outline, best, still, saved,
     )  # fmt: skip

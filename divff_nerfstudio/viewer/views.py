@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.model_components import renderers
 from torch import Tensor
 
 from divff_nerfstudio.query import Answer
@@ -179,7 +180,10 @@ class Views:
         """What tells one view from another, its resolution left out."""
         times = camera.times
         box = None if obb_box is None else tuple(tuple(part.flatten().tolist()) for part in vars(obb_box).values())
-        return viewpoint(camera), None if times is None else float(times.flatten()[0]), box, self._state()
+        behind = renderers.BACKGROUND_COLOR_OVERRIDE
+        colour = tuple(behind.flatten().tolist()) if isinstance(behind, Tensor) else None
+        time = None if times is None else float(times.flatten()[0])
+        return viewpoint(camera), time, box, colour, self._state()
 
 
 class _Catch:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from pydantic import Field
 
 from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.schema import Count, Size
 
 FULL = (228, 128, 300)
 SMALL = (114, 64, 80)
@@ -28,19 +30,19 @@ class DemoSceneConfig:
 
     output: Annotated[Path, tyro.conf.Positional]
     """Folder of the scene; it must not exist, or be empty."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Everything random depends on it: colours of the kitchen, places, timing, the head's sway, the world's axes."""
     full: bool = False
     """300 frames of 228x128 (video 456x256) instead of 80 of 114x64 (video 228x128)."""
-    num_frames: int | None = None
+    num_frames: Count | None = None
     """Number of frames; every third frame of the video is one."""
-    width: int | None = None
+    width: Size | None = None
     """Of the frames, pixels; the video's are twice as large."""
-    height: int | None = None
+    height: Size | None = None
     """Of the frames, pixels."""
-    num_objects: int = 8
+    num_objects: Annotated[int, Field(ge=4, le=10)] = 8
     """Number of objects, 4 to 10; six of eight are moved."""
-    workers: int = 2
+    workers: Annotated[int, Field(ge=1, le=1024)] = 2
     """Processes that draw; the scene does not depend on it."""
     overwrite: bool = False
     """Delete the scene that is in the folder first."""

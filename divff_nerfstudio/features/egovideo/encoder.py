@@ -22,6 +22,7 @@ from divff_nerfstudio.features.egovideo.weights import EgoVideoWeights, find_wei
 from divff_nerfstudio.features.encoders import EncoderError
 from divff_nerfstudio.features.text import PhraseEncoder
 from divff_nerfstudio.files import weights_dir
+from divff_nerfstudio.schema import Amount
 
 VOCABULARY = "bert-uncased-vocab.txt"
 _REPOSITORY = "google-bert/bert-large-uncased"
@@ -50,7 +51,7 @@ class EgoVideoConfig:
     gelu: Gelu = "tanh"
     """Activation of the video tower: tanh as in the published features, erf as in the model's code without its fused
     kernels."""
-    batch: int = 0
+    batch: Amount = 0
     """Clips that are encoded at a time; 0: 32 on a GPU, 2 on a CPU."""
     normalise_text: bool = True
     """Whether embeddings of phrases have unit length (DIV-FF's have not)."""

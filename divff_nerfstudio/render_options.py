@@ -1,0 +1,82 @@
+"""Options of ``ns-render``, which it looks at only when a run has been loaded, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+from pydantic import Field
+
+from divff_nerfstudio.option_ranges import Rays
+from divff_nerfstudio.schema import Amount, Number, OptionError, Positive, Ranges, check_options
+from divff_nerfstudio.viewer.camera_paths import MOST_CAMERAS, check_path_to_render
+
+if TYPE_CHECKING:
+    from nerfstudio.scripts.render import BaseRender
+
+_Rate = Annotated[int, Field(ge=1, le=240)]
+
+
+def check_render_options(arguments: Sequence[str]) -> None:
+    """Looks at what was typed, if that was ``ns-render``; nothing is said of other programs.
+
+    Args:
+        arguments: The program's name and what stands behind it, as in `sys.argv`.
+
+    Raises:
+        OptionError: If an option cannot be obeyed.
+        CameraFileError: If the camera path is none.
+    """
+    program = Path(arguments[0]) if arguments else Path()
+    if program.stem != "ns-render" and program.parts[-3:] != ("nerfstudio", "scripts", "render.py"):
+        return
+    import tyro
+    from nerfstudio.scripts import render
+
+    asked: BaseRender = tyro.cli(render.Commands, args=arguments[1:])  # pyright: ignore
+    check_options(asked, "", _ranges())
+    cropped = False
+    if isinstance(asked, render.RenderCameraPath):
+        cropped = check_path_to_render(asked.camera_path_filename)
+    names = asked.rendered_output_names or []
+    if "rgba" not in names:
+        return
+    if asked.image_format != "png":
+        raise OptionError("rgba has a channel that JPEG does not hold: add --image-format png.")
+    if isinstance(asked, render.DatasetRender):
+        return
+    if getattr(asked, "output_format", "") != "images":
+        raise OptionError("rgba has a channel that videos do not hold: add --output-format images.")
+    if len(names) > 1 or asked.render_nearest_camera:
+        raise OptionError("rgba does not fit beside pictures of three channels: render it by itself.")
+    if cropped:
+        raise OptionError("rgba is not rendered of a camera path with a crop: leave one of them out.")
+
+
+def _ranges() -> Ranges:
+    from nerfstudio.scripts import render
+    from nerfstudio.utils.colormaps import ColormapOptions
+
+    return {
+        render.BaseRender: {
+            "downscale_factor": Annotated[float, Field(ge=1 / 64, le=64)],
+            "jpeg_quality": Annotated[int, Field(ge=1, le=100)],
+            "eval_num_rays_per_chunk": Optional[Rays],  # noqa: UP045
+            "rendered_output_names": Optional[Annotated[list[str], Field(min_length=1)]],  # noqa: UP045
+            "depth_near_plane": Optional[Number],  # noqa: UP045
+            "depth_far_plane": Optional[Number],  # noqa: UP045
+            "camera_idx": Optional[Amount],  # noqa: UP045
+        },
+        render.DatasetRender: {"downscale_factor": Optional[Annotated[float, Field(ge=1 / 64, le=64)]]},  # noqa: UP045
+        render.RenderInterpolated: {
+            "interpolation_steps": Annotated[int, Field(ge=1, le=MOST_CAMERAS)],
+            "frame_rate": _Rate,
+        },
+        render.SpiralRender: {
+            "seconds": Annotated[float, Field(gt=0, le=3600)],
+            "frame_rate": _Rate,
+            "radius": Positive,
+        },
+        ColormapOptions: {"colormap_min": Number, "colormap_max": Number},
+    }
