@@ -1,4 +1,4 @@
-"""Reading and writing files safely: atomic writes, restricted pickles, checked configs, places for caches."""
+"""Reading and writing files safely: atomic writes, checked configs, places for caches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib
 import os
-import pickle
 import secrets
 import shlex
 import tempfile
@@ -14,18 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import NoReturn
 
-import numpy as np
 import yaml
 
 
 class DivffError(RuntimeError):
     """Base of all errors that a user can mend; the message is one sentence with the file and the remedy."""
-
-
-class UnsafePickleError(DivffError):
-    """A pickle holds something else than plain data and NumPy arrays, or cannot be read."""
 
 
 class UnsafeConfigError(DivffError):
@@ -111,132 +105,6 @@ def _cache_base() -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     existing = next((folder for folder in (home, *home.parents) if folder.exists()), home)
     return (home if is_writable(existing) else Path(tempfile.gettempdir())) / "divff"
-
-
-class _Dtype:
-    """What a pickle says of a data type, taken down without letting NumPy act on it."""
-
-    def __init__(self, code: str, align: bool = False, copy: bool = False):
-        del align, copy
-        self.code = code
-        self.order: Literal["<", ">"] = "<"
-
-    def __setstate__(self, state: tuple) -> None:
-        if any(part is not None for part in state[2:5]):
-            raise UnsafePickleError("structured arrays")
-        self.order = ">" if state[1] == ">" else "<"
-
-    def numpy(self) -> np.dtype:
-        dtype = np.dtype(self.code)
-        if dtype.kind not in "biufcSU":
-            raise UnsafePickleError(f"arrays of data type {dtype}")
-        return dtype.newbyteorder(self.order)
-
-
-class _Array:
-    """What a pickle says of an array; it becomes one only after its parts have been looked at."""
-
-    def __init__(self, *reconstruct_arguments: Any):
-        del reconstruct_arguments
-        self.state: tuple | None = None
-
-    def __setstate__(self, state: tuple) -> None:
-        self.state = state
-
-    def numpy(self) -> np.ndarray:
-        if self.state is None:
-            raise UnsafePickleError("an array without content")
-        _, shape, dtype, fortran, raw = self.state
-        if not isinstance(dtype, _Dtype):
-            raise UnsafePickleError("arrays without a data type")
-        dtype = dtype.numpy()
-        if not isinstance(raw, (bytes, bytearray)):
-            raise UnsafePickleError("arrays of Python objects")
-        return np.frombuffer(bytes(raw), dtype).reshape(shape, order="F" if fortran else "C").copy(order="K")
-
-
-def _array_of_buffer(raw: bytes, dtype: _Dtype, shape: tuple, order: str) -> _Array:
-    array = _Array()
-    array.__setstate__((1, shape, dtype, order == "F", raw))
-    return array
-
-
-def _scalar(dtype: _Dtype, raw: bytes) -> Any:
-    numpy_dtype = dtype.numpy()
-    return np.frombuffer(raw, numpy_dtype)[0] if numpy_dtype.itemsize else numpy_dtype.type()
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise UnsafePickleError(f"text in {encoding}")
-    return text.encode("latin-1")
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _latin1,
-    ("builtins", "bytes"): bytes,
-    ("builtins", "bytearray"): bytearray,
-    ("__builtin__", "bytes"): bytes,
-    ("__builtin__", "bytearray"): bytearray,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _array_of_buffer for core in ("core", "_core")},
-}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise UnsafePickleError(f"{module}.{name}") from None
-
-
-def _plain(value: Any) -> Any:
-    """Turns what was taken down into arrays, and refuses everything that is not plain data."""
-    if isinstance(value, _Array):
-        return value.numpy()
-    if isinstance(value, dict):
-        return {_plain(key): _plain(content) for key, content in value.items()}
-    if isinstance(value, list):
-        return [_plain(content) for content in value]
-    if isinstance(value, tuple):
-        return tuple(_plain(content) for content in value)
-    if value is None or isinstance(value, (str, bytes, bool, int, float, np.generic)):
-        return value
-    raise UnsafePickleError(f"an object of {type(value).__name__}")
-
-
-def restricted_unpickle(path: Path | str) -> Any:
-    """Reads a pickle that may come from a stranger.
-
-    A pickle is a program; this reader runs none of it. It admits lists, dictionaries, tuples, strings, bytes, numbers,
-    None and NumPy arrays and scalars of numbers, truth values or text (as written by NumPy 1 and 2).
-
-    Args:
-        path: The pickle.
-
-    Returns:
-        What it holds.
-
-    Raises:
-        UnsafePickleError: If it holds, or asks for, anything else, or cannot be read.
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            return _plain(_PlainUnpickler(file).load())
-    except UnsafePickleError as error:
-        raise UnsafePickleError(
-            f"{path} is refused because it holds {error}, and only plain data and NumPy arrays are read from pickles: "
-            "write it anew with lists, dictionaries, strings and arrays."
-        ) from None
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise UnsafePickleError(f"{path} is not a readable pickle ({error}): fetch or write it anew.") from error
 
 
 _PLAIN_TAGS = frozenset(

@@ -28,7 +28,7 @@ from divff_nerfstudio.data.annotations import (
     resize_nearest,
 )
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
-from divff_nerfstudio.files import UnsafePickleError
+from divff_nerfstudio.plain_pickle import UnsafePickleError
 
 MASK = Path("annotations") / "IMG_0000000100.bmp"
 VIA = Path("object_annotations") / "te.json"

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float32, UInt8
 
 from divff_nerfstudio.data.frames import decode_frame, open_picture
 from divff_nerfstudio.data.scene import Scene, SceneError
-from divff_nerfstudio.files import restricted_unpickle
+from divff_nerfstudio.plain_pickle import restricted_unpickle
 
 VIA_SIZE = (480, 270)
 """Width and height that the published object polygons refer to."""
