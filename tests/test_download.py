@@ -129,8 +129,8 @@ def test_an_archive_without_the_scene_is_said(tmp_path, published, capsys):
     ("words", "said"),
     [
         (["--scenes", "P99_01"], "no scene P99_01"),
-        (["--scenes"], "--scenes names nothing"),
-        (["--what"], "--what names nothing"),
+        (["--scenes"], "--scenes is ()"),
+        (["--what"], "--what is ()"),
         (["--urls", "movies", "http://127.0.0.1"], "called movies"),
     ],
 )

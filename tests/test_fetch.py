@@ -254,3 +254,20 @@ def test_a_killed_download_goes_on(tmp_path):
         fetch(Remote(f"{address}/file", PAGE), path)
     assert path.read_bytes() == CONTENT and not leftovers(path)
     assert done >= 110_000 and served.requests[-1]["Range"] == f"bytes={done}-"
+
+
+RECORD = {"url": "x", "size": 3, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["", "[]", '{"url": "x"}']
+    + [json.dumps(RECORD | change) for change in ({"size": -1}, {"size": float("nan")}, {"sha256": "abc"})],
+)
+def test_a_record_that_is_none_is_named(tmp_path, record):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"abc")
+    record_path(path).write_text(record)
+    with pytest.raises(DownloadError, match="delete it to record it anew"):
+        fetch(Remote("http://127.0.0.1:9/a.bin", "page"), path)
+    assert path.read_bytes() == b"abc"

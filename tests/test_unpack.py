@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from divff_nerfstudio import archives
+from divff_nerfstudio.archives import ArchiveError, check_archive, open_archive
 from divff_nerfstudio.download import unpack as unpacking
-from divff_nerfstudio.download.unpack import ArchiveError, check_archive, open_archive, unpack
+from divff_nerfstudio.download.unpack import unpack
 
 LIMIT = 10_000_000
 
@@ -95,7 +97,7 @@ def test_a_path_that_leads_out_is_refused_before_anything_is_written(tmp_path, n
 @settings(max_examples=100, deadline=None)
 def test_a_checked_path_stays_below_its_folder(parts):
     try:
-        checked = unpacking._checked_name(Path("a.zip"), "/".join(parts))
+        checked = archives.checked_name(Path("a.zip"), "/".join(parts))
     except ArchiveError:
         return
     inside = (Path("/root/folder") / checked).resolve()
@@ -149,7 +151,7 @@ def test_too_many_files_and_files_twice(tmp_path, monkeypatch):
             opened.writestr("a", b"3")
     with pytest.raises(ArchiveError, match="twice"):
         check_archive(archive, LIMIT)
-    monkeypatch.setattr(unpacking, "MOST_MEMBERS", 3)
+    monkeypatch.setattr(archives, "MOST_MEMBERS", 3)
     with pytest.raises(ArchiveError, match="more than"):
         check_archive(write_tar(tmp_path / "b.tar", {str(i): b"" for i in range(4)}), LIMIT)
 
@@ -189,3 +191,31 @@ def test_members_are_read_where_they_lie(tmp_path):
     with open_archive(archive, LIMIT) as members:
         assert [(str(member.name), member.size) for member in members] == [("a", 1), ("b", 2)]
         assert members[0].open().read() == b"1"
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_file_managers_leave_is_left_out(tmp_path, name):
+    """Hidden files, those of a Mac and of Windows; also where one of them is twice."""
+    litter = ("._a.txt", "x/._a.txt", "__MACOSX/x/a.txt", "x/Thumbs.db", ".hidden/a.txt", "desktop.ini", ".DS_Store")
+    archive = WRITERS[name](tmp_path / name, {"x/a.txt": b"1", **dict.fromkeys(litter, b"junk")})
+    unpack(archive, tmp_path / "out", everything, LIMIT)
+    assert files_below(tmp_path / "out") == {"x/a.txt": b"1"}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_names_that_differ_by_capitals_alone_are_refused(tmp_path, name):
+    archive = WRITERS[name](tmp_path / name, {"P01/a.txt": b"1", "p01/A.TXT": b"2"})
+    with pytest.raises(ArchiveError, match="capitals"):
+        unpack(archive, tmp_path / "out", everything, LIMIT)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encrypted_zip_and_a_name_that_is_no_text(tmp_path):
+    archive = write_zip(tmp_path / "a.zip", {"a.txt": b"1"})
+    content = bytearray(archive.read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 1
+    (tmp_path / "b.zip").write_bytes(content)
+    with pytest.raises(ArchiveError, match="encrypted"):
+        check_archive(tmp_path / "b.zip", LIMIT)
+    with pytest.raises(ArchiveError, match="UTF-8"):
+        check_archive(write_tar(tmp_path / "a.tar", {"k\udcfcche.txt": b"1"}), LIMIT)

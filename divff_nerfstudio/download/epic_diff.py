@@ -10,11 +10,12 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field
 
+from divff_nerfstudio.archives import check_archive
 from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.download.catalogue import CATALOGUE, NOT_PUBLIC, SCENES, Item, What
 from divff_nerfstudio.download.cloud import fetch_folder
 from divff_nerfstudio.download.fetch import DownloadError, Remote, fetch
-from divff_nerfstudio.download.unpack import check_archive, unpack
+from divff_nerfstudio.download.unpack import unpack
 from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.schema import Words
 

@@ -9,11 +9,14 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.schema import Record, read_json
 
 if TYPE_CHECKING:
     import requests
@@ -32,13 +35,12 @@ class DownloadError(DivffError):
     """A file cannot be fetched, or is not what was fetched before; the message says what to do by hand."""
 
 
-@dataclass(frozen=True)
-class Record:
+class Recorded(Record):
     """What is kept beside a file, as ``FILE.json``, since its first download."""
 
     url: str
-    size: int
-    sha256: str
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
@@ -142,25 +144,25 @@ def _fetch(remote: Remote, path: Path, check: Callable[[Path], object] | None) -
             raise DownloadError(
                 f"{remote.url} gave a damaged file: start again, or {by_hand(remote, path)} ({error})"
             ) from None
-        _write_record(path, Record(remote.url, path.stat().st_size, pooch.file_hash(str(path))))
+        _write_record(path, Recorded(url=remote.url, size=path.stat().st_size, sha256=pooch.file_hash(str(path))))
     return path
 
 
-def _read_record(path: Path) -> Record | None:
-    try:
-        content = json.loads(record_path(path).read_text(encoding="utf-8"))
-        return Record(str(content["url"]), int(content["size"]), str(content["sha256"]))
-    except FileNotFoundError:
+def _read_record(path: Path) -> Recorded | None:
+    if not record_path(path).exists():
         return None
-    except (ValueError, KeyError, TypeError):
-        raise DownloadError(
-            f"{record_path(path)} is not readable, so {path.name} cannot be compared: delete it to record it anew."
-        ) from None
+    return read_json(
+        record_path(path),
+        Recorded,
+        f"the record of {path.name}, which cannot be compared without it",
+        "delete it to record it anew",
+        DownloadError,
+    )
 
 
-def _write_record(path: Path, record: Record) -> None:
+def _write_record(path: Path, record: Recorded) -> None:
     with atomic_path(record_path(path)) as temporary:
-        temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(record.model_dump(), indent=1) + "\n", encoding="utf-8")
 
 
 def by_hand(remote: Remote, path: Path) -> str:
@@ -176,8 +178,7 @@ def _refuse_page(path: Path, remote: Remote) -> None:
         raise DownloadError(f"{path} is a web page, not the file: delete it, {by_hand(remote, path)}.")
 
 
-@dataclass
-class _Validator:
+class _Validator(Record):
     """By which a server tells whether a partial file is still a part of what it has."""
 
     url: str
@@ -186,21 +187,20 @@ class _Validator:
 
     def write(self, path: Path) -> None:
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
+            temporary.write_text(json.dumps(self.model_dump()), encoding="utf-8")
 
     @staticmethod
     def read(path: Path) -> _Validator | None:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return _Validator(content["url"], content["tag"], content["total"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return read_json(path, _Validator, "what is known of a partial download", "delete it")
+        except DivffError:
             return None
 
 
 class _Transfer:
     """A download that continues what was interrupted, and tries again what broke off."""
 
-    def __init__(self, remote: Remote, path: Path, expected: Record | None):
+    def __init__(self, remote: Remote, path: Path, expected: Recorded | None):
         self.remote = remote
         self.path = path
         self.part = part_path(path)
@@ -333,7 +333,7 @@ class _Transfer:
         if not tag or tag.startswith("W/"):
             tag = response.headers.get("Last-Modified")
         if start == 0:
-            _Validator(self.remote.url, tag, self.total).write(self.validator_path)
+            _Validator(url=self.remote.url, tag=tag, total=self.total).write(self.validator_path)
         if self.total is not None:
             self._ensure_room(self.total - start)
             if self.expected is not None and self.total != self.expected.size:
