@@ -17,6 +17,7 @@ import pytest
 from conftest import TINY_FRAMES, TINY_HEIGHT, TINY_WIDTH, tiny_poses, write_tiny_scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutations import bounded
 from PIL import Image
 
 from divff_nerfstudio.data import frames as frames_module
@@ -105,7 +106,7 @@ def test_a_scene_is_shared_by_copies_and_pickled_without_its_frames(tiny_scene: 
 
 ID = "12"
 META_FAULTS: dict[str, tuple[Callable[[dict], object], tuple[str, ...]]] = {
-    "no ids": (lambda m: m.pop("ids_val"), ("lacks ids_val",)),
+    "no ids": (lambda m: m.pop("ids_val"), ("ids_val: Field required",)),
     "empty split": (lambda m: m["ids_test"].clear(), ("no frame in ids_test",)),
     "empty scene": (lambda m: m["ids_all"].clear(), ("no frame in ids_all",)),
     "unknown id": (lambda m: m["ids_train"].append(99), ("frame 99 in ids_train",)),
@@ -113,18 +114,18 @@ META_FAULTS: dict[str, tuple[Callable[[dict], object], tuple[str, ...]]] = {
     "test trained on": (lambda m: m["ids_train"].append(10), ("frame 10 in ids_train and in ids_test",)),
     "val trained on": (lambda m: m["ids_train"].append(14), ("frame 14 in ids_train and in ids_val",)),
     "val tested": (lambda m: m["ids_val"].append(10), ("frame 10 in ids_val and in ids_test",)),
-    "text as id": (lambda m: m["ids_all"].append("x"), ("ids_all", "whole numbers")),
-    "truth as id": (lambda m: m["ids_all"].append(True), ("ids_all", "whole numbers")),
-    "ids no list": (lambda m: m.update(ids_all={"10": 1}), ("ids_all", "whole numbers")),
+    "text as id": (lambda m: m["ids_all"].append("x"), ("ids_all.8", "integer")),
+    "truth as id": (lambda m: m["ids_all"].append(True), ("ids_all.8", "integer")),
+    "ids no list": (lambda m: m.update(ids_all={"10": 1}), ("ids_all", "array")),
     "no pose": (lambda m: m["poses"].pop(ID), ("no entry in poses for frame 12",)),
     "no image": (lambda m: m["images"].pop(ID), ("no entry in images for frame 12",)),
     "no near": (lambda m: m["nears"].pop(ID), ("no entry in nears for frame 12",)),
     "no far": (lambda m: m["fars"].pop(ID), ("no entry in fars for frame 12",)),
     "poses no dictionary": (lambda m: m.update(poses=[1, 2]), ("poses",)),
-    "NaN pose": (lambda m: m["poses"][ID][1].__setitem__(3, float("nan")), ("pose of frame 12",)),
-    "pose of text": (lambda m: m["poses"].update({ID: "pose"}), ("pose of frame 12",)),
-    "4x4 pose": (lambda m: m["poses"][ID].append([0, 0, 0, 1]), ("pose of frame 12",)),
-    "ragged pose": (lambda m: m["poses"][ID][0].pop(), ("pose of frame 12",)),
+    "NaN pose": (lambda m: m["poses"][ID][1].__setitem__(3, float("nan")), ("NaN is no finite number",)),
+    "pose of text": (lambda m: m["poses"].update({ID: "pose"}), ("poses.12",)),
+    "4x4 pose": (lambda m: m["poses"][ID].append([0, 0, 0, 1]), ("poses.12", "at most 3")),
+    "ragged pose": (lambda m: m["poses"][ID][0].pop(), ("poses.12.0",)),
     "scaled pose": (lambda m: m["poses"][ID].__setitem__(0, [2, 0, 0, 0]), ("pose of frame 12", "no rotation")),
     "mirrored pose": (
         lambda m: m["poses"].update({ID: [[-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]}),
@@ -133,14 +134,35 @@ META_FAULTS: dict[str, tuple[Callable[[dict], object], tuple[str, ...]]] = {
     "near beyond far": (lambda m: m["nears"].update({ID: 9.0}), ("near 9 ", "frame 12")),
     "near at far": (lambda m: m["nears"].update({ID: 3.0}) or m["fars"].update({ID: 3.0}), ("near 3 and far 3",)),
     "near zero": (lambda m: m["nears"].update({ID: 0.0}), ("near 0 ", "frame 12")),
-    "far infinite": (lambda m: m["fars"].update({ID: float("inf")}), ("fars for frame 12",)),
-    "near text": (lambda m: m["nears"].update({ID: "close"}), ("nears for frame 12",)),
-    "near none": (lambda m: m["nears"].update({ID: None}), ("nears for frame 12",)),
+    "far infinite": (lambda m: m["fars"].update({ID: float("inf")}), ("Infinity is no finite number",)),
+    "near text": (lambda m: m["nears"].update({ID: "close"}), ("nears.12", "number")),
+    "near none": (lambda m: m["nears"].update({ID: None}), ("nears.12", "number")),
+    "far beyond all nears": (lambda m: m["fars"].update({ID: 1e9}), ("far 1e+09", "million nears")),
+    "one picture twice": (
+        lambda m: m["images"].update({ID: m["images"]["10"]}),
+        ("IMG_0000000100.bmp for frames 10 and 12",),
+    ),
+    "a picture's name with a zero": (lambda m: m["images"].update({ID: "IMG_1\0.bmp"}), ("plain file name",)),
+    "a picture's name of a mile": (lambda m: m["images"].update({ID: "9" * 300 + ".bmp"}), ("plain file name",)),
+    "poses far away": (
+        lambda m: [row.__setitem__(3, row[3] + 1e8) for pose in m["poses"].values() for row in pose],
+        ("far from the origin", "1e+08", "subtract"),
+    ),
+    "ids of a long range": (
+        lambda m: [
+            m["ids_all"].append(10**11),
+            m["ids_train"].append(10**11),
+            [m[k].update({str(10**11): m[k]["24"]}) for k in ("poses", "nears", "fars")],
+            m["images"].update({str(10**11): "IMG_0000000999.bmp"}),
+        ],
+        ("so close", "number the frames anew"),
+    ),
+    "focal length of microns": (lambda m: m["intrinsics"][0].__setitem__(0, 4.0e6), ("focal lengths 4e+06",)),
     "path as image": (lambda m: m["images"].update({ID: "../meta.json"}), ("../meta.json", "plain file name")),
     "no number in image": (lambda m: m["images"].update({ID: "first.bmp"}), ("first.bmp", "number")),
     "image gone": (lambda m: m["images"].update({ID: "IMG_1.bmp"}), ("frames/IMG_1.bmp is missing",)),
     "intrinsics short": (lambda m: m["intrinsics"].pop(), ("intrinsics",)),
-    "intrinsics NaN": (lambda m: m["intrinsics"][0].__setitem__(0, float("nan")), ("intrinsics",)),
+    "intrinsics NaN": (lambda m: m["intrinsics"][0].__setitem__(0, float("nan")), ("NaN",)),
     "focal negative": (lambda m: m["intrinsics"][0].__setitem__(0, -20.0), ("no pinhole camera",)),
     "skew": (lambda m: m["intrinsics"][0].__setitem__(1, 1.0), ("no pinhole camera",)),
     "another width": (lambda m: m.update(image_w=48), ("24x16", "image_w = 48")),
@@ -245,6 +267,82 @@ def test_a_changed_frame_is_decoded_again(tiny_scene: Path) -> None:
     assert only_cache(tiny_scene) != before
 
 
+def test_two_frames_that_change_places_are_decoded_again(tiny_scene: Path) -> None:
+    """Same names, sizes and times of writing."""
+    one, other = (tiny_scene / "frames" / f"IMG_{number:010d}.bmp" for number in (105, 110))
+    for path in (one, other):
+        os.utime(path, ns=(10**18, 10**18))
+    before = np.array(load_scene(tiny_scene).frames)
+    one.rename(tiny_scene / "aside")
+    other.rename(one)
+    (tiny_scene / "aside").rename(other)
+    after = load_scene(tiny_scene).frames
+    np.testing.assert_array_equal(after[1], before[2])
+    np.testing.assert_array_equal(after[2], before[1])
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_a_picture_that_is_to_be_turned_is_refused(tiny_scene: Path, tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.jpg", exif=exif)
+    with pytest.raises(SceneError, match=f"EXIF orientation {orientation}"):
+        decode_frame(tmp_path / "a.jpg")
+    exif[0x0112] = 1
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.jpg", exif=exif)
+    assert decode_frame(tmp_path / "a.jpg").shape == (3, 4, 3)
+
+
+def test_transparent_colours_of_a_palette_are_refused(tmp_path: Path) -> None:
+    picture = Image.new("P", (4, 3))
+    picture.save(tmp_path / "a.png", transparency=0)
+    with pytest.raises(SceneError, match="transparent places"):
+        decode_frame(tmp_path / "a.png")
+
+
+def test_of_16_bits_a_colour_the_upper_8_are_kept(tmp_path: Path) -> None:
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((3, 4, 3), 0x1234, np.uint16))
+    assert (decode_frame(tmp_path / "a.png") == 0x12).all()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path.name)])
+def test_what_stands_in_a_pictures_place_is_refused(tiny_scene: Path, make: Callable[[Path], object]) -> None:
+    path = tiny_scene / "frames" / "IMG_0000000110.bmp"
+    path.unlink()
+    make(path)
+    with bounded(seconds=10):
+        refused(tiny_scene, str(path))
+
+
+def test_a_name_that_differs_in_case_is_told(tiny_scene: Path) -> None:
+    path = tiny_scene / "frames" / "IMG_0000000110.bmp"
+    path.rename(path.with_suffix(".BMP"))
+    refused(tiny_scene, str(path), "there is IMG_0000000110.BMP")
+
+
+def test_keys_that_stand_twice_are_refused(tiny_scene: Path) -> None:
+    path = tiny_scene / "meta.json"
+    path.write_text(path.read_text().replace('"nears": {', '"nears": {"10": 0.1, ', 1))
+    refused(tiny_scene, str(path), "the key '10' twice")
+
+
+def test_times_of_a_range_a_million_times_its_spacing(tiny_scene: Path, edit_meta: EditMeta) -> None:
+    def widen(meta: dict) -> None:
+        for key in ("ids_all", "ids_train", "ids_val", "ids_test"):
+            meta[key] = [10**6 if i == 24 else i - 10 for i in meta[key]]
+        for key in ("images", "poses", "nears", "fars"):
+            meta[key] = {str(10**6 if i == "24" else int(i) - 10): value for i, value in meta[key].items()}
+
+    edit_meta(widen)
+    scene = load_scene(tiny_scene)
+    assert (np.diff(scene.times()) > 1e-6).all()
+    for rows in (1000, 10**6, 2 * 10**6):
+        with pytest.raises(SceneError, match="number the frames"):
+            scene.times(rows)
+
+
 @pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-1], lambda content: b"x" * 200])
 def test_a_damaged_cache_is_rebuilt(tiny_scene: Path, damage: Callable[[bytes], bytes]) -> None:
     first = np.array(load_scene(tiny_scene).frames)
@@ -291,10 +389,10 @@ def test_a_cache_that_cannot_be_written_is_named(tiny_scene: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda meta: meta["ids_all"].append(10**30), ("ids_all", "whole numbers")),
-        (lambda meta: meta["poses"][str(meta["ids_all"][0])][1].__setitem__(3, 1e308), ("pose of frame", "finite")),
-        (lambda meta: meta["fars"].update({str(meta["ids_all"][0]): 1e300}), ("fars", "finite")),
-        (lambda meta: meta["intrinsics"][0].__setitem__(0, 1e300), ("intrinsics", "finite")),
+        (lambda meta: meta["ids_all"].append(10**30), ("ids_all", "less than")),
+        (lambda meta: meta["poses"][str(meta["ids_all"][0])][1].__setitem__(3, 1e308), ("poses.10.1.3", "less than")),
+        (lambda meta: meta["fars"].update({str(meta["ids_all"][0]): 1e300}), ("fars.10", "less than")),
+        (lambda meta: meta["intrinsics"][0].__setitem__(0, 1e300), ("intrinsics.0.0", "less than")),
     ],
 )
 def test_numbers_beyond_all_reason_are_named(tiny_scene: Path, edit_meta, change: Callable, words: tuple) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import stat
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,9 @@ PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF")
 """What scenes are made of. Pillow knows more, among them EPS, for which it starts a program."""
 MOST_PIXELS = 2**27
 """Larger pictures are taken for something else."""
+_ORIENTATION = 0x0112
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError, struct.error)
+"""How Pillow's readers of formats fail where a file is damaged."""
 _FOLDER = ".divff_cache"
 _DAY = 86400.0
 
@@ -58,14 +62,37 @@ def open_picture(
                 )
             yield image
     except (FileNotFoundError, NotADirectoryError):
-        raise SceneError(f"{path} is missing: put it there, or take its id out of meta.json.") from None
+        raise _missing(path) from None
     except UnidentifiedImageError:
         raise SceneError(
             f"{path} is truncated or no picture in {', '.join(formats[:-1])} or {formats[-1]}: copy it anew from its "
             "source, or save it in one of these."
         ) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SceneError(f"{path} is truncated or no picture ({error}): copy it anew from its source.") from None
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SceneError(f"{path} is truncated or no picture ({reason}): copy it anew from its source.") from None
+
+
+def _missing(path: Path, more: str = "") -> SceneError:
+    """What to say of a picture that is not there; with the one that differs only in case, if there is one."""
+    with contextlib.suppress(OSError):
+        for other in path.parent.iterdir():
+            if other.name.lower() == path.name.lower() and other.name != path.name:
+                return SceneError(f"{path} is missing{more}, but there is {other.name}: give both the same name.")
+    return SceneError(f"{path} is missing{more}: put it there, or take its id out of meta.json.")
+
+
+def _require_upright(path: Path, image: Image.Image) -> None:
+    """Refuses a picture that says it is to be turned: poses and masks refer to its rows as they are stored."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # what a camera notes beside a picture is often damaged, which does not concern the picture
+        orientation = 1
+    if orientation in range(2, 9):
+        raise SceneError(
+            f"{path} is stored turned or mirrored (EXIF orientation {orientation}): turn the picture itself and take "
+            "the entry away, so that its rows are those of the camera's pose."
+        )
 
 
 def decode_frame(
@@ -73,7 +100,9 @@ def decode_frame(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes a picture into RGB.
 
-    Grey and palette pictures are converted, an opaque alpha channel is dropped.
+    Grey and palette pictures are converted, an opaque alpha channel is dropped, of 16 bits a colour the upper 8 are
+    kept. Transparent pictures, CMYK, single channels of 16 bits or floats, and pictures whose EXIF entry says that they
+    are to be turned are refused: what they show would be a guess.
 
     Args:
         path: The file, or what a picture elsewhere is called.
@@ -84,11 +113,19 @@ def decode_frame(
         SceneError: As `open_picture`, or if it does not have red, green and blue in 8 bits.
     """
     with open_picture(path, content, formats) as image:
+        _require_upright(path, image)
         image.load()
-        opaque = image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255)
-        if image.mode not in ("RGB", "L", "P") and not opaque:
+        if image.mode not in ("RGB", "L", "P", "RGBA"):
             raise SceneError(f"{path} has image mode {image.mode}, which is not read: save it as 8-bit RGB.")
+        if not _is_opaque(image):
+            raise SceneError(f"{path} has image mode {image.mode} with transparent places: save it as 8-bit RGB.")
         return np.asarray(image.convert("RGB"))
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    if image.mode != "RGBA" and "transparency" not in image.info:
+        return True
+    return image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
 
 
 def frame_size(path: Path) -> tuple[int, int]:
@@ -98,6 +135,7 @@ def frame_size(path: Path) -> tuple[int, int]:
         SceneError: As `open_picture`.
     """
     with open_picture(path) as image:
+        _require_upright(path, image)
         return image.size
 
 
@@ -107,19 +145,24 @@ def cache_folder(root: Path) -> Path:
 
 
 def _fingerprint(paths: Sequence[Path], width: int, height: int) -> str:
-    """Changes when a frame is added, removed, renamed, resized or written to."""
-    digest = hashlib.sha256(f"frames 1 {width}x{height}".encode())
+    """Changes when a frame is added, removed, renamed, resized, written to, or exchanged with another one."""
+    digest = hashlib.sha256(f"frames 2 {width}x{height}".encode())
     missing = []
     for path in paths:
         try:
             status = path.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             missing.append(path)
             continue
-        digest.update(f"\n{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+        except OSError as error:
+            raise SceneError(
+                f"{path} cannot be read ({error.strerror or error}): put the picture itself there."
+            ) from None
+        # The time of change is also that of a renaming, which neither size nor time of writing tell.
+        known = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        digest.update(f"\n{path.name} {' '.join(map(str, known))}".encode())
     if missing:
-        more = f", as are {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise SceneError(f"{missing[0]} is missing{more}: put it there, or take its id out of meta.json.")
+        raise _missing(missing[0], f", as are {len(missing) - 1} more" if len(missing) > 1 else "")
     return digest.hexdigest()[:20]
 
 
@@ -137,7 +180,7 @@ def open_frames(
     """Opens the decoded frames of a scene, decoding them first where that has not been done.
 
     The array is memory-mapped and read-only, so that a long video costs no memory and processes share it. That it
-    exists under the frames' fingerprint (names, sizes, times of change) means that all of them have been verified.
+    exists under the frames' fingerprint (names, sizes, times, places on the disk) means that all of them were verified.
 
     Args:
         root: Folder of the scene.

@@ -2,32 +2,63 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
+from pydantic import Field
 
 from divff_nerfstudio.data.frames import SceneError, decode_frame, frame_size, open_frames
+from divff_nerfstudio.schema import Number, Record, read_json
 
 __all__ = ["SPLITS", "Scene", "SceneError", "Split", "load_scene"]
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
-_KEYS = ("ids_all", "ids_train", "ids_val", "ids_test", "images", "poses", "nears", "fars", "intrinsics")
 _PRINCIPAL_POINT_TOLERANCE = 0.15
 """How far, as a share of the frame's size, the principal point may lie from the middle."""
 _RIGID_TOLERANCE = 1e-3
-_LARGEST = 1e15
-"""Larger distances and lengths are faults."""
 _COUNTABLE = 10**12
-"""So are numbers of frames from here on."""
+"""Numbers of frames from here on are faults."""
+_MOST_ROWS = 10**6
+"""Larger time tables do not fit into memory beside a network."""
+_LEAST_STEP = 2.5e-7
+"""Times closer than that, as shares of the video, are the same in single precision or nearly so."""
+_FOCAL_RANGE = (0.02, 500.0)
+"""Focal lengths in widths (or heights) of the frame."""
+_DEPTH_RANGE = 1e6
+"""How many times as far as the near the far may be."""
+_FINENESS = 1e-3
+"""How finely, as a share of the smallest near, single precision must tell positions apart."""
+
+_FrameId = Annotated[int, Field(ge=0, lt=_COUNTABLE)]
+_Row = tuple[Number, Number, Number]
+_PoseRow = tuple[Number, Number, Number, Number]
+
+
+class Meta(Record):
+    """``meta.json`` of a scene folder; frame ids are texts where they are keys."""
+
+    ids_all: list[_FrameId]
+    ids_train: list[_FrameId]
+    ids_val: list[_FrameId]
+    ids_test: list[_FrameId]
+    images: dict[str, str]
+    """File names in ``frames/``."""
+    poses: dict[str, tuple[_PoseRow, _PoseRow, _PoseRow]]
+    """Camera to world, 3x4: columns right, up, back, position."""
+    nears: dict[str, Number]
+    fars: dict[str, Number]
+    intrinsics: tuple[_Row, _Row, _Row]
+    """Pinhole camera in pixels."""
+    image_w: Number | None = None
+    image_h: Number | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,17 +135,32 @@ class Scene:
                 time is then id / (rows - 1). None spreads the scene's own ids over the whole range.
 
         Raises:
-            SceneError: If an id has no row in the table.
+            SceneError: If an id has no row in the table, or two frames cannot be told apart by their times.
         """
-        ids = self.frame_ids.astype(np.float64)
+        ids, path = self.frame_ids.astype(np.float64), self.root / "meta.json"
         if rows is None:
-            return ((ids - ids[0]) / (ids[-1] - ids[0])).astype(np.float32)
-        if rows < 2 or ids[-1] > rows - 1:
+            times = ((ids - ids[0]) / (ids[-1] - ids[0])).astype(np.float32)
+        elif rows > _MOST_ROWS:
             raise SceneError(
-                f"{self.root / 'meta.json'} has frame id {self.frame_ids[-1]}, which has no row among {rows} time "
-                "rows: set time-rows to more than the largest id, or leave it out."
+                f"A table of {rows} time rows does not fit into memory (at most {_MOST_ROWS} do): number the frames of "
+                f"{path} anew, from 0 on, and set time-rows to more than the largest id."
             )
-        return (ids / (rows - 1)).astype(np.float32)
+        elif rows < 2 or ids[-1] > rows - 1:
+            remedy = "number the frames anew, from 0 on" if ids[-1] >= _MOST_ROWS else "leave it out"
+            raise SceneError(
+                f"{path} has frame id {self.frame_ids[-1]}, which has no row among {rows} time rows: set time-rows to "
+                f"more than the largest id, or {remedy}."
+            )
+        else:
+            times = (ids / (rows - 1)).astype(np.float32)
+        steps = np.diff(times)
+        if (steps < _LEAST_STEP).any():
+            i = int(np.argmin(steps))
+            raise SceneError(
+                f"{path} has frames {self.frame_ids[i]} and {self.frame_ids[i + 1]} so close, in ids up to "
+                f"{self.frame_ids[-1]}, that their times are the same in single precision: number the frames anew."
+            )
+        return times
 
     @cached_property
     def frames(self) -> UInt8[np.ndarray, "N height width 3"]:
@@ -166,10 +212,11 @@ def load_scene(root: Path | str, check_frames: bool = True, video_dir: Path | st
     meta = _read_meta(meta_path)
     frame_ids = _ids(meta_path, meta, "ids_all")
     splits = _splits(meta_path, meta, frame_ids)
-    names = _per_frame(meta_path, meta, "images", frame_ids)
-    poses = _poses(meta_path, _per_frame(meta_path, meta, "poses", frame_ids), frame_ids)
+    names = [_plain_name(meta_path, name) for name in _per_frame(meta_path, meta, "images", frame_ids)]
+    _refuse_twins(meta_path, names, frame_ids)
     nears, fars = _near_far(meta_path, meta, frame_ids)
-    image_paths = tuple(root / "frames" / _plain_name(meta_path, name) for name in names)
+    poses = _poses(meta_path, _per_frame(meta_path, meta, "poses", frame_ids), frame_ids, float(nears.min()))
+    image_paths = tuple(root / "frames" / name for name in names)
     width, height = frame_size(image_paths[0])
     intrinsics = _intrinsics(meta_path, meta, image_paths[0], width, height)
     if video_dir is not None and not Path(video_dir).is_dir():
@@ -188,36 +235,24 @@ def load_scene(root: Path | str, check_frames: bool = True, video_dir: Path | st
         video_numbers=np.array([_video_number(meta_path, path) for path in image_paths], np.int64),
         video_dir=root / "high_res_video" if video_dir is None else Path(video_dir),
     )
+    scene.times()
     if check_frames:
         _ = scene.frames
     return scene
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+def _read_meta(path: Path) -> Meta:
+    if not path.exists():
         raise SceneError(
             f"{path} is missing: give the folder of an EPIC-Diff scene (--data, or --scene of `divff import`)."
-        ) from None
-    except (ValueError, OSError) as error:
-        raise SceneError(f"{path} is not readable JSON ({error}): copy it anew from its source.") from None
-    if not isinstance(meta, dict):
-        raise SceneError(f"{path} holds no dictionary: copy it anew from its source.")
-    missing = [key for key in _KEYS if key not in meta]
-    if missing:
-        raise SceneError(f"{path} lacks {', '.join(missing)}: add what EPIC-Diff's format asks for.")
-    for key in ("images", "poses", "nears", "fars"):
-        if not isinstance(meta[key], dict):
-            raise SceneError(f"{path} has no dictionary from frame id to value in {key}: write it as EPIC-Diff does.")
-    return meta
+        )
+    return read_json(
+        path, Meta, "the index of an EPIC-Diff scene", "mend it, or copy it anew from its source", SceneError
+    )
 
 
-def _ids(path: Path, meta: dict[str, Any], key: str) -> np.ndarray:
-    ids = meta[key]
-    whole = isinstance(ids, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
-    if not whole or not all(0 <= i < _COUNTABLE for i in ids):
-        raise SceneError(f"{path} has something else than frame ids (0, 1, ...) in {key}: write whole numbers there.")
+def _ids(path: Path, meta: Meta, key: str) -> np.ndarray:
+    ids: list[int] = getattr(meta, key)
     if not ids:
         raise SceneError(f"{path} has no frame in {key}: every split needs at least one.")
     unique = np.unique(np.array(ids, np.int64))
@@ -227,7 +262,7 @@ def _ids(path: Path, meta: dict[str, Any], key: str) -> np.ndarray:
     return unique
 
 
-def _splits(path: Path, meta: dict[str, Any], frame_ids: np.ndarray) -> dict[Split, np.ndarray]:
+def _splits(path: Path, meta: Meta, frame_ids: np.ndarray) -> dict[Split, np.ndarray]:
     ids = {split: _ids(path, meta, f"ids_{split}") for split in SPLITS}
     for split in SPLITS:
         unknown = np.setdiff1d(ids[split], frame_ids)
@@ -243,30 +278,16 @@ def _splits(path: Path, meta: dict[str, Any], frame_ids: np.ndarray) -> dict[Spl
     return {split: np.searchsorted(frame_ids, ids[split]) for split in SPLITS}
 
 
-def _per_frame(path: Path, meta: dict[str, Any], key: str, frame_ids: np.ndarray) -> list[Any]:
-    values = meta[key]
+def _per_frame(path: Path, meta: Meta, key: str, frame_ids: np.ndarray) -> list[Any]:
+    values = getattr(meta, key)
     missing = [int(i) for i in frame_ids if str(i) not in values]
     if missing:
         raise SceneError(f"{path} has no entry in {key} for frame {missing[0]}: add it, or take the id out of ids_all.")
     return [values[str(i)] for i in frame_ids]
 
 
-def _numbers(value: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    """As an array of this shape, or None if it is none of numbers that are finite in single precision, too."""
-    try:
-        array = np.array(value, np.float64)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return array if array.shape == shape and (np.abs(array) <= _LARGEST).all() else None
-
-
-def _poses(path: Path, values: list[Any], frame_ids: np.ndarray) -> np.ndarray:
-    poses = np.empty((len(values), 3, 4))
-    for i, value in enumerate(values):
-        pose = _numbers(value, (3, 4))
-        if pose is None:
-            raise SceneError(f"{path} has no 3x4 matrix of finite numbers as pose of frame {frame_ids[i]}: mend it.")
-        poses[i] = pose
+def _poses(path: Path, values: list[Any], frame_ids: np.ndarray, near: float) -> np.ndarray:
+    poses = np.array(values, np.float64)
     rotations = poses[:, :, :3]
     error = np.abs(rotations.transpose(0, 2, 1) @ rotations - np.eye(3)).max((1, 2))
     bad = np.flatnonzero((error > _RIGID_TOLERANCE) | (np.linalg.det(rotations) < 0))
@@ -275,31 +296,41 @@ def _poses(path: Path, values: list[Any], frame_ids: np.ndarray) -> np.ndarray:
             f"{path} has a pose of frame {frame_ids[bad[0]]} whose first three columns are no rotation: write a "
             "camera-to-world matrix with columns right, up, back, without scale."
         )
+    step = float(np.spacing(np.abs(poses[:, :, 3]).max().astype(np.float32)))
+    if step > _FINENESS * near:
+        raise SceneError(
+            f"{path} has poses so far from the origin (up to {np.abs(poses[:, :, 3]).max():g}) that single precision "
+            f"moves them by {step:g}, where the nearest near is {near:g}: subtract one position from all poses."
+        )
     return poses.astype(np.float32)
 
 
-def _near_far(path: Path, meta: dict[str, Any], frame_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    bounds = {}
-    for key in ("nears", "fars"):
-        values = _per_frame(path, meta, key, frame_ids)
-        for frame_id, value in zip(frame_ids, values, strict=True):
-            if _numbers(value, ()) is None:
-                raise SceneError(f"{path} has no finite number in {key} for frame {frame_id}: write its distance.")
-        bounds[key] = np.array(values, np.float32)
-    bad = np.flatnonzero((bounds["nears"] <= 0) | (bounds["nears"] >= bounds["fars"]))
+def _near_far(path: Path, meta: Meta, frame_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    nears, fars = (np.array(_per_frame(path, meta, key, frame_ids), np.float32) for key in ("nears", "fars"))
+    bad = np.flatnonzero((nears <= 0) | (nears >= fars) | (fars > _DEPTH_RANGE * nears))
     if len(bad):
         i = bad[0]
+        beyond = " and a far of less than a million nears" if 0 < nears[i] < fars[i] else ""
         raise SceneError(
-            f"{path} has near {bounds['nears'][i]:g} and far {bounds['fars'][i]:g} for frame {frame_ids[i]}: "
-            "write distances with 0 < near < far."
+            f"{path} has near {nears[i]:g} and far {fars[i]:g} for frame {frame_ids[i]}: write distances with "
+            f"0 < near < far{beyond}."
         )
-    return bounds["nears"], bounds["fars"]
+    return nears, fars
 
 
-def _plain_name(path: Path, name: Any) -> str:
-    if not isinstance(name, str) or not name or name != Path(name).name:
-        raise SceneError(f"{path} has {name!r} in images, which is no plain file name: name a file in frames/.")
+def _plain_name(path: Path, name: str) -> str:
+    if not name or name != Path(name).name or len(name) > 200 or not name.isprintable():
+        shown = name if len(name) <= 80 else name[:77] + "..."
+        raise SceneError(f"{path} has {shown!r} in images, which is no plain file name: name a file in frames/.")
     return name
+
+
+def _refuse_twins(path: Path, names: list[str], frame_ids: np.ndarray) -> None:
+    """One picture under two ids would be trained on and tested."""
+    seen: dict[str, int] = {}
+    for name, frame_id in zip(names, frame_ids.tolist(), strict=True):
+        if (other := seen.setdefault(name, frame_id)) != frame_id:
+            raise SceneError(f"{path} names {name} for frames {other} and {frame_id}: give each frame its own picture.")
 
 
 def _video_number(path: Path, image: Path) -> int:
@@ -311,18 +342,22 @@ def _video_number(path: Path, image: Path) -> int:
     return int(match[1])
 
 
-def _intrinsics(path: Path, meta: dict[str, Any], image: Path, width: int, height: int) -> np.ndarray:
-    K = _numbers(meta["intrinsics"], (3, 3))
-    if K is None:
-        raise SceneError(f"{path} has no 3x3 matrix of finite numbers as intrinsics: write fx, fy, cx, cy in pixels.")
+def _intrinsics(path: Path, meta: Meta, image: Path, width: int, height: int) -> np.ndarray:
+    K = np.array(meta.intrinsics, np.float64)
     if K[0, 0] <= 0 or K[1, 1] <= 0 or K[0, 1] != 0 or K[1, 0] != 0 or not np.array_equal(K[2], (0, 0, 1)):
         raise SceneError(f"{path} has intrinsics that are no pinhole camera: write [[fx,0,cx],[0,fy,cy],[0,0,1]].")
     for key, size in (("image_w", width), ("image_h", height)):
-        if key in meta and meta[key] != size:
+        if getattr(meta, key) not in (None, size):
             raise SceneError(
-                f"{image} is {width}x{height} where {path} has {key} = {meta[key]}: scale the frames to the size of "
-                "the intrinsics, or the intrinsics (and image_w, image_h) to the frames."
+                f"{image} is {width}x{height} where {path} has {key} = {getattr(meta, key):g}: scale the frames to the "
+                "size of the intrinsics, or the intrinsics (and image_w, image_h) to the frames."
             )
+    largest = max(width, height)
+    if not all(_FOCAL_RANGE[0] * largest <= focal <= _FOCAL_RANGE[1] * largest for focal in (K[0, 0], K[1, 1])):
+        raise SceneError(
+            f"{path} has focal lengths {K[0, 0]:g} and {K[1, 1]:g} for frames of {width}x{height}, which no camera "
+            "has: write them in pixels."
+        )
     offset = np.abs(K[:2, 2] - (width / 2, height / 2)) / (width, height)
     if (offset > _PRINCIPAL_POINT_TOLERANCE).any():
         raise SceneError(
