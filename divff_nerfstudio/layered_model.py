@@ -39,6 +39,8 @@ PICTURES = (
 HEADS = {"hotspot": "video"}
 """Kinds of targets that another kind's head is compared with."""
 _CODE, _CROP = "code", "crop"
+CUT = "cut"
+"""Key of a ray bundle's metadata: which rays end where a crop does, before their frame's far."""
 
 _LARGEST_SIDE = 32768
 _OVERSHOT = 0.2
@@ -219,13 +221,14 @@ class LayeredModel(Model):
             times = torch.full_like(rays.origins[..., :1], self.config.default_time)
         if nears is None or fars is None:
             nears, fars = self._frame_bounds(times)
-        nears, fars = nears * self.config.nearest, fars * self.config.farthest
-        if _CROP in rays.metadata:
-            enter, leave = rays.metadata[_CROP].split(1, -1)
+        nears, fars, metadata = nears * self.config.nearest, fars * self.config.farthest, rays.metadata
+        if _CROP in metadata:
+            enter, leave = metadata[_CROP].split(1, -1)
+            metadata = {**metadata, CUT: (leave < fars) | (enter >= fars)}
             # A ray that misses the box keeps an interval too thin to show anything.
             nears = nears.maximum(enter.minimum(fars))
             fars = fars.minimum(leave).maximum(nears * (1 + 1e-5))
-        return replace(rays, times=times, nears=nears, fars=fars)
+        return replace(rays, times=times, nears=nears, fars=fars, metadata=metadata)
 
     def _frame_bounds(self, times: Float[Tensor, "*bs 1"]) -> tuple[Float[Tensor, "*bs 1"], Float[Tensor, "*bs 1"]]:
         """Near and far of the training frame next in time."""

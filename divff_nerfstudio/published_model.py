@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Optional
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
@@ -24,7 +24,7 @@ from divff_nerfstudio.fields.published import (
     PublishedHeadsConfig,
 )
 from divff_nerfstudio.files import DivffError
-from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig, nearest_frame, pictures_of
+from divff_nerfstudio.layered_model import CUT, LayeredModel, LayeredModelConfig, nearest_frame, pictures_of
 from divff_nerfstudio.losses import weighted_error
 from divff_nerfstudio.rendering import (
     CLEAR,
@@ -320,6 +320,8 @@ class PublishedModel(LayeredModel):
         fields = self.field(points, layers)
         if self.training and config.end_density > 0:
             fields["static"] = self._ended(fields["static"])
+        if (cut := rays.metadata.get(CUT)) is not None:
+            fields = {layer: _closed(found, cut) for layer, found in fields.items()}
         densities = {layer: found.density for layer, found in fields.items()}
         intervals = open_intervals(depths)
         composited = composite(densities, intervals, open_end=True, share_epsilon=config.share_epsilon)
@@ -432,6 +434,12 @@ class _Followed(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (None if gradient is None else gradient * upstream[0] for gradient in ctx.gradients)
         return None, None, *scaled
+
+
+def _closed(samples: LayerSamples, cut: Bool[Tensor, "rays 1"]) -> LayerSamples:
+    """Samples of which the last one, behind which the ray is open, shows nothing where a crop cuts the ray."""
+    last = samples.density[:, -1:].masked_fill(cut, 0.0)
+    return replace(samples, density=torch.cat((samples.density[:, :-1], last), -1))
 
 
 def _part_of(batch: dict[str, Any], part: slice) -> dict[str, Any]:
