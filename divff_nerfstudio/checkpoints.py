@@ -140,6 +140,48 @@ def weights_of(path: Path | str, content: Any) -> dict[str, Tensor]:
     return weights
 
 
+def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Reads a checkpoint that a training of ours has written.
+
+    Args:
+        path: See `read_checkpoint`.
+
+    Returns:
+        What it holds: the "step", a number, and the "pipeline", tensors by name, among others.
+
+    Raises:
+        CheckpointError: As `read_checkpoint`, or if it is no checkpoint of a run.
+    """
+    state = read_checkpoint(path)
+    step = state.get("step") if isinstance(state, dict) else None
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0 or not isinstance(state.get("pipeline"), dict):
+        raise CheckpointError(
+            f"{path} is no checkpoint of a run: give one that ns-train wrote; those that were published are taken over "
+            "by `divff import`."
+        )
+    return state
+
+
+def require_sound(state: Mapping[Any, Any], like: Mapping[str, Tensor]) -> None:
+    """Refuses a state with what is no tensor, has other types of numbers, or is not finite.
+
+    Args:
+        state: What a checkpoint holds.
+        like: A state with the types that it should have, by name.
+
+    Raises:
+        CheckpointError: With the first name that is wrong.
+    """
+    for name, value in state.items():
+        if not isinstance(name, str) or not _has_values(value):
+            raise CheckpointError(f"The checkpoint's {str(name)[:80]} is no tensor with values: take an earlier one.")
+        if name in like and value.dtype != like[name].dtype:
+            kinds = f"{str(value.dtype).removeprefix('torch.')} where {str(like[name].dtype).removeprefix('torch.')}"
+            raise CheckpointError(f"The checkpoint's {name} holds {kinds} belongs: give it as ns-train wrote it.")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(f"The checkpoint's {name} has values that are not finite: take an earlier one.")
+
+
 def _has_values(value: Any) -> bool:
     """Whether it is an ordinary tensor, which has a value at every place."""
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta

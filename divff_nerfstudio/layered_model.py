@@ -134,6 +134,8 @@ class LayeredModel(Model):
         order = torch.argsort(metadata["times"].flatten())
         for name in ("times", "nears", "fars"):
             self.register_buffer(f"train_{name}", metadata[name].flatten()[order].float())
+        if "poses" in metadata:  # that a checkpoint knows its scene again
+            self.register_buffer("train_poses", metadata["poses"][order].float())
         nearest, farthest = self.config.nearest, self.config.farthest
         if not bool((self.train_nears * nearest < self.train_fars * farthest).all()):
             raise RenderError(

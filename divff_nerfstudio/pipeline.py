@@ -15,7 +15,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from divff_nerfstudio.checkpoints import CheckpointError
+from divff_nerfstudio.checkpoints import CheckpointError, require_sound
 from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfig
 from divff_nerfstudio.features.pca import fit_feature_basis
 from divff_nerfstudio.features.text import text_encoder
@@ -26,6 +26,10 @@ from divff_nerfstudio.panel import QueryPanel
 from divff_nerfstudio.query import QueryConfig, build_query
 from divff_nerfstudio.render_options import check_render_options
 from divff_nerfstudio.viewer.presets import scene_presets
+
+_POSES = "_model.train_poses"
+_SLACK = 1e-4
+"""How far values of a scene may be apart, over the largest of them, and count as the same."""
 
 
 @dataclass
@@ -120,6 +124,7 @@ class DivFFPipeline(VanillaPipeline):
         Raises:
             CheckpointError: If names or shapes differ from those of this configuration and scene.
         """
+        require_sound(loaded_state, self.state_dict())
         state = {key.replace("module.", ""): value for key, value in loaded_state.items()}
         if self.model.semantic is not None and not any("_model.semantic." in key for key in state):
             if self.test_mode == "val" and self.model.heads_begin_on_loaded_geometry:
@@ -128,6 +133,7 @@ class DivFFPipeline(VanillaPipeline):
             else:
                 CONSOLE.print("The checkpoint was trained before the scene had features, so it is opened without them.")
                 self.model.semantic = None
+        state = {**self._scene_of_older_checkpoints(state), **state}
         self.model.make_room({key.removeprefix("_model."): value for key, value in state.items()})
         own = self.state_dict()
         wrong = sorted(state.keys() ^ own.keys()) + sorted(
@@ -140,8 +146,30 @@ class DivFFPipeline(VanillaPipeline):
                 f"The checkpoint does not fit this configuration and scene: {what} differ{hint}; "
                 "use the config.yml that was written beside it."
             )
+        self._require_same_scene(state, own)
         self.model.update_to_step(step)
         self.load_state_dict(dict(state), strict=True)
+
+    def _scene_of_older_checkpoints(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The training frames' poses, for checkpoints that were written before they held them."""
+        return {key: value for key, value in self.state_dict().items() if key == _POSES and key not in state}
+
+    def _require_same_scene(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+        """Refuses a checkpoint of other training frames: their times, nears, fars and poses are in it."""
+        wrong = []
+        for name, what in (("times", "ids"), ("nears", "nears"), ("fars", "fars"), ("poses", "poses")):
+            kept, expected = state.get(f"_model.train_{name}"), own.get(f"_model.train_{name}")
+            if kept is None or expected is None or kept.numel() == 0:
+                continue
+            kept, slack = kept.to(expected), _SLACK * max(float(expected.abs().max()), 1e-30)
+            if float((kept - expected).abs().max()) > slack:
+                wrong.append(what)
+        if wrong:
+            scene = self.datamanager.train_dataset.scene.root
+            raise CheckpointError(
+                f"The checkpoint was trained on a scene with other {' and '.join(wrong)} than {scene}: give the scene "
+                "that it was trained on (--data), or train this one from the start."
+            )
 
 
 def _semantic(names: list[str]) -> bool:

@@ -154,10 +154,9 @@ def names_one_of(text: str, configs: Sequence[Any]) -> bool:
 
 def _composed(text: str) -> yaml.Node:
     """The document's nodes; nothing is built of them."""
-    depth = count = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        count += 1
         if depth > MOST_DEPTH or count > MOST_NODES:
             raise _FaultError("it is longer or nested deeper than any run's")
     node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -271,7 +270,7 @@ class _Builder:
 
     def _same_function(self, node: yaml.Node, kind: type, place: str) -> None:
         """A function stays the one that the class has."""
-        usual = next(each.default for each in fields(kind) if each.name == place.rpartition(".")[2])
+        usual: Any = next(each.default for each in fields(kind) if each.name == place.rpartition(".")[2])
         if node.tag != f"{_NAME}{_full_name(usual)}":
             raise _FaultError(f"it asks for {_short(node.tag)}, which no configuration of ours contains")
 
@@ -382,8 +381,8 @@ def _check_meaning(config: Any) -> None:
     options = config.pipeline.datamanager.extract_options
     if foreign := [name for name in classes_named([options]) if not is_allowed(name)]:
         raise _FaultError(
-            f"pipeline.datamanager.extract_options names {_short(foreign[0])}, which files may not (DIVFF_PLUGINS in the "
-            "environment allows it)"
+            f"pipeline.datamanager.extract_options names {_short(foreign[0])}, which files may not (DIVFF_PLUGINS in "
+            "the environment allows it)"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import json
@@ -107,18 +108,20 @@ def test_the_viewer_listens_on_this_machine_only(monkeypatch, tmp_path):
     """nerfstudio's script takes 10 s to import; only what it is called with matters here."""
     started = []
     script = SimpleNamespace(
-        ViewerConfigWithoutNumRays=lambda **options: options,
-        RunViewer=lambda load_config, viewer: SimpleNamespace(main=lambda: started.append((load_config, viewer))),
+        _start_viewer=lambda config, pipeline, step: started.append((config.viewer, pipeline, step))
     )
     monkeypatch.setitem(sys.modules, "nerfstudio.scripts.viewer.run_viewer", script)
-    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.check_config_yaml", lambda path: None)
+    run = SimpleNamespace(
+        config=SimpleNamespace(viewer=SimpleNamespace(num_rays_per_chunk=77)), pipeline="pipeline", step=5
+    )
+    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.load_run", lambda config, data: copy.deepcopy(run))
     config = tmp_path / "config.yml"
     ViewConfig(load_config=config).main()
     ViewConfig(load_config=config, host="0.0.0.0", port=7010).main()
-    assert started == [
-        (config, {"websocket_host": "127.0.0.1", "websocket_port": None}),
-        (config, {"websocket_host": "0.0.0.0", "websocket_port": 7010}),
-    ]
+    (first, *one), (second, *_) = started
+    assert one == ["pipeline", 5] and first.num_rays_per_chunk == 77
+    assert (first.websocket_host, first.websocket_port) == ("127.0.0.1", None)
+    assert (second.websocket_host, second.websocket_port) == ("0.0.0.0", 7010)
 
 
 class Stand:
@@ -134,7 +137,7 @@ class Stand:
 def trained(tmp_path, monkeypatch):
     stand = Stand(small_scene.write(tmp_path / "scene"))
     for module in ("commands", "runs"):
-        monkeypatch.setattr(f"divff_nerfstudio.evaluation.{module}.open_run", lambda config: (stand, 999))
+        monkeypatch.setattr(f"divff_nerfstudio.evaluation.{module}.open_run", lambda config, data: (stand, 999))
     (tmp_path / "run").mkdir()
     return stand, tmp_path / "run" / "config.yml"
 

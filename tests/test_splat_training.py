@@ -242,7 +242,7 @@ def test_export_writes_the_layers_of_a_run_and_nothing_of_other_methods(start: S
     model = model_of(trainer)
     assert set(counts) == set(LAYERS) and all(0 < counts[name] <= len(model.gaussian_layer(name)) for name in LAYERS)
     other = SimpleNamespace(model=object(), times=np.zeros(1))
-    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.open_scene", lambda _: other)
+    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.open_scene", lambda *_: other)
     with pytest.raises(RunError, match="divff-splat"):
         ExportConfig(load_config=path, what="gaussians").main()
 

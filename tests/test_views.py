@@ -40,7 +40,7 @@ def trained(tmp_path: Path) -> TrainedScene:
 
 @pytest.fixture
 def config(trained: TrainedScene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.open_scene", lambda path: trained)
+    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.open_scene", lambda *_: trained)
     return tmp_path / "config.yml"
 
 

@@ -81,6 +81,7 @@ class EpicDiff(DataParser):
                 "nears": torch.from_numpy(scene.nears[indices]),
                 "fars": torch.from_numpy(scene.fars[indices]),
                 "times": times,
+                "poses": torch.from_numpy(scene.camera_to_worlds[indices]),
                 "time_rows": self.config.time_rows,
                 "all_times": torch.from_numpy(scene.times(self.config.time_rows)),
                 "all_nears": torch.from_numpy(scene.nears),

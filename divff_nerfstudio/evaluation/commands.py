@@ -27,7 +27,7 @@ from divff_nerfstudio.evaluation.pointcloud import CloudOptions, write_cloud
 from divff_nerfstudio.evaluation.report import Gallery, Report, save_report, save_scores
 from divff_nerfstudio.evaluation.results import Evaluation
 from divff_nerfstudio.evaluation.run import TaskGroup, Wanted, evaluate
-from divff_nerfstudio.evaluation.runs import RunError, open_run, open_scene, run_facts, training_seconds
+from divff_nerfstudio.evaluation.runs import RunError, load_run, open_run, open_scene, run_facts, training_seconds
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
 from divff_nerfstudio.evaluation.tables import COLUMNS, SCORES_FILE, average_table, read_runs, save_csv, write_csv
 from divff_nerfstudio.evaluation.tiles import as_picture, cell_size
@@ -35,7 +35,7 @@ from divff_nerfstudio.evaluation.tracks import follow, save_plot
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene
 from divff_nerfstudio.evaluation.videos import FPS, LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
 from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint, read_camera
-from divff_nerfstudio.files import atomic_path, check_config_yaml
+from divff_nerfstudio.files import atomic_path
 from divff_nerfstudio.option_ranges import Port
 from divff_nerfstudio.outputs import check_output_file, check_output_folder
 from divff_nerfstudio.panel_state import load_panel_state, panel_state_path
@@ -53,6 +53,8 @@ class EvaluateConfig:
 
     load_config: Optional[Path] = None  # noqa: UP045
     """The run's config.yml."""
+    data: Optional[Path] = None  # noqa: UP045
+    """Folder of its scene, if that is no longer where the config.yml says."""
     tasks: Annotated[tuple[TaskGroup, ...], Field(min_length=1)] = ("masks", "objects", "affordances", "views")
     """What to evaluate: pictures and masks, annotated objects, annotated actions, and other times and viewpoints."""
     frames: Optional[Count] = None  # noqa: UP045
@@ -92,7 +94,7 @@ class EvaluateConfig:
         folder = check_output_folder(self.output or run / "evaluation")
         if self.download_lpips:
             _fetch_lpips()
-        pipeline, step = open_run(self.load_config)
+        pipeline, step = open_run(self.load_config, self.data)
         gallery, start = Gallery(folder / "frames"), time.perf_counter()
         wanted = Wanted(self.tasks, self.frames, self.queries, self.baselines, self.moments, self.models)
         evaluation = evaluate(
@@ -167,6 +169,8 @@ class QueryCommandConfig:
     """Follow each thing over the whole video: when it moves, and where it is, as a plot and CSV."""
     moments: Count = 20
     """How many moments --over-time looks at, evenly spaced."""
+    data: Optional[Path] = None  # noqa: UP045
+    """Folder of its scene, if that is no longer where the config.yml says."""
 
     def main(self) -> dict:
         """Runs the command."""
@@ -185,7 +189,7 @@ class QueryCommandConfig:
         asked = list(dict.fromkeys(asked_kind(typed, self.features) for typed in self.text))
         check_output_folder(self.output)
         with contextlib.redirect_stdout(sys.stderr):  # nerfstudio says on standard output what it loads
-            trained = open_scene(self.load_config)
+            trained = open_scene(self.load_config, self.data)
             content = self._follow(trained, asked) if self.over_time else self._ask(trained, asked)
         sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
         return content
@@ -296,6 +300,8 @@ class VideoConfig:
     """Pictures per second; by default as many as make the film as long as the camera path says, else 10."""
     cell_height: Annotated[int, Field(ge=16, le=2160)] = 180
     """Height of each picture in the video, in pixels. What a camera path sees is rendered at this height."""
+    data: Optional[Path] = None  # noqa: UP045
+    """Folder of its scene, if that is no longer where the config.yml says."""
 
     def main(self) -> Path:
         """Runs the command."""
@@ -304,7 +310,7 @@ class VideoConfig:
         file = check_output_file(self.output or self.load_config.resolve().parent / "video.mp4", ".mp4")
         asked = [asked_kind(typed, self.features) for typed in self.queries]
         path = None if self.camera_path is None else read_camera_path(self.camera_path)
-        trained, hide, layout = open_scene(self.load_config), self.hide, LAYOUTS[self.layout]
+        trained, hide, layout = open_scene(self.load_config, self.data), self.hide, LAYOUTS[self.layout]
         wanted, fps = None if self.frames == "all" else int(self.frames), self.fps
         shape = trained.scene.height, trained.scene.width
         if path is not None:
@@ -356,6 +362,8 @@ class ExportConfig:
     """The moment, 0 to 1; by default the middle of the video."""
     cloud: CloudOptions = field(default_factory=CloudOptions)
     """Views, sizes, and what is left out."""
+    data: Optional[Path] = None  # noqa: UP045
+    """Folder of its scene, if that is no longer where the config.yml says."""
 
     def main(self) -> Path:
         """Runs the command."""
@@ -364,7 +372,7 @@ class ExportConfig:
             return self._gaussians(check_output_folder(self.output or folder / "gaussians"))
         queries = [asked_kind(typed, self.features) for typed in self.queries]
         path = check_output_file(self.output or folder / "pointcloud.ply", ".ply")
-        trained = open_scene(self.load_config)
+        trained = open_scene(self.load_config, self.data)
         count = write_cloud(path, trained, self._moment(trained), queries, self.features, self.cloud)
         CONSOLE.print(f"Written: {escape(str(path))} ({count} points)")
         return path
@@ -377,7 +385,7 @@ class ExportConfig:
         from divff_nerfstudio.splat.model import SplatModel
         from divff_nerfstudio.splat.ply import write_layers
 
-        trained = open_scene(self.load_config)
+        trained = open_scene(self.load_config, self.data)
         time = self._moment(trained)
         if not isinstance(trained.model, SplatModel):
             raise RunError(f"{self.load_config} is a run without Gaussians: give one of `ns-train divff-splat`.")
@@ -397,11 +405,15 @@ class ViewConfig:
     """Address to listen on; 0.0.0.0 lets every machine of the network in."""
     port: Optional[Port] = None  # noqa: UP045
     """Port to listen on; by default the first free one from 7007."""
+    data: Optional[Path] = None  # noqa: UP045
+    """Folder of its scene, if that is no longer where the config.yml says."""
 
     def main(self) -> None:
         """Runs the viewer until it is interrupted."""
-        check_config_yaml(self.load_config)
-        from nerfstudio.scripts.viewer.run_viewer import RunViewer, ViewerConfigWithoutNumRays
+        from nerfstudio.configs.base_config import ViewerConfig
+        from nerfstudio.scripts.viewer.run_viewer import _start_viewer
 
-        viewer = ViewerConfigWithoutNumRays(websocket_host=self.host, websocket_port=self.port)
-        RunViewer(load_config=self.load_config, viewer=viewer).main()
+        run = load_run(self.load_config, self.data)
+        run.config.vis, rays = "viewer", run.config.viewer.num_rays_per_chunk
+        run.config.viewer = ViewerConfig(websocket_host=self.host, websocket_port=self.port, num_rays_per_chunk=rays)
+        _start_viewer(run.config, run.pipeline, run.step)

@@ -4,57 +4,132 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from divff_nerfstudio.checkpoints import CheckpointError, read_run_checkpoint
 from divff_nerfstudio.evaluation.trained_scene import TrainedScene
-from divff_nerfstudio.files import DivffError, check_config_yaml
+from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.run_config import read_config
 
-if TYPE_CHECKING:
-    from nerfstudio.engine.trainer import TrainerConfig
+_CHECKPOINT = re.compile(r"step-(\d{9,12})\.ckpt")
 
 
 class RunError(DivffError):
     """A run directory is not what a command needs."""
 
 
-def open_run(load_config: Path) -> tuple[Any, int]:
-    """Loads a trained run, wherever its folder lies now.
+@dataclass
+class Run:
+    """A trained run, ready to be asked."""
 
-    nerfstudio's own loader executes what the file says and looks for the checkpoints below the folder that training
-    was started in; here the file is checked first, and the checkpoints are those beside it.
+    config: Any
+    """Its configuration, with its folder and its scene's where they lie now."""
+    pipeline: Any
+    """Data, model and query, in evaluation mode, on the test frames."""
+    step: int
+    """The checkpoint's step."""
+
+
+def load_run(load_config: Path, data: Path | None = None) -> Run:
+    """Loads a trained run, which may come from a stranger, wherever its folder lies now.
+
+    nerfstudio's own loader executes what the file says, and looks for checkpoints and scene where training had them.
 
     Args:
         load_config: The run's config.yml.
+        data: Folder of its scene; None: where the file says, a relative one seen from any folder above the run.
+
+    Raises:
+        RunError: If the scene or a checkpoint is missing, or it is another method's run.
+        CheckpointError: If the checkpoint is damaged, not finite, or of another scene or configuration.
+        UnsafeConfigError: If the file holds anything that no configuration of ours contains.
+    """
+    config = read_config(load_config, our_configs())
+    folder = Path(load_config).resolve().parent
+    checkpoint = last_checkpoint(folder / config.relative_model_dir)
+    state = read_run_checkpoint(checkpoint)
+    _relocate(config, folder)
+    _find_scene(config, Path(load_config), folder, data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = config.pipeline.setup(device=device, test_mode="test")
+    pipeline.eval()
+    try:
+        pipeline.load_pipeline(state["pipeline"], state["step"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint} cannot be opened: {error}") from None
+    pipeline.method_name = config.method_name
+    return Run(config, pipeline, state["step"])
+
+
+def open_run(load_config: Path, data: Path | None = None) -> tuple[Any, int]:
+    """As `load_run`.
 
     Returns:
         The pipeline in evaluation mode, on the test frames, and the checkpoint's step.
+    """
+    run = load_run(load_config, data)
+    return run.pipeline, run.step
+
+
+def our_configs() -> list[Any]:
+    """The configurations of this package's registered methods."""
+    from nerfstudio.configs.method_configs import all_methods
+
+    return [config for config in all_methods.values() if type(config).__module__.startswith("divff_nerfstudio.")]
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The checkpoint of the largest step in a run's folder of checkpoints; other files there are left alone.
 
     Raises:
-        RunError: If there is no checkpoint, or it is another method's run.
-        UnsafeConfigError: If the file asks for anything that no run of ours needs.
+        RunError: If there is none.
     """
-    check_config_yaml(load_config)
-    folder = load_config.resolve().parent
+    named = ((_CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("*") if path.is_file())
+    found = [(int(match[1]), path) for match, path in named if match]
+    if not found:
+        raise RunError(f"{folder} has no checkpoint: train the scene with `ns-train divff`.")
+    return max(found)[1]
 
-    methods: list[str] = []
 
-    def relocated(config: TrainerConfig) -> TrainerConfig:
-        methods.append(str(config.method_name))
-        config.output_dir, config.experiment_name, config.method_name, config.timestamp = folder, ".", ".", "."
-        if not any(config.get_checkpoint_dir().glob("step-*.ckpt")):
-            raise RunError(f"{config.get_checkpoint_dir()} has no checkpoint: train the scene with `ns-train divff`.")
-        return config
+def _relocate(config: Any, folder: Path) -> None:
+    """Moves the places inside the run to where its folder lies now."""
+    old = config.get_base_dir()
+    config.run_dir = folder
+    for owner in (config.pipeline.datamanager, config.pipeline.datamanager.dataparser, config.pipeline.model):
+        for entry in fields(owner):
+            value = getattr(owner, entry.name)
+            if isinstance(value, Path) and value.is_relative_to(old) and value != old:
+                setattr(owner, entry.name, folder / value.relative_to(old))
 
-    from nerfstudio.utils.eval_utils import eval_setup
 
-    _, pipeline, _, step = eval_setup(load_config, update_config_callback=relocated)
-    if not hasattr(pipeline, "query"):
-        raise RunError(f"{load_config} is no run of divff: give the config.yml that `ns-train divff` wrote.")
-    pipeline.method_name = methods[0]  # pyright: ignore[reportArgumentType]
-    return pipeline, step
+def _find_scene(config: Any, load_config: Path, folder: Path, data: Path | None) -> None:
+    """Settles where the scene, and what else lies outside of the run, is."""
+    manager = config.pipeline.datamanager
+    parser = manager.dataparser
+    written = manager.data if manager.data is not None else parser.data
+    scene = (_seen_from(folder, written, "meta.json") or written) if data is None else Path(data)
+    if not (scene / "meta.json").is_file():
+        hint = "give its folder with --data" if data is None else "see to --data"
+        raise RunError(f"The scene of {load_config} is not at {scene} (there is no meta.json): {hint}.")
+    manager.data = parser.data = scene.absolute()
+    for owner, name in ((parser, "video_dir"), (manager, "feature_dir"), (config.pipeline.model, "autoencoder")):
+        place = getattr(owner, name, None)
+        if place is None:
+            continue
+        if place.is_relative_to(written) and not place.exists():
+            place = manager.data / place.relative_to(written)
+        setattr(owner, name, _seen_from(folder, place) or place)
+
+
+def _seen_from(folder: Path, place: Path, inside: str = "") -> Path | None:
+    """A place as seen from the folders above a run, the nearest first, then from here; None if it is nowhere."""
+    candidates = (above / place for above in (*folder.parents, Path.cwd()))
+    return next((path for path in candidates if (path / inside if inside else path).exists()), None)
 
 
 def run_facts(pipeline: Any, step: int) -> dict[str, str]:
@@ -100,15 +175,15 @@ def hardware() -> str:
     return f"{usable} CPU cores ({platform.machine()})"
 
 
-def open_scene(load_config: Path) -> TrainedScene:
+def open_scene(load_config: Path, data: Path | None = None) -> TrainedScene:
     """Loads a trained run as a scene that can be looked at and asked.
 
     Args:
         load_config: The run's config.yml.
+        data: Folder of its scene, if that has moved.
 
     Raises:
-        RunError: If there is no checkpoint, or it is another method's run.
-        UnsafeConfigError: If the file asks for anything that no run of ours needs.
+        DivffError: As `load_run`.
     """
-    pipeline, _ = open_run(Path(load_config))
+    pipeline, _ = open_run(Path(load_config), data)
     return TrainedScene(pipeline.model, pipeline.datamanager, pipeline.query)
