@@ -338,6 +338,14 @@ def test_settings_reach_the_query(attached):
     assert (config.threshold, config.strength, config.contour) == (0.6, 0.25, False)
 
 
+@pytest.mark.parametrize(("contour", "shown"), [(None, True), (False, False), (True, True)])
+def test_the_outline_begins_as_the_run_says(attached, contour, shown):
+    pipeline = Pipeline()
+    pipeline.query.config = QueryConfig(contour=contour)
+    panel, _ = attached(pipeline)
+    assert panel.elements.contour.value is shown and pipeline.query.config.contour is shown
+
+
 def test_presets_bring_their_features_and_negatives(attached):
     pipeline = Pipeline()
     panel, _ = attached(pipeline)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -196,3 +198,16 @@ def test_a_film_asks_and_hides_what_the_panel_did(tmp_path):
     assert query.phrases == ()
     film = VideoConfig(tmp_path, camera_path=path, hide=("dynamic",))
     assert film._as_in_the_panel(trained) == ("dynamic",) and query.phrases == ("mug",)  # pyright: ignore
+
+
+def test_what_the_manual_names_is_in_the_panel():
+    """Emphasised words of its first sections, and the first column of its table, are labels."""
+    root = Path(__file__).parents[1]
+    manual = (root / "docs" / "viewer.md").read_text(encoding="utf-8").partition("## Safety")[0]
+    source = (root / "divff_nerfstudio" / "viewer" / "layout.py").read_text(encoding="utf-8")
+    labels = set(re.findall(r'add_\w+\(\s*"([^"]+)"', source))
+    nerfstudios = {"Output type", "Render", "Max res"}
+    named = re.findall(r"(?<![*\w])\*([A-Z][^*]+)\*", manual.replace("\n", " "))
+    named += [row for row in re.findall(r"^\| ([^|]+?) \|", manual, re.MULTILINE) if row != "Element"]
+    assert len(named) > 15
+    assert [name for name in named if name not in labels | nerfstudios] == []
