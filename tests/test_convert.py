@@ -21,11 +21,12 @@ from scipy.spatial.transform import Rotation
 
 from divff_nerfstudio.cli import main
 from divff_nerfstudio.convert import layout, staging
-from divff_nerfstudio.convert.cameras import Pinhole, SourceCamera
+from divff_nerfstudio.convert.cameras import CameraError, Pinhole, SourceCamera, common_pinhole
+from divff_nerfstudio.convert.colmap import read_colmap
 from divff_nerfstudio.convert.commands import SceneOptions
 from divff_nerfstudio.convert.layout import PosedFrames, opengl_poses, ray_bounds, rigid_poses, splits_of
-from divff_nerfstudio.convert.pictures import ConvertError, FolderFrames
-from divff_nerfstudio.convert.reconstructions import read_colmap
+from divff_nerfstudio.convert.names import ConvertError
+from divff_nerfstudio.convert.pictures import FolderFrames
 from divff_nerfstudio.convert.staging import staged
 from divff_nerfstudio.data.scene import Scene, load_scene
 
@@ -243,7 +244,7 @@ def test_a_killed_conversion_goes_on(tmp_path, frames):
     [
         (lambda model: (model / "images.txt").write_text("1 1 0 0 0 0 0 0 1 nowhere_1.png\n\n"), "nowhere_1.png"),
         (lambda model: (model / "cameras.txt").write_text("1 EQUIRECTANGULAR 160 90 160 90\n"), "EQUIRECTANGULAR"),
-        (lambda model: (model / "cameras.txt").write_text("1 STRANGE 160 90 1 2 3\n"), "no COLMAP model"),
+        (lambda model: (model / "cameras.txt").write_text("1 STRANGE 160 90 1 2 3\n"), "known model"),
         (lambda model: (model / "points3D.txt").write_text(""), "--near"),
         (lambda model: (model / "images.txt").unlink(), "no COLMAP model"),
         (lambda model: (model / "cameras.txt").write_text("1 PINHOLE 200 200 90 90 100 100\n"), "cropped"),
@@ -263,7 +264,7 @@ def test_a_faulty_colmap_model_is_one_sentence(tmp_path, frames, capsys, change,
         ({"camera_model": "OMNIDIRECTIONALSTEREO_L"}, "cannot be dropped"),
         ({"camera_model": "OPENCV_FISHEYE"}, "tangential"),
         ({"k4": 0.1}, "k4"),
-        ({"fl_x": "wide"}, "numbers"),
+        ({"fl_x": "wide"}, "number"),
         ({"frames": []}, "no frames"),
         ({"frames": [{"file_path": "images/frame_0000000101.png"}] * 5}, "transform_matrix"),
         ({"ply_file_path": "none.ply"}, "none.ply"),
@@ -415,8 +416,9 @@ def test_a_camera_that_sees_no_points_takes_its_neighbours_bounds():
 def test_without_pycolmap_it_is_said_what_to_install(tmp_path, frames, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycolmap", None)
     model = room.write_colmap(tmp_path / "model")
-    with pytest.raises(ConvertError, match="convert"):
-        read_colmap(model, FolderFrames.of_folder(frames), "number")
+    posed = read_colmap(model, FolderFrames.of_folder(frames), "number")
+    with pytest.raises(CameraError, match="pip install"):
+        common_pinhole(posed.cameras, 80)
 
 
 def test_a_converted_scene_trains(tmp_path, frames):

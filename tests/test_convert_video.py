@@ -20,7 +20,8 @@ from divff_nerfstudio.cli import main
 from divff_nerfstudio.convert import alignment
 from divff_nerfstudio.convert.hands import open_hands
 from divff_nerfstudio.convert.keyframes import choose, measure
-from divff_nerfstudio.convert.pictures import ConvertError, TarFrames, VideoFrames, natural_key, open_frames
+from divff_nerfstudio.convert.names import ConvertError, natural_key
+from divff_nerfstudio.convert.pictures import ArchiveFrames, VideoFrames, open_frames
 from divff_nerfstudio.convert.structure import StructureFromMotion
 from divff_nerfstudio.data.demo_scene import DemoSceneConfig
 from divff_nerfstudio.data.scene import load_scene
@@ -187,7 +188,7 @@ def test_frames_of_an_archive_are_taken_as_they_are(tmp_path):
     assert cut(archive, scene, "--margin", "100") == 0
     found = load_scene(scene)
     assert found.video_numbers_available.tolist() == list(range(1, 90))
-    assert (scene / "high_res_video" / "frame_0000000040.jpg").read_bytes() == TarFrames(archive).content(40)
+    assert (scene / "high_res_video" / "frame_0000000040.jpg").read_bytes() == ArchiveFrames(archive).content(40)
 
 
 @pytest.mark.parametrize("off", [3, -5])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
 
-from divff_nerfstudio.convert.pictures import ConvertError
+from divff_nerfstudio.convert.names import ConvertError
 from divff_nerfstudio.data.scene import Scene
 
 CHECKED = 24

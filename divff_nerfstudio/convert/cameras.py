@@ -29,6 +29,12 @@ _WIDE = (
 MODELS = (*_PINHOLE, *_PERSPECTIVE, *_WIDE)
 """Camera models that can be undistorted, by COLMAP's names."""
 
+_ONE_FOCAL = (
+    "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "SIMPLE_DIVISION",
+    "SIMPLE_FISHEYE",
+)  # fmt: skip
+_WIDEST_FRAME = 65536
+
 CENTRED = 0.1
 """How far, as a share of the frame's size, a principal point may lie from the middle and stay there."""
 _ROUND_TRIP = 0.5
@@ -63,6 +69,25 @@ class SourceCamera:
             )
         if not all(math.isfinite(value) for value in self.params) or min(self.width, self.height) < 1:
             raise CameraError(f"A camera of model {self.model} has sizes or parameters that are no numbers: mend it.")
+        self._check_view()
+
+    def _check_view(self) -> None:
+        """Raises CameraError where focal length or principal point cannot be those of the frame."""
+        one_focal = self.model in _ONE_FOCAL
+        focals, centre = self.params[: 2 - one_focal], self.params[2 - one_focal : 4 - one_focal]
+        if len(centre) < 2:
+            raise CameraError(f"A camera of model {self.model} has {len(self.params)} parameters: mend it.")
+        longest = max(self.width, self.height)
+        if longest > _WIDEST_FRAME or not all(longest / 50 < focal < longest * 100 for focal in focals):
+            raise CameraError(
+                f"A camera of model {self.model} for frames of {self.width}x{self.height} has the focal length "
+                f"{min(focals):g}, which no lens has: mend it, or copy the file anew."
+            )
+        if not (0 <= centre[0] <= self.width and 0 <= centre[1] <= self.height):
+            raise CameraError(
+                f"A camera of model {self.model} for frames of {self.width}x{self.height} has its principal point at "
+                f"{centre[0]:g}, {centre[1]:g}, outside of them: mend it, or copy the file anew."
+            )
 
     @property
     def is_pinhole(self) -> bool:
@@ -73,7 +98,7 @@ class SourceCamera:
     @cached_property
     def intrinsics(self) -> tuple[float, float, float, float]:
         """fx, fy, cx, cy of a camera without distortion."""
-        one_focal = self.model in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
+        one_focal = self.model in _ONE_FOCAL
         values = self.params[:1] + self.params[:3] if one_focal else self.params[:4]
         if len(values) != 4 or min(values[:2]) <= 0:
             raise CameraError(f"A camera of model {self.model} has the parameters {self.params}: mend it.")

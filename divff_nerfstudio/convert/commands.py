@@ -11,22 +11,32 @@ from typing import Annotated, Any, Literal, Union
 import numpy as np
 import tyro
 from PIL import Image
+from pydantic import Field
 
 from divff_nerfstudio.convert.alignment import Alignment
+from divff_nerfstudio.convert.colmap import find_model, posed_by, read_colmap, read_model
+from divff_nerfstudio.convert.epic_fields import read_epic_fields
 from divff_nerfstudio.convert.hands import open_hands
 from divff_nerfstudio.convert.keyframes import choose_from_video
-from divff_nerfstudio.convert.layout import QUALITY, PosedFrames, SceneOptions, is_written, video_name, write_scene
+from divff_nerfstudio.convert.layout import (
+    LARGEST,
+    QUALITY,
+    PosedFrames,
+    SceneOptions,
+    is_written,
+    video_name,
+    write_scene,
+)
+from divff_nerfstudio.convert.names import LARGEST_NUMBER, ConvertError, Order
+from divff_nerfstudio.convert.nerfstudio import read_nerfstudio
 from divff_nerfstudio.convert.pictures import (
-    ConvertError,
+    ArchiveFrames,
     FolderFrames,
     FrameSource,
-    Order,
-    TarFrames,
     VideoFrames,
     open_frames,
     resized,
 )
-from divff_nerfstudio.convert.reconstructions import find_model, read_colmap, read_epic_fields, read_nerfstudio
 from divff_nerfstudio.convert.staging import fingerprint, staged
 from divff_nerfstudio.convert.structure import Engine, Matcher, StructureFromMotion
 from divff_nerfstudio.data.scene import load_scene
@@ -55,9 +65,12 @@ def _convert(
     posed: PosedFrames, source: FrameSource, output: Path, options: SceneOptions, settings: dict[str, Any]
 ) -> None:
     """Writes a scene folder of a reconstruction and opens it, so that a fault is found here and not in training."""
+    for note in posed.notes:
+        _say(note)
     posed = posed.selected(options)
     with staged(output, settings, options.overwrite) as folder:
         write_scene(folder, posed, source, options)
+        load_scene(folder)
     _report(output)
 
 
@@ -75,11 +88,12 @@ class ColmapToScene:
     """A COLMAP model and the images that it was made of."""
 
     model: Annotated[Path, tyro.conf.Positional]
-    """Folder of cameras, images and points3D (.bin or .txt), or of sparse/0 with them."""
+    """Folder of cameras, images and points3D (.bin or .txt), or of sparse/0 with them; of several models the one with
+    most images is taken."""
     output: Annotated[Path, tyro.conf.Positional]
     """Folder of the scene; it must not exist, or be empty."""
     images: Path | None = None
-    """Folder of the images, a tar archive of them, or the video; None: MODEL/images."""
+    """Folder of the images, a tar or zip archive of them, or the video; None: MODEL/images."""
     order: Order = "number"
     """Frames are numbered by the digits at the end of their names, or by the order of the names."""
     scene: Annotated[SceneOptions, tyro.conf.arg(name="")] = field(default_factory=SceneOptions)
@@ -92,10 +106,13 @@ class ColmapToScene:
             DivffError: Something is wrong with the model, the images or an option.
         """
         self.scene.check()
-        model = find_model(self.model)
+        model, chosen = find_model(self.model)
+        if chosen is not None:
+            _say(chosen)
+        content = read_model(model)
         images = self.model / "images" if self.images is None else self.images
-        source = open_frames(images, self.order)
-        posed = read_colmap(model, source, self.order)
+        source = open_frames(images, self.order, content.images.names)
+        posed = posed_by(content, source, self.order)
         settings = _settings("colmap", self.scene, model, images, order=self.order)
         _convert(posed, source, self.output, self.scene, settings)
 
@@ -136,7 +153,7 @@ class EpicFieldsToScene:
     output: Annotated[Path, tyro.conf.Positional]
     """Folder of the scene; it must not exist, or be empty."""
     frames: Path
-    """Folder or tar archive of EPIC-KITCHENS' RGB frames, or the video."""
+    """Folder, tar or zip archive of EPIC-KITCHENS' RGB frames, or the video."""
     scene: Annotated[SceneOptions, tyro.conf.arg(name="")] = field(default_factory=SceneOptions)
     """What the scene looks like."""
 
@@ -147,8 +164,8 @@ class EpicFieldsToScene:
             DivffError: Something is wrong with the file, the frames or an option.
         """
         self.scene.check()
-        posed = read_epic_fields(self.reconstruction)
-        source = open_frames(self.frames)
+        posed, names = read_epic_fields(self.reconstruction)
+        source = open_frames(self.frames, named=names)
         settings = _settings("epic-fields", self.scene, self.reconstruction, self.frames)
         _convert(posed, source, self.output, self.scene, settings)
 
@@ -161,7 +178,7 @@ class VideoToScene:
     """The video, as MP4."""
     output: Annotated[Path, tyro.conf.Positional]
     """Folder of the scene; it must not exist, or be empty."""
-    num_frames: int = 300
+    num_frames: Annotated[int, Field(ge=_FEWEST, le=100_000)] = 300
     """Frames to reconstruct, at most: the sharpest of as many stretches of equal motion."""
     camera_model: Literal[
         "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV", "OPENCV_FISHEYE"
@@ -184,8 +201,6 @@ class VideoToScene:
             DivffError: Something is wrong with the video, the masks or an option, or nothing can be reconstructed.
         """
         self.scene.check()
-        if self.num_frames < _FEWEST:
-            raise ConvertError(f"--num-frames is {self.num_frames}: give {_FEWEST} or more.")
         mine = {name: getattr(self, name) for name in ("num_frames", "camera_model", "engine", "matcher")}
         paths = [self.video] if self.hands is None else [self.video, self.hands]
         video = VideoFrames(self.video)
@@ -262,13 +277,13 @@ class VideoFramesOfScene:
     """The video (P01_01.MP4), the archive of its RGB frames (P01_01.tar), or a folder of them."""
     data: Path
     """Folder of the scene; the frames get into its folder high_res_video."""
-    width: int = 456
+    width: Annotated[int, Field(ge=16, le=LARGEST)] = 456
     """Of the frames, pixels."""
-    height: int = 256
+    height: Annotated[int, Field(ge=16, le=LARGEST)] = 256
     """Of the frames, pixels."""
-    margin: int = 32
+    margin: Annotated[int, Field(ge=0, le=LARGEST_NUMBER)] = 32
     """Frames before the first and behind the last sampled one to cut as well."""
-    offset: int = 0
+    offset: Annotated[int, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)] = 0
     """Number of a frame in the source less its number in the scene."""
     overwrite: bool = False
     """Replace the frames that are there."""
@@ -279,8 +294,6 @@ class VideoFramesOfScene:
         Raises:
             DivffError: Frames are missing, damaged or not those of the scene.
         """
-        if min(self.width, self.height) < 16 or self.margin < 0:
-            raise ConvertError("Video frames have at least 16x16 pixels, and --margin is not negative: give them so.")
         scene = load_scene(self.data)
         source = open_frames(self.source)
         first = max(1, int(scene.video_numbers[0]) - self.margin)
@@ -329,7 +342,7 @@ class VideoFramesOfScene:
     def _save(self, source: FrameSource, number: int, picture: np.ndarray, path: Path) -> None:
         """As JPEG; a JPEG of an archive that has the size already is taken as it is."""
         with atomic_path(path, sync=False) as temporary:
-            if picture.shape[:2] == (self.height, self.width) and isinstance(source, TarFrames):
+            if picture.shape[:2] == (self.height, self.width) and isinstance(source, ArchiveFrames):
                 content = source.content(number + self.offset)
                 if content.startswith(_JPEG):
                     temporary.write_bytes(content)

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from divff_nerfstudio.convert.pictures import ConvertError, FolderFrames
+from divff_nerfstudio.convert.names import ConvertError
+from divff_nerfstudio.convert.pictures import FolderFrames
 from divff_nerfstudio.data.frames import decode_frame
 
 DETECTION_SIZE = (456, 256)

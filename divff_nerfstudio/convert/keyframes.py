@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int64
 
-from divff_nerfstudio.convert.pictures import ConvertError, rgb
+from divff_nerfstudio.convert.names import ConvertError
+from divff_nerfstudio.convert.pictures import rgb
 
 WIDTH = 320
 """Of the pictures that motion and sharpness are measured on."""

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int64
 from PIL import Image
+from pydantic import Field
 
 from divff_nerfstudio.convert.cameras import Pinhole, SourceCamera, Undistorter, common_pinhole
-from divff_nerfstudio.convert.pictures import ConvertError, FrameSource
+from divff_nerfstudio.convert.names import LARGEST_NUMBER, ConvertError
+from divff_nerfstudio.convert.pictures import FrameSource
+from divff_nerfstudio.convert.timeline import SPLITS, ids_of
 from divff_nerfstudio.files import atomic_path
+from divff_nerfstudio.schema import Positive
 
 QUANTILES = (0.001, 0.999)
 """Shares of the points ahead of a camera that are nearer than its near, and than its far."""
 QUALITY = 92
 """Of the video's JPEG files."""
 FEWEST_FRAMES = 4
+LARGEST = 16384
+"""Pixels that a frame may be wide."""
 _MOST_POINTS = 200_000
 _RIGID_TOLERANCE = 1e-3
 _FEWEST_POINTS = 10
@@ -30,40 +36,35 @@ _FEWEST_POINTS = 10
 class SceneOptions:
     """What a scene made of one's own frames looks like."""
 
-    width: int = 228
+    width: Annotated[int, Field(ge=16, le=LARGEST)] = 228
     """Of the frames, pixels; never more than they have."""
-    video_width: int | None = None
+    video_width: Literal[0] | Annotated[int, Field(ge=16, le=LARGEST)] | None = None
     """Of the video's frames (high_res_video), pixels; None: twice the width of the frames, 0: none are written."""
-    widest: float = 110.0
+    widest: Annotated[float, Field(ge=10, le=160)] = 110.0
     """Degrees that the undistorted view may span horizontally; a pinhole stretches what lies farther out."""
-    split: int = 8
-    """Every n-th frame is held out, for test and validation alternately."""
-    every: int = 1
+    split: Annotated[int, Field(ge=2, le=10**6)] = 8
+    """Every n-th frame is held out, for test and validation alternately, unless the data set says which."""
+    every: Annotated[int, Field(ge=1, le=10**6)] = 1
     """Use every n-th posed frame."""
-    first: int | None = None
+    first: Annotated[int, Field(ge=0, le=LARGEST_NUMBER)] | None = None
     """Number of the first frame to use."""
-    last: int | None = None
+    last: Annotated[int, Field(ge=0, le=LARGEST_NUMBER)] | None = None
     """Number of the last frame to use."""
-    near: float | None = None
+    near: Positive | None = None
     """Where the room begins, scene units; None: found from the points of the reconstruction."""
-    far: float | None = None
+    far: Positive | None = None
     """Where the room ends, scene units; None: found from the points of the reconstruction."""
     overwrite: bool = False
     """Replace what is in the output folder."""
 
     def check(self) -> None:
-        """Raises ConvertError where an option makes no sense."""
-        for name, smallest in (("width", 16), ("split", 2), ("every", 1)):
-            if getattr(self, name) < smallest:
-                raise ConvertError(f"--{name} is {getattr(self, name)}: give {smallest} or more.")
-        if self.video_width is not None and 0 != self.video_width < 16:
-            raise ConvertError(f"--video-width is {self.video_width}: give 16 or more, or 0 for none.")
-        if not 10 <= self.widest <= 160:
-            raise ConvertError(f"--widest is {self.widest:g}: give 10 to 160 degrees.")
+        """Raises ConvertError where two options do not go together."""
         if (self.near is None) != (self.far is None):
             raise ConvertError("Only one of --near and --far is given: give both, or none.")
-        if self.near is not None and self.far is not None and not 0 < self.near < self.far:
+        if self.near is not None and self.far is not None and not self.near < self.far:
             raise ConvertError(f"--near {self.near:g} --far {self.far:g}: give distances with 0 < near < far.")
+        if self.first is not None and self.last is not None and self.first > self.last:
+            raise ConvertError(f"--first {self.first} --last {self.last}: give numbers with first <= last.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,12 @@ class PosedFrames:
     """Points of the room; there may be none."""
     path: Path
     """Where it was read from."""
+    splits: tuple[str, ...] | None = None
+    """What each frame is for, where the data set says so."""
+    times: Float[np.ndarray, "n"] | None = None
+    """When each was taken, ascending, where the data set says so."""
+    notes: tuple[str, ...] = ()
+    """What the user is told."""
 
     def selected(self, options: SceneOptions) -> PosedFrames:
         """The frames that the options ask for.
@@ -95,13 +102,69 @@ class PosedFrames:
                 f"{self.path} has poses of {len(chosen)} frames that are asked for: a scene needs {FEWEST_FRAMES} at "
                 "least, with many views of one room."
             )
-        return PosedFrames(
-            self.numbers[chosen],
-            self.camera_to_worlds[chosen],
-            tuple(self.cameras[i] for i in chosen),
-            self.points,
-            self.path,
+        posed = self.taken(chosen)
+        lost = next((split for split in SPLITS if posed.splits is not None and split not in posed.splits), None)
+        if lost is not None:
+            raise ConvertError(
+                f"{self.path} has none of the frames that are asked for in {lost}_filenames: ask for more of them."
+            )
+        return posed
+
+    def taken(self, chosen: Int64[np.ndarray, "k"]) -> PosedFrames:
+        """The frames at these places."""
+        return replace(
+            self,
+            numbers=self.numbers[chosen],
+            camera_to_worlds=self.camera_to_worlds[chosen],
+            cameras=tuple(self.cameras[i] for i in chosen),
+            splits=None if self.splits is None else tuple(self.splits[i] for i in chosen),
+            times=None if self.times is None else self.times[chosen],
         )
+
+
+def posed_frames(
+    numbers: Sequence[int],
+    poses: Float[np.ndarray, "n 3 4"],
+    cameras: Sequence[SourceCamera],
+    points: Float[np.ndarray, "p 3"],
+    path: Path,
+    splits: Mapping[int, str] | None = None,
+    times: Mapping[int, float] | None = None,
+    notes: Sequence[str] = (),
+) -> PosedFrames:
+    """A reconstruction in ascending order of its frames' numbers, with exact rotations.
+
+    Args:
+        numbers: Of the frames, in any order.
+        poses: Camera-to-world, OpenGL.
+        cameras: Camera of each frame.
+        points: Points of the room.
+        path: Where it was read from.
+        splits: What frames are for, by their numbers; frames that are not in it are left out.
+        times: When they were taken, by their numbers.
+        notes: What the user is told.
+
+    Raises:
+        ConvertError: If there is no frame, two have one number, or a pose is none.
+    """
+    if not len(numbers):
+        raise ConvertError(f"{path} has no posed frame: give a reconstruction that has some.")
+    order = np.argsort(numbers)
+    found = np.array(numbers, np.int64)[order]
+    twice = found[1:][np.diff(found) == 0]
+    if len(twice):
+        raise ConvertError(f"{path} has two frames of number {twice[0]}: give --order name if names tell the order.")
+    posed = PosedFrames(
+        found,
+        rigid_poses(np.asarray(poses, np.float64)[order], path),
+        tuple(cameras[i] for i in order),
+        points.reshape(-1, 3),
+        path,
+        splits=None if splits is None else tuple(splits.get(int(number), "") for number in found),
+        times=None if times is None else np.array([times[int(number)] for number in found]),
+        notes=tuple(notes),
+    )
+    return posed if splits is None else posed.taken(np.array([i for i, n in enumerate(found) if int(n) in splits]))
 
 
 def opengl_poses(world_to_camera: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "n 3 4"]:
@@ -202,11 +265,12 @@ def write_scene(folder: Path, posed: PosedFrames, source: FrameSource, options: 
             f"{source.path} has no frame {missing[0]}, which has a pose in {posed.path}, and {len(missing) - 1} more "
             "are missing: give the frames that were reconstructed."
         )
+    _check_sizes(posed, source)
     pinhole = _Pictures(folder, posed, source, options).write()
-    ids = range(len(posed.numbers))
+    ids = ids_of(posed.times, len(posed.numbers)).tolist()
     meta = {
-        "ids_all": list(ids),
-        "images": {str(i): f"{frame_stem(number)}.bmp" for i, number in enumerate(posed.numbers)},
+        "ids_all": ids,
+        "images": {str(i): f"{frame_stem(number)}.bmp" for i, number in zip(ids, posed.numbers, strict=True)},
         "intrinsics": pinhole.matrix,
         "camera": {
             "model": "PINHOLE",
@@ -216,14 +280,31 @@ def write_scene(folder: Path, posed: PosedFrames, source: FrameSource, options: 
         },
         "image_w": float(pinhole.width),
         "image_h": float(pinhole.height),
-        "nears": {str(i): float(nears[i]) for i in ids},
-        "fars": {str(i): float(fars[i]) for i in ids},
-        "poses": {str(i): posed.camera_to_worlds[i].tolist() for i in ids},
-        **{f"ids_{split}": found for split, found in splits_of(len(ids), options.split).items()},
+        "nears": {str(i): float(near) for i, near in zip(ids, nears, strict=True)},
+        "fars": {str(i): float(far) for i, far in zip(ids, fars, strict=True)},
+        "poses": {str(i): pose.tolist() for i, pose in zip(ids, posed.camera_to_worlds, strict=True)},
+        **{f"ids_{split}": [ids[i] for i in found] for split, found in _held(posed, options).items()},
     }
     with atomic_path(folder / "meta.json") as temporary:
         temporary.write_text(json.dumps(meta), encoding="utf-8")
     return meta
+
+
+def _held(posed: PosedFrames, options: SceneOptions) -> dict[str, list[int]]:
+    """Which frames are for what: as the data set says, or by `splits_of`."""
+    if posed.splits is None:
+        return splits_of(len(posed.numbers), options.split)
+    return {split: [i for i, own in enumerate(posed.splits) if own == split] for split in SPLITS}
+
+
+def _check_sizes(posed: PosedFrames, source: FrameSource) -> None:
+    """Raises DivffError, before anything is written, where a picture has not the shape of its camera."""
+    seen: set[tuple[SourceCamera, tuple[int, int]]] = set()
+    for number, camera in zip(posed.numbers.tolist(), posed.cameras, strict=True):
+        size = source.size_of(number)
+        if (camera, size) not in seen:
+            camera.scaled(*size)
+            seen.add((camera, size))
 
 
 def _missing(posed: PosedFrames, source: FrameSource) -> list[int]:

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import re
 import tarfile
+import zipfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Literal, Protocol
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
 
-from divff_nerfstudio.data.frames import PICTURE_FORMATS, decode_frame
+from divff_nerfstudio.archives import DAMAGE, open_archive
+from divff_nerfstudio.convert.names import (
+    ConvertError,
+    Order,
+    found_by_name,
+    frames_among,
+    number_names,
+    trailing_number,
+)
+from divff_nerfstudio.convert.tone import to_screen
+from divff_nerfstudio.data.frames import PICTURE_FORMATS, decode_frame, open_picture
 from divff_nerfstudio.files import DivffError
 
 FORMATS = (*PICTURE_FORMATS, "WEBP")
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 _VIDEOS = frozenset((".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"))
-
-Order = Literal["number", "name"]
-"""Frames are numbered by the digits at the end of their names, or counted in the order of their names."""
-
-
-class ConvertError(DivffError):
-    """Something cannot be converted; the message names the file and the remedy in one sentence."""
+_MOST_BYTES = 100 * 10**9
+"""Bytes that an archive of frames may unpack to; each picture is read by itself, where it lies."""
+_LARGEST_PICTURE = 2**29
+_WHOLE = 0.95
+"""Share of the frames that a video says it has which must be there: cuts without new coding hide a few."""
 
 
 class FrameSource(Protocol):
@@ -39,6 +48,14 @@ class FrameSource(Protocol):
         """Numbers of all frames, ascending; None where only reading to the end tells."""
         ...
 
+    def size_of(self, number: int) -> tuple[int, int]:
+        """Width and height of a frame, before it is decoded where that is possible."""
+        ...
+
+    def number_of(self, name: str) -> int | None:
+        """Number of the frame that a reconstruction calls so."""
+        ...
+
     def read(self, numbers: Collection[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
         """Decodes frames, in ascending order, holding one at a time.
 
@@ -48,45 +65,18 @@ class FrameSource(Protocol):
         ...
 
 
-def trailing_number(name: str) -> int | None:
-    """The digits at the end of a file name without its suffix."""
-    match = re.search(r"(\d+)$", Path(name).stem)
-    return int(match[1]) if match else None
-
-
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sorts frame10 behind frame9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def number_names(names: Sequence[str], order: Order, where: Path) -> dict[str, int]:
-    """The number of each frame.
-
-    Args:
-        names: File names, with folders where there are several.
-        order: How they are numbered.
-        where: What is named in errors.
+def picture_size(path: Path, content: IO[bytes] | None = None) -> tuple[int, int]:
+    """Width and height of a picture, from its header.
 
     Raises:
-        ConvertError: If a name ends in no number, or two end in the same.
+        DivffError: If it is none.
     """
-    if order == "name":
-        return {name: i for i, name in enumerate(sorted(names, key=natural_key), 1)}
-    numbered: dict[int, str] = {}
-    for name in names:
-        number = trailing_number(name)
-        if number is None:
-            raise ConvertError(
-                f"{where} has a frame {name}, which ends in no number: give --order name if the order of the names is "
-                "that of the video."
-            )
-        if number in numbered:
-            raise ConvertError(
-                f"{where} has two frames of number {number}, {numbered[number]} and {name}: give --order name if the "
-                "order of the names is that of the video."
-            )
-        numbered[number] = name
-    return {name: number for number, name in numbered.items()}
+    with open_picture(path, content, FORMATS) as image:
+        return image.size
+
+
+def _is_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 class FolderFrames:
@@ -98,51 +88,81 @@ class FolderFrames:
         self.numbers = sorted(files)
 
     @staticmethod
-    def of_folder(folder: Path, order: Order = "number") -> FolderFrames:
-        """All pictures of a folder and its subfolders; hidden ones are left out.
+    def of_folder(folder: Path, order: Order = "number", named: Collection[str] | None = None) -> FolderFrames:
+        """All pictures of a folder and its subfolders, linked ones, too; hidden ones are left out.
+
+        Args:
+            folder: The folder.
+            order: How names become numbers.
+            named: Names in a reconstruction; what is neither one of them nor named alike is left out.
 
         Raises:
             ConvertError: If it has none, or they cannot be numbered.
         """
-        names = [
-            str(path.relative_to(folder))
-            for path in folder.rglob("[!.]*")
-            if path.suffix.lower() in SUFFIXES and path.is_file()
-        ]
+        names = sorted(str(path.relative_to(folder)) for path in _files_below(folder) if _is_picture(path.name))
         if not names:
             raise ConvertError(f"{folder} has no pictures: give the folder of the frames.")
-        return FolderFrames(folder, {n: folder / name for name, n in number_names(names, order, folder).items()})
+        chosen = frames_among(names, set(named or ()), order)
+        return FolderFrames(folder, {n: folder / name for name, n in number_names(chosen, order, folder).items()})
 
     def number_of(self, name: str) -> int | None:
         """Number of the file of this name below the folder, if it is there."""
-        return self._by_path.get(self.path / name)
+        return found_by_name(self._by_name, name)
 
     @cached_property
-    def _by_path(self) -> dict[Path, int]:
-        return {path: number for number, path in self.files.items()}
+    def _by_name(self) -> dict[str, int]:
+        return {path.relative_to(self.path).as_posix(): number for number, path in self.files.items()}
+
+    def _file(self, number: int) -> Path:
+        if number not in self.files:
+            raise ConvertError(f"{self.path} has no frame {number}: put it there.")
+        return self.files[number]
+
+    def size_of(self, number: int) -> tuple[int, int]:
+        return picture_size(self._file(number))
 
     def read(self, numbers: Collection[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
         for number in sorted(numbers):
-            if number not in self.files:
-                raise ConvertError(f"{self.path} has no frame {number}: put it there.")
-            yield number, decode_frame(self.files[number], formats=FORMATS)
+            yield number, decode_frame(self._file(number), formats=FORMATS)
 
 
-class TarFrames:
-    """Pictures in an uncompressed or compressed tar archive, as EPIC-KITCHENS' RGB frames come; read where they lie."""
+def _files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Files of a folder and its subfolders; a link that leads back to a folder above it is not followed."""
+    real = folder.resolve()
+    if real in above:
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name == "__MACOSX":
+            continue
+        if path.is_dir():
+            yield from _files_below(path, (*above, real))
+        elif path.is_file():
+            yield path
 
-    def __init__(self, path: Path):
+
+class ArchiveFrames:
+    """Pictures in a tar or zip archive, as EPIC-KITCHENS' RGB frames come; read where they lie."""
+
+    def __init__(self, path: Path, order: Order = "number", named: Collection[str] | None = None):
+        """Opens an archive; see `FolderFrames.of_folder`.
+
+        Raises:
+            DivffError: If it is damaged, holds what `open_archive` refuses, or its pictures cannot be numbered.
+        """
         self.path = path
-        try:
-            self._archive = tarfile.open(path)  # noqa: SIM115  (open as long as frames are read)
-            members = [m for m in self._archive if m.isreg() and Path(m.name).suffix.lower() in SUFFIXES]
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise ConvertError(f"{path} is truncated or no tar archive ({error}): fetch it anew.") from None
-        if not members:
+        self._opened = contextlib.ExitStack()
+        members = self._opened.enter_context(open_archive(path, _MOST_BYTES))
+        pictures = {str(member.name): member for member in members if _is_picture(str(member.name))}
+        if not pictures:
             raise ConvertError(f"{path} has no pictures: give the archive of RGB frames.")
-        named = number_names([member.name for member in members], "number", path)
-        self._members = {named[member.name]: member for member in members}
+        chosen = frames_among(list(pictures), set(named or ()), order)
+        self._by_name = number_names(chosen, order, path)
+        self._members = {number: pictures[name] for name, number in self._by_name.items()}
         self.numbers = sorted(self._members)
+
+    def number_of(self, name: str) -> int | None:
+        """Number of the picture of this name in the archive, if it is there."""
+        return found_by_name(self._by_name, name)
 
     def content(self, number: int) -> bytes:
         """The file of a frame, as it is.
@@ -150,19 +170,31 @@ class TarFrames:
         Raises:
             ConvertError: If it is not there or the archive is damaged.
         """
+        with self._reading(number) as file:
+            return file.read(_LARGEST_PICTURE)
+
+    @contextlib.contextmanager
+    def _reading(self, number: int) -> Iterator[IO[bytes]]:
+        if number not in self._members:
+            raise ConvertError(f"{self.path} has no frame {number}: it is another or an incomplete archive.")
         try:
-            file = self._archive.extractfile(self._members[number])
-            content = b"" if file is None else file.read()
-        except KeyError:
-            raise ConvertError(f"{self.path} has no frame {number}: it is another or an incomplete archive.") from None
-        except (tarfile.TarError, EOFError, OSError) as error:
+            with self._members[number].open() as file:
+                yield file
+        except (*DAMAGE, OSError, RuntimeError) as error:
+            if isinstance(error, DivffError):
+                raise
             raise ConvertError(f"{self.path} is damaged at frame {number} ({error}): fetch it anew.") from None
-        return content
+
+    def _name(self, number: int) -> Path:
+        return self.path / (str(self._members[number].name) if number in self._members else str(number))
+
+    def size_of(self, number: int) -> tuple[int, int]:
+        with self._reading(number) as file:
+            return picture_size(self._name(number), file)
 
     def read(self, numbers: Collection[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
         for number in sorted(numbers):
-            name = self.path / (self._members[number].name if number in self._members else str(number))
-            yield number, decode_frame(name, io.BytesIO(self.content(number)), FORMATS)
+            yield number, decode_frame(self._name(number), io.BytesIO(self.content(number)), FORMATS)
 
 
 class VideoFrames:
@@ -171,6 +203,17 @@ class VideoFrames:
     def __init__(self, path: Path):
         self.path = path
         self.numbers = None
+
+    def number_of(self, name: str) -> int | None:
+        return trailing_number(name)
+
+    def size_of(self, number: int) -> tuple[int, int]:
+        return self._size
+
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        height, width, _ = rgb(next(self.decode())[1]).shape
+        return width, height
 
     def decode(self) -> Iterator[tuple[int, object]]:
         """Frames as PyAV gives them, by number.
@@ -186,7 +229,7 @@ class VideoFrames:
                     raise ConvertError(f"{self.path} has no pictures in it: give a video.")
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
-                number = 0
+                number, promised = 0, stream.frames
                 for frame in container.decode(stream):
                     number += 1
                     yield number, frame
@@ -196,6 +239,11 @@ class VideoFrames:
             raise ConvertError(f"{self.path} is damaged or no video ({error}): copy it anew from its source.") from None
         if number == 0:
             raise ConvertError(f"{self.path} has no frame that can be decoded: copy it anew from its source.")
+        if number < _WHOLE * promised:
+            raise ConvertError(
+                f"{self.path} says that it has {promised} frames, and {number} can be decoded: copy it anew from its "
+                "source."
+            )
 
     def read(self, numbers: Collection[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
         found = 0
@@ -217,27 +265,27 @@ class VideoFrames:
 
 
 def rgb(frame: object, width: int | None = None, height: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """A decoded frame's pixels, upright, and at another size if one is asked for."""
-    picture = frame.to_ndarray(format="rgb24", width=width, height=height)  # pyright: ignore[reportAttributeAccessIssue]
+    """A decoded frame's pixels, upright, in the colours of a screen, and at another size if one is asked for."""
+    picture = to_screen(frame, width, height)
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
 
 
-def open_frames(path: Path, order: Order = "number") -> FrameSource:
-    """Frames of a folder, a tar archive or a video, by what `path` is.
+def open_frames(path: Path, order: Order = "number", named: Collection[str] | None = None) -> FrameSource:
+    """Frames of a folder, an archive or a video, by what `path` is; see `FolderFrames.of_folder`.
 
     Raises:
         ConvertError: If it is none of them.
     """
     if path.is_dir():
-        return FolderFrames.of_folder(path, order)
+        return FolderFrames.of_folder(path, order, named)
     if not path.is_file():
-        raise ConvertError(f"{path} is missing: give a folder of frames, a tar archive or a video.")
+        raise ConvertError(f"{path} is missing: give a folder of frames, an archive or a video.")
     if path.suffix.lower() in _VIDEOS:
         return VideoFrames(path)
-    if tarfile.is_tarfile(path):
-        return TarFrames(path)
-    raise ConvertError(f"{path} is no folder, tar archive or video: give the frames as one of these.")
+    if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
+        return ArchiveFrames(path, order, named)
+    raise ConvertError(f"{path} is no folder, tar or zip archive or video: give the frames as one of these.")
 
 
 def resized(picture: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:

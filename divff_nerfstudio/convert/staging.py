@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from divff_nerfstudio.convert.pictures import ConvertError
+from divff_nerfstudio.convert.names import ConvertError
 from divff_nerfstudio.files import atomic_path
 
 _MARKER = "conversion.json"

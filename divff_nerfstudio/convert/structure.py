@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from divff_nerfstudio.convert.pictures import ConvertError
+from divff_nerfstudio.convert.names import ConvertError
 
 Engine = Literal["auto", "colmap", "pycolmap"]
 Matcher = Literal["auto", "exhaustive", "sequential"]

@@ -1,0 +1,173 @@
+"""COLMAP models, as binary or text files: which one of several is taken, and what its images are called."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from divff_nerfstudio.convert import colmap_binary, colmap_text
+from divff_nerfstudio.convert.cameras import SourceCamera
+from divff_nerfstudio.convert.colmap_model import (
+    Camera,
+    Images,
+    ModelFault,
+    check_images,
+    check_points,
+    unit_quaternions,
+)
+from divff_nerfstudio.convert.layout import PosedFrames, opengl_poses, posed_frames
+from divff_nerfstudio.convert.names import ConvertError, Order, are_frame_numbers, number_names
+from divff_nerfstudio.convert.pictures import FrameSource, VideoFrames
+
+_FILES = ("cameras", "images", "points3D")
+_READERS = {"bin": colmap_binary, "txt": colmap_text}
+_PLACES = ("", "sparse", "colmap", "colmap/sparse")
+
+
+def _suffix(folder: Path) -> str | None:
+    """Of the model's files in a folder; None where it is no model."""
+    return next((s for s in _READERS if all((folder / f"{name}.{s}").is_file() for name in _FILES)), None)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Tells what is wrong with a file of a model."""
+    try:
+        yield
+    except ModelFault as fault:
+        raise ConvertError(f"{path} is damaged or no file of a COLMAP model ({fault}): copy it anew.") from None
+
+
+def find_model(folder: Path) -> tuple[Path, str | None]:
+    """The COLMAP model in a folder: itself, or the one with most images among those in it and in its ``sparse``.
+
+    Returns:
+        The model's folder, and a sentence for the user where there was a choice.
+
+    Raises:
+        ConvertError: If there is none, or its images cannot be read.
+    """
+    if _suffix(folder) is not None:
+        return folder, None
+    found = []
+    for place in dict.fromkeys(folder / place for place in _PLACES):
+        inner = sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+        found += [path for path in (place, *inner) if _suffix(path) is not None and path not in found]
+    if not found:
+        raise ConvertError(
+            f"{folder} holds no COLMAP model: give the folder of cameras.bin, images.bin and points3D.bin (or .txt)."
+        )
+    if len(found) == 1:
+        return found[0], None
+    counts = {path: _count(path) for path in found}
+    best = max(found, key=lambda path: counts[path])
+    others = ", ".join(f"{path.relative_to(folder)} {counts[path]}" for path in found if path != best)
+    return best, f"{best} is taken, the COLMAP model with most images: {counts[best]} ({others})."
+
+
+def _count(model: Path) -> int:
+    suffix = _suffix(model) or ""
+    path = model / f"images.{suffix}"
+    with _told(path):
+        return len(_READERS[suffix].read_images(path).keys)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A COLMAP model in which everything fits together."""
+
+    path: Path
+    cameras: dict[int, Camera]
+    images: Images
+    points: Float[np.ndarray, "p 3"]
+
+
+def read_model(folder: Path) -> Model:
+    """Reads the model in a folder, all of it, and looks whether it fits together.
+
+    Raises:
+        ConvertError: If a file is cut short, has something behind its end, or names what does not exist.
+    """
+    suffix = _suffix(folder)
+    if suffix is None:
+        raise ConvertError(f"{folder} is no COLMAP model: give the folder of cameras, images and points3D.")
+    reader = _READERS[suffix]
+    cameras: dict[int, Camera] = {}
+    with _told(path := folder / f"cameras.{suffix}"):
+        for camera in reader.read_cameras(path):
+            if camera.key in cameras:
+                raise ModelFault(f"two of its cameras have the id {camera.key}")
+            cameras[camera.key] = camera
+    with _told(path := folder / f"images.{suffix}"):
+        images = reader.read_images(path)
+        check_images(images, cameras)
+    with _told(path := folder / f"points3D.{suffix}"):
+        points = reader.read_points(path)
+        check_points(points, images)
+    return Model(folder, cameras, images, points.positions)
+
+
+def posed_by(model: Model, source: FrameSource, order: Order) -> PosedFrames:
+    """The model's images as frames of `source`.
+
+    Args:
+        model: The model.
+        source: The frames that its images name.
+        order: How names become numbers.
+
+    Raises:
+        ConvertError: If its images are not among the frames.
+        CameraError: If a camera makes no sense.
+    """
+    images = model.images
+    cameras = {
+        key: SourceCamera(camera.model, camera.width, camera.height, camera.params)
+        for key, camera in model.cameras.items()
+        if key in set(images.cameras)
+    }
+    if isinstance(source, VideoFrames):
+        if order != "number" or not are_frame_numbers(images.names):
+            raise ConvertError(
+                f"{model.path} has images whose names do not end in the numbers of {source.path}'s frames: give the "
+                "folder of the images as --images."
+            )
+        numbers = list(number_names(images.names, order, model.path).values())
+    else:
+        found = {name: source.number_of(name) for name in images.names}
+        lost = next((name for name, number in found.items() if number is None), None)
+        if lost is not None:
+            raise ConvertError(f"{source.path} has no image {lost}, which {model.path} names: give --images.")
+        numbers = [number for number in found.values() if number is not None]
+    poses = np.array(images.poses, np.float64).reshape(-1, 7)
+    return posed_frames(
+        numbers,
+        opengl_poses(world_to_cameras(poses)),
+        [cameras[key] for key in images.cameras],
+        model.points,
+        model.path,
+        notes=[f"{model.path}: {note}" for note in images.notes],
+    )
+
+
+def world_to_cameras(poses: Float[np.ndarray, "n 7"]) -> Float[np.ndarray, "n 3 4"]:
+    """Matrices of quaternions, their real part first, and positions.
+
+    Raises:
+        ModelFault: If a quaternion is no rotation.
+    """
+    from scipy.spatial.transform import Rotation
+
+    if not len(poses):
+        return np.empty((0, 3, 4))
+    rotations = Rotation.from_quat(unit_quaternions(poses[:, :4])[:, [1, 2, 3, 0]]).as_matrix()
+    return np.concatenate((rotations, poses[:, 4:, None]), axis=2)
+
+
+def read_colmap(folder: Path, source: FrameSource, order: Order) -> PosedFrames:
+    """`read_model` and `posed_by` in one."""
+    return posed_by(read_model(folder), source, order)

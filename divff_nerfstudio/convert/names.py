@@ -1,0 +1,189 @@
+"""The order of frames, which their names tell: frame numbers, or time stamps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from divff_nerfstudio.files import DivffError
+
+Order = Literal["number", "name"]
+"""Frames are numbered by the digits at the end of their names, or counted in the order of their names."""
+LARGEST_NUMBER = 10**9
+"""Numbers from here on are time stamps: frames are counted in their order."""
+
+_STAMP = re.compile(r"(?P<before>.*?)(?P<whole>\d+)(?:[.,](?P<part>\d+))? ?(?P<unit>ns|us|ms|s)?", re.DOTALL)
+_SECONDS = {"ns": Decimal("1e-9"), "us": Decimal("1e-6"), "ms": Decimal("1e-3"), "s": Decimal(1), None: Decimal(1)}
+_MOST_DIGITS = 40
+
+
+class ConvertError(DivffError):
+    """Something cannot be converted; the message names the file and the remedy in one sentence."""
+
+
+def trailing_number(name: str) -> int | None:
+    """The digits at the end of a file name without its suffix; None where there are none, or too many for a number."""
+    match = re.search(r"(\d+)$", Path(name).stem, re.ASCII)
+    return int(match[1]) if match and len(match[1].lstrip("0")) <= len(str(LARGEST_NUMBER)) else None
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sorts frame10 behind frame9."""
+    return [(int(part), "") if part else (-1, text) for text, part in re.findall(r"(\D+)|(\d{1,40})", name, re.ASCII)]
+
+
+def printable(name: str) -> str:
+    """A name for a message, also where it is no text that a terminal can show."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    """What stands at the end of a name."""
+
+    before: str
+    whole: str
+    part: str | None
+    unit: str | None
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is a whole number without a unit."""
+        return self.part is None and self.unit is None
+
+    def value(self, counted: bool) -> Decimal:
+        """What frames are ordered by; `counted`: what stands behind a point is a number of its own."""
+        if counted and self.part is not None:
+            return Decimal(self.part)
+        return Decimal(f"{self.whole}.{self.part or 0}") * _SECONDS[self.unit]
+
+
+def _stamp(name: str) -> _Stamp | None:
+    match = _STAMP.fullmatch(PurePosixPath(name).stem)
+    if match is None or len(match["whole"]) + len(match["part"] or "") > _MOST_DIGITS:
+        return None
+    if not (match["whole"] + (match["part"] or "")).isascii():
+        return None
+    return _Stamp(match["before"], match["whole"], match["part"], match["unit"])
+
+
+def _are_counted(stamps: Collection[_Stamp]) -> bool:
+    """Whether what stands behind a point counts (take2.9, take2.10), rather than being a fraction (2.9, 2.95).
+
+    A fraction is written without zeros at its end, or always with as many digits.
+    """
+    parts = [stamp.part for stamp in stamps if stamp.part is not None]
+    if len(parts) < len(stamps) or any(stamp.unit for stamp in stamps) or len({stamp.whole for stamp in stamps}) > 1:
+        return False
+    even = len({len(part) for part in parts}) == 1
+    return even or any(part.endswith("0") for part in parts)
+
+
+def number_names(names: Sequence[str], order: Order, where: Path) -> dict[str, int]:
+    """The number of each frame.
+
+    Names end in frame numbers, which are taken as they are, or in time stamps (``1403636579.763``, ``frame_0.05s``,
+    nanoseconds), in whose order frames are counted from 1.
+
+    Args:
+        names: File names, with folders where there are several.
+        order: How they are numbered.
+        where: What is named in errors.
+
+    Raises:
+        ConvertError: If a name ends in no number, or two end in the same.
+    """
+    stamps = {name: _stamp(name) for name in names}
+    known = [stamp for stamp in stamps.values() if stamp is not None]
+    counted = _are_counted(known)
+    if order == "name":
+        fractions = len(known) == len(stamps) and not counted and any(stamp.part for stamp in known)
+
+        def place(name: str) -> tuple:
+            stamp = stamps[name]
+            return (natural_key(stamp.before), stamp.value(False)) if fractions and stamp else (natural_key(name),)
+
+        return {name: i for i, name in enumerate(sorted(names, key=place), 1)}
+    values: dict[Decimal, str] = {}
+    for name, stamp in stamps.items():
+        if stamp is None:
+            raise ConvertError(
+                f"{where} has a frame {printable(name)}, which ends in no number: give --order name if the order of "
+                "the names is that of the video."
+            )
+        value = stamp.value(counted)
+        if value in values:
+            raise ConvertError(
+                f"{where} has two frames of number {value.normalize():f}, {printable(values[value])} and "
+                f"{printable(name)}: give --order name if the order of the names is that of the video."
+            )
+        values[value] = name
+    if (counted or all(stamp.is_number for stamp in known)) and max(values, default=0) < LARGEST_NUMBER:
+        return {name: int(value) for value, name in values.items()}
+    return {values[value]: i for i, value in enumerate(sorted(values), 1)}
+
+
+def are_frame_numbers(names: Sequence[str]) -> bool:
+    """Whether all names end in numbers that can be those of a video's frames."""
+    stamps = [_stamp(name) for name in names]
+    return all(stamp is not None and stamp.is_number and int(stamp.whole) < LARGEST_NUMBER for stamp in stamps)
+
+
+def _shape(name: str) -> str:
+    """A name's stem with its numbers left out: equal for the frames of one video."""
+    return re.sub(r"\d+(?:[.,]\d+)?", "#", PurePosixPath(name).stem)
+
+
+def frames_among(names: Sequence[str], named: Collection[str], order: Order) -> list[str]:
+    """The frames of a video among the pictures of a folder, when a reconstruction names some of them.
+
+    What else lies there, such as masks, does not matter: pictures are taken that are named, and those that are named
+    alike, lie in the same folders, and have another number.
+
+    Args:
+        names: All pictures.
+        named: Those that a reconstruction names.
+        order: How they are numbered.
+    """
+    there = [name for name in names if name in named]
+    if not named:
+        return list(names)
+    shapes = {_shape(name) for name in named}
+    folders = {PurePosixPath(name).parent for name in there}
+    rest = [
+        name
+        for name in names
+        if name not in named and _shape(name) in shapes and (not there or PurePosixPath(name).parent in folders)
+    ]
+    if not there and not rest:
+        return list(names)
+    if order == "name":
+        suffixes = {PurePosixPath(name).suffix.lower() for name in there}
+        return there + [name for name in rest if not there or PurePosixPath(name).suffix.lower() in suffixes]
+    taken = {_value(name) for name in there}
+    if not there:
+        return rest
+    by_value: dict[Decimal | None, list[str]] = {}
+    for name in rest:
+        by_value.setdefault(_value(name), []).append(name)
+    return there + [found[0] for value, found in by_value.items() if len(found) == 1 and value not in taken]
+
+
+def _value(name: str) -> Decimal | None:
+    stamp = _stamp(name)
+    return None if stamp is None else stamp.value(False)
+
+
+def found_by_name(names: Mapping[str, int], name: str) -> int | None:
+    """Number of the frame that a reconstruction calls `name`, among frames whose folder it may not know."""
+    wanted = PurePosixPath(name.replace("\\", "/") if name not in names else name)
+    if str(wanted) in names:
+        return names[str(wanted)]
+    alike = [
+        number for other, number in names.items() if PurePosixPath(other).parts[-len(wanted.parts) :] == wanted.parts
+    ]
+    return alike[0] if len(alike) == 1 else None

@@ -1,0 +1,48 @@
+"""Points of the room from a PLY file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from divff_nerfstudio.convert.names import ConvertError
+
+_LARGEST = 1e15
+
+
+def read_points(path: Path | None) -> Float[np.ndarray, "p 3"]:
+    """Vertices of a PLY file; none where there is no file.
+
+    Raises:
+        ConvertError: If it is missing, no PLY file, or has a point that is nowhere.
+    """
+    if path is None:
+        return np.empty((0, 3))
+    import plyfile
+
+    try:
+        _check_counts(path)
+        vertices = plyfile.PlyData.read(str(path))["vertex"]
+        points = np.stack([np.asarray(vertices[axis], np.float64) for axis in "xyz"], axis=1)
+    except FileNotFoundError:
+        raise ConvertError(f"{path} is missing: put the points there, or give --points.") from None
+    except (plyfile.PlyParseError, KeyError, ValueError, TypeError, OSError, OverflowError, IndexError) as error:
+        raise ConvertError(f"{path} is no PLY file with points ({error}): give another as --points.") from None
+    if not (np.abs(points) <= _LARGEST).all():
+        raise ConvertError(f"{path} has a point whose position is no finite number: give another as --points.")
+    return points
+
+
+def _check_counts(path: Path) -> None:
+    """Raises ValueError where a header asks for more entries than the file has bytes."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for line in file.read(1 << 16).split(b"\n"):
+            words = line.split()
+            if words[:1] == [b"element"] and len(words) == 3 and (not words[2].isdigit() or int(words[2]) > size):
+                raise ValueError("its header asks for more entries than it has")
+            if words == [b"end_header"]:
+                return
+    raise ValueError("it has no header")

@@ -1,0 +1,312 @@
+"""What `divff convert` reads of others: names, models, archives, folders, as they come, and as they come damaged."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import room
+from PIL import Image
+from test_convert import as_colmap, convert
+
+from divff_nerfstudio.archives import ArchiveError
+from divff_nerfstudio.convert.colmap import find_model, posed_by, read_model
+from divff_nerfstudio.convert.names import ConvertError, frames_among, number_names
+from divff_nerfstudio.convert.nerfstudio import read_nerfstudio
+from divff_nerfstudio.convert.pictures import ArchiveFrames, FolderFrames, VideoFrames
+from divff_nerfstudio.convert.timeline import ids_of, named_splits, usable_times
+from divff_nerfstudio.convert.tone import compressed
+from divff_nerfstudio.data.scene import load_scene
+
+HERE = Path("here")
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        (["f_9.png", "f_10.png"], [9, 10]),
+        (["frame_0.1s.png", "frame_0.05s.png", "frame_1s.png"], [2, 1, 3]),
+        (["1403636579.763.png", "1403636579.9.png", "1403636579.81.png"], [1, 3, 2]),
+        (["1403636579763555584.png", "1403636579763555583.png"], [2, 1]),
+        (["take2.0001.png", "take2.0003.png"], [1, 3]),
+        (["take2.9.png", "take2.10.png"], [9, 10]),
+        (["900ms.png", "1s.png"], [1, 2]),
+    ],
+)
+def test_numbers_and_time_stamps_tell_the_order(names, numbers):
+    assert number_names(names, "number", HERE) == dict(zip(names, numbers, strict=True))
+
+
+def test_time_stamps_are_in_order_by_name_too():
+    names = ["t_0.1s.png", "t_0.05s.png", "t_0.2s.png"]
+    assert sorted(names, key=number_names(names, "name", HERE).__getitem__) == [names[1], names[0], names[2]]
+
+
+def test_only_frames_are_taken_for_frames():
+    named = {"images/f_1.png", "images/f_3.png"}
+    others = ["images/f_1_mask.png", "images/f_2_mask.png", "masks/f_1.png", "masks/f_2.png", "depth_1.png"]
+    found = frames_among([*named, "images/f_2.png", *others], named, "number")
+    assert set(found) == named | {"images/f_2.png"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A binary model."""
+    import pycolmap
+
+    root = tmp_path_factory.mktemp("model")
+    text = room.write_colmap(root / "text")
+    (root / "binary").mkdir()
+    pycolmap.Reconstruction(str(text)).write_binary(str(root / "binary"))
+    return root
+
+
+def test_models_are_read_as_pycolmap_reads_them(model):
+    import pycolmap
+
+    for folder in (model / "text", model / "binary"):
+        found, truth = read_model(folder), pycolmap.Reconstruction(str(folder))
+        for key, pose, name in zip(found.images.keys, found.images.poses, found.images.names, strict=True):
+            image = truth.images[key]
+            x, y, z, w = image.cam_from_world().rotation.quat
+            assert name == image.name and np.allclose(pose, (w, x, y, z, *image.cam_from_world().translation))
+        assert list(truth.cameras[1].params) == list(found.cameras[1].params)
+        assert np.allclose(sorted(found.points[:, 0]), sorted(point.xyz[0] for point in truth.points3D.values()))
+
+
+def test_the_parameters_of_camera_models_are_pycolmaps():
+    import pycolmap
+
+    from divff_nerfstudio.convert.colmap_model import MODEL_PARAMS
+
+    known = {name: int(model) for name, model in pycolmap.CameraModelId.__members__.items() if name != "INVALID"}
+    assert list(MODEL_PARAMS) == sorted(known, key=known.__getitem__)
+    for name, count in MODEL_PARAMS.items():
+        assert pycolmap.Camera(model=name, width=9, height=9, params=[1.0] * count).verify_params()
+
+
+@pytest.mark.parametrize("name", ["cameras", "images", "points3D"])
+@pytest.mark.parametrize("change", [-1, -5, -8, -100, 3, "count", "empty"])
+def test_a_binary_file_cut_short_or_too_long_is_named(tmp_path, model, name, change):
+    for path in (model / "binary").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    path = tmp_path / f"{name}.bin"
+    content = path.read_bytes()
+    if change == "count":
+        content = (2**61).to_bytes(8, "little") + content[8:]
+    elif change == "empty":
+        content = b""
+    else:
+        content = content[:change] if change < 0 else content + bytes(change)
+    path.write_bytes(content)
+    with pytest.raises(ConvertError, match=rf"{name}\.bin"):
+        read_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("cameras.txt", "1 OPENCV", "2 OPENCV", "camera 1"),
+        ("images.txt", "\n1 ", "\n2 ", "the id 2"),
+        ("images.txt", " 1 frame", " 1.5 frame", "ids"),
+        ("images.txt", "1 0.", "1 9.", "no rotation"),
+        ("points3D.txt", "0.5 \n", "0.5 99 0\n", "image 99"),
+        ("points3D.txt", "0.5 \n", "0.5 1 0\n", "which has 0"),
+        ("points3D.txt", "1 ", "1 inf ", "point"),
+    ],
+)
+def test_what_does_not_fit_in_a_text_model_is_named(tmp_path, file, old, new, said):
+    folder = room.write_colmap(tmp_path / "model")
+    path = folder / file
+    content = "\n" + path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new, 1))
+    with pytest.raises(ConvertError, match=said):
+        read_model(folder)
+
+
+def test_names_with_spaces_and_files_without_lines_of_points(tmp_path):
+    folder = room.write_colmap(tmp_path / "a", name="my frame {:04d}.png")
+    assert read_model(folder).images.names[0] == "my frame 0101.png"
+    path = folder / "images.txt"
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if line))
+    images = read_model(folder).images
+    assert len(images.names) == room.COUNT and "no lines of 2D points" in images.notes[0]
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "", *lines[1:]]))
+    with pytest.raises(ConvertError, match="line 4 should hold the 2D points"):
+        read_model(folder)
+
+
+def test_the_largest_of_several_models_is_taken(tmp_path):
+    for name in ("0", "1"):
+        room.write_colmap(tmp_path / "sparse" / name)
+    path = tmp_path / "sparse" / "0" / "images.txt"
+    path.write_text("\n".join(path.read_text().split("\n")[:8]) + "\n")
+    found, said = find_model(tmp_path)
+    assert found == tmp_path / "sparse" / "1" and said is not None and "12 (sparse/0 4)" in said
+    assert find_model(tmp_path / "sparse" / "0") == (tmp_path / "sparse" / "0", None)
+
+
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path):
+    real = room.write_frames(tmp_path / "real", only=room.numbers())
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "cam").symlink_to(real)
+    (real / "again").symlink_to(tmp_path / "images")
+    (real / ".hidden_9.png").write_bytes(b"junk")
+    frames = FolderFrames.of_folder(tmp_path / "images")
+    assert frames.numbers == room.numbers()
+    posed = posed_by(read_model(room.write_colmap(tmp_path / "m", name="cam/frame_{:010d}.png")), frames, "number")
+    assert posed.numbers.tolist() == room.numbers()
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip"])
+def test_archives_of_frames(tmp_path, kind):
+    """Hidden members are left out, names are in their order, and what is damaged is named."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 6), (9, 8, 7)).save(picture, "PNG")
+    files = {f"./{i:05d}_rgb.png": picture.getvalue() for i in (1, 2, 3)}
+    files |= {"./._00001_rgb.png": b"junk", "__MACOSX/00001_rgb.png": b"junk", "Thumbs.db": b"junk"}
+    path = tmp_path / f"frames.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(path, "w:gz" if kind.endswith("gz") else "w") as archive:
+            for name, content in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    frames = ArchiveFrames(path, "name")
+    assert frames.numbers == [1, 2, 3] and frames.size_of(2) == (8, 6)
+    assert [picture[0, 0].tolist() for _, picture in frames.read([1, 3])] == [[9, 8, 7]] * 2
+    with pytest.raises(ConvertError, match="--order name"):
+        ArchiveFrames(path)
+    path.write_bytes(path.read_bytes()[:90])
+    with pytest.raises((ArchiveError, ConvertError)):
+        ArchiveFrames(path, "name")
+
+
+# transforms.json
+
+
+def edited(folder: Path, change) -> Path:
+    path = folder / "transforms.json"
+    meta = json.loads(path.read_text())
+    change(meta)
+    path.write_text(json.dumps(meta))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return room.write_transforms(tmp_path / "data")
+
+
+def _scale(meta):
+    for row in meta["frames"][2]["transform_matrix"][:3]:
+        row[:3] = [2 * value for value in row[:3]]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_scale, "without scale"),
+        (lambda m: m["frames"][1]["transform_matrix"][0].__setitem__(0, 1e300), r"frames\.1"),
+        (lambda m: m["frames"][1]["transform_matrix"][3].__setitem__(3, 2), "last row"),
+        (lambda m: m["frames"][1].update(file_path=m["frames"][0]["file_path"]), "twice"),
+        (lambda m: m["frames"][1].update(file_path="images/../images/none.png"), "missing"),
+        (lambda m: m.update(is_fisheye=True), "is_fisheye"),
+        (lambda m: m.update(k5=0.1), "k5"),
+        (lambda m: m.update(fl_x=-90), "greater than 0"),
+        (lambda m: m.update(cx=900), "outside"),
+        (lambda m: m.update(w=160.5), "whole"),
+        (lambda m: m.update(train_filenames=["images/none.png"]), "no frame of it"),
+    ],
+)
+def test_what_is_wrong_in_a_transforms_file_is_named(data, change, said):
+    with pytest.raises(ConvertError, match=said):
+        read_nerfstudio(edited(data, change), "number")
+
+
+def test_fisheye_paths_of_windows_and_files_beside_the_frames(data):
+    def change(meta):
+        for key in ("camera_model", "p1", "p2", "k1", "k2"):
+            meta.pop(key)
+        meta |= {"is_fisheye": True, "k1": 0.02, "k3": 0.01}
+        for frame in meta["frames"]:
+            frame["file_path"] = "./" + frame["file_path"].replace("/", "\\").removesuffix(".png")
+
+    for number in room.numbers():
+        Image.new("L", (160, 90)).save(data / "images" / f"frame_{number:010d}_mask.png")
+    posed, source = read_nerfstudio(edited(data, change), "number")
+    assert posed.cameras[0].model == "OPENCV_FISHEYE" and posed.cameras[0].params[4:] == (0.02, 0.0, 0.01, 0.0)
+    assert source.numbers == sorted(room.every_pose()) and posed.numbers.tolist() == room.numbers()
+
+
+def test_splits_and_times_of_the_data_set_are_used(data, tmp_path):
+    times = [0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 1.0]
+
+    def change(meta):
+        frames = sorted(meta["frames"], key=lambda frame: frame["file_path"])
+        names = [frame["file_path"] for frame in frames]
+        meta |= {"train_filenames": names[:8], "val_filenames": names[8:10], "test_filenames": names[10:]}
+        for frame, time in zip(frames, times, strict=True):
+            frame["time"] = time
+
+    edited(data, change)
+    assert convert(["nerfstudio", str(data)], tmp_path / "scene", "--video-width", "0") == 0
+    scene = load_scene(tmp_path / "scene")
+    assert {split: list(found) for split, found in scene.splits.items()} == {
+        "train": list(range(8)), "val": [8, 9], "test": [10, 11],
+    }  # fmt: skip
+    assert np.allclose(scene.times(), times, atol=1e-6)
+
+
+def test_times_that_cannot_be_used_and_lists_that_lack_some():
+    assert ids_of(None, 3).tolist() == [0, 1, 2]
+    assert ids_of(np.array([5.0, 5.5, 7.0]), 3).tolist() == [0, 1, 4]
+    assert usable_times(np.array([0.0, 1, 1])) == "two frames have the same"
+    assert "ascend" in str(usable_times(np.array([0.0, 2, 1])))
+    assert "differ" in str(usable_times(np.array([0.0, 1e-9, 1])))
+    assert named_splits({"train": [1, 2], "val": [3, 4]}, HERE)[0] == {1: "train", 2: "train", 3: "val", 4: "test"}
+    assert named_splits({"train": [1, 2], "val": [3]}, HERE)[0] is None
+    with pytest.raises(ConvertError, match="leave it in one"):
+        named_splits({"train": [1], "val": [1]}, HERE)
+
+
+def test_pictures_of_another_shape_are_refused_before_anything_is_written(tmp_path, capsys):
+    frames = room.write_frames(tmp_path / "images", only=room.numbers())
+    Image.new("RGB", (90, 160)).save(frames / f"frame_{room.numbers()[-1]:010d}.png")
+    assert convert(as_colmap(tmp_path, frames), tmp_path / "scene") == 1
+    assert "cropped" in capsys.readouterr().err
+    assert not list((tmp_path).rglob("IMG_*")) and not (tmp_path / "scene").exists()
+
+
+def test_compression_keeps_hues_and_what_is_below_the_knee():
+    light = np.array([[0.8, 0.2, 0.1], [3.0, 1.5, 0.3]])
+    found = compressed(light)
+    assert np.allclose(found[0], light[0]) and 0.9 < found[1, 0] < 1
+    assert np.allclose(found[1] / found[1, 0], light[1] / light[1, 0])
+
+
+@pytest.mark.parametrize("transfer", ["arib-std-b67", "smpte2084"])
+def test_hdr_videos_look_as_on_a_screen(tmp_path, transfer):
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:32], picture[32:] = 250, (200, 40, 40)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    convert = f"zscale=pin=709:tin=709:min=gbr:rin=full:p=2020:t={transfer}:m=2020_ncl:r=tv:npl=203,format=yuv420p10le"
+    line = ["-y", "-loglevel", "error", "-loop", "1", "-i", str(tmp_path / "a.png"), "-frames:v", "2", "-vf", convert]
+    coded = ["-c:v", "libx265", "-crf", "4", "-x265-params", "log-level=error", str(tmp_path / "a.mp4")]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *line, *coded], check=True)
+    _, found = next(iter(VideoFrames(tmp_path / "a.mp4").read([1])))
+    assert np.abs(found[16, 32].astype(int) - 250).max() < 8
+    assert np.abs(found[48, 32].astype(int) - (200, 40, 40)).max() < 8
