@@ -310,26 +310,36 @@ class PublishedModel(LayeredModel):
             rays: Rays with nears, fars and times, and "camera_directions" in their metadata.
             layers: The layers to render.
         """
-        config = self.config
-        jitter = self.training and config.jitter
-        coarse = self._coarse(rays, jitter)
-        middles, weights = between(coarse.depths), coarse.composited.joint[:, 1:-1].detach()
-        drawn = importance_depths(middles, weights, config.importance_samples, jitter)
+        coarse = self._coarse(rays)
+        drawn = self.drawn_depths(coarse)
         depths = torch.cat((coarse.depths, drawn), -1).sort(-1).values
         points = points_at(rays, depths)
         fields = self.field(points, layers)
-        if self.training and config.end_density > 0:
+        if self.training and self.config.end_density > 0:
             fields["static"] = self._ended(fields["static"])
         if (cut := rays.metadata.get(CUT)) is not None:
             fields = {layer: _closed(found, cut) for layer, found in fields.items()}
-        densities = {layer: found.density for layer, found in fields.items()}
-        intervals = open_intervals(depths)
-        composited = composite(densities, intervals, open_end=True, share_epsilon=config.share_epsilon)
-        uncertainty = ray_uncertainty(composited, fields, config.least_uncertainty)
+        composited = self.composited(depths, fields)
+        uncertainty = ray_uncertainty(composited, fields, self.config.least_uncertainty)
         return Rendering(coarse, drawn, depths, points, fields, composited, uncertainty)
 
-    def _coarse(self, rays: RayBundle, jitter: bool) -> CoarsePass:
-        depths = even_depths(rays, self.config.coarse_samples, jitter)
+    def coarse_depths(self, rays: RayBundle) -> Float[Tensor, "rays samples"]:
+        """Distances of the coarse samples along unit rays, in scene units."""
+        return even_depths(rays, self.config.coarse_samples, self.training and self.config.jitter)
+
+    def drawn_depths(self, coarse: CoarsePass) -> Float[Tensor, "rays drawn"]:
+        """Distances that are drawn from the coarse weights, in scene units."""
+        middles, weights = between(coarse.depths), coarse.composited.joint[:, 1:-1].detach()
+        return importance_depths(middles, weights, self.config.importance_samples, self.training and self.config.jitter)
+
+    def composited(self, depths: Float[Tensor, "rays samples"], fields: dict[Layer, LayerSamples]) -> Composite:
+        """Shares of layers whose samples lie at distances along unit rays."""
+        densities: dict[Layer, Tensor] = {layer: found.density for layer, found in fields.items()}
+        intervals = open_intervals(depths)
+        return composite(densities, intervals, open_end=True, share_epsilon=self.config.share_epsilon)
+
+    def _coarse(self, rays: RayBundle) -> CoarsePass:
+        depths = self.coarse_depths(rays)
         density, colours = self.field.coarse(points_at(rays, depths), colours=self.training)
         noisy = density
         if self.training and self.config.density_noise > 0:

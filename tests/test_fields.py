@@ -134,7 +134,8 @@ def test_time_codes_are_of_low_rank_and_smooth():
     assert torch.linalg.matrix_rank(codes) <= 2 * 5 + 1
     fastest = 2 * 2**4 * torch.pi * 17 * float(code.basis.abs().max())
     assert ((codes[1:] - codes[:-1]).abs().max() * 199) < fastest
-    assert torch.equal(code(torch.tensor([[0.5]]).expand(4, 1))[0], code(torch.tensor([[0.5]]))[0])
+    # Batches of other sizes may be summed in another order.
+    assert torch.allclose(code(torch.tensor([[0.5]]).expand(4, 1))[0], code(torch.tensor([[0.5]]))[0], atol=1e-5)
 
 
 def test_the_box_becomes_the_unit_cube():

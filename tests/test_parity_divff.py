@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.rendering import importance_depths
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -31,6 +32,42 @@ def test_every_array_agrees(parity, parity_dir: Path):
     rows = parity.compare(*files(parity_dir))
     assert len(rows) > 150
     assert [(row.name, row.difference, row.allowed) for row in rows if not row.passed] == []
+
+
+@pytest.mark.parametrize(
+    ("weight", "told"),
+    [
+        ("embedding_t.W", "train/transient_sigmas"),
+        ("nerf_coarse.xyz_encoding_4.0.bias", "train/static_rgbs_coarse"),
+        ("nerf_fine.xyz_encoding_6.0.weight", "train/transient_encoding_first4"),
+        ("nerf_fine.transient_beta.0.bias", "train/beta"),
+        ("person_lerf.clip_net.6.weight", "train/clip"),
+    ],
+)
+def test_weights_off_by_a_ten_thousandth_are_told(parity, parity_dir: Path, tmp_path: Path, weight: str, told: str):
+    npz, checkpoint, autoencoder = files(parity_dir)
+    with np.load(npz) as file:
+        kept = {
+            name: file[name] for name in file.files if name.startswith(("in/", "tolerance/", "train/", "test_f32/z"))
+        }
+    np.savez(tmp_path / "some.npz", **kept)
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"][weight] += 1e-4
+    torch.save(content, tmp_path / "other.ckpt")
+    rows = parity.compare(tmp_path / "some.npz", tmp_path / "other.ckpt", autoencoder)
+    assert told in {row.name for row in rows if not row.passed}
+
+
+def test_rounding_moves_positions_along_flat_parts_and_errors_are_told(parity):
+    edges, weights = np.linspace(0, 1, 63)[None], np.zeros((1, 62))
+    weights[0, 30] = 1
+    drawn = importance_depths(torch.from_numpy(edges), torch.from_numpy(weights), 64, jitter=False).numpy()
+    assert parity.misplaced(drawn, edges, weights).max() < 1e-6
+    other = weights * (1 + 1e-7 * np.random.default_rng(0).standard_normal(weights.shape)) + 2e-8
+    nudged = importance_depths(torch.from_numpy(edges), torch.from_numpy(other), 64, jitter=False).numpy()
+    assert parity.misplaced(nudged, edges, weights).max() < 1e-5
+    assert parity.misplaced(drawn + 1e-4, edges, weights).max() > 5e-5
+    assert parity.misplaced(drawn, edges, weights + 1e-4).max() > 2e-5
 
 
 def test_other_weights_unknown_arrays_and_changed_numbers_are_told(parity, parity_dir: Path, tmp_path: Path):
