@@ -1,0 +1,61 @@
+"""What the package imports is declared in pyproject.toml."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {"cv2": "opencv-python-headless", "google": "protobuf"}
+"""Packages of modules that several packages bring."""
+OPTIONAL = {"gdown"}
+"""Imported where it is there; otherwise a sentence says how to install it."""
+
+
+def imported(folder: Path) -> dict[str, set[str]]:
+    """First parts of the modules that files import, and the files."""
+    found: dict[str, set[str]] = {}
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names = [node.module]
+            for name in names:
+                found.setdefault(name.partition(".")[0], set()).add(str(path.relative_to(ROOT)))
+    return found
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(*extras: str) -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
+    return {normal(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("divff_nerfstudio", ("convert", "features")), ("scripts", ("dev", "browser", "features"))]
+)
+def test_what_is_imported_is_declared(folder: str, extras: tuple[str, ...]):
+    own = {path.stem for path in (ROOT / "scripts").glob("*.py")} | {"divff_nerfstudio"}
+    bring, known = packages_distributions(), declared(*extras)
+    missing = {}
+    for module, files in imported(ROOT / folder).items():
+        if module in own | OPTIONAL or module in sys.stdlib_module_names:
+            continue
+        packages = {PACKAGES[module]} if module in PACKAGES else {*bring.get(module, ()), module}
+        if not {normal(package) for package in packages} & known:
+            missing[module] = sorted(files)
+    assert missing == {}
