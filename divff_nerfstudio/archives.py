@@ -96,7 +96,8 @@ def open_archive(archive: Path, largest: int) -> Iterator[list[Member]]:
             with tarfile.open(archive) as opened:
                 yield _checked(archive, _tar_members(archive, opened), largest)
     except DAMAGE as error:
-        raise ArchiveError(f"{archive} is truncated or no archive ({error}): delete it and fetch it anew.") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
+        raise ArchiveError(f"{archive} is truncated or no archive ({reason}): delete it and fetch it anew.") from None
 
 
 def check_archive(archive: Path, largest: int) -> None:
@@ -150,6 +151,8 @@ def _tar_members(archive: Path, opened: tarfile.TarFile) -> Iterator[Member]:
         if not info.isreg():
             raise _refuse_kind(archive, info.name, "a link" if info.issym() or info.islnk() else "a device")
         yield Member(name, info.size, lambda info=info: _opened(opened, info))
+    while opened.fileobj is not None and opened.fileobj.read(1 << 20):
+        pass  # what is compressed has its checksum at its end
 
 
 def _opened(opened: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:

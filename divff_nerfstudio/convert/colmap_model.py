@@ -83,7 +83,8 @@ def unit_quaternions(quaternions: Float[np.ndarray, "n 4"]) -> Float[np.ndarray,
     Raises:
         ModelFault: If one is not about that: zero, not finite, or of other numbers.
     """
-    lengths = np.linalg.norm(quaternions, axis=1, keepdims=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(quaternions, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.abs(lengths[:, 0] - 1) < _UNIT_TOLERANCE))
     if len(bad):
         raise ModelFault(f"the quaternion of its {bad[0] + 1}. image is no rotation (its length is not 1)")
