@@ -154,6 +154,8 @@ class QueryPanel(nn.Module):
         if model.device.type == "cpu":
             width = int(viewer.pipeline.datamanager.train_dataset.cameras.width.max())  # pyright: ignore
             viewer.control_panel._max_res.value = min(512, max(_CPU_RESOLUTION, width))
+        # Listed here: what is written before the thread runs is new, too.
+        self._camera_paths = _files(Path(self._viewer.datapath) / "camera_paths")
         for work in (self._offer_presets, self._watch_camera_paths):
             threading.Thread(target=work, name="panel", daemon=True).start()
 
@@ -642,7 +644,7 @@ class QueryPanel(nn.Module):
     def _watch_camera_paths(self) -> None:
         """Saves the panel's state beside each camera path that nerfstudio's Render tab writes."""
         folder = Path(self._viewer.datapath) / "camera_paths"
-        known = _files(folder)
+        known = self._camera_paths
         while True:
             time.sleep(1)
             found = _files(folder)
