@@ -29,7 +29,7 @@ from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.data.rays import camera_directions, pixel_areas, pixel_grid
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES
-from divff_nerfstudio.features.store import FeatureStore, store_root
+from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, store_root
 from divff_nerfstudio.files import split_words
 from divff_nerfstudio.plugins import module_command
 from divff_nerfstudio.schema import Count
@@ -396,7 +396,11 @@ def _found_stores(scene: Scene, feature_dir: Path | None) -> dict[str, FeatureSt
     """The scene's finished stores by kind."""
     root = store_root(scene, feature_dir)
     folders = sorted(path.parent for path in root.glob("*/header.json") if not path.parent.name.startswith("."))
-    return {folder.name: FeatureStore.open(folder) for folder in folders}
+    stores = {folder.name: FeatureStore.open(folder) for folder in folders}
+    for name, store in stores.items():
+        if store.header.kind != name:
+            raise FeatureStoreError(f"{store.directory} holds {store.header.kind} features: call it so, or remove it.")
+    return stores
 
 
 def _run(command: Sequence[str]) -> None:

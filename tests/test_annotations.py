@@ -162,7 +162,7 @@ def test_faults_in_object_annotations_are_named(tiny_scene: Path, fault: str) ->
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"metadata": 3}'])
 def test_broken_object_annotations_are_named(tiny_scene: Path, content: str) -> None:
     (tiny_scene / VIA).write_text(content)
-    with pytest.raises(SceneError, match=r"te\.json is no project"):
+    with pytest.raises(SceneError, match=r"te\.json is not a project"):
         object_annotations(load_scene(tiny_scene))
 
 

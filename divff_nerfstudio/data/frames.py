@@ -82,7 +82,7 @@ def _missing(path: Path, more: str = "") -> SceneError:
     return SceneError(f"{path} is missing{more}: put it there, or take its id out of meta.json.")
 
 
-def _require_upright(path: Path, image: Image.Image) -> None:
+def require_upright(path: Path, image: Image.Image) -> None:
     """Refuses a picture that says it is to be turned: poses and masks refer to its rows as they are stored."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -113,7 +113,7 @@ def decode_frame(
         SceneError: As `open_picture`, or if it does not have red, green and blue in 8 bits.
     """
     with open_picture(path, content, formats) as image:
-        _require_upright(path, image)
+        require_upright(path, image)
         image.load()
         if image.mode not in ("RGB", "L", "P", "RGBA"):
             raise SceneError(f"{path} has image mode {image.mode}, which is not read: save it as 8-bit RGB.")
@@ -135,7 +135,7 @@ def frame_size(path: Path) -> tuple[int, int]:
         SceneError: As `open_picture`.
     """
     with open_picture(path) as image:
-        _require_upright(path, image)
+        require_upright(path, image)
         return image.size
 
 

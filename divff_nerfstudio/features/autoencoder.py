@@ -149,6 +149,10 @@ def load_autoencoder(path: Path | str, device: torch.device | str = "cpu") -> Au
         autoencoder = Autoencoder(config)
     expected = {name: tuple(value.shape) for name, value in autoencoder.state_dict().items()}
     require_shapes(path, "autoencoder", shapes, expected)
+    if any((value < 0).any() for name, value in weights.items() if name.endswith("running_var")):
+        raise CheckpointError(
+            f"{path} has a variance below zero, which makes codes that are not finite: fetch it anew."
+        )
     autoencoder.load_state_dict(weights, strict=True)
     return autoencoder.to(device).eval().requires_grad_(False)
 

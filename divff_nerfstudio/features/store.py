@@ -17,7 +17,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +29,24 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from divff_nerfstudio.features.autoencoder import Autoencoder, load_autoencoder
+from divff_nerfstudio.features.store_checks import (
+    NO_FEATURE,
+    ArrayFaultError,
+    HeaderRecord,
+    check_index,
+    check_offsets,
+    check_table,
+    checked_before,
+    open_array,
+    remember_checked,
+)
 from divff_nerfstudio.files import DivffError, atomic_path, is_writable, user_cache_dir
+from divff_nerfstudio.schema import read_json
 
 if TYPE_CHECKING:
     from divff_nerfstudio.data.scene import Scene
 
 FORMAT = 1
-NO_FEATURE = 65535
 HEADER, TABLE, OFFSETS, INDEX = "header.json", "table.npy", "offsets.npy", "index.npy"
 _ROWS, _PROGRESS = "rows.npy", "progress"
 IMPORTED = "imported"
@@ -93,6 +104,13 @@ class StoreHeader:
                 found.append(f"{name}: {mine.get(name, 'absent')} -> {others.get(name, 'absent')}")
         return found
 
+    @property
+    def is_of_unit_length(self) -> bool:
+        """Whether its features must be: those of all registered sources are; what others give is theirs to know."""
+        from divff_nerfstudio.features.sources import SOURCES
+
+        return self.source in SOURCES
+
     def write(self, path: Path) -> None:
         """Writes the header as JSON."""
         path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
@@ -105,41 +123,14 @@ class StoreHeader:
             FeatureStoreError: If it is missing, damaged, or of another version.
         """
         remedy = "remove its folder and run `divff extract` again"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FeatureStoreError(f"There is no feature store at {path.parent}: run `divff extract`.") from None
-        except (OSError, ValueError) as error:
-            raise FeatureStoreError(f"{path} cannot be read ({error}): {remedy}.") from None
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+        if not path.exists():
+            raise FeatureStoreError(f"There is no feature store at {path.parent}: run `divff extract`.")
+        found = read_json(path, HeaderRecord, "the header of a feature store", remedy, FeatureStoreError)
+        if found.format != FORMAT:
             raise FeatureStoreError(f"{path} is not a feature store of version {FORMAT}: {remedy}.")
-        known = {entry.name for entry in fields(cls)}
-        try:
-            header = cls(**{name: value for name, value in content.items() if name in known})
-        except TypeError as error:
-            raise FeatureStoreError(f"{path} lacks entries ({error}): {remedy}.") from None
-        if wrong := header._wrong_entry():
-            raise FeatureStoreError(f"{path} has an entry {wrong} that is not of its type: {remedy}.")
-        return header
-
-    def _wrong_entry(self) -> str | None:
-        """Name of an entry that a damaged or foreign header has with a value of another type."""
-        sound = {
-            "kind": _is(self.kind, str),
-            "source": _is(self.source, str),
-            "model": _is(self.model, str),
-            "fingerprint": _is(self.fingerprint, str),
-            "dimension": _is(self.dimension, int) and self.dimension > 0,
-            "frame_ids": _is_list(self.frame_ids, int),
-            "image_size": _is_list(self.image_size, int) and len(self.image_size) == 2 and min(self.image_size) > 0,
-            "settings": _is(self.settings, dict),
-            "text_encoder": self.text_encoder is None or _is(self.text_encoder, dict),
-            "negatives": _is_list(self.negatives, str),
-            "shared_index": _is(self.shared_index, bool),
-            # In the store's own folder and nowhere else.
-            "decoder": self.decoder is None or (_is(self.decoder, str) and self.decoder == Path(self.decoder).name),
-        }
-        return next((name for name, fits in sound.items() if not fits), None)
+        if len(set(found.frame_ids)) < len(found.frame_ids):
+            raise FeatureStoreError(f"{path} names a frame twice in frame_ids: {remedy}.")
+        return cls(**found.model_dump())
 
 
 @dataclass(frozen=True)
@@ -150,15 +141,6 @@ class FrameFeatures:
     """Row of the table, or 65535 where there is no feature; any resolution that covers the whole frame."""
     table: Float[np.ndarray, "n D"]
     """Distinct features."""
-
-
-def _is(value: Any, kind: type) -> bool:
-    """Whether it is of that type; True and False are no numbers."""
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _is_list(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(_is(each, kind) for each in value)
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
@@ -228,32 +210,45 @@ class FeatureStore:
             directory: Its folder.
 
         Raises:
-            FeatureStoreError: If it is missing, or one of its files is truncated or does not fit the header.
+            FeatureStoreError: If it is missing, or one of its files is truncated, does not fit the header, points
+                beyond the table, or holds features that are not finite or, of a source of ours, not of unit length.
+            CheckpointError: If the autoencoder of its codes cannot be read.
         """
         directory = Path(directory)
         header = StoreHeader.read(directory / HEADER)
         frames = len(header.frame_ids)
-        arrays = {}
         refuse = partial(_damaged, directory, header)
-        for name in (TABLE, OFFSETS, INDEX):
-            try:
-                arrays[name] = np.load(directory / name, mmap_mode="r", allow_pickle=False)
-            except FileNotFoundError:
-                raise refuse(name, "is missing") from None
-            except (OSError, ValueError, EOFError):
-                raise refuse(name, "is truncated or damaged") from None
-        table, offsets, index = arrays[TABLE], arrays[OFFSETS], arrays[INDEX]
-        if table.dtype != np.float16 or table.ndim != 2 or table.shape[1] != header.dimension:
-            raise refuse(TABLE, f"does not hold half-precision features of length {header.dimension}")
-        if offsets.dtype != np.int64 or offsets.shape != (frames + 1,):
-            raise refuse(OFFSETS, f"does not fit the header's {frames} frames")
-        if offsets[0] != 0 or offsets[-1] != len(table) or np.any(np.diff(offsets) < 0):
-            raise refuse(OFFSETS, "does not fit the table of features")
-        if header.decoder is not None and not (directory / header.decoder).is_file():
-            raise refuse(header.decoder, "is missing")
-        if index.dtype != np.uint16 or index.ndim != 3 or len(index) != (1 if header.shared_index else frames):
-            raise refuse(INDEX, f"does not fit the header's {frames} frames")
-        return cls(directory, header, arrays)
+        arrays: dict[str, np.ndarray] = {}
+        name = TABLE
+        try:
+            for name, dtype, axes in ((TABLE, np.float16, 2), (OFFSETS, np.int64, 1), (INDEX, np.uint16, 3)):
+                arrays[name] = open_array(directory / name, dtype, axes)
+            sound, seal = checked_before(directory, (HEADER, TABLE, OFFSETS, INDEX))
+            if not sound:
+                name = OFFSETS
+                check_offsets(arrays[OFFSETS], frames, len(arrays[TABLE]))
+                name = INDEX
+                height, width = header.image_size
+                check_index(arrays[INDEX], arrays[OFFSETS], (height, width), 1 if header.shared_index else frames)
+                name = TABLE
+                if arrays[TABLE].shape[1] != header.dimension:
+                    raise ArrayFaultError(f"does not hold features of length {header.dimension}")
+                check_table(arrays[TABLE], header.is_of_unit_length)
+                remember_checked(directory, seal)
+        except FileNotFoundError:
+            raise refuse(name, "is missing") from None
+        except OSError as error:
+            raise refuse(name, f"cannot be read ({error.strerror or error})") from None
+        except ArrayFaultError as fault:
+            raise refuse(name, str(fault)) from None
+        store = cls(directory, header, arrays)
+        if header.decoder is not None:
+            if not (directory / header.decoder).is_file():
+                raise refuse(header.decoder, "is missing")
+            store._autoencoder = load_autoencoder(directory / header.decoder)
+            if store._autoencoder.code_dim != header.dimension:
+                raise refuse(header.decoder, f"does not decode codes of length {header.dimension}")
+        return store
 
     @property
     def table(self) -> Float[np.ndarray, "R D"]:

@@ -1,0 +1,114 @@
+"""One mask at a time: what counts as inside, and whether it can be one of the scene's frames."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from divff_nerfstudio.data.frames import open_picture, require_upright
+from divff_nerfstudio.data.scene import Scene, SceneError
+
+MASK_SUFFIXES = (".bmp", ".png")
+_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "I;16")
+_LEAST_SHARE = 0.2
+"""A mask is at least that wide and high, as a share of the frame."""
+
+
+@dataclass(frozen=True)
+class LabelledMasks:
+    """Masks of several classes or queries in the frames that are annotated."""
+
+    names: tuple[str, ...]
+    """What each channel shows."""
+    masks: Mapping[int, Bool[np.ndarray, "height width classes"]]
+    """By frame index; a frame that nobody annotated is not in it."""
+
+
+def resize_nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Takes the value at each new pixel's centre; the first two axes are rows and columns."""
+    rows = (2 * np.arange(height) + 1) * values.shape[0] // (2 * height)
+    cols = (2 * np.arange(width) + 1) * values.shape[1] // (2 * width)
+    return values[rows[:, None], cols[None, :]]
+
+
+def read_mask(path: Path, scene: Scene) -> Bool[np.ndarray, "height width"]:
+    """Reads a mask and brings it to the size of the scene's frames.
+
+    Black is outside, one other value or colour is inside. An opaque alpha channel says nothing.
+
+    Raises:
+        SceneError: If it is damaged, of another shape than the frames, transparent, or holds more than two values.
+    """
+    with open_picture(path) as image:
+        require_upright(path, image)
+        image.load()
+        if image.mode not in _MODES:
+            raise SceneError(f"{path} has image mode {image.mode}, which no mask has: save it in black and white.")
+        numbers = np.asarray(image)
+        if image.mode in ("RGBA", "LA"):
+            if (numbers[..., -1] != 255).any():
+                raise SceneError(f"{path} has transparent places, which say nothing of a mask: save it without alpha.")
+            numbers = numbers[..., :-1]
+        if image.mode == "P":
+            colours = np.asarray(image.convert("RGB"))
+            if not np.array_equal(numbers != 0, colours.any(-1)):
+                raise SceneError(f"{path} has a palette in which 0 is not black: save it in black and white.")
+    values = numbers.reshape(*numbers.shape[:2], -1)
+    if values.shape[2] > 1:
+        values = (values.astype(np.int64) @ (256 ** np.arange(values.shape[2])))[..., None]
+    return fitted_mask(path, values, scene)[..., 0]
+
+
+def fitted_mask(place: Path | str, values: np.ndarray, scene: Scene) -> Bool[np.ndarray, "height width channels"]:
+    """A mask at the size of the scene's frames.
+
+    Args:
+        place: Where it comes from, for messages.
+        values: Truth values, or numbers of which 0 is outside and one other is inside, (h, w, channels).
+        scene: The scene.
+
+    Raises:
+        SceneError: If it holds other numbers, or is of another shape than the frames.
+    """
+    height, width = values.shape[:2]
+    tolerance = 0.03 + 1 / max(1, min(height, width))
+    across = abs(np.log(max(1, width) * scene.height / (max(1, height) * scene.width)))
+    if min(height / scene.height, width / scene.width) < _LEAST_SHARE or across > tolerance:
+        raise SceneError(
+            f"{place} is {width}x{height}, which is not the shape of the frames ({scene.width}x{scene.height}): write "
+            "the mask of the whole frame."
+        )
+    if values.dtype != np.bool_:
+        inside = values[values != 0]
+        if inside.size and (not np.isfinite(inside[0]) or inside[0] < 0 or (inside != inside[0]).any()):
+            raise SceneError(
+                f"{place} holds more than two values, so that what is inside would be a guess: write 0 outside and one "
+                "other value inside."
+            )
+    return resize_nearest(values != 0, scene.height, scene.width)
+
+
+def frame_finder(scene: Scene) -> Callable[[str], int | None]:
+    """Finds the frame that an annotation's file name means: by its stem, else by the number at its end."""
+    by_stem = {path.stem: index for index, path in enumerate(scene.image_paths)}
+    by_number = {int(number): index for index, number in enumerate(scene.video_numbers)}
+
+    def find(name: str) -> int | None:
+        stem = Path(str(name)).stem
+        number = re.search(r"(\d+)$", stem)
+        return by_stem.get(stem, by_number.get(int(number[1])) if number else None)
+
+    return find
+
+
+def require_match(path: Path, scene: Scene, found: Mapping[int, Any], names: Iterable[str]) -> None:
+    first = next(iter(names), None)
+    if not found:
+        what = "annotates nothing" if first is None else f"annotates {first}, but no frame of {scene.root}"
+        raise SceneError(f"{path} {what}: take it away, or put the file of this scene there.")

@@ -1,0 +1,132 @@
+"""Outlines of objects: projects of the VGG Image Annotator 3."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from divff_nerfstudio.data.masks import LabelledMasks, frame_finder, require_match
+from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.schema import Number, Record, read_json
+
+VIA_SIZE = (480, 270)
+"""Width and height that the published object polygons refer to."""
+_UNDEFINED = "undefined"
+_OUTSIDE = 2.0
+"""How far, in pixels, a corner may lie outside of the picture: annotators overshoot the edge a little."""
+
+
+class _Attribute(Record):
+    options: dict[str, str] = Field(default_factory=dict)
+
+
+class _File(Record):
+    fname: str
+
+
+class _View(Record):
+    fid_list: list[str | int] = Field(min_length=1)
+
+
+class _Region(Record):
+    vid: str | int
+    xy: list[Number] = Field(max_length=100_000)
+    av: dict[str, str | int | None] = Field(default_factory=dict)
+
+
+class ViaProject(Record):
+    """What is read of a project."""
+
+    attribute: dict[str, _Attribute] = Field(min_length=1)
+    file: dict[str, _File]
+    view: dict[str, _View] = Field(default_factory=dict)
+    metadata: dict[str, _Region]
+
+
+def via_masks(scene: Scene, path: Path, size: tuple[int, int] = VIA_SIZE) -> LabelledMasks:
+    """Masks from a project of the VGG Image Annotator 3.
+
+    A class is an option of the project's attribute; a region without one belongs to the first class; later regions
+    cover earlier ones. Frames without any region count as not annotated.
+
+    Args:
+        scene: The scene.
+        path: The project.
+        size: Width and height of the picture that the outlines were drawn on.
+
+    Raises:
+        SceneError: If the project cannot be read or fits no frame of the scene.
+    """
+    project = read_json(path, ViaProject, "a project of the VGG Image Annotator 3", "export it anew", SceneError)
+    if "1" not in project.attribute and len(project.attribute) > 1:
+        raise SceneError(f"{path} has several attributes and none is called 1: keep the one with the classes.")
+    key, attribute = next((a for a in project.attribute.items() if a[0] == "1"), next(iter(project.attribute.items())))
+    options = {_number(path, number): label for number, label in attribute.options.items()}
+    if len({*options.values()} - {_UNDEFINED}) < sum(label != _UNDEFINED for label in options.values()):
+        raise SceneError(f"{path} gives one name to two classes: give each class its own.")
+    views = {number: str(view.fid_list[0]) for number, view in project.view.items()}
+    frame_of = frame_finder(scene)
+    regions = []
+    for region in project.metadata.values():
+        entry = project.file.get(views.get(str(region.vid), str(region.vid)))
+        if entry is None:
+            raise SceneError(
+                f"{path} has a region of a file {str(region.vid)[:40]}, which this project of the VGG Image Annotator "
+                "lacks: export it anew."
+            )
+        regions.append((entry.fname, region.xy, _number(path, region.av.get(key) or 0)))
+    class_maps: dict[int, np.ndarray] = {}
+    for name, outline, number in regions:
+        index = frame_of(name)
+        if index is None:
+            continue
+        if number not in options:
+            raise SceneError(f"{path} has a region of class {number} in {name}, which it does not name: name it.")
+        class_map = class_maps.setdefault(index, np.full((scene.height, scene.width), -1, np.int64))
+        class_map[_inside(path, outline, size, scene)] = number
+    require_match(path, scene, class_maps, (name for name, _, _ in regions))
+    named = sorted(number for number, label in options.items() if label != _UNDEFINED)
+    return LabelledMasks(
+        names=tuple(options[number] for number in named),
+        masks={index: class_map[..., None] == np.array(named) for index, class_map in sorted(class_maps.items())},
+    )
+
+
+def _number(path: Path, text: str | int) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise SceneError(
+            f"{path} is not a project of the VGG Image Annotator 3 (class {text[:40]!r} is no number): export it anew."  # pyright: ignore
+        ) from None
+
+
+def _inside(path: Path, outline: list[float], size: tuple[int, int], scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the scene's pixels whose centre lies in a region of the annotator."""
+    from skimage.draw import polygon
+
+    shape, *numbers = outline or (0,)
+    centre = False
+    if shape in (6, 7) and len(numbers) >= 6 and len(numbers) % 2 == 0:
+        points = np.array(numbers, np.float64).reshape(-1, 2)
+    elif shape == 2 and len(numbers) == 4:
+        x, y, width, height = numbers
+        points = np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], np.float64)
+    elif (shape == 3 and len(numbers) == 3) or (shape == 4 and len(numbers) == 4):
+        x, y, *radii = numbers
+        centre = True
+        angles = np.linspace(0, 2 * math.pi, 64, endpoint=False)
+        points = np.array((x, y)) + np.array((radii[0], radii[-1])) * np.stack((np.cos(angles), np.sin(angles)), -1)
+    else:
+        raise SceneError(f"{path} has a region of shape {shape:g} with {len(numbers)} numbers: draw it as a polygon.")
+    seen = np.array([numbers[:2]]) if centre else points
+    if (seen < -_OUTSIDE).any() or (seen > np.array(size) + _OUTSIDE).any():
+        raise SceneError(
+            f"{path} has a region outside of the {size[0]}x{size[1]} pixels that outlines refer to: scale them to that "
+            "size."
+        )
+    points = points * (scene.width / size[0], scene.height / size[1]) - 0.5
+    return polygon(points[:, 1], points[:, 0], (scene.height, scene.width))
