@@ -27,6 +27,7 @@ from torch import Tensor
 from divff_nerfstudio.data.annotations import check_annotations
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.data.rays import camera_directions, pixel_areas, pixel_grid
+from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES
 from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, store_root
@@ -218,6 +219,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
     def setup_eval(self) -> None:
         """Prepares drawing evaluation rays and whole pictures, and finds faults in annotations before training."""
         check_annotations(self.eval_dataset.scene)
+        for sentence in remarks(self.eval_dataset.scene):
+            CONSOLE.print(sentence, soft_wrap=True, markup=False)
         rays = self.config.eval_num_rays_per_batch
         self.eval_pixel_sampler = None
         if not self._scaled:

@@ -27,6 +27,7 @@ from divff_nerfstudio.data.annotations import (
     object_annotations,
     resize_nearest,
 )
+from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.plain_pickle import UnsafePickleError
 
@@ -147,6 +148,13 @@ VIA_FAULTS: dict[str, tuple[Callable[[dict], object], str]] = {
     "corner nowhere": (lambda p: p["metadata"]["1_a"].update(xy=[7, 1, float("nan"), 1, 1, 2, 2]), "finite"),
     "other scene": (lambda p: p["file"]["1"].update(fname="IMG_0000000999.jpg"), "no frame of"),
     "nothing": (lambda p: p["metadata"].clear(), "annotates nothing"),
+    "of 1920x1080": (
+        lambda p: p["metadata"]["1_a"].update(xy=[7, 9, 9, 1900, 9, 9, 900]),
+        "outside of the 480x270",
+    ),
+    "left of all": (lambda p: p["metadata"]["1_a"].update(xy=[2, -50, 50, 60, 60]), "outside of the 480x270"),
+    "a circle elsewhere": (lambda p: p["metadata"]["1_a"].update(xy=[3, 500, 50, 60]), "outside of the 480x270"),
+    "one name twice": (lambda p: p["attribute"]["1"]["options"].update({"5": "cup"}), "one name to two classes"),
 }
 
 
@@ -197,6 +205,10 @@ def test_queries_are_cleaned(text: str, clean: str) -> None:
         {"text_queries": ["a"], "images": {"IMG_0000000100.jpg": "mask"}},
         {"text_queries": ["a"], "images": {"IMG_0000000999.jpg": np.zeros((4, 4, 1))}},
         {"text_queries": ["a"], "images": {}},
+        {"text_queries": ["a"], "images": {"IMG_0000000100.jpg": np.zeros((24, 16, 1))}},
+        {"text_queries": ["a"], "images": {"IMG_0000000100.jpg": np.linspace(-4, 4, 384).reshape(16, 24, 1)}},
+        {"text_queries": ["a", "a"], "images": {"IMG_0000000100.jpg": np.zeros((16, 24, 2))}},
+        {"text_queries": ["a"], "images": {f"{n}_0000000100.jpg": np.zeros((16, 24, 1)) for n in ("IMG", "frame")}},
     ],
 )
 def test_faults_in_affordances_are_named(tiny_scene: Path, content: object) -> None:
@@ -257,6 +269,81 @@ def test_a_truncated_mask_is_named(tiny_scene: Path) -> None:
     (tiny_scene / MASK).write_bytes(content[: len(content) // 2])
     with pytest.raises(SceneError, match=r"IMG_0000000100\.bmp is truncated"):
         check_annotations(load_scene(tiny_scene))
+
+
+MASK_FAULTS: dict[str, tuple[Callable[[np.ndarray], Image.Image], str]] = {
+    "one pixel": (lambda mask: Image.new("L", (1, 1), 255), "1x1"),
+    "rotated": (lambda mask: Image.fromarray(mask.T.copy()), "16x24"),
+    "of another aspect": (lambda mask: Image.fromarray(mask).resize((24, 24)), "24x24"),
+    "soft": (lambda mask: Image.fromarray(mask).resize((48, 32), Image.Resampling.BILINEAR), "more than two values"),
+    "labels": (
+        lambda mask: Image.fromarray(mask // 255 + (np.arange(24) > 6).astype(np.uint8)),
+        "more than two values",
+    ),
+    "transparent": (lambda mask: Image.merge("LA", (Image.fromarray(mask), Image.fromarray(mask))), "transparent"),
+    "in printing colours": (lambda mask: Image.fromarray(mask).convert("CMYK"), "image mode CMYK"),
+}
+
+
+@pytest.mark.parametrize("fault", MASK_FAULTS)
+def test_masks_that_are_none_are_refused(tiny_scene: Path, fault: str) -> None:
+    change, words = MASK_FAULTS[fault]
+    mask = box(slice(3, 9), slice(2, 20)).astype(np.uint8) * 255
+    picture = change(mask)
+    path = (tiny_scene / MASK).with_suffix(".png")
+    (tiny_scene / MASK).unlink()
+    picture.save(path, format="TIFF" if picture.mode == "CMYK" else "PNG")
+    with pytest.raises(SceneError, match=words) as error:
+        moving_mask(load_scene(tiny_scene), 0)
+    assert str(path) in str(error.value)
+
+
+def test_an_opaque_alpha_channel_says_nothing(tiny_scene: Path) -> None:
+    expected = box(slice(3, 9), slice(2, 20))
+    (tiny_scene / MASK).unlink()
+    for mode in ("LA", "RGBA"):
+        Image.fromarray(expected.astype(np.uint8) * 255).convert(mode).save((tiny_scene / MASK).with_suffix(".png"))
+        np.testing.assert_array_equal(moving_mask(load_scene(tiny_scene), 0), expected)
+
+
+def test_a_palette_in_which_0_is_not_black_is_refused(tiny_scene: Path) -> None:
+    picture = Image.fromarray(box(slice(3, 9), slice(2, 20)).astype(np.uint8)).convert("P")
+    picture.putpalette([255, 255, 255, 0, 0, 0])
+    picture.save(tiny_scene / MASK)
+    with pytest.raises(SceneError, match="palette"):
+        moving_mask(load_scene(tiny_scene), 0)
+
+
+def test_two_masks_of_one_frame_are_refused(tiny_scene: Path) -> None:
+    shutil.copy(tiny_scene / MASK, (tiny_scene / MASK).with_suffix(".png"))
+    with pytest.raises(SceneError, match="two masks of one frame"):
+        moving_mask(load_scene(tiny_scene), 0)
+
+
+def test_what_is_odd_is_said_once_per_folder(tiny_scene: Path) -> None:
+    scene = load_scene(tiny_scene)
+    assert remarks(scene) == []
+    shutil.copy(tiny_scene / MASK, tiny_scene / "annotations" / "IMG_0000000100.BMP")
+    shutil.copy(tiny_scene / MASK, tiny_scene / "annotations" / "frame_100.bmp")
+    (tiny_scene / VIA).rename((tiny_scene / VIA).with_name("objects.json"))
+    (tiny_scene / AFFORDANCES).with_name("notes.txt").write_text("x")
+    said = remarks(scene)
+    assert [sum(word in sentence for sentence in said) for word in ("1 more in", "objects.json", "notes.txt")] == [
+        1,
+        1,
+        1,
+    ]
+    assert len(said) == 3 and all(sentence.endswith(".") for sentence in said)
+
+
+def test_a_test_picture_that_is_trained_on_is_said(tiny_scene: Path) -> None:
+    frames = tiny_scene / "frames"
+    shutil.copy(frames / "IMG_0000000105.bmp", frames / "IMG_0000000100.bmp")
+    (said,) = remarks(load_scene(tiny_scene))
+    assert "IMG_0000000100.bmp of ids_test is the same picture as IMG_0000000105.bmp" in said
+
+
+GROUND_TRUTH = Path("ground_truth") / "frames" / "IMG_0000000105.npz"
 
 
 def test_ground_truth(tiny_scene: Path) -> None:

@@ -91,19 +91,22 @@ def test_published_files_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"frames": []}, "no list"),
+        ({"frames": []}, "array"),
         ([entry(1), entry(1)], "frame 1 twice"),
-        ([entry(1), entry("x")], "entry 1"),
+        ([entry(1), entry("x")], "1.frame_number"),
         ([{"left_hand": None}], "frame_number"),
-        ([entry(1, left=[1, 2, 3])], "entry 0"),
-        ([entry(1, objects=[[4, 4, 1, 9]])], "no box"),
-        ([entry(1, right=[0, 0, float("nan"), 1])], "no box"),
-        (["x"], "entry 0"),
+        ([entry(1, left=[1, 2, 3])], "0.left_hand"),
+        ([entry(1, objects=[[4, 4, 1, 9]])], "ends before it begins"),
+        ([entry(1, right=[0, 0, float("nan"), 1])], "NaN"),
+        (["x"], "0: "),
+        ([entry(-1)], "0.frame_number"),
+        ([entry(1, left=[900, 500, 1900, 1000])], "outside of pictures of 456x256.*--hotspot.box-size"),
+        ([entry(1, left=[0.1, 0.1, 0.5, 0.9])], "shares of the picture"),
     ],
 )
 def test_faults_of_a_file_are_named(tmp_path, content, said):
     with pytest.raises(DetectionsError, match=said) as error:
-        read_detections(write_detections(tmp_path / FILE, content))
+        read_detections(write_detections(tmp_path / FILE, content), (456, 256))
     assert str(tmp_path / FILE) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -153,7 +156,7 @@ def test_hot_pixels_have_the_feature_of_the_whole_clip(scene_root, encoder_folde
 
 
 def test_boxes_of_another_video_and_sources_without_clips(scene_root, encoder_folder, tmp_path):
-    other = write_detections(tmp_path / "other.json", [entry(1000, left=[0, 0, 1, 1])])
+    other = write_detections(tmp_path / "other.json", [entry(1000, left=[0, 0, 9, 9])])
     pictures = Pictures(load_scene(scene_root))
     config = HotspotSourceConfig(boxes=other, video="clip-tiles")
     with pytest.raises(DetectionsError, match=r"other\.json has none of the scene's frames \(1 to 10"):

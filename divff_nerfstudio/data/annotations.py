@@ -194,7 +194,7 @@ def _labelled(
             raise SceneError(f"{chosen} is missing: give {file} or a folder of masks.")
         return read(scene, chosen)
     for place in (scene.root / folder, scene.root.resolve().parent / folder / scene.name):
-        if (place / file).is_file():
+        if (place / file).exists():
             return read(scene, place / file)
         if place.is_dir() and any(_mask_folders(place)):
             return folder_masks(scene, place)

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
 from jaxtyping import Bool
+from pydantic import Field
 
 from divff_nerfstudio.features.clip_source import ClipSource
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sources import FeatureSource, source_class
 from divff_nerfstudio.features.store import NO_FEATURE, FrameFeatures
 from divff_nerfstudio.files import DivffError
-from divff_nerfstudio.schema import Size, Weight
+from divff_nerfstudio.schema import Number, Record, Size, Weight, read_json
 
 FILE = "hand_obj_detections.json"
-_HANDS = ("left_hand", "right_hand")
+_OVERSHOOT = 0.05
+"""How far, as a share of the picture, detectors draw boxes over its edge."""
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge, in pixels from the picture's top left corner."""
 
@@ -56,12 +56,23 @@ class Detections:
         return tuple((x0 - margin, y0 - margin, x1 + margin, y1 + margin) for x0, y0, x1, y1 in found)
 
 
-def read_detections(path: Path) -> dict[int, Detections]:
+class _Entry(Record):
+    """What a detector has found in one frame, as the file has it."""
+
+    frame_number: Annotated[int, Field(ge=0, lt=10**12)] | Annotated[str, Field(pattern=r"^ *\d{1,12} *$")]
+    left_hand: tuple[Number, Number, Number, Number] | None = None
+    right_hand: tuple[Number, Number, Number, Number] | None = None
+    objects: list[tuple[Number, Number, Number, Number]] | None = None
+
+
+def read_detections(path: Path, box_size: tuple[int, int] | None = None) -> dict[int, Detections]:
     """Reads detected hands and objects, as EPIC-Diff's annotations of contact have them.
 
     Args:
         path: JSON list of dictionaries with "frame_number" (of the video, zero-padded text or a number), "left_hand"
             and "right_hand" (a box or null) and "objects" (boxes); a box is left, top, right, bottom.
+        box_size: Width and height of the pictures that the boxes were found in, inside of which they must lie but for a
+            few per cent; None: anywhere.
 
     Returns:
         What was found, by the video's frame number.
@@ -69,39 +80,45 @@ def read_detections(path: Path) -> dict[int, Detections]:
     Raises:
         DetectionsError: If it is missing or has another form; the message names the place.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise DetectionsError(
             f"{path} is missing: put a detector's boxes of hands and objects there, or name their file with "
             "--hotspot.boxes."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DetectionsError(f"{path} is not readable JSON ({error}): write it anew.") from None
-    if not isinstance(content, list):
-        raise DetectionsError(f"{path} holds no list: write one dictionary for each frame.")
+        )
+    what = "a list of frame_number with left_hand, right_hand and objects as boxes of left, top, right, bottom"
     found: dict[int, Detections] = {}
-    for place, entry in enumerate(content):
-        try:
-            number = int(entry["frame_number"])
-            hands = tuple(_box(entry[name]) for name in _HANDS if entry.get(name) is not None)
-            objects = tuple(_box(box) for box in entry.get("objects") or ())
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DetectionsError(
-                f"{path} has an entry {place} that is no frame_number with left_hand, right_hand and objects as boxes "
-                f"of left, top, right, bottom ({error}): mend it."
-            ) from None
-        if number in found:
+    for place, entry in enumerate(read_json(path, list[_Entry], what, "mend it", DetectionsError)):
+        hands = tuple(box for box in (entry.left_hand, entry.right_hand) if box is not None)
+        objects = tuple(entry.objects or ())
+        for box in (*hands, *objects):
+            if fault := _fault(box, box_size):
+                raise DetectionsError(f"{path} has a box {list(box)} in entry {place} that {fault}.")
+        if (number := int(entry.frame_number)) in found:
             raise DetectionsError(f"{path} has frame {number} twice: take one entry away.")
         found[number] = Detections(hands, objects)
+    every = [box for one in found.values() for box in (*one.hands, *one.objects)]
+    if every and box_size is not None and max(max(box) for box in every) <= 1:
+        raise DetectionsError(
+            f"{path} has boxes in shares of the picture: multiply them by its width and height ({box_size[0]}x"
+            f"{box_size[1]} with --hotspot.box-size)."
+        )
     return found
 
 
-def _box(values: Sequence[float]) -> Box:
-    x0, y0, x1, y1 = (float(value) for value in values)
-    if not all(map(math.isfinite, (x0, y0, x1, y1))) or x1 < x0 or y1 < y0:
-        raise ValueError(f"{values} is no box")
-    return x0, y0, x1, y1
+def _fault(box: Box, box_size: tuple[int, int] | None) -> str | None:
+    """What is wrong with a box, and what to do, in words."""
+    x0, y0, x1, y1 = box
+    if x1 < x0 or y1 < y0:
+        return "ends before it begins: write left, top, right, bottom"
+    if box_size is None:
+        return None
+    slack = _OVERSHOOT * max(box_size)
+    if min(box) < -slack or x1 > box_size[0] + slack or y1 > box_size[1] + slack:
+        return (
+            f"lies outside of pictures of {box_size[0]}x{box_size[1]}: give the size of those that the boxes were "
+            "found in with --hotspot.box-size"
+        )
+    return None
 
 
 def _shared(one: Box, other: Box) -> Box:
@@ -166,7 +183,7 @@ class HotspotSource(FeatureSource):
     ):
         super().__init__(pictures, encoder, device, config or HotspotSourceConfig())
         path = self.config.boxes or pictures.scene.root / FILE
-        self.detections = read_detections(path)
+        self.detections = read_detections(path, self.config.box_size)
         numbers = pictures.scene.video_numbers.tolist()
         if not any(number in self.detections for number in numbers):
             raise DetectionsError(

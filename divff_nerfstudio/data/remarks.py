@@ -1,0 +1,81 @@
+"""What is odd in a scene folder and hinders nothing: said once, before hours are spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from divff_nerfstudio.data.masks import MASK_SUFFIXES, frame_finder
+from divff_nerfstudio.data.scene import Scene
+
+_SAMPLES = 16
+"""Rows and columns of a picture that are looked at before it is compared as a whole."""
+_NAMES = {"object_annotations": "te.json", "affordance_annotations": "aff_annotations.pkl"}
+
+
+def remarks(scene: Scene) -> list[str]:
+    """Sentences about a scene: held-out pictures that are trained on, annotations that nobody reads."""
+    found = [_moving_masks(scene), *(_labels(scene, folder, file) for folder, file in _NAMES.items())]
+    return [sentence for sentence in (_same_pictures(scene), *found) if sentence]
+
+
+def _same_pictures(scene: Scene) -> str | None:
+    """Whether a held-out picture is, byte for byte, one that is trained on."""
+    frames = scene.frames
+    rows, columns = (np.unique(np.linspace(0, n - 1, _SAMPLES).astype(int)) for n in (scene.height, scene.width))
+    trained: dict[bytes, list[int]] = {}
+
+    def sample(index: int) -> bytes:
+        return frames[index][rows][:, columns].tobytes()
+
+    for index in scene.splits["train"].tolist():
+        trained.setdefault(sample(index), []).append(index)
+    for split in ("val", "test"):
+        for index in scene.splits[split].tolist():
+            for other in trained.get(sample(index), ()):
+                if np.array_equal(frames[index], frames[other]):
+                    same = scene.image_paths[other].name
+                    return (
+                        f"{scene.image_paths[index]} of ids_{split} is the same picture as {same} of ids_train, so "
+                        "that scores of it say nothing: take one of them out of meta.json."
+                    )
+    return None
+
+
+def _moving_masks(scene: Scene) -> str | None:
+    stems = {path.stem for path in scene.image_paths}
+    folder = scene.root / "annotations"
+    unread = [path for path in _files(folder) if path.suffix not in MASK_SUFFIXES or path.stem not in stems]
+    return _unread(folder, unread, "masks are called as the frames are, with .bmp or .png")
+
+
+def _labels(scene: Scene, name: str, file: str) -> str | None:
+    folder = scene.root / name
+    if (folder / file).exists():
+        return _unread(folder, [path for path in _entries(folder) if path.name != file], f"{file} is read alone")
+    frame_of, unread = frame_finder(scene), list(_files(folder))
+    for inner in _entries(folder):
+        if inner.is_dir():
+            masks = list(_files(inner))
+            unread += [
+                path for path in masks if path.suffix.lower() not in MASK_SUFFIXES or frame_of(path.name) is None
+            ]
+    return _unread(folder, unread, f"{file} is read there, or folders of masks that are called as the frames are")
+
+
+def _entries(folder: Path) -> Iterable[Path]:
+    """What lies in a folder, but for what systems hide there."""
+    return sorted(path for path in folder.iterdir() if path.name[0] not in "._") if folder.is_dir() else ()
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return (path for path in _entries(folder) if not path.is_dir())
+
+
+def _unread(folder: Path, unread: list[Path], rule: str) -> str | None:
+    if not unread:
+        return None
+    more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+    return f"{unread[0].relative_to(folder)}{more} in {folder} is not read: {rule}."
