@@ -12,6 +12,7 @@ from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig, FrameDataManagerConfig
 from divff_nerfstudio.faults import tell_uncaught
 from divff_nerfstudio.ffmpeg import ensure_ffmpeg
+from divff_nerfstudio.guard import guard_configs
 from divff_nerfstudio.pipeline import DivFFPipelineConfig
 from divff_nerfstudio.published_model import PublishedModelConfig
 from divff_nerfstudio.query import QueryConfig
@@ -108,3 +109,5 @@ divff_splat = MethodSpecification(
     ),
     description="Gaussians in three layers with features: what divff does, rendered in real time on a GPU.",
 )
+
+guard_configs([divff.config, divff_paper.config, divff_splat.config])

@@ -1,0 +1,68 @@
+"""What nerfstudio's own commands read is looked at first."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from nerfstudio.configs.method_configs import all_methods
+
+from divff_nerfstudio.files import UnsafeConfigError
+
+MINIMAL = "!!python/object:nerfstudio.data.dataparsers.minimal_dataparser.MinimalDataParserConfig"
+EXTERNAL = "!!python/object:nerfstudio.configs.external_methods.ExternalMethodTrainerConfig"
+PARSER = "!!python/object:nerfstudio.data.dataparsers.nerfstudio_dataparser.NerfstudioDataParserConfig"
+
+
+@pytest.mark.parametrize("method", ["nerfacto", "splatfacto", "instant-ngp", "vanilla-nerf", "tensorf", "divff"])
+def test_files_of_all_methods_are_read(method: str) -> None:
+    text = yaml.dump(all_methods[method])
+    assert yaml.load(text, Loader=yaml.Loader) == all_methods[method]
+
+
+@pytest.mark.parametrize("method", ["divff", "nerfacto"])
+@pytest.mark.parametrize(
+    "evil",
+    [
+        "!!python/object/apply:os.system ['touch \"{}\"']",
+        "!!python/object/new:os.system ['touch \"{}\"']",
+        '!!python/object/apply:builtins.exec [\'open("{}", "w")\']',
+        "!!python/module:antigravity ''",
+        "!!python/name:antigravity.webbrowser ''",
+        "!!python/name:os.system ''",
+        EXTERNAL + " {{pip_package: 'touch {}'}}",
+        MINIMAL + " {{}}",
+    ],
+)
+def test_hostile_files_of_any_method_are_refused(tmp_path: Path, method: str, evil: str) -> None:
+    text = yaml.dump(all_methods[method]).replace("seed: 42", f"seed: {evil.format(tmp_path / 'was here')}", 1)
+    with pytest.raises(UnsafeConfigError, match="is refused because"):
+        yaml.load(text, Loader=yaml.Loader)
+    assert not (tmp_path / "was here").exists() and "antigravity" not in sys.modules
+
+
+def test_a_user_may_trust_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = yaml.dump(all_methods["nerfacto"]).replace(PARSER, MINIMAL, 1)
+    with pytest.raises(UnsafeConfigError, match="DIVFF_TRUST_CONFIGS=1"):
+        yaml.load(text, Loader=yaml.Loader)
+    monkeypatch.setenv("DIVFF_TRUST_CONFIGS", "1")
+    assert yaml.load(text, Loader=yaml.Loader).method_name == "nerfacto"
+
+
+def test_other_yaml_is_none_of_its_business() -> None:
+    assert yaml.load("a: [1, 2]", Loader=yaml.Loader) == {"a": [1, 2]}
+
+
+@pytest.mark.parametrize("command", ["ns-eval"])
+def test_the_look_stands_in_nerfstudios_commands(tmp_path: Path, command: str) -> None:
+    config = tmp_path / "config.yml"
+    evil = f"seed: !!python/object/apply:os.system ['touch \"{tmp_path / 'was here'}\"']"
+    config.write_text(yaml.dump(all_methods["divff"]).replace("seed: 42", evil, 1))
+    program = Path(sys.executable).with_name(command)
+    done = subprocess.run([program, "--load-config", config], cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = " ".join(done.stderr.split())
+    assert done.returncode and "is refused because it asks for python/object/apply:os.system" in said
+    assert "Traceback" not in said and not (tmp_path / "was here").exists()
