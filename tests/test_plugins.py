@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -11,6 +12,7 @@ import pytest
 
 from divff_nerfstudio import plugins
 from divff_nerfstudio.evaluation.baselines import BASELINES, Baseline
+from divff_nerfstudio.features.encoders import EncoderError, load_encoder
 from divff_nerfstudio.features.sources import SOURCES, FeatureSource
 from divff_nerfstudio.features.text import FAMILIES, PhraseEncoder, TextEncoder
 from divff_nerfstudio.plugins import PluginError, class_of_file, classes_named, module_command, plugin_class
@@ -112,3 +114,21 @@ def test_the_working_directory_would_be_imported_from_otherwise(scene: Path) -> 
 def test_classes_in_a_command_line_are_found() -> None:
     words = ["--sources", "image", "my.module:Source", "--segments.segmenter=other:One", "--data", "/a:b/c"]
     assert classes_named(words) == ["my.module:Source", "other:One"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        {"hf_tokenizer_name": "somebody/words", "tokenizer_kwargs": {"trust_remote_code": True}},
+        {"hf_tokenizer_name": "their_scene"},
+        {"hf_model_name": "their_scene"},
+    ],
+)
+def test_an_encoders_folder_brings_no_code(scene: Path, key: dict) -> None:
+    folder = scene / "their_scene"
+    config = {"model_cfg": {"embed_dim": 4, "vision_cfg": {}, "text_cfg": key}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.X", None]}}))
+    with pytest.raises(EncoderError, match="may bring code with it"):
+        load_encoder(str(folder))
+    assert not (scene / "was here").exists()

@@ -40,7 +40,7 @@ class Owl:
         try:
             from transformers import AutoProcessor
 
-            self._processor: Any = AutoProcessor.from_pretrained(name)
+            self._processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # whatever a download or a hub may raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise EncoderError(

@@ -36,6 +36,10 @@ CONFIG, WEIGHTS, CLIP_WEIGHTS, MERGES = (
     "clip_tower.safetensors",
     "bpe_merges.txt.gz",
 )
+TOKENIZER = "tokenizer_config.json"
+_CODE = frozenset(("trust_remote_code", "auto_map", "code_revision", "custom_pipelines"))
+_TOKENIZER_OPTIONS = frozenset(("clean", "strip_sep_token", "language", "tokenizer_mode", "context_length"))
+"""Options of open_clip's tokenizers that are text and numbers."""
 _BATCH = {"cpu": 64, "cuda": 512}
 
 
@@ -229,6 +233,7 @@ def _from_folder(name: str, folder: Path) -> Encoder:
 
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        _require_plain(config, folder)
         shape, preprocess = config["model_cfg"], config.get("preprocess_cfg", {})
         custom = shape.get("custom_text", False)
         arguments = {key: value for key, value in shape.items() if key != "custom_text"}
@@ -240,7 +245,9 @@ def _from_folder(name: str, folder: Path) -> Encoder:
             clip_tower.load_state_dict(weights(CLIP_WEIGHTS))
         text = shape["text_cfg"]
         if "hf_tokenizer_name" in text:
-            tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}")
+            if (folder / TOKENIZER).is_file():
+                _require_plain(json.loads((folder / TOKENIZER).read_text(encoding="utf-8")), folder)
+            tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}", trust_remote_code=False)
         else:
             vocabulary: dict[str, Any] = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
             tokenizer = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **vocabulary)
@@ -275,8 +282,12 @@ def _from_open_clip(name: str) -> Encoder:
     on_hub = weights is None or _known(architecture, weights).get("hf_hub")
     absent = unreachable_hub() if on_hub else None
     try:
+        if name.startswith("hf-hub:"):
+            _look_at_hub(name, absent is not None)
         model = open_clip.create_model(architecture, pretrained=weights)
         tokenizer = open_clip.get_tokenizer(architecture)
+    except EncoderError:
+        raise
     except Exception as error:  # whatever a download, a hub or an unpickler may raise
         reason = absent or " ".join(str(error).split())[:200] or type(error).__name__
         if weights and Path(weights).is_file():
@@ -289,6 +300,39 @@ def _from_open_clip(name: str) -> Encoder:
     mean = getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
     std = getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
     return Encoder(name, model, tokenizer, mean, std)
+
+
+def _look_at_hub(name: str, offline: bool) -> None:
+    """Looks at what a repository of the hub, which anybody may fill, says of its model before open_clip follows it."""
+    from huggingface_hub import hf_hub_download
+
+    repository = name.removeprefix("hf-hub:").partition("@")[0]
+    for file in (CONFIG, TOKENIZER):
+        try:
+            path = Path(hf_hub_download(repository, file, local_files_only=offline))
+        except Exception:
+            continue
+        _require_plain(json.loads(path.read_text(encoding="utf-8")), path)
+
+
+def _require_plain(config: Any, place: Path) -> None:
+    """Refuses a description of a model that asks for code, or leads elsewhere than to the model itself.
+
+    Raises:
+        EncoderError: With the key that asks for it.
+    """
+    if isinstance(config, list):
+        for each in config:
+            _require_plain(each, place)
+    if not isinstance(config, dict):
+        return
+    for key, value in config.items():
+        elsewhere = key in ("hf_tokenizer_name", "hf_model_name") and Path(str(value)).exists()
+        if key in _CODE or elsewhere or (key == "tokenizer_kwargs" and set(value or ()) - _TOKENIZER_OPTIONS):
+            raise EncoderError(
+                f"The encoder in {place} is refused because its {key} may bring code with it: use one without."
+            )
+        _require_plain(value, place)
 
 
 def _known(architecture: str, tag: str | None) -> dict[str, Any]:

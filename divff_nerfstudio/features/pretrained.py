@@ -84,7 +84,11 @@ def load_pretrained(model_class: str, name: str, option: str) -> Any:
     transformers.logging.set_verbosity_error()
     try:
         model, info = getattr(transformers, model_class).from_pretrained(
-            str(place or name), output_loading_info=True, dtype="float32", local_files_only=absent is not None
+            str(place or name),
+            output_loading_info=True,
+            dtype="float32",
+            local_files_only=absent is not None,
+            trust_remote_code=False,
         )
     except Exception as error:  # whatever a download, a hub or a reader of weights may raise
         reason = absent or " ".join(str(error).split())[:200] or type(error).__name__

@@ -59,8 +59,8 @@ class XClip:
         try:
             from transformers import AutoImageProcessor, CLIPTokenizer
 
-            statistics: Any = AutoImageProcessor.from_pretrained(name)
-            self._tokenizer = CLIPTokenizer.from_pretrained(name)
+            statistics: Any = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+            self._tokenizer = CLIPTokenizer.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # whatever a download or a hub may raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise EncoderError(
