@@ -37,6 +37,14 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Objects": tuple(f"{task}_{key}" for task in ("object", "object_video") for key in CLASS_SCORES),
     "Affordances": tuple(f"{task}_{key}" for task in ("affordance", "affordance_image") for key in CLASS_SCORES),
+    "Moved objects": (
+        "moved_object_ap",
+        "moved_object_ap_before",
+        "moved_found",
+        "moved_gone",
+        "moved_found_and_gone",
+        "moved_point_error_cm",
+    ),
     "Over time, and beyond the frame": (
         "consistency_iou",
         "consistency_soft_iou",

@@ -26,7 +26,9 @@ from divff_nerfstudio.data.demo_scene.outlines import outlines_of
 from divff_nerfstudio.data.demo_scene.renderer import cast
 from divff_nerfstudio.data.demo_scene.world import ACTOR, FIRST_NUMBER, HANDS, OBJECT, STEP, TAIL, Settings, World
 from divff_nerfstudio.data.demo_scene.writer import splits_of
+from divff_nerfstudio.data.moved_objects import moved_objects
 from divff_nerfstudio.data.scene import Scene, load_scene
+from divff_nerfstudio.evaluation.places import Places
 
 FRAMES, WIDTH, HEIGHT = 12, 40, 24
 
@@ -178,6 +180,23 @@ def test_tables_of_poses_agree_with_the_metadata(scene, root):
     with np.load(root / "ground_truth" / "video_poses.npz") as video:
         assert list(video["frame"]) == list(range(FIRST_NUMBER, FIRST_NUMBER + len(video["frame"])))
         assert np.allclose(video["c2w"][scene.video_numbers - FIRST_NUMBER], scene.camera_to_worlds, atol=1e-6)
+
+
+def test_moved_objects_are_told_with_their_places(scene, instances):
+    things, truth = moved_objects(scene), ground_truth(scene)
+    assert things is not None and truth is not None
+    moved = {entry["name"]: entry for entry in instances if entry["layer"] == OBJECT}
+    assert [thing.instance.name for thing in things.objects] == list(moved)
+    own = World(Settings(0, FRAMES, WIDTH, HEIGHT, 8))
+    assert things.centimetres(own.scale) == pytest.approx(100)
+    places = Places(scene, truth, things, range(FRAMES))
+    for thing in things.objects:
+        entry = moved[thing.instance.name]
+        assert thing.has_moved(entry["first_moved_frame"]) and not thing.has_moved(entry["first_moved_frame"] - 1)
+        assert len(thing.former_places(FIRST_NUMBER + own.settings.video_frames)) == len(entry["motion"])
+        surface = places.surface(thing) / own.scale
+        low, high = own.bodies[thing.instance.name].bounds
+        assert len(surface) > 6 and (surface > low - 1e-4).all() and (surface < high + 1e-4).all()
 
 
 def test_layers_follow_from_instances(scene, instances):

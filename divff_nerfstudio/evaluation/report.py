@@ -145,8 +145,8 @@ def report_page(report: Report, folder: Path) -> str:
             f"alone, at the fixed threshold.</p><div class=answers>{''.join(answers)}</div>"
         )
     for task, classes in report.evaluation.classes.items():
-        title = f"{TASK_TITLES[task][0]}, one by one" if task in TASK_TITLES else f"{task.capitalize()}, one by one"
-        parts.append(f"<h2>{escape(title)}</h2>{_class_table(classes)}")
+        title = TASK_TITLES[task][0] if task in TASK_TITLES else task.replace("_", " ").capitalize()
+        parts.append(f"<h2>{escape(title)}, one by one</h2>{_class_table(classes)}")
     if report.gallery.others:
         others = (_figure_of(path, name.replace("_", " ")) for name, path in report.gallery.others.items())
         parts.append(f"<h2>Other times and viewpoints</h2><div class=figures>{''.join(others)}</div>")
@@ -178,7 +178,7 @@ def _score_table(report: Report) -> str:
         else:
             wanted = f"<span class=bad>≥ {target:.2f} missed by {target - value:.2f}</span>"
         rows.append(
-            f"<tr><td>{escape(score.title)}</td><td class='number value'>{value:.2f} {score.unit}</td>"
+            f"<tr><td>{escape(score.title)}</td><td class='number value'>{score.told(value)}</td>"
             f"<td class=number>{wanted}</td>{_others(report, key)}<td class=faded>{escape(score.meaning)}</td></tr>"
         )
     names = "".join(f"<th class=number>{escape(name)}" for name in _baselines(report))
@@ -212,6 +212,12 @@ def _class_table(classes: Mapping[str, Mapping[str, float]]) -> str:
         ("consistency_iou", "IoU between times", ".2f"),
         ("consistency_soft_iou", "soft", ".2f"),
         ("consistency_found", "Found", ".0%"),
+        ("ap_before", "AP, before", ".2f"),
+        ("found", "Found at its place", ".0%"),
+        ("found_shown", "Found, actor shown", ".0%"),
+        ("gone", "Gone from old places", ".0%"),
+        ("found_and_gone", "Found and gone", ".0%"),
+        ("point_error_cm", "Point's error, cm", ".1f"),
     )
     columns = [column for column in columns if any(column[0] in scores for scores in classes.values())]
     head = "<tr><th>Class" + "".join(f"<th class=number>{title}" for _, title, _ in columns) + "</tr>"

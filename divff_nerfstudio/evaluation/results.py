@@ -70,6 +70,8 @@ class ViewScores:
     """Scores of each class."""
     figures: dict[str, UInt8[np.ndarray, "height width 3"]] = field(default_factory=dict)
     """Pictures by name."""
+    frames: dict[int, ClassTable] = field(default_factory=dict)
+    """By frame id, what it says of each class, where the task looks at frames."""
 
 
 @dataclass

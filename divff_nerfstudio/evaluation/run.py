@@ -27,6 +27,7 @@ from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.consistency import consistency
 from divff_nerfstudio.evaluation.figures import save_frame_figure, save_picture
 from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD
+from divff_nerfstudio.evaluation.moved import moved
 from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task, ViewScores
 from divff_nerfstudio.evaluation.scores import frame_scores
 from divff_nerfstudio.evaluation.surroundings import surroundings
@@ -43,6 +44,7 @@ TaskGroup = Literal["masks", "objects", "affordances", "views"]
 VIEW_TASKS: dict[str, Callable[[TrainedScene, Sequence[str], int], ViewScores]] = {
     "consistency": consistency,
     "surroundings": surroundings,
+    "moved_objects": moved,
 }
 """Tasks that look at the scene from elsewhere, by name; called with the scene, the queries and the moments."""
 _KINDS: tuple[str, ...] = ("image", "video")
@@ -156,6 +158,8 @@ def evaluate(
         evaluation.totals |= found.totals
         if found.classes:
             evaluation.classes[name] = found.classes
+        for frame_id, table in found.frames.items():
+            evaluation.frame_classes.setdefault(frame_id, {})[name] = table
         if on_figure is not None:
             for title, picture in found.figures.items():
                 on_figure(title, picture)

@@ -11,6 +11,8 @@ from jaxtyping import Bool
 from divff_nerfstudio.evaluation import metrics
 from divff_nerfstudio.evaluation.results import FrameResult
 
+_PAIRS = "pairs"
+
 
 @dataclass(frozen=True)
 class Score:
@@ -22,6 +24,10 @@ class Score:
     """Its unit, if it has one."""
     meaning: str
     """What it says, in a few words."""
+
+    def told(self, value: float) -> str:
+        """A value of it with its unit: two decimals, none where things are counted."""
+        return f"{value:.{0 if self.unit == _PAIRS else 2}f} {self.unit}".strip()
 
 
 @dataclass(frozen=True)
@@ -176,5 +182,21 @@ SCENE_SCORES: dict[str, Score] = {
     "consistency_iou": Score("Over time", "IoU", "masks of static classes from one viewpoint, between times"),
     "consistency_soft_iou": Score("Over time, soft", "IoU", "the same of relevancy above one half, no threshold"),
     "consistency_found": Score("Over time, found", "", "share of times at which a static class has a mask at all"),
+    "moved_object_ap": Score(
+        "Moved objects", "AP", "dynamic layer near each moved object, after its first move; mean over objects"
+    ),
+    "moved_object_pairs": Score("Moved objects, after", _PAIRS, "objects in held-out frames that this is of"),
+    "moved_object_ap_before": Score("Moved objects, before", "AP", "the same before the object's first move"),
+    "moved_object_pairs_before": Score("Moved objects, before", _PAIRS, "objects in held-out frames that this is of"),
+    "moved_found": Score("Found at its place", "", "share of pairs in which the phrase wins where the object is"),
+    "moved_found_shown": Score("Found, actor shown", "", "the same from the frame's own camera, with the actor drawn"),
+    "moved_gone": Score("Gone from old places", "", "share of pairs in which others win where it rested before"),
+    "moved_found_and_gone": Score("Found and gone", "", "share of pairs in which both is so"),
+    "moved_asked_pairs": Score("Found and gone, of", _PAIRS, "objects in held-out frames that this is of"),
+    "moved_point_error_cm": Score(
+        "Error of the point",
+        "cm",
+        "median distance of the answer's point to the object's true box",
+    ),
 }
 """Scores over all annotated frames together, see `classes.ClassScores`, and over all views of a task."""

@@ -80,11 +80,21 @@ def true_points(
 
 def in_picture(scene: Scene, index: int, points: Float[np.ndarray, "*bs 3"]) -> Bool[np.ndarray, "*bs"]:
     """Which world points lie in a frame's picture: before its camera, within its borders, hidden or not."""
+    column, row, ahead = projected(scene, index, points)
+    return (ahead > 0) & (column >= 0) & (column < scene.width) & (row >= 0) & (row < scene.height)
+
+
+def projected(
+    scene: Scene, index: int, points: Float[np.ndarray, "*bs 3"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Column and row, in pixels, and depth along the optical axis, in scene units, of world points.
+
+    Column and row of a point that is not before the camera mean nothing.
+    """
     pose, K = scene.camera_to_worlds[index], scene.intrinsics
     right, up, back = np.moveaxis((points - pose[:, 3]) @ pose[:, :3], -1, 0)
     ahead = np.maximum(-back, 1e-9)
-    column, row = K[0, 0] * right / ahead + K[0, 2], K[1, 2] - K[1, 1] * up / ahead
-    return (back < 0) & (column >= 0) & (column < scene.width) & (row >= 0) & (row < scene.height)
+    return K[0, 0] * right / ahead + K[0, 2], K[1, 2] - K[1, 1] * up / ahead, -back
 
 
 def _elsewhere(scene: Scene, frame: int, candidates: Sequence[int]) -> tuple[int, float]:

@@ -25,6 +25,9 @@ COLUMNS = (
     "moving_ap",
     "dynamic_ap",
     "actor_ap",
+    "moved_object_ap",
+    "moved_found_and_gone",
+    "moved_point_error_cm",
     "object_ap",
     "object_miou",
     "object_miou_sound",
@@ -66,7 +69,7 @@ def save_csv(folder: Path, method: str, evaluation: Evaluation) -> list[Path]:
             "frame": frame,
             "task": task,
             "class": label,
-            "threshold": scored.thresholds[task],
+            "threshold": scored.thresholds.get(task, ""),
             "threshold_loo": scored.thresholds_left_out.get(task, {}).get(frame, ""),
             **scores,
         }
