@@ -1,23 +1,28 @@
 """A look at what nerfstudio's own commands are about to read: their loader of ``config.yml`` builds any Python object.
 
 ``ns-eval``, ``ns-render``, ``ns-viewer``, ``ns-export`` and ``ns-train --load-config`` import the registered methods
-before they read a file, so that the look can stand here. Files of our methods are read by `run_config`; those of other
-methods as before, unless they ask for what no configuration needs.
+before they read a file, so that the look can stand here. Files of our methods are read by `run_config`, and their runs
+opened where they lie; those of other methods as before, unless they ask for what no configuration needs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 from collections.abc import Sequence
 from enum import Enum
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
 
+from divff_nerfstudio.checkpoints import read_run_checkpoint
 from divff_nerfstudio.files import UnsafeConfigError
 from divff_nerfstudio.run_config import names_one_of, parse_config
+from divff_nerfstudio.run_folder import RunError, last_checkpoint, relocate
 
 TRUST = "DIVFF_TRUST_CONFIGS"
 """Environment variable: 1 lets nerfstudio read files of other methods unseen."""
@@ -48,13 +53,34 @@ def guard_configs(configs: Sequence[Any]) -> None:
     def load(stream: Any, Loader: Any) -> Any:
         if Loader in (yaml.Loader, yaml.UnsafeLoader) and isinstance(stream, str) and "python/" in stream:
             if names_one_of(stream, configs):
-                return parse_config(stream, "The run's config.yml", configs)
+                return _opened(stream, _opens(sys._getframe(1)), configs)
             if os.environ.get(TRUST) != "1":
                 _look_through(stream)
         return usual(stream, Loader)
 
     load.guards = configs  # pyright: ignore[reportFunctionMemberAccess]
     yaml.load = load
+
+
+def _opens(caller: FrameType) -> Path | None:
+    """The file that nerfstudio opens a run by, where it is its `eval_setup` that calls; that passes the text alone."""
+    path = caller.f_locals.get("config_path") if caller.f_code.co_name == "eval_setup" else None
+    return path if isinstance(path, Path) else None
+
+
+def _opened(text: str, path: Path | None, configs: Sequence[Any]) -> Any:
+    """The configuration of a run of ours; where it is opened, with its checkpoint and its scene where they lie now.
+
+    nerfstudio looks for both where training had them, and takes any file among the checkpoints for one.
+    """
+    config = parse_config(text, "The run's config.yml" if path is None else str(path), configs)
+    if path is not None:
+        checkpoint = last_checkpoint(path.resolve().parent / config.relative_model_dir)
+        read_run_checkpoint(checkpoint)
+        config.load_step = int(checkpoint.stem.rpartition("-")[2])
+        with contextlib.suppress(RunError):  # ns-render may still be told another scene
+            relocate(config, path)
+    return config
 
 
 def _look_through(text: str) -> None:

@@ -15,10 +15,10 @@ from plyfile import PlyData
 
 from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.evaluation.commands import ExportConfig
-from divff_nerfstudio.evaluation.runs import RunError
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.layered_model import PICTURES
 from divff_nerfstudio.pipeline import CheckpointError
+from divff_nerfstudio.run_folder import RunError
 from divff_nerfstudio.splat.density import discard, row_optimizers
 from divff_nerfstudio.splat.model import DivergenceError, SplatModel
 from divff_nerfstudio.splat.ply import write_layers

@@ -27,7 +27,7 @@ from divff_nerfstudio.evaluation.pointcloud import CloudOptions, write_cloud
 from divff_nerfstudio.evaluation.report import Gallery, Report, save_report, save_scores
 from divff_nerfstudio.evaluation.results import Evaluation
 from divff_nerfstudio.evaluation.run import TaskGroup, Wanted, evaluate
-from divff_nerfstudio.evaluation.runs import RunError, load_run, open_run, open_scene, run_facts, training_seconds
+from divff_nerfstudio.evaluation.runs import load_run, open_run, open_scene, run_facts, training_seconds
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
 from divff_nerfstudio.evaluation.tables import COLUMNS, SCORES_FILE, average_table, read_runs, save_csv, write_csv
 from divff_nerfstudio.evaluation.tiles import as_picture, cell_size
@@ -39,6 +39,7 @@ from divff_nerfstudio.files import atomic_path
 from divff_nerfstudio.option_ranges import Port
 from divff_nerfstudio.outputs import check_output_file, check_output_folder
 from divff_nerfstudio.panel_state import load_panel_state, panel_state_path
+from divff_nerfstudio.run_folder import RunError
 from divff_nerfstudio.schema import Amount, Count, Share, Words
 from divff_nerfstudio.viewer.camera_paths import PicturesPerSecond, read_camera_path
 

@@ -1,0 +1,84 @@
+"""Runs that an earlier version trained, opened by this one, wherever they and their scene lie."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_tiny_scene
+
+from divff_nerfstudio.evaluation.runs import load_run
+from divff_nerfstudio.features.extract import ExtractConfig
+
+RUNS = Path(__file__).parent / "data" / "runs_363a29d"
+METHODS = ("divff", "divff-paper", "divff-splat")
+LEFT_OUT = {"room.space.0": (12288, 8), "camera.space.0": (3072, 4), "camera.time.0": (3072, 4)}
+CHECKPOINT = "nerfstudio_models/step-000000002.ckpt"
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scene as "tiny", and each run, moved out of the folder that its file names."""
+    folder = tmp_path_factory.mktemp("moved")
+    ExtractConfig(write_tiny_scene(folder / "tiny"), encoder="demo", device="cpu").main()
+    for method in METHODS:
+        shutil.copytree(RUNS / method, folder / "theirs" / method)
+    path = folder / "theirs" / "divff" / CHECKPOINT
+    state = torch.load(path, weights_only=True)
+    state["pipeline"] |= {f"_model.field.proposal.{name}": torch.zeros(shape) for name, shape in LEFT_OUT.items()}
+    torch.save(state, path)
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_earlier_run_opens_and_answers(moved: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    monkeypatch.chdir("/")
+    run = load_run(moved / "theirs" / method / "config.yml")
+    assert run.step == 2 and run.pipeline.datamanager.train_dataset.scene.root == moved / "tiny"
+    assert run.pipeline.query.kinds and run.pipeline.method_name == method
+    saved = torch.load(moved / "theirs" / method / CHECKPOINT, weights_only=True)["pipeline"]
+    own = run.pipeline.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in saved.items())
+    run.pipeline.query.ask(text="cup")
+    outputs = run.pipeline.model.get_outputs_for_camera(run.pipeline.datamanager.train_dataset.cameras[0:1])
+    assert outputs["rgb"].isfinite().all() and outputs["relevancy"].isfinite().all()
+
+
+def test_nerfstudios_commands_open_an_earlier_run_beside_stray_files(moved: Path, tmp_path: Path) -> None:
+    shutil.copytree(moved / "theirs" / "divff-splat", moved / "stray" / "divff-splat")
+    models = moved / "stray" / "divff-splat" / "nerfstudio_models"
+    for name in ("notes.txt", "step-x.ckpt", ".DS_Store"):
+        (models / name).write_text("stray")
+    program = Path(sys.executable).with_name("ns-eval")
+    words = ("--load-config", models.parent / "config.yml", "--output-path", tmp_path / "scores.json")
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([program, *words], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert result["results"]["psnr"] > 0 and result["checkpoint"] == str(models / Path(CHECKPOINT).name)
+
+
+def test_nerfstudios_commands_say_what_a_run_lacks(moved: Path, tmp_path: Path) -> None:
+    shutil.copytree(moved / "theirs" / "divff-splat", tmp_path / "run")
+    path = tmp_path / "run" / CHECKPOINT
+    program, env = Path(sys.executable).with_name("ns-eval"), {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    for change, said in (
+        (lambda: None, "meta.json"),
+        (lambda: path.write_bytes(path.read_bytes()[:5000]), "no readable checkpoint"),
+    ):
+        change()
+        done = subprocess.run(
+            [program, "--load-config", tmp_path / "run" / "config.yml"],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode and said in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
