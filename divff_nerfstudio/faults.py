@@ -33,6 +33,11 @@ def mendable(error: BaseException) -> DivffError | None:
             "(--cell-height, --cloud.views, --pipeline.model.eval-num-rays-per-chunk in config.yml, an encoder's "
             "batch), or end other programs."
         )
+    if (package := _left_out(error)) is not None:
+        return DivffError(
+            f"This command needs the package {package}, a part of nerfstudio that is not installed here: "
+            f"uv pip install {package}."
+        )
     if isinstance(error, OSError) and not isinstance(error, (BlockingIOError, ChildProcessError)):
         named = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         return DivffError(
@@ -49,15 +54,38 @@ def _is_lack_of_memory(error: BaseException) -> bool:
     )
 
 
+_LEFT_OUT = {
+    "comet_ml": "comet-ml",
+    "wandb": "wandb",
+    "open3d": "open3d",
+    "pymeshlab": "pymeshlab",
+    "xatlas": "xatlas",
+    "gdown": "gdown",
+    "plotly": "plotly",
+    "newrawpy": "newrawpy",
+    "nuscenes": "nuscenes-devkit",
+    "pyngrok": "pyngrok",
+}
+"""Packages, by what is imported, that nerfstudio asks for and our install leaves out."""
+
+
+def _left_out(error: BaseException) -> str | None:
+    """The package to install for an import that failed; None if it is no part of nerfstudio that is left out."""
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    return _LEFT_OUT.get((error.name or "").partition(".")[0])
+
+
 def tell_uncaught() -> None:
     """Has the interpreter end with a sentence for an error that nothing catches, in place of a stack trace.
 
-    It does so for a `DivffError` and for a lack of memory; all other errors are shown as before.
+    It does so for a `DivffError`, for a lack of memory, and for a part of nerfstudio that is not installed; all other
+    errors are shown as before.
     """
     usual = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, DivffError) or _is_lack_of_memory(error):
+        if isinstance(error, DivffError) or _is_lack_of_memory(error) or _left_out(error) is not None:
             told = mendable(error)
             assert told is not None
             tell(told)

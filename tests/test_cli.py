@@ -94,7 +94,10 @@ def test_nerfstudios_commands_end_with_a_sentence(monkeypatch, capsys):
     assert capsys.readouterr().err == "Error: There is no [scene]: make one.\n" and not seen
     other = ValueError("a fault of ours")
     sys.excepthook(ValueError, other, None)
-    assert seen == [(ValueError, other, None)]
+    sys.excepthook(ModuleNotFoundError, ModuleNotFoundError("No module named 'mine'", name="mine"), None)
+    assert [kind for kind, *_ in seen] == [ValueError, ModuleNotFoundError] and seen[0][1] is other
+    sys.excepthook(ModuleNotFoundError, ModuleNotFoundError("No module", name="comet_ml.x"), None)
+    assert "uv pip install comet-ml." in capsys.readouterr().err and len(seen) == 2
 
 
 def test_help_shows_nothing_that_cannot_be_set(capsys):

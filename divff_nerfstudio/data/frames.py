@@ -212,7 +212,7 @@ def open_frames(
 
 def _open_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
-        frames = np.load(cache, mmap_mode="r")
+        frames = np.load(cache, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     return frames if frames.shape == shape and frames.dtype == np.uint8 else None

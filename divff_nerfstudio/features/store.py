@@ -578,7 +578,9 @@ class FeatureWriter:
         rows = 0
         with atomic_path(self._partial / TABLE) as path, io.FileIO(path, "w") as file:
             file.seek(_NPY_HEADER_BYTES)
-            for chunk in reduce(np.load(self._partial / self._rows_name, mmap_mode="r"), self._partial):
+            for chunk in reduce(
+                np.load(self._partial / self._rows_name, mmap_mode="r", allow_pickle=False), self._partial
+            ):
                 _write(file, np.ascontiguousarray(chunk, dtype=np.float16).tobytes())
                 rows += len(chunk)
             self._head(file, np.dtype(np.float16), (rows, self.header.dimension))
