@@ -8,12 +8,18 @@ import tyro
 from nerfstudio.utils.rich_utils import CONSOLE
 from parity_divff import DivffParityConfig
 from parity_egovideo import EgoVideoParityConfig
+from parity_frozen import FreezeParityConfig
 from parity_ooal import OoalParityConfig
 from rich.markup import escape
 
 from divff_nerfstudio.files import DivffError
 
-CHECKS = {"divff": DivffParityConfig, "egovideo": EgoVideoParityConfig, "ooal": OoalParityConfig}
+CHECKS = {
+    "divff": DivffParityConfig,
+    "egovideo": EgoVideoParityConfig,
+    "ooal": OoalParityConfig,
+    "freeze": FreezeParityConfig,
+}
 
 if __name__ == "__main__":
     try:
