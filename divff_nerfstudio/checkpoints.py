@@ -154,7 +154,13 @@ def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     state = read_checkpoint(path)
     step = state.get("step") if isinstance(state, dict) else None
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0 or not isinstance(state.get("pipeline"), dict):
+    first = -1  # that of geometry that was imported
+    if (
+        not isinstance(step, int)
+        or isinstance(step, bool)
+        or step < first
+        or not isinstance(state.get("pipeline"), dict)
+    ):
         raise CheckpointError(
             f"{path} is no checkpoint of a run: give one that ns-train wrote; those that were published are taken over "
             "by `divff import`."

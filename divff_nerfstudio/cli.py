@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 
 from divff_nerfstudio import __version__
 from divff_nerfstudio.faults import mendable, say, tell
+from divff_nerfstudio.interrupts import TerminatedError, exit_status, handled, raise_once
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("divff_nerfstudio.demo:DemoConfig", "from nothing to a trained, evaluated and queried scene"),
@@ -53,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What was typed behind `divff`; None: what was.
 
     Returns:
-        The exit status: 0, or 1 after an error that the user can mend, which is printed as one sentence.
+        The exit status: 0, 1 after an error that the user can mend, which is printed as one sentence, 130 after
+        Ctrl-C, or 143 after SIGTERM.
     """
     typed = sys.argv[1:] if arguments is None else list(arguments)
     name = _parser().parse_args(typed[:1]).command
@@ -67,19 +70,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("ignore", "Using a non-tuple sequence for multidimensional indexing", UserWarning)
     try:
-        config = getattr(importlib.import_module(module), attribute)
-        options = tyro.cli(config, args=typed[1:], prog=f"divff {name}", description=inspect.getdoc(config))
-        check_options(options)
-        options.main()
+        with handled(raise_once()):
+            config = getattr(importlib.import_module(module), attribute)
+            options = tyro.cli(config, args=typed[1:], prog=f"divff {name}", description=inspect.getdoc(config))
+            check_options(options)
+            options.main()
     except (OSError, MemoryError, RuntimeError) as error:
         told = mendable(error)
         if told is None:
             raise
         tell(told)
         return 1
+    except TerminatedError:
+        say("Terminated.")
+        return exit_status(signal.SIGTERM)
     except KeyboardInterrupt:
         say("Interrupted.")
-        return 130
+        return exit_status(signal.SIGINT)
     return 0
 
 

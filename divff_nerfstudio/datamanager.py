@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES
 from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, store_root
 from divff_nerfstudio.files import split_words
+from divff_nerfstudio.interrupts import run_program
 from divff_nerfstudio.plugins import module_command
 from divff_nerfstudio.schema import Count
 
@@ -409,8 +409,7 @@ def _found_stores(scene: Scene, feature_dir: Path | None) -> dict[str, FeatureSt
 def _run(command: Sequence[str]) -> None:
     """Runs `divff` in a process of its own, so that the memory of its models is free again afterwards."""
     CONSOLE.print(f"Extracting features first: {shlex.join(command)}", soft_wrap=True)
-    status = subprocess.run(module_command("divff_nerfstudio.cli", *command[1:]), check=False).returncode
-    if status:
+    if status := run_program(module_command("divff_nerfstudio.cli", *command[1:])):
         raise SceneError(
             f"`{shlex.join(command)}` ended with status {status}: mend what it says above and start again, which goes "
             "on from there."

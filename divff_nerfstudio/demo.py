@@ -179,7 +179,8 @@ class Demo:
         facts = run_facts(pipeline, step)
         taken = {name.capitalize(): f"{duration:.0f} s" for name, duration in self.seconds.items()}
         facts |= {name if name == "Training" else f"{name}, made in": text for name, text in taken.items()}
-        facts["Peak memory of this call"] = f"{peak_memory() / 2**30:.1f} GiB"
+        if (peak := peak_memory()) is not None:
+            facts["Peak memory of this call"] = f"{peak / 2**30:.1f} GiB"
         targets = dict(TARGETS)
         if "psnr_nearest_frame" in evaluation.totals:
             targets["psnr"] = evaluation.totals["psnr_nearest_frame"] + PSNR_ABOVE_NEAREST
@@ -197,9 +198,11 @@ class Demo:
         )
 
 
-def peak_memory() -> int:
-    """Largest resident memory of this process or of any that it has started and ended, in bytes."""
-    import resource
-
+def peak_memory() -> int | None:
+    """Largest resident memory of this process or of any that it has started and ended, in bytes; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.files import DISK_FULL, DivffError
 
 
 def say(text: str) -> None:
@@ -37,6 +37,11 @@ def mendable(error: BaseException) -> DivffError | None:
         return DivffError(
             f"This command needs the package {package}, a part of nerfstudio that is not installed here: "
             f"uv pip install {package}."
+        )
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return DivffError(
+            f"{error.filename or 'A file'} cannot be written ({error.strerror}): make room on its disk and start the "
+            "same line again."
         )
     if isinstance(error, OSError) and not isinstance(error, (BlockingIOError, ChildProcessError)):
         named = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
@@ -79,16 +84,19 @@ def _left_out(error: BaseException) -> str | None:
 def tell_uncaught() -> None:
     """Has the interpreter end with a sentence for an error that nothing catches, in place of a stack trace.
 
-    It does so for a `DivffError`, for a lack of memory, and for a part of nerfstudio that is not installed; all other
-    errors are shown as before.
+    It does so for a `DivffError`, for a lack of memory, for a full disk, and for a part of nerfstudio that is not
+    installed, and tells a Ctrl-C while programs start in a word; all other errors are shown as before.
     """
     usual = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, DivffError) or _is_lack_of_memory(error) or _left_out(error) is not None:
+        full = isinstance(error, OSError) and error.errno in DISK_FULL
+        if isinstance(error, DivffError) or full or _is_lack_of_memory(error) or _left_out(error) is not None:
             told = mendable(error)
             assert told is not None
             tell(told)
+        elif isinstance(error, KeyboardInterrupt):
+            say("Interrupted.")
         else:
             usual(kind, error, trace)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Optional
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
@@ -26,6 +26,7 @@ from divff_nerfstudio.rendering import (
     transmittance,
     weights_alone,
 )
+from divff_nerfstudio.schedule import Phases
 from divff_nerfstudio.schema import Amount, Positive, Size, Weight
 
 
@@ -47,12 +48,12 @@ class DivFFModelConfig(LayeredModelConfig):
     """Where rays start, in units of their frame's near: the actor is closer than the room."""
     farthest: Positive = 1.25
     """Where rays end, in units of their frame's far, which is measured along the optical axis."""
-    static_until: Amount = 0
-    """Step up to which the static layer is trained alone. 0: settled when training starts."""
-    heads_from: Amount = 0
-    """Step from which the semantic heads are trained, on detached geometry. 0: settled when training starts."""
-    joint_from: Amount = 0
-    """Step from which everything is trained together. 0: settled when training starts."""
+    static_until: Optional[Amount] = None  # noqa: UP045
+    """Step up to which the static layer is trained alone; None: settled when training starts."""
+    heads_from: Optional[Amount] = None  # noqa: UP045
+    """Step from which the semantic heads are trained, on detached geometry; None: settled when training starts."""
+    joint_from: Optional[Amount] = None  # noqa: UP045
+    """Step from which everything is trained together; None: settled when training starts."""
     least_uncertainty: Positive = 0.03
     """Standard deviation of the colours of the static layer (DIV-FF)."""
     photometric_static_weight: Weight = 10.0
@@ -117,25 +118,30 @@ class DivFFModel(LayeredModel):
     # The schedule.
 
     @property
+    def phases(self) -> Phases:
+        """Steps at which the phases of the training begin."""
+        return Phases.of(self.config)
+
+    @property
     def static_only(self) -> bool:
         """Whether the static layer is being trained alone."""
-        return self.training and self.step < self.config.static_until
+        return self.training and self.step < self.phases.static_until
 
     @property
     def features_from(self) -> int:
         """Step from which the semantic heads are trained."""
-        return self.config.heads_from
+        return self.phases.heads_from
 
     @property
     def features_detached(self) -> bool:
         """Whether features are rendered without teaching the geometry."""
-        return self.step < self.config.joint_from
+        return self.step < self.phases.joint_from
 
     @property
     def geometry_frozen(self) -> bool:
         """Whether only the heads are being trained."""
-        config = self.config
-        return self.features_trained and self.step < config.joint_from and config.rgb_while_heads == "off"
+        before_joint = self.step < self.phases.joint_from
+        return self.features_trained and before_joint and self.config.rgb_while_heads == "off"
 
     def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters of "grids", "networks", "actor" and, with features, "heads"."""
@@ -217,7 +223,7 @@ class DivFFModel(LayeredModel):
         """Exponent of the proposal's weights: trust in it grows over the static layer's first steps."""
         if not self.training:
             return 1.0
-        return min(1.0, 0.1 + self.step / max(1, self.config.static_until))
+        return min(1.0, 0.1 + self.step / max(1, self.phases.static_until))
 
     # Losses.
 
@@ -234,8 +240,8 @@ class DivFFModel(LayeredModel):
             config.dynamic_density_weight * densities["dynamic"].mean()
             + config.actor_density_weight * densities["actor"].mean()
         )
-        rise = max(1, (config.heads_from - config.static_until) // 4)
-        ramp = min(1.0, (self.step - config.static_until) / rise)
+        rise = max(1, (self.phases.heads_from - self.phases.static_until) // 4)
+        ramp = min(1.0, (self.step - self.phases.static_until) / rise)
         moving = torch.stack(list(masks.values())).sum(0)
         losses["mask"] = config.mask_weight * ramp * moving.mean()
         apart = (1 - moving.detach()).clamp_min(0) * (outputs["rgb_static"] - target).abs().mean(-1)

@@ -122,7 +122,8 @@ class DivFFPipeline(VanillaPipeline):
         One of geometry alone stays that, even where the scene has got features since.
 
         Raises:
-            CheckpointError: If names or shapes differ from those of this configuration and scene.
+            CheckpointError: If names, shapes or types of numbers differ from those of this configuration and scene, or
+                a value is not finite.
         """
         require_sound(loaded_state, self.state_dict())
         state = {key.replace("module.", ""): value for key, value in loaded_state.items()}
@@ -137,7 +138,7 @@ class DivFFPipeline(VanillaPipeline):
         self.model.make_room({key.removeprefix("_model."): value for key, value in state.items()})
         own = self.state_dict()
         wrong = sorted(state.keys() ^ own.keys()) + sorted(
-            key for key in state.keys() & own.keys() if state[key].shape != own[key].shape
+            key for key in state.keys() & own.keys() if getattr(state[key], "shape", None) != own[key].shape
         )
         if wrong:
             what = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")

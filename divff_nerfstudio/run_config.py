@@ -141,6 +141,7 @@ def parse_config(text: str, place: str, configs: Sequence[Any]) -> Any:
             f"{' and more' if len(builder.unknown) > 8 else ''}.",
             markup=False,
         )
+    vars(config)["read_from_file"] = True  # a training that begins with it must not write where it came from
     return config
 
 

@@ -1,10 +1,10 @@
-"""The published schedule: geometry, then the semantic heads, each with a fresh Adam and a cosine over its epochs."""
+"""When what is trained: the phases of the default schedule, and the published one, stages with a cosine each."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from nerfstudio.configs.base_config import PrintableConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
@@ -12,6 +12,22 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from divff_nerfstudio.schema import Amount, Count, Weight
+
+
+class Phases(NamedTuple):
+    """Steps at which the phases of a training begin; what is not settled counts as 0."""
+
+    static_until: int
+    """Up to which the static layer is trained alone."""
+    heads_from: int
+    """From which the semantic heads are trained."""
+    joint_from: int
+    """From which everything is trained together."""
+
+    @classmethod
+    def of(cls, config: Any) -> Phases:
+        """Those of a model's options of the same names."""
+        return cls(*(getattr(config, name) or 0 for name in cls._fields))
 
 
 @dataclass

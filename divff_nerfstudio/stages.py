@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from rich.markup import escape
 
 from divff_nerfstudio import __version__
 from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.interrupts import run_program
+from divff_nerfstudio.locks import locked
 from divff_nerfstudio.plugins import module_command
 from divff_nerfstudio.schema import Record, Weight, read_json
 
@@ -63,8 +64,15 @@ def run_stages(
         keep_going: Where a stage fails, go on with those that do not use it, and raise at the end.
 
     Raises:
-        DivffError: What a stage raised; with `keep_going` a StageError that names all that failed.
+        DivffError: What a stage raised; with `keep_going` a StageError that names all that failed. A StageError, too,
+            where another process is at the same stages.
     """
+    busy = StageError(f"Another process works on the stages in {markers.parent}: wait for it, or end it.")
+    with locked(markers, busy, keep=False):
+        _run_all(stages, markers, {} if seconds is None else seconds, keep_going)
+
+
+def _run_all(stages: Sequence[Stage], markers: Path, seconds: dict[str, float], keep_going: bool) -> None:
     failed: dict[str, DivffError] = {}
     left_out = 0
     for number, stage in enumerate(stages, start=1):
@@ -88,8 +96,7 @@ def run_stages(
                 CONSOLE.print(f"[red]{escape(stage.name)}[/]: {escape(str(error))}")
                 continue
             CONSOLE.print(f"[green]{escape(stage.name)}[/] took {finished:.0f} s")
-        if seconds is not None:
-            seconds[stage.name] = finished
+        seconds[stage.name] = finished
     if failed:
         first, error = next(iter(failed.items()))
         raise StageError(
@@ -151,13 +158,7 @@ def run_module(module: str, *arguments: str) -> None:
     Raises:
         StageError: If it fails; what it printed stands above.
     """
-    with subprocess.Popen(module_command(module, *arguments)) as program:
-        try:
-            status = program.wait()
-        except KeyboardInterrupt:
-            program.wait()  # Ctrl-C goes to the program, too, which saves what it has
-            raise
-    if status:
+    if status := run_program(module_command(module, *arguments)):
         command = shlex.join(("python", "-m", module, *arguments))
         raise StageError(
             f"`{command}` ended with status {status}: mend what it says above and start the same command again, which "

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal
 
 import torch
-import tyro
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
-from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.engine.trainer import Trainer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 from pydantic import Field
 from torch import Tensor
 
-from divff_nerfstudio.checkpoints import read_checkpoint
+from divff_nerfstudio.checkpoints import CheckpointError, read_checkpoint
+from divff_nerfstudio.curves import have_patience
 from divff_nerfstudio.features.autoencoder import load_autoencoder
 from divff_nerfstudio.features.store import IMPORTED
 from divff_nerfstudio.fields.encodings import implementation_for
-from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.files import atomic_path
+from divff_nerfstudio.finite import FiniteWatch
+from divff_nerfstudio.interrupts import exit_status, handled, say_at_once
+from divff_nerfstudio.launch import RunConfig
 from divff_nerfstudio.model import DivFFModelConfig
 from divff_nerfstudio.option_ranges import check_config
 from divff_nerfstudio.pipeline import DivFFPipeline, DivFFPipelineConfig, random_state, restore_random_state
 from divff_nerfstudio.published_model import PublishedModelConfig
+from divff_nerfstudio.resumption import require_finite, require_optimizers, require_run, telling_damage
+from divff_nerfstudio.training_folder import TrainingError, checkpoint_to_load, checkpoints_in
 from divff_nerfstudio.schedule import StagedCosineConfig
 from divff_nerfstudio.schema import Amount, Positive
 from divff_nerfstudio.splat.model import SplatModelConfig
@@ -50,15 +55,7 @@ STATIC_SHARE, HEADS_SHARE, JOINT_SHARE = 0.12, 0.75, 0.92
 """Parts of the training at which the static layer is joined, the heads begin, and all is trained together."""
 
 
-_STATE = frozenset(("step", "pipeline", "optimizers", "schedulers", "scalers", "random"))
-"""What a checkpoint holds."""
-
-
 _Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class TrainingError(DivffError):
-    """Training cannot start or go on."""
 
 
 @dataclass
@@ -72,7 +69,7 @@ class FastAdamConfig(AdamOptimizerConfig):
 
 
 @dataclass
-class DivFFTrainerConfig(TrainerConfig):
+class DivFFTrainerConfig(RunConfig):
     """Configuration of a training run."""
 
     _target: type = field(default_factory=lambda: DivFFTrainer)
@@ -83,18 +80,6 @@ class DivFFTrainerConfig(TrainerConfig):
     """pipeline configuration"""
     max_num_iterations: Amount = 0
     """Step at which training ends, resumed or not. 0: by device, settled when training starts."""
-    run_dir: tyro.conf.Suppress[Optional[Path]] = None  # noqa: UP045  (tyro and pyright agree on this form)
-    """Folder of an imported run; others lie where nerfstudio puts them."""
-
-    def get_base_dir(self) -> Path:
-        """Folder with config.yml."""
-        usual = super().get_base_dir()
-        return usual if self.run_dir is None else self.run_dir
-
-    def set_timestamp(self) -> None:
-        """Called when a training begins: one that begins with an imported run gets a folder of its own."""
-        self.run_dir = None
-        super().set_timestamp()
 
     def settle(self) -> None:
         """Settles what depends on the device and on the length of the run; what the user has chosen stays.
@@ -121,9 +106,14 @@ class DivFFTrainerConfig(TrainerConfig):
         """
         steps = self.max_num_iterations
         static, heads, joint = model.static_until, model.heads_from, model.joint_from
-        model.static_until = static or min(round(static_share * steps), heads or steps, joint or steps)
-        model.heads_from = heads or max(model.static_until, min(round(HEADS_SHARE * steps), joint or steps))
-        model.joint_from = joint or max(model.heads_from, round(JOINT_SHARE * steps))
+        until_joint = steps if joint is None else joint
+        if static is None:
+            static = min(round(static_share * steps), until_joint if heads is None else heads, until_joint)
+        if heads is None:
+            heads = max(static, min(round(HEADS_SHARE * steps), until_joint))
+        if joint is None:
+            joint = max(heads, round(JOINT_SHARE * steps))
+        model.static_until, model.heads_from, model.joint_from = static, heads, joint
         if not 0 <= model.static_until <= model.heads_from <= model.joint_from:
             raise TrainingError(
                 f"The schedule's steps do not ascend (static-until {model.static_until}, heads-from "
@@ -133,20 +123,6 @@ class DivFFTrainerConfig(TrainerConfig):
             if (scheduler := group["scheduler"]) is not None:
                 scheduler.max_steps = steps
                 scheduler.warmup_steps = min(scheduler.warmup_steps, steps // 2)  # it divides by what is left of them
-
-    def save_config(self) -> None:
-        """Writes config.yml with everything settled, so that a checkpoint opens on any device.
-
-        Raises:
-            TrainingError: If the run's folder cannot be written.
-        """
-        self.settle()
-        try:
-            super().save_config()
-        except OSError as error:
-            raise TrainingError(
-                f"{self.get_base_dir()} cannot be written ({error.strerror or error}): choose another --output-dir."
-            ) from error
 
 
 @dataclass
@@ -216,68 +192,126 @@ class DivFFTrainer(Trainer):
         config.settle()
         super().__init__(config, local_rank, world_size)
         self._trained: int | None = None
-        self._interrupted = False
+        self._signals: list[int] = []
+        self._stop = False
         self._catching = contextlib.ExitStack()
+        self._watch = FiniteWatch(self.device)
+
+    @property
+    def stop_training(self) -> bool:
+        """Whether training ends behind the step that is under way; an interruption is not forgotten."""
+        return self._stop or bool(self._signals)
+
+    @stop_training.setter
+    def stop_training(self, stop: bool) -> None:  # nerfstudio takes it back when training begins
+        self._stop = stop
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Builds everything; what interrupts it ends the training before the first step.
+
+        Raises:
+            SystemExit: When it was interrupted.
+            TrainingError: If another training writes to the same folder, or what was trained before would be lost.
+        """
+        if self.world_size == 1 and self.config.folder is None:
+            self.config.claim()
+        try:
+            with self._handled(self._end_setup):
+                super().setup(test_mode)
+            have_patience()
+        except BaseException:
+            self._let_go()
+            raise
+        if self._signals:  # something has swallowed the exception
+            self._let_go()
+            raise SystemExit(exit_status(self._signals[0]))
 
     def train(self) -> None:
         """Trains the steps that are left: a resumed run ends where the unbroken one would have ended.
 
-        The first Ctrl-C ends it after the step that is under way, which is saved; the second one ends it at once.
+        The first Ctrl-C, or a SIGTERM, ends it after the step that is under way, which is saved; a second Ctrl-C ends
+        it at once.
 
         Raises:
-            TrainingError: If none are left.
+            TrainingError: If none are left, or something is no longer finite.
             SystemExit: When it was interrupted, after the checkpoint has been written.
         """
         total = self.config.max_num_iterations
+        try:
+            self._require_steps_left(total)
+            self.config.max_num_iterations = total - self._start_step  # nerfstudio counts from where it starts
+            with self._catching:
+                self._catching.enter_context(self._handled(self._end_training))
+                super().train()
+        finally:
+            self.config.max_num_iterations = total
+            self._let_go()
+
+    def _require_steps_left(self, total: int) -> None:
         if self._start_step >= total:
             raise TrainingError(
                 f"The checkpoint has {self._start_step} of {total} steps behind it: give more with max-num-iterations."
             )
+        if self.config.folder is not None and self.config.folder.resumed:
+            self.config.write_config()
         stores = self.pipeline.datamanager.feature_stores
         if blank := [kind for kind, store in stores.items() if store.header.source == IMPORTED]:
             CONSOLE.print(
                 f"[yellow]The {', '.join(blank)} features have no targets, which an import does not bring, so that "
                 "their heads are not trained: run `divff extract` and import again to train them, too."
             )
-        self.config.max_num_iterations = total - self._start_step  # nerfstudio counts from where it starts
-        try:
-            with self._catching:
-                self._catching.enter_context(self._interrupts_caught())
-                super().train()
-        finally:
-            self.config.max_num_iterations = total
 
-    @contextlib.contextmanager
-    def _interrupts_caught(self) -> Iterator[None]:
-        """Has the first Ctrl-C end the training behind a whole step."""
-        if self.world_size > 1 or threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        usual = signal.getsignal(signal.SIGINT) or signal.default_int_handler
+    def _let_go(self) -> None:
+        """Lets other trainings into the run's folder."""
+        if self.config.folder is not None:
+            self.config.folder.release()
+            self.config.folder = None
 
-        def stop(number: int, frame: FrameType | None) -> None:
-            signal.signal(signal.SIGINT, usual)
-            self._interrupted = self.stop_training = True
-            CONSOLE.print("Interrupted: a checkpoint is written after this step; Ctrl-C again ends at once.")
+    # Interruptions.
 
-        signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, usual)
+    def _handled(self, handler: Callable[[int, FrameType | None], None]) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.world_size > 1 else handled(handler)
+
+    def _end_setup(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(number)
+        say_at_once("Interrupted before the first step: nothing was trained.")
+        raise SystemExit(exit_status(self._signals[0]))
+
+    def _end_training(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(number)
+        if self._signals.count(signal.SIGINT) > 1:
+            say_at_once("Ended at once.")
+            raise SystemExit(exit_status(signal.SIGINT))
+        if len(self._signals) == 1:
+            say_at_once("Interrupted: a checkpoint is written after this step; Ctrl-C again ends at once.")
 
     def train_iteration(self, step: int) -> Any:
-        """One step; takes note of it."""
+        """One step; takes note of it.
+
+        Raises:
+            TrainingError: If a loss or a parameter is not finite.
+        """
         found = super().train_iteration(step)
         self._trained = step
+        self._require_finite(self._watch.look(step, found[1], self.pipeline.named_parameters()))
         return found
+
+    def _require_finite(self, broken: str | None) -> None:
+        """Ends the training if something is not finite; what was written before stays."""
+        if broken is None:
+            return
+        left = checkpoints_in(self.checkpoint_dir)
+        stays = f"{left[-1]} stays, go on from it with" if left else "no checkpoint was written yet, begin anew with"
+        raise TrainingError(
+            f"Training has stopped because {broken}: {stays} smaller learning rates (--optimizers.*.optimizer.lr), and "
+            "look for values in the scene and its features that are far from the others."
+        )
 
     def _after_train(self) -> None:
         """Writes the last checkpoint, under the last step that was trained: nerfstudio stops behind the next one."""
-        self._catching.close()
         if self._trained is not None:
             self.step = self._trained
-        if not self._interrupted:
+        if not self._signals or self._trained == self.config.max_num_iterations + self._start_step - 1:
             super()._after_train()
             return
         if self._trained is not None:
@@ -285,7 +319,18 @@ class DivFFTrainer(Trainer):
             CONSOLE.print(
                 f"Stopped after step {self.step}; go on with --load-dir {self.checkpoint_dir}", soft_wrap=True
             )
-        raise SystemExit(130)
+        raise SystemExit(exit_status(self._signals[0]))
+
+    def _train_complete_viewer(self) -> None:
+        """Leaves the viewer open when training has finished, until it is interrupted, which is how it ends."""
+        if self._signals:
+            return
+        self._catching.close()
+        self._let_go()
+        with self._handled(_end_well):
+            super()._train_complete_viewer()
+
+    # Checkpoints.
 
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:
@@ -293,9 +338,11 @@ class DivFFTrainer(Trainer):
 
         The temporary file lies outside the folder of checkpoints, in which nerfstudio's commands take every file, even
         one that a killed process has left, for a checkpoint.
+
+        Raises:
+            TrainingError: If something is not finite, which is not written, or the disk is full; what was written
+                before stays.
         """
-        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
         state = {
             "step": step,
             "pipeline": self.pipeline.state_dict(),
@@ -304,57 +351,69 @@ class DivFFTrainer(Trainer):
             "scalers": self.grad_scaler.state_dict(),
             "random": random_state(),
         }
+        self._require_finite(self._watch.look_now(step, _tensors(state)))
+        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
         unfinished = self.base_dir / path.name
-        with atomic_path(unfinished) as temporary:
-            torch.save(state, temporary)
-        unfinished.replace(path)
+        try:
+            self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+            with atomic_path(unfinished) as temporary:
+                torch.save(state, temporary)
+            unfinished.replace(path)
+        except OSError as error:
+            raise TrainingError(
+                f"{path} cannot be written ({error.strerror or error}): make room there, and go on from the checkpoint "
+                f"before it, if there is one, with --load-dir {self.checkpoint_dir}"
+            ) from error
         if self.config.save_only_latest_checkpoint:
-            for other in self.checkpoint_dir.glob("*.ckpt"):
-                if other != path:
+            kept = self.config.folder.kept if self.config.folder is not None else frozenset()
+            for other in checkpoints_in(self.checkpoint_dir):
+                if other != path and other not in kept:
                     other.unlink()
 
     def _load_checkpoint(self) -> None:
-        path = self._checkpoint_to_load()
+        config = self.config
+        path = checkpoint_to_load(config.load_checkpoint, config.load_dir, config.load_step)
         if path is None:
             CONSOLE.print("No checkpoint to load, so training from scratch.")
             return
         state = read_checkpoint(path)
-        if not isinstance(state, dict) or not state.keys() >= _STATE:
-            raise TrainingError(
-                f"{path} is no checkpoint of a run: give one that ns-train wrote; those that were published are "
-                "taken over by `divff import`."
-            )
+        require_run(path, state)
         self._start_step = state["step"] + 1
-        self.pipeline.load_pipeline(state["pipeline"], state["step"])
-        if state["optimizers"]:
-            self.optimizers.load_optimizers(state["optimizers"])
-            if self.config.load_scheduler:
-                self.optimizers.load_schedulers(state["schedulers"])
-            self.grad_scaler.load_state_dict(state["scalers"])
-            restore_random_state(state["random"])
-        else:  # imported weights begin with fresh optimizers, at their place in the schedule
+        with telling_damage(path):
+            try:
+                self.pipeline.load_pipeline(state["pipeline"], state["step"])
+            except CheckpointError as error:
+                raise CheckpointError(f"{path} cannot be gone on from. {error}") from error
+            self._load_optimizers(path, state)
+        CONSOLE.print(f"Resuming at step {self._start_step} from {path}")
+
+    def _load_optimizers(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Has optimizers, schedulers and random generators go on where they were."""
+        if not state["optimizers"]:  # imported weights begin with fresh optimizers, at their place in the schedule
             for scheduler in self.optimizers.schedulers.values():
                 scheduler.last_epoch = self._start_step - 1
                 scheduler.step()
-        CONSOLE.print(f"Resuming at step {self._start_step} from {path}")
+            return
+        require_optimizers(path, state["optimizers"], self.optimizers.optimizers)
+        require_finite(path, (state["schedulers"], state["scalers"]), "schedulers")
+        self.optimizers.load_optimizers(state["optimizers"])
+        if self.config.load_scheduler:
+            self.optimizers.load_schedulers(state["schedulers"])
+        self.grad_scaler.load_state_dict(state["scalers"])
+        restore_random_state(state["random"])
 
-    def _checkpoint_to_load(self) -> Path | None:
-        """The checkpoint to resume from, if any is asked for."""
-        config = self.config
-        if config.load_checkpoint is not None:
-            path = config.load_checkpoint
-        elif config.load_dir is None:
-            return None
-        elif config.load_step is not None:
-            path = config.load_dir / f"step-{config.load_step:09d}.ckpt"
-        else:
-            found = sorted(config.load_dir.glob("step-*.ckpt"))
-            if not found:
-                raise TrainingError(f"{config.load_dir} holds no checkpoint: give the folder with step-*.ckpt files.")
-            path = found[-1]
-        if not path.is_file():
-            raise TrainingError(f"The checkpoint {path} does not exist: see which ones its folder holds.")
-        return path
+
+def _end_well(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def _tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a state by name."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))
 
 
 def _plain(state: Any) -> Any:

@@ -10,6 +10,12 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from divff_nerfstudio.features.autoencoder import (
+    AutoencoderConfig,
+    load_autoencoder,
+    save_autoencoder,
+    train_autoencoder,
+)
 from divff_nerfstudio.features.sources import FeatureSource
 from divff_nerfstudio.features.store import FrameFeatures
 from divff_nerfstudio.features.text import PhraseEncoder
@@ -96,6 +102,24 @@ class VideoSource(PlainSource):
     def extract(self, frame):
         self.pictures.clip(frame, 4, 8)
         return super().extract(frame)
+
+
+class CodedSource(PlainSource):
+    """Rows that are reduced at the end, by an autoencoder of them that is trained for some epochs."""
+
+    kind = "regulariser"
+    name = "coded"
+    row_length, dimension = 3, 2
+
+    def reduce(self, rows, folder):
+        state, path = folder / "autoencoder-training.pth", folder / "autoencoder.pth"
+        if not path.exists():
+            sizes = AutoencoderConfig(feature_dim=3, encoder_widths=(2,), decoder_widths=(), epochs=12)
+            save_autoencoder(train_autoencoder(rows, sizes, state=state), path)
+        state.unlink(missing_ok=True)
+        autoencoder = load_autoencoder(path)
+        for row in rows:
+            yield autoencoder.encode(torch.from_numpy(row[None].astype(np.float32))).numpy()
 
 
 class WrongSource(PlainSource):

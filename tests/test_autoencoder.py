@@ -127,3 +127,43 @@ def test_too_few_features_are_refused(rows: int) -> None:
 def test_features_that_are_not_finite_are_refused() -> None:
     with pytest.raises(CheckpointError, match="not finite"):
         train_autoencoder(np.full((4, 12), np.nan, np.float32), AutoencoderConfig(epochs=1))
+
+
+def test_loading_leaves_the_generator_to_a_training_beside_it(tmp_path):
+    """It may be loaded in a thread of the viewer: not even for a moment may the global generator be another."""
+    save_autoencoder(
+        Autoencoder(AutoencoderConfig(feature_dim=6, encoder_widths=(4,), decoder_widths=())), tmp_path / "a"
+    )
+    before, drawn = torch.get_rng_state(), []
+    get, put = torch.get_rng_state, torch.set_rng_state
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_rng_state", lambda: (drawn.append("asked"), get())[1])
+        patch.setattr(torch, "set_rng_state", lambda state: (drawn.append("set"), put(state))[1])
+        loaded = load_autoencoder(tmp_path / "a")
+    assert drawn == [] and torch.equal(torch.get_rng_state(), before)
+    assert all(value.device.type == "cpu" for value in loaded.state_dict().values())
+
+
+@pytest.mark.parametrize("damage", ["cut", "nan", "other"])
+def test_a_damaged_state_of_an_interrupted_training_is_named(tmp_path, damage):
+    state, table = tmp_path / "training.pth", torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    sizes = AutoencoderConfig(encoder_widths=(4,), decoder_widths=(), epochs=2)
+    train_autoencoder(table, sizes, state=state)
+    if damage == "cut":
+        state.write_bytes(state.read_bytes()[:300])
+    elif damage == "nan":
+        content = torch.load(state, weights_only=True)
+        next(iter(content["autoencoder"].values())).fill_(float("nan"))
+        torch.save(content, state)
+    else:
+        torch.save({"epoch": 1}, state)
+    with pytest.raises(CheckpointError, match=r"training\.pth.*remove it"):
+        train_autoencoder(table, sizes, state=state)
+
+
+def test_training_stops_at_the_first_epoch_that_is_not_finite(tmp_path):
+    table, epochs = torch.full((8, 6), float("nan")), []
+    sizes = AutoencoderConfig(encoder_widths=(4,), decoder_widths=(), epochs=5)
+    with pytest.raises(CheckpointError, match="not finite in epoch 1"):
+        train_autoencoder(table, sizes, report=lambda epoch, _: epochs.append(epoch), state=tmp_path / "s")
+    assert epochs == [] and not (tmp_path / "s").exists()

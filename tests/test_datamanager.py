@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -266,13 +265,13 @@ def test_the_line_names_other_folders(tiny_scene: Path, tmp_path: Path) -> None:
 def test_missing_features_are_extracted_on_demand(tiny_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def run(command: list[str], check: bool) -> SimpleNamespace:
+    def run(command: list[str]) -> int:
         calls.append(command[3:])
         for kind in ("image", "video", "regulariser"):
             write_features(tiny_scene, kind)
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr("divff_nerfstudio.datamanager.subprocess.run", run)
+    monkeypatch.setattr("divff_nerfstudio.datamanager.run_program", run)
     asked = {"features": "all", "auto_extract": True, "extract_options": "--encoder=demo"}
     with pytest.raises(SceneError, match="lacks"):
         manager(tiny_scene, "test", **asked)  # an evaluation does not extract
@@ -284,6 +283,6 @@ def test_missing_features_are_extracted_on_demand(tiny_scene: Path, monkeypatch:
 
 
 def test_a_failed_extraction_stops_the_start(tiny_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("divff_nerfstudio.datamanager.subprocess.run", lambda *_, **__: SimpleNamespace(returncode=1))
+    monkeypatch.setattr("divff_nerfstudio.datamanager.run_program", lambda _: 1)
     with pytest.raises(SceneError, match="ended with status 1"):
         manager(tiny_scene, features="all", auto_extract=True)

@@ -20,7 +20,8 @@ from divff_nerfstudio.layered_model import PICTURES
 from divff_nerfstudio.pipeline import CheckpointError
 from divff_nerfstudio.run_folder import RunError
 from divff_nerfstudio.splat.density import discard, row_optimizers
-from divff_nerfstudio.splat.model import DivergenceError, SplatModel
+from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.splat.model import SplatModel
 from divff_nerfstudio.splat.ply import write_layers
 from divff_nerfstudio.splat.points import random_points, read_points
 from divff_nerfstudio.trainer import DivFFTrainer, TrainingError
@@ -149,7 +150,7 @@ def test_layers_may_lose_all_their_gaussians(start: Start, empty, tmp_path):
     assert all(loss.isfinite() for loss in step_losses.values())
 
 
-@pytest.mark.parametrize(("row", "message"), [("colours", "Step 5: .*photometric"), ("means", "Step 6: static means")])
+@pytest.mark.parametrize(("row", "message"), [("colours", "Step 5: .*photometric not finite"), ("means", "static.rows.means is not finite after step 5")])
 def test_training_that_diverges_stops_with_the_step_and_leaves_the_last_checkpoint(start: Start, row, message):
     trainer = start("run", steps_per_save=3)
     model, run = model_of(trainer), trainer.train_iteration
@@ -160,7 +161,7 @@ def test_training_that_diverges_stops_with_the_step_and_leaves_the_last_checkpoi
         return run(step)
 
     trainer.train_iteration = broken
-    with pytest.raises(DivergenceError, match=f"{message}.*not finite.*--load-step"):
+    with pytest.raises(DivffError, match=message):
         trainer.train()
     (path,) = trainer.checkpoint_dir.glob("*.ckpt")
     state = torch.load(path, weights_only=True)["pipeline"]

@@ -223,9 +223,9 @@ def test_ctrl_c_twice_ends_at_once(start: Start, monkeypatch):
         raise AssertionError("the second one was swallowed")
 
     monkeypatch.setattr(trainer, "train_iteration", press)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as ended:
         trainer.train()
-    assert signal.getsignal(signal.SIGINT) is usual
+    assert ended.value.code == 130 and signal.getsignal(signal.SIGINT) is usual
 
 
 def test_a_finished_run_is_not_overwritten_by_resuming(start: Start):

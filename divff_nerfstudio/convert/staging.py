@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from divff_nerfstudio.convert.names import ConvertError
 from divff_nerfstudio.files import atomic_path
+from divff_nerfstudio.locks import locked
 
 _MARKER = "conversion.json"
 
@@ -41,9 +40,9 @@ def staged(output: Path, settings: dict[str, Any], overwrite: bool = False) -> I
         ConvertError: If `output` holds something, or is being written by another process.
     """
     folder = output.with_name(f".{output.name}.partial")
-    output.parent.mkdir(parents=True, exist_ok=True)
     content = json.loads(json.dumps(settings))
-    with _locked(output):
+    busy = ConvertError(f"{output} is being written by another process: wait for it, or end it.")
+    with locked(output, busy, keep=False):
         if output.exists() and not output.is_dir():
             raise ConvertError(f"{output} is a file: give the path of a folder.")
         if output.is_dir() and not overwrite and any(output.iterdir()):
@@ -60,37 +59,6 @@ def staged(output: Path, settings: dict[str, Any], overwrite: bool = False) -> I
             shutil.rmtree(output)
         folder.replace(output)
         (output / _MARKER).unlink()
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keeps other processes from writing `output`; the lock's file, beside it, goes with the lock.
-
-    Raises:
-        ConvertError: If another process has the lock.
-    """
-    path = output.with_name(f".{output.name}.lock")
-    while True:
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConvertError(f"{output} is being written by another process: wait for it, or end it.") from None
-            if not _is_at(file, path):
-                continue  # who had the lock has removed the file since it was opened: a lock on it keeps out nobody
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether an open file is the one that lies at a path."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _read(path: Path) -> Any:

@@ -7,9 +7,9 @@ import hashlib
 import os
 import stat
 import struct
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from divff_nerfstudio.files import DivffError, atomic_path, is_writable, user_cache_dir
+from divff_nerfstudio.files import DivffError, atomic_path, is_writable, remove_unfinished, user_cache_dir
+from divff_nerfstudio.locks import locked
 
 PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF")
 """What scenes are made of. Pillow knows more, among them EPS, for which it starts a program."""
@@ -27,7 +28,6 @@ _ORIENTATION = 0x0112
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError, struct.error)
 """How Pillow's readers of formats fail where a file is damaged."""
 _FOLDER = ".divff_cache"
-_DAY = 86400.0
 
 
 class SceneError(DivffError):
@@ -167,10 +167,10 @@ def _fingerprint(paths: Sequence[Path], width: int, height: int) -> str:
 
 
 def _remove_old(folder: Path, keep: Path) -> None:
-    """Removes caches of frames that are no more, and what a killed process left."""
-    for path in (*folder.glob("frames-*.npy"), *folder.glob(".frames-*.tmp.npy")):
+    """Removes caches of frames that are no more."""
+    for path in folder.glob("frames-*.npy"):
         with contextlib.suppress(OSError):
-            if path != keep and (not path.name.startswith(".") or path.stat().st_mtime < time.time() - _DAY):
+            if path != keep:
                 path.unlink()
 
 
@@ -196,8 +196,12 @@ def open_frames(
     if (frames := _open_cache(cache, shape)) is not None:
         return frames
     try:
-        with atomic_path(cache) as temporary:
-            _decode_all(temporary, paths, shape)
+        with _alone_with(cache):
+            if (frames := _open_cache(cache, shape)) is not None:
+                return frames
+            remove_unfinished(cache.parent, "frames-*")
+            with atomic_path(cache) as temporary:
+                _decode_all(temporary, paths, shape)
     except OSError as error:
         raise SceneError(
             f"The decoded frames cannot be kept in {cache.parent} ({error.strerror or error}): make room there, or "
@@ -208,6 +212,12 @@ def open_frames(
     if frames is None:
         raise SceneError(f"{cache} changed while it was written: start again when no other process edits the scene.")
     return frames
+
+
+def _alone_with(cache: Path) -> AbstractContextManager[None]:
+    """Has other processes wait that would decode the frames of the same scene, too."""
+    busy = SceneError(f"{cache} is being written by another process: wait for it, or end it.")
+    return locked(cache.with_name("frames"), busy, waiting=lambda: None, keep=False)
 
 
 def _open_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:

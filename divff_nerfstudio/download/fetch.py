@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import re
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.files import DISK_FULL, DivffError, atomic_path
+from divff_nerfstudio.locks import locked
 from divff_nerfstudio.schema import Record, read_json
 
 if TYPE_CHECKING:
@@ -91,17 +91,11 @@ def fetch(remote: Remote, path: Path, check: Callable[[Path], object] | None = N
     Raises:
         DownloadError: If it cannot be fetched, or differs from its known or recorded checksum.
     """
-    import filelock
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        with lock.acquire(timeout=0):
+        with locked(path, DownloadError(f"{path} is being fetched by another process: wait for it, or end it.")):
             return _fetch(remote, path, check)
-    except filelock.Timeout:
-        raise DownloadError(f"{path} is being fetched by another process: wait for it, or end it.") from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         raise DownloadError(
             f"{path.parent} is full: make room there and start again; what has been fetched of {path.name} is kept."

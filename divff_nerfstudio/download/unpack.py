@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from divff_nerfstudio.archives import ArchiveError, Member, checked_name, open_archive
-from divff_nerfstudio.files import atomic_path
+from divff_nerfstudio.files import atomic_path, remove_left_behind
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ def unpack(
             raise ArchiveError(
                 f"{root} has {free / 1e9:.1f} GB free where {archive.name} needs {needed / 1e9:.1f}: make room there."
             )
+        for folder in {target.parent for _, target in wanted if target.parent.is_dir()}:
+            remove_left_behind(folder)
         for member, target in track(wanted, description=f"Unpacking {archive.name}", disable=not wanted):
             with member.open() as source, atomic_path(target, sync=False) as temporary, temporary.open("wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryFile
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -66,7 +68,7 @@ class Moment:
 
 
 @contextmanager
-def video_writer(path: Path, height: int, width: int, fps: float) -> Iterator[Generator[None, Picture | None, None]]:
+def video_writer(path: Path, height: int, width: int, fps: float) -> Iterator[Callable[[Picture], None]]:
     """Opens an H.264 video (yuv420p, index in front) that takes its place only when it is complete.
 
     The ffmpeg program of the package imageio-ffmpeg writes it, a picture at a time.
@@ -78,31 +80,82 @@ def video_writer(path: Path, height: int, width: int, fps: float) -> Iterator[Ge
         fps: Pictures per second.
 
     Yields:
-        A generator whose `send` takes uint8 pictures (height, width, 3).
+        A function that takes the next picture, uint8 (height, width, 3).
+
+    Raises:
+        EvaluationError: If ffmpeg fails, or leaves another number of pictures than it was given.
+        DiskError: If the disk is full.
     """
     if height % 2 or width % 2:
         raise ValueError(f"H.264 with yuv420p wants an even size, not {width}x{height}")
-    import imageio_ffmpeg
+    try:
+        with atomic_path(path) as temporary:
+            yield from _encoded(temporary, height, width, fps)
+    except _EncoderError as error:
+        raise EvaluationError(f"{path} could not be written ({error}): mend that, or take another --output.") from None
 
-    with atomic_path(path) as temporary:
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary),
-            (width, height),
-            fps=fps,  # pyright: ignore[reportArgumentType]
-            codec="libx264",
-            pix_fmt_out="yuv420p",
-            macro_block_size=2,
-            quality=None,  # pyright: ignore[reportArgumentType]
-            output_params=["-crf", "20", "-movflags", "+faststart"],
-            ffmpeg_log_level="error",
-        )
-        writer.send(None)
-        try:
-            yield writer
-        finally:
-            writer.close()
-        if not temporary.is_file() or temporary.stat().st_size == 0:
-            raise EvaluationError(f"{path} could not be written: see ffmpeg's message above.")
+
+class _EncoderError(OSError):
+    """Writing a video has failed; `atomic_path` finds out whether a full disk was the reason."""
+
+
+def _encoded(path: Path, height: int, width: int, fps: float) -> Iterator[Callable[[Picture], None]]:
+    """As `video_writer`, at a temporary path."""
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    try:
+        program = get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise _EncoderError(f"there is no ffmpeg: {error}") from None
+    count = 0
+    with TemporaryFile() as said:
+        command = [
+            *(program, "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"),
+            *("-r", f"{fps:.6f}", "-i", "-", "-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20"),
+            *("-movflags", "+faststart", str(path)),
+        ]
+        # In a group of its own, Ctrl-C does not reach it: this process ends it.
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=said, start_new_session=True) as ffmpeg:
+            assert ffmpeg.stdin is not None
+
+            def send(picture: Picture) -> None:
+                nonlocal count
+                with suppress(BrokenPipeError):  # it has ended, and its status and words tell why
+                    ffmpeg.stdin.write(np.ascontiguousarray(picture).data)  # pyright: ignore[reportOptionalMemberAccess]
+                if ffmpeg.poll() is not None:
+                    raise _failed(ffmpeg.returncode, said)
+                count += 1
+
+            try:
+                yield send
+            except BaseException:
+                ffmpeg.kill()
+                raise
+            with suppress(BrokenPipeError):
+                ffmpeg.stdin.close()
+            if ffmpeg.wait():
+                raise _failed(ffmpeg.returncode, said)
+    if (written := _pictures_in(path)) != count:
+        raise _EncoderError(f"{written} of {count} pictures are in the video")
+
+
+def _failed(status: int, said: IO[bytes]) -> _EncoderError:
+    """That ffmpeg has failed, and its last words."""
+    said.seek(0)
+    lines = said.read().decode(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return _EncoderError(f"ffmpeg ended with status {status}: {last}")
+
+
+def _pictures_in(path: Path) -> int:
+    """Number of pictures that can be read from a video."""
+    import av
+
+    try:
+        with av.open(str(path)) as video:
+            return sum(packet.size > 0 for packet in video.demux(video=0))
+    except (av.FFmpegError, IndexError):
+        return 0
 
 
 def write_video(path: Path, pictures: Iterable[Picture], fps: float = FPS) -> int:
@@ -125,10 +178,10 @@ def write_video(path: Path, pictures: Iterable[Picture], fps: float = FPS) -> in
         raise EvaluationError(f"{path} would have no picture: choose at least one frame.")
     odd = ((0, first.shape[0] % 2), (0, first.shape[1] % 2), (0, 0))
     count = 1
-    with video_writer(path, first.shape[0] + odd[0][1], first.shape[1] + odd[1][1], fps) as writer:
-        writer.send(np.ascontiguousarray(np.pad(first, odd, mode="edge")))
+    with video_writer(path, first.shape[0] + odd[0][1], first.shape[1] + odd[1][1], fps) as send:
+        send(np.pad(first, odd, mode="edge"))
         for picture in pictures:
-            writer.send(np.ascontiguousarray(np.pad(picture, odd, mode="edge")))
+            send(np.pad(picture, odd, mode="edge"))
             count += 1
     return count
 

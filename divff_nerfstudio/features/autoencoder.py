@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,8 +19,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from divff_nerfstudio.checkpoints import CheckpointError, Shape, read_weights, require_shapes
-from divff_nerfstudio.files import atomic_path
+from divff_nerfstudio.checkpoints import (
+    CheckpointError,
+    Shape,
+    read_checkpoint,
+    read_weights,
+    require_shapes,
+    require_sound,
+)
+from divff_nerfstudio.files import DivffError, atomic_path
 from divff_nerfstudio.schema import Count, Positive, Size, Weight
 
 Table = Float[Tensor, "rows dim"] | Float[np.ndarray, "rows dim"]
@@ -145,7 +153,8 @@ def load_autoencoder(path: Path | str, device: torch.device | str = "cpu") -> Au
             f"{path} is no autoencoder, which has encoder.0.weight and decoder.0.weight (it has "
             f"{', '.join(sorted(shapes))}): give the scene's best_ckpt.pth."
         )
-    with torch.random.fork_rng(devices=[]):  # it may be loaded amid a training, which shall not notice
+    # Without first values: a thread of the viewer may load it, and a training in another draws from the generator.
+    with torch.device("meta"):
         autoencoder = Autoencoder(config)
     expected = {name: tuple(value.shape) for name, value in autoencoder.state_dict().items()}
     require_shapes(path, "autoencoder", shapes, expected)
@@ -153,14 +162,15 @@ def load_autoencoder(path: Path | str, device: torch.device | str = "cpu") -> Au
         raise CheckpointError(
             f"{path} has a variance below zero, which makes codes that are not finite: fetch it anew."
         )
-    autoencoder.load_state_dict(weights, strict=True)
+    autoencoder.load_state_dict(weights, strict=True, assign=True)
     return autoencoder.to(device).eval().requires_grad_(False)
 
 
 def save_autoencoder(autoencoder: Autoencoder, path: Path | str) -> None:
     """Writes an autoencoder as the published code does: a state_dict, whole or not at all."""
-    with atomic_path(path) as temporary:
-        torch.save({name: value.detach().cpu() for name, value in autoencoder.state_dict().items()}, temporary)
+    state = {name: value.detach().cpu() for name, value in autoencoder.state_dict().items()}
+    with atomic_path(path) as temporary, temporary.open("wb") as file:  # of a path, the name would be in the file
+        torch.save(state, file)
 
 
 def autoencoder_loss(
@@ -195,7 +205,8 @@ def train_autoencoder(
         The best of the last epochs, in evaluation mode.
 
     Raises:
-        CheckpointError: If there are fewer than two features, or training has led to values that are not finite.
+        CheckpointError: If there are fewer than two features, training has led to values that are not finite, or the
+            file of an interrupted training is damaged.
     """
     config = copy.deepcopy(config or AutoencoderConfig())
     config.feature_dim = table.shape[1]
@@ -209,11 +220,7 @@ def train_autoencoder(
     optimizer = torch.optim.Adam(autoencoder.parameters(), lr=config.learning_rate)
     best, best_loss, done = None, float("inf"), 0
     if state is not None and state.is_file():
-        found = torch.load(state, map_location=device, weights_only=True)
-        autoencoder.load_state_dict(found["autoencoder"])
-        optimizer.load_state_dict(found["optimizer"])
-        order.set_state(found["order"].cpu())
-        best, best_loss, done = found["best"], found["best_loss"], found["epoch"]
+        best, best_loss, done = _go_on(state, autoencoder, optimizer, order)
     for epoch in range(done + 1, config.epochs + 1):
         autoencoder.train()
         total = torch.zeros((), device=device)
@@ -226,8 +233,14 @@ def train_autoencoder(
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(rows)
+        mean = float(total) / len(table)
+        if not math.isfinite(mean):
+            raise CheckpointError(
+                f"The autoencoder's loss is not finite in epoch {epoch}: look for values in the features that are not, "
+                "or give a smaller --segments.autoencoder.learning-rate."
+            )
         if report is not None:
-            report(epoch, float(total) / len(table))
+            report(epoch, mean)
         if epoch > config.epochs - config.candidates:
             loss = evaluate_autoencoder(autoencoder, table, config.cosine_weight)
             if loss < best_loss:
@@ -238,9 +251,28 @@ def train_autoencoder(
             with atomic_path(state) as temporary:
                 torch.save(content, temporary)
     if best is None:
-        raise CheckpointError("The autoencoder's loss is not finite: look for values in the features that are not.")
+        raise CheckpointError(
+            "No epoch of the autoencoder is a candidate: give more --segments.autoencoder.candidates."
+        )
     autoencoder.load_state_dict(best)
     return autoencoder.eval().requires_grad_(False)
+
+
+def _go_on(
+    state: Path, autoencoder: Autoencoder, optimizer: torch.optim.Optimizer, order: torch.Generator
+) -> tuple[dict[str, Tensor] | None, float, int]:
+    """Takes up an interrupted training: the best weights so far, their loss, and the epochs that are done."""
+    try:
+        found = read_checkpoint(state)
+        require_sound(found["autoencoder"], autoencoder.state_dict())
+        autoencoder.load_state_dict(found["autoencoder"])
+        optimizer.load_state_dict(found["optimizer"])
+        order.set_state(found["order"])
+        return found["best"], float(found["best_loss"]), int(found["epoch"])
+    except (DivffError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{state} is no state of this autoencoder's training ({error}): remove it, and start the same line again."
+        ) from error
 
 
 @torch.no_grad()

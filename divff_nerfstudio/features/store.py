@@ -9,8 +9,6 @@ that a place has no feature. A single index serves all frames where features lie
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import io
 import json
 import os
@@ -40,7 +38,8 @@ from divff_nerfstudio.features.store_checks import (
     open_array,
     remember_checked,
 )
-from divff_nerfstudio.files import DivffError, atomic_path, is_writable, user_cache_dir
+from divff_nerfstudio.files import DISK_FULL, DivffError, atomic_path, is_writable, remove_unfinished, user_cache_dir
+from divff_nerfstudio.locks import take_lock
 from divff_nerfstudio.schema import read_json
 
 if TYPE_CHECKING:
@@ -365,31 +364,26 @@ class FeatureWriter:
         self._files: list[io.FileIO] = []
         self._partial = self.directory.with_name(f".{self.directory.name}.partial")
         try:
-            self.directory.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.directory.with_name(f".{self.directory.name}.lock")).open("w")
+            self._lock = take_lock(self.directory, self._busy, self._tell_waiting if wait else None)
         except OSError as error:
             raise FeatureStoreError(
                 f"{self.directory} cannot be written ({error.strerror}): choose another folder with --output."
             ) from None
         try:
-            self._take_lock(wait)
             with self._disk_faults():
                 self._open(overwrite)
         except BaseException:
-            self._lock.close()
+            self.close()
             raise
 
-    def _take_lock(self, wait: bool) -> None:
-        """Takes the store for this writer; the lock ends with the process, however that ends."""
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if not wait:
-                raise FeatureStoreError(
-                    f"Another extraction is writing {self.directory}: wait until it has ended, or give --wait."
-                ) from None
-            CONSOLE.print(f"Another extraction is writing {self.directory}; waiting until it has ended.")
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+    @property
+    def _busy(self) -> FeatureStoreError:
+        return FeatureStoreError(
+            f"Another extraction is writing {self.directory}: wait until it has ended, or give --wait."
+        )
+
+    def _tell_waiting(self) -> None:
+        CONSOLE.print(f"Another extraction is writing {self.directory}; waiting until it has ended.", soft_wrap=True)
 
     @contextlib.contextmanager
     def _disk_faults(self) -> Iterator[None]:
@@ -398,7 +392,7 @@ class FeatureWriter:
             yield
         except OSError as error:
             kept = f"{len(self)} of {len(self.header.frame_ids)} frames are kept"
-            remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+            remedy = "make room there" if error.errno in DISK_FULL else "mend that"
             raise FeatureStoreError(
                 f"{self.directory} cannot be written ({error.strerror or error}); {kept}: {remedy} and run the same "
                 "line again, which goes on behind them."
@@ -424,7 +418,9 @@ class FeatureWriter:
                 if not overwrite and progress.exists() and progress.stat().st_size:
                     raise
                 shutil.rmtree(self._partial)
-        if not self._partial.exists():
+        if self._partial.exists():
+            remove_unfinished(self._partial)
+        else:
             self._partial.mkdir()
             with atomic_path(self._partial / HEADER) as path:
                 self.header.write(path)
@@ -566,6 +562,7 @@ class FeatureWriter:
         """Removes what a finished store does not need, and the store that it has replaced."""
         for name in (_PROGRESS, _ROWS):
             (self.directory / name).unlink(missing_ok=True)
+        remove_unfinished(self.directory)
         shutil.rmtree(self._replaced, ignore_errors=True)
 
     @staticmethod
@@ -592,7 +589,7 @@ class FeatureWriter:
     def close(self) -> None:
         """Lets go of the files; what is stored stays for the next writer."""
         self._close_files()
-        self._lock.close()
+        self._lock.release()
 
     def __enter__(self) -> FeatureWriter:
         return self

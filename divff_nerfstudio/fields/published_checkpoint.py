@@ -75,8 +75,9 @@ def read_published(path: Path | str) -> PublishedCheckpoint:
         for kind, net in _NETS.items()
         if any(_kind_of(name) == kind for name in shapes)
     }
-    with torch.random.fork_rng(devices=[]):
-        field = PublishedField(field_config, rows, torch.zeros(1))
+    times = torch.zeros(1)
+    with torch.device("meta"):  # their names and shapes are all that is asked for: no value is drawn for them
+        field = PublishedField(field_config, rows, times)
         heads = PublishedHeads(heads_config, field.encoding_dim, dimensions) if dimensions else None
     names = {name: tuple(value.shape) for name, value in field.state_dict().items()}
     head_names = {name: tuple(value.shape) for name, value in heads.state_dict().items()} if heads is not None else {}

@@ -23,6 +23,7 @@ from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig, RenderError
 from divff_nerfstudio.losses import shadow_loss, structural_loss, uncertain_photometric
+from divff_nerfstudio.schedule import Phases
 from divff_nerfstudio.schema import Amount, Count, Octaves, Positive, Size, Weight
 from divff_nerfstudio.splat.density import DensityConfig, Observation, append, discard, refine, row_optimizers
 from divff_nerfstudio.splat.gaussians import (
@@ -94,12 +95,12 @@ class SplatModelConfig(LayeredModelConfig):
     """Bound of a Gaussian's uncertainty."""
     heads: SplatHeadsConfig = field(default_factory=SplatHeadsConfig)
     """Sizes of the feature codes and their decoders."""
-    static_until: Amount = 0
-    """Step up to which the static layer is trained alone. 0: settled when training starts."""
-    heads_from: Amount = 0
-    """Step from which the features are trained, on frozen geometry. 0: settled when training starts."""
-    joint_from: Amount = 0
-    """Step from which everything is trained together. 0: settled when training starts."""
+    static_until: Optional[Amount] = None  # noqa: UP045
+    """Step up to which the static layer is trained alone; None: settled when training starts."""
+    heads_from: Optional[Amount] = None  # noqa: UP045
+    """Step from which the features are trained, on frozen geometry; None: settled when training starts."""
+    joint_from: Optional[Amount] = None  # noqa: UP045
+    """Step from which everything is trained together; None: settled when training starts."""
     least_uncertainty: Positive = 0.03
     """Standard deviation of the colours of the static layer (DIV-FF)."""
     photometric_static_weight: Weight = 10.0
@@ -194,19 +195,24 @@ class SplatModel(LayeredModel):
     # The schedule.
 
     @property
+    def phases(self) -> Phases:
+        """Steps at which the phases of the training begin."""
+        return Phases.of(self.config)
+
+    @property
     def static_only(self) -> bool:
         """Whether the static layer is being trained alone."""
-        return self.training and self.step < self.config.static_until
+        return self.training and self.step < self.phases.static_until
 
     @property
     def features_from(self) -> int:
         """Step from which features are trained."""
-        return self.config.heads_from
+        return self.phases.heads_from
 
     @property
     def features_detached(self) -> bool:
         """Whether features are rendered without teaching the geometry."""
-        return self.step < self.config.joint_from
+        return self.step < self.phases.joint_from
 
     @property
     def _actor_alone(self) -> int:
@@ -248,7 +254,7 @@ class SplatModel(LayeredModel):
         """Refines the layers, and puts moving Gaussians where the picture is wrong."""
         config, seen = self.config, self._seen
         self._seen = {}
-        if step >= config.heads_from:
+        if step >= self.phases.heads_from:
             return
         assert attributes.optimizers is not None and attributes.pipeline is not None
         optimizers = attributes.optimizers.optimizers.values()
@@ -256,14 +262,14 @@ class SplatModel(LayeredModel):
             self._diverged(
                 {f"{layer} {name}": row for layer in seen for name, row in self.gaussian_layer(layer).rows.items()}
             )
-        if step < 0.85 * config.heads_from:
+        if step < 0.85 * self.phases.heads_from:
             for name, observation in seen.items():
                 layer = self.gaussian_layer(name)
-                since = step if name == "static" else step - config.static_until
+                since = step if name == "static" else step - self.phases.static_until
                 most = {"static": config.static_most, "dynamic": config.dynamic_most, "actor": config.actor_most}[name]
                 refine(layer, row_optimizers(layer, optimizers), observation, since, most, config.density)
-        pause = max(1, (config.heads_from - config.static_until) // (2 * max(1, config.seed_rounds)))
-        done, late = divmod(step + 1 - config.static_until, pause)
+        pause = max(1, (self.phases.heads_from - self.phases.static_until) // (2 * max(1, config.seed_rounds)))
+        done, late = divmod(step + 1 - max(1, self.phases.static_until), pause)
         if late == 0 and 0 <= done < config.seed_rounds:
             data: Any = attributes.pipeline.datamanager
             self._seed(data.train_dataset, list(optimizers), done)
@@ -578,8 +584,8 @@ class SplatModel(LayeredModel):
         losses["photometric"] = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"])
         losses["structure"] = config.structural_weight * structural_loss(outputs["rgb"], target, *outputs["size"])
         moving = torch.stack(list(outputs["masks"].values())).sum(0)
-        rise = max(1, (config.heads_from - config.static_until) // 4)
-        losses["mask"] = config.mask_weight * min(1.0, (self.step - config.static_until) / rise) * moving.mean()
+        rise = max(1, (self.phases.heads_from - self.phases.static_until) // 4)
+        losses["mask"] = config.mask_weight * min(1.0, (self.step - self.phases.static_until) / rise) * moving.mean()
         apart = (1 - moving.detach()).clamp_min(0) * (outputs["rgb_static"] - target).abs().mean(-1)
         losses["static"] = config.static_weight * apart.mean()
         if self.actor_shadow is not None:
