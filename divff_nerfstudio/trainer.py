@@ -33,10 +33,10 @@ from divff_nerfstudio.option_ranges import check_config
 from divff_nerfstudio.pipeline import DivFFPipeline, DivFFPipelineConfig, random_state, restore_random_state
 from divff_nerfstudio.published_model import PublishedModelConfig
 from divff_nerfstudio.resumption import require_finite, require_optimizers, require_run, telling_damage
-from divff_nerfstudio.training_folder import TrainingError, checkpoint_to_load, checkpoints_in
 from divff_nerfstudio.schedule import StagedCosineConfig
 from divff_nerfstudio.schema import Amount, Positive
 from divff_nerfstudio.splat.model import SplatModelConfig
+from divff_nerfstudio.training_folder import TrainingError, checkpoint_to_load, checkpoints_in
 
 ITERATIONS = {"cuda": 20000, "cpu": 5000}
 """Training steps by kind of device, unless said otherwise."""

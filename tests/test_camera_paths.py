@@ -239,7 +239,7 @@ def test_a_path_is_rendered_as_large_as_it_is_shown_and_cropped(tmp_path):
 def test_a_film_is_as_long_as_its_path_says(tmp_path, monkeypatch):
     root = small_scene.write(tmp_path / "scene")
     trained = TrainedScene(Seen(), small_scene.datamanager(root), small_scene.make_query())
-    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.open_scene", lambda config: trained)
+    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.open_scene", lambda *_: trained)
     speeds = []
 
     def write_video(path, pictures, fps):

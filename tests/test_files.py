@@ -86,7 +86,7 @@ def test_cache_places_differ_by_scene_and_follow_the_environment(
 def test_our_own_config_passes(tmp_path: Path) -> None:
     adam = {"optimizer": AdamOptimizerConfig(), "scheduler": ExponentialDecaySchedulerConfig()}
     config = TrainerConfig(
-        method_name="divff",
+        method_name="another",
         data=Path("scene"),
         pipeline=VanillaPipelineConfig(datamanager=DivFFDataManagerConfig(data=Path("scene"))),
         optimizers={"fields": adam},

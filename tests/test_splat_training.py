@@ -16,11 +16,11 @@ from plyfile import PlyData
 from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.evaluation.commands import ExportConfig
 from divff_nerfstudio.fields.layers import LAYERS
+from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.layered_model import PICTURES
 from divff_nerfstudio.pipeline import CheckpointError
 from divff_nerfstudio.run_folder import RunError
 from divff_nerfstudio.splat.density import discard, row_optimizers
-from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.splat.model import SplatModel
 from divff_nerfstudio.splat.ply import write_layers
 from divff_nerfstudio.splat.points import random_points, read_points
@@ -150,7 +150,10 @@ def test_layers_may_lose_all_their_gaussians(start: Start, empty, tmp_path):
     assert all(loss.isfinite() for loss in step_losses.values())
 
 
-@pytest.mark.parametrize(("row", "message"), [("colours", "Step 5: .*photometric not finite"), ("means", "static.rows.means is not finite after step 5")])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [("colours", "Step 5: .*photometric not finite"), ("means", "static.rows.means is not finite after step 5")],
+)
 def test_training_that_diverges_stops_with_the_step_and_leaves_the_last_checkpoint(start: Start, row, message):
     trainer = start("run", steps_per_save=3)
     model, run = model_of(trainer), trainer.train_iteration
