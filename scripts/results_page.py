@@ -56,7 +56,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 INTRODUCTION = f"""# Results
 
-Written by `scripts/results_page.py` from the files in [`results/`](results), which `divff evaluate` has written. All
+Written by `scripts/results_page.py` from the files in `docs/results/`, which `divff evaluate` has written. All
 numbers are of held-out frames. What the scores mean, and both conventions, is in [evaluation.md](evaluation.md).
 
 Rows whose features are `{ORACLE}` were trained on fixed random codes of ground-truth instances, since no encoder at
