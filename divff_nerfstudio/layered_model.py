@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Optional, Protocol
+from typing import Any, ClassVar, Optional
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor
 
 from divff_nerfstudio.features.pca import FeatureBasis, project
-from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
+from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.losses import feature_loss, uncertain_photometric
 from divff_nerfstudio.rendering import Composite, Visibility
@@ -52,29 +52,6 @@ Answer = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
 
 class RenderError(DivffError):
     """A view cannot be rendered."""
-
-
-class SemanticRenderer(Protocol):
-    """What the model needs of semantic heads."""
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of features that are rendered."""
-        ...
-
-    def code(
-        self,
-        points: SamplePoints,
-        samples: Mapping[Layer, LayerSamples],
-        weights: Mapping[Layer, Float[Tensor, "rays samples"]],
-        time_code: Float[Tensor, "rays dim"],
-    ) -> Float[Tensor, "rays code"]:
-        """Codes of rays, from which features of every kind can be decoded."""
-        ...
-
-    def decode(self, code: Float[Tensor, "*bs code"], kind: str) -> Float[Tensor, "*bs dim"]:
-        """Features of one kind, of unit length."""
-        ...
 
 
 @dataclass

@@ -70,15 +70,6 @@ class PanelState:
         named = {phrase: query.examples[phrase] for phrase in query.phrases if phrase in query.examples}
         return cls(query.config, visibility.hide_actor, visibility.hide_dynamic, output, named)
 
-    def apply(self, query: Query, visibility: Switches) -> None:
-        """Asks and hides what was asked and hidden.
-
-        Raises:
-            QueryError: If the query cannot be answered in this run; nothing is changed then.
-        """
-        self.ask(query)
-        visibility.hide_actor, visibility.hide_dynamic = self.hide_actor, self.hide_dynamic
-
     def ask(self, query: Query) -> None:
         """Asks what was asked.
 

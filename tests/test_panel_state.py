@@ -42,10 +42,9 @@ def test_a_state_comes_back_and_is_applied(saved, query):
     state = load_panel_state(saved)
     assert state.output == "relevancy" and list(state.examples) == ["[point 1]"]
     other = Query(QueryConfig(presets=("mug",)), {"image": encode, "video": encode})
-    visibility = SimpleNamespace(hide_actor=False, hide_dynamic=True)
-    state.apply(other, visibility)
+    state.ask(other)
     assert other.config == replace(query.config, presets=("mug",))
-    assert (visibility.hide_actor, visibility.hide_dynamic) == (True, False)
+    assert (state.hide_actor, state.hide_dynamic) == (True, False)
     features = {"image": torch.eye(4)[None]}
     theirs, ours = other.look(features), query.look(features)
     assert torch.equal(theirs.relevancies, ours.relevancies)
@@ -53,10 +52,9 @@ def test_a_state_comes_back_and_is_applied(saved, query):
 
 def test_a_state_that_cannot_be_asked_changes_nothing(saved):
     other = Query(QueryConfig(text="mug"), {"video": encode})
-    visibility = SimpleNamespace(hide_actor=False, hide_dynamic=False)
     with pytest.raises(QueryError, match="not image features"):
-        load_panel_state(saved).apply(other, visibility)
-    assert other.config.text == "mug" and other.examples == {} and not visibility.hide_actor
+        load_panel_state(saved).ask(other)
+    assert other.config.text == "mug" and other.examples == {}
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,6 @@ class GroundTruth:
         path = self._background(index).with_suffix(".png")
         return decode_frame(path) if path.is_file() else None
 
-    def clean_room_depth(self, index: int) -> Float32[np.ndarray, "height width"] | None:
-        """Depth, as `depth`, of the frame without actor and movable objects, or None where it was not rendered."""
-        path = self._background(index).with_suffix(".npz")
-        return self._read(path, "depth") if path.is_file() else None
-
     def _frame(self, index: int) -> Path:
         return self.root / "frames" / f"{self.scene.image_paths[index].stem}.npz"
 

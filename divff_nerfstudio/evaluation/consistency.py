@@ -10,8 +10,7 @@ from jaxtyping import Bool, Float
 
 from divff_nerfstudio.data.annotations import GroundTruth, LabelledMasks, moving_mask, object_annotations
 from divff_nerfstudio.evaluation.answers import THRESHOLDS, answer_about
-from divff_nerfstudio.evaluation.classes import ClassTable
-from divff_nerfstudio.evaluation.results import ViewScores
+from divff_nerfstudio.evaluation.results import ViewScores, mean_scores
 from divff_nerfstudio.evaluation.tiles import Picture, as_picture, cell_size, column_of, labelled, row_of
 from divff_nerfstudio.evaluation.trained_scene import TrainedScene, View
 from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint
@@ -57,7 +56,7 @@ def consistency(trained: TrainedScene, queries: Sequence[str] = (), moments: int
         for view, found, frame in zip(views, relevancies, frames, strict=True)
     ]
     classes = {name: _agreement(relevancies[..., i]) for i, name in enumerate(names)}
-    return ViewScores(_means(classes), classes, {"consistency": row_of(rows)})
+    return ViewScores(mean_scores(classes.values()), classes, {"consistency": row_of(rows)})
 
 
 def static_classes(trained: TrainedScene, queries: Sequence[str] = ()) -> tuple[str, ...]:
@@ -122,11 +121,6 @@ def _agreement(relevancy: Float[np.ndarray, "moments height width"]) -> dict[str
 
 def _iou(first: Bool[np.ndarray, "height width"], second: Bool[np.ndarray, "height width"]) -> float:
     return float((first & second).sum() / (first | second).sum())
-
-
-def _means(classes: ClassTable) -> dict[str, float]:
-    names = dict.fromkeys(name for scores in classes.values() for name in scores)
-    return {name: float(np.mean([scores[name] for scores in classes.values() if name in scores])) for name in names}
 
 
 def _column(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,3 +93,14 @@ class Evaluation:
     """By task and frame id, the threshold that is best for the other frames."""
     baselines: dict[str, Evaluation] = field(default_factory=dict)
     """The same of other methods, on the same frames and classes."""
+
+
+def mean_scores(scored: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each score over the frames or classes that have it.
+
+    Args:
+        scored: Scores by name, of each frame or class.
+    """
+    every = tuple(scored)
+    names = dict.fromkeys(name for scores in every for name in scores)
+    return {name: float(np.mean([scores[name] for scores in every if name in scores])) for name in names}

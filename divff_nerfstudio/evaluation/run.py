@@ -28,7 +28,7 @@ from divff_nerfstudio.evaluation.consistency import consistency
 from divff_nerfstudio.evaluation.figures import save_frame_figure, save_picture
 from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD
 from divff_nerfstudio.evaluation.moved import moved
-from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task, ViewScores
+from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task, ViewScores, mean_scores
 from divff_nerfstudio.evaluation.scores import frame_scores
 from divff_nerfstudio.evaluation.surroundings import surroundings
 from divff_nerfstudio.evaluation.tiles import Picture
@@ -90,7 +90,7 @@ class _Scored:
 
     def evaluation(self) -> Evaluation:
         """The scores over all frames."""
-        totals = _means(self.frames)
+        totals = mean_scores(self.frames.values())
         asked = {name: scores for name, scores in self.classes.items() if scores.frames}
         for name, scores in asked.items():
             totals |= {f"{name}_{key}": value for key, value in scores.totals().items()}
@@ -197,7 +197,7 @@ def evaluate_scene(
     evaluation = evaluate(model, datamanager, query, save, on_figure=save_other)
     totals = dict(evaluation.totals)
     if get_std:
-        for name in _means(evaluation.frames):
+        for name in mean_scores(evaluation.frames.values()):
             values = [scores[name] for scores in evaluation.frames.values() if name in scores]
             totals[f"{name}_std"] = float(np.std(values))
     return totals
@@ -321,9 +321,3 @@ def _by_baseline(baseline: Baseline, result: FrameResult, tasks: Mapping[str, Ta
         if result.index in task.annotations.masks and (relevancies := baseline.relevancies(result, task)) is not None
     }
     return replace(result, outputs=baseline.outputs(result), relevancies=found, shown={}, scores={}, classes={})
-
-
-def _means(frames: Mapping[int, dict[str, float]]) -> dict[str, float]:
-    """Mean of each score over the frames that have it."""
-    names = dict.fromkeys(name for scores in frames.values() for name in scores)
-    return {name: float(np.mean([scores[name] for scores in frames.values() if name in scores])) for name in names}

@@ -49,11 +49,6 @@ class Timeline:
     def __post_init__(self) -> None:
         self.views = self.views or [None] * len(self.times)
 
-    @property
-    def complete(self) -> bool:
-        """Whether every time has been looked at."""
-        return all(view is not None for view in self.views)
-
     def scores(self, query: Query) -> Float[np.ndarray, "moments phrases"]:
         """Largest relevancy of each phrase in the view over time; NaN where it has not been looked at.
 
