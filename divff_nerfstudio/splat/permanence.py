@@ -95,6 +95,7 @@ class Sightings:
         found = [
             _best_span(errors[:, ids], seen[:, ids], starts, ends)
             for ids in doubtful.split(max(1, _CELLS // max(1, len(starts))))
+            if len(ids)  # of a single frame there are no spans
         ]
         empty = torch.empty(0, device=times.device)
         clear, best, inside = (torch.cat([each[i] for each in found]) if found else empty for i in range(3))

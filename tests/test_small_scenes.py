@@ -1,0 +1,98 @@
+"""Scenes of few frames, few pixels and no variety: each method trains on them, and what looks at runs takes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+from conftest import tiny_poses
+from nerfstudio.utils import writer
+from PIL import Image
+
+from divff_nerfstudio.evaluation.commands import EvaluateConfig, VideoConfig
+from divff_nerfstudio.evaluation.trained_scene import EvaluationError
+from divff_nerfstudio.evaluation.videos import write_video
+from divff_nerfstudio.losses import structural_loss
+
+METHODS = {"divff": tiny_run.config, "divff-paper": tiny_run.published_config, "divff-splat": tiny_run.splat_config}
+SCENES = {
+    "three frames": {"train": 1},
+    "a row": {"size": (1, 16)},
+    "a column": {"size": (16, 1)},
+    "a pixel in one frame": {"train": 1, "size": (1, 1)},
+    "black, from one place, with no depth": {"black": True, "depths": (1.0, 1.000001), "still": True},
+}
+
+
+def write_small_scene(
+    root: Path,
+    train: int = 3,
+    size: tuple[int, int] = (16, 24),
+    black: bool = False,
+    depths: tuple[float, float] = (0.5, 3.0),
+    still: bool = False,
+) -> Path:
+    """A scene of some training frames of a height and width, one to validate and one to test."""
+    (height, width), ids, random = size, list(range(train + 2)), np.random.default_rng(0)
+    poses = tiny_poses(len(ids))
+    poses = poses[:1].repeat(len(ids), 0) if still else poses
+    meta = {
+        "ids_all": ids,
+        "ids_train": ids[2:],
+        "ids_val": ids[:1],
+        "ids_test": ids[1:2],
+        "images": {str(i): f"IMG_{i:010d}.bmp" for i in ids},
+        "poses": {str(i): poses[i].tolist() for i in ids},
+        "nears": {str(i): depths[0] for i in ids},
+        "fars": {str(i): depths[1] for i in ids},
+        "intrinsics": [[20.0, 0.0, width / 2], [0.0, 21.0, height / 2], [0.0, 0.0, 1.0]],
+    }
+    (root / "frames").mkdir(parents=True)
+    (root / "meta.json").write_text(json.dumps(meta))
+    for name in meta["images"].values():
+        picture = random.integers(0, 1 if black else 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(root / "frames" / name)
+    return root
+
+
+@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("method", METHODS)
+def test_small_scenes_train_and_are_looked_at(tmp_path, method, scene):
+    config = METHODS[method](write_small_scene(tmp_path / "scene", **SCENES[scene]), tmp_path / "out")
+    config.steps_per_eval_batch, config.steps_per_eval_image = 3, 5
+    writer.EVENT_WRITERS.clear()
+    writer.GLOBAL_BUFFER.clear()
+    torch.manual_seed(0)
+    config.save_config()
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    trainer.train()
+    scores = trainer.pipeline.get_average_eval_image_metrics(step=99)
+    assert all(np.isfinite(value) for value in scores.values()) and "psnr" in scores
+    for name, value in tiny_run.parameters(trainer.pipeline.model).items():
+        assert value.isfinite().all(), name
+    run = config.get_base_dir() / "config.yml"
+    evaluation = EvaluateConfig(load_config=run, output=tmp_path / "evaluation", moments=2).main()
+    assert evaluation is not None and np.isfinite(evaluation.totals["psnr"])
+    video = VideoConfig(load_config=run, output=tmp_path / "video.mp4", layout="prediction").main()
+    assert video.stat().st_size > 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 16), (16, 1), (2, 2), (3, 16)])
+def test_structural_loss_of_few_pixels_is_none_for_equal_pictures(height, width):
+    target = torch.rand(height * width, 3, generator=torch.Generator().manual_seed(0))
+    other = (1 - target).requires_grad_()
+    assert float(structural_loss(target, target, height, width)) == pytest.approx(0, abs=1e-5)
+    loss = structural_loss(other, target, height, width)
+    loss.backward()
+    assert float(loss.detach()) > 0.01 and other.grad is not None and other.grad.abs().sum() > 0
+
+
+def test_a_video_wider_than_h264_takes_is_one_sentence(tmp_path):
+    with pytest.raises(EvaluationError, match="16384 pixels at most: lower --cell-height"):
+        write_video(tmp_path / "wide.mp4", [np.zeros((2, 16386, 3), np.uint8)])
+    assert not list(tmp_path.iterdir())
