@@ -252,6 +252,16 @@ def test_fisheye_paths_of_windows_and_files_beside_the_frames(data):
     assert source.numbers == sorted(room.every_pose()) and posed.numbers.tolist() == room.numbers()
 
 
+def test_masks_and_depths_beside_the_frames_are_said_to_be_unused(data):
+    assert not any("mask" in note for note in read_nerfstudio(data, "number")[0].notes)
+
+    def change(meta):
+        meta["frames"][0] |= {"mask_path": "masks/1.png", "depth_file_path": "depths/1.png"}
+
+    (note,) = (note for note in read_nerfstudio(edited(data, change), "number")[0].notes if "mask" in note)
+    assert "mask_path and depth_file_path of its frames are not used" in note
+
+
 def test_splits_and_times_of_the_data_set_are_used(data, tmp_path):
     times = [0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 1.0]
 

@@ -24,6 +24,7 @@ from divff_nerfstudio.convert.names import ConvertError, natural_key
 from divff_nerfstudio.convert.pictures import ArchiveFrames, VideoFrames, open_frames
 from divff_nerfstudio.convert.structure import StructureFromMotion
 from divff_nerfstudio.data.demo_scene import DemoSceneConfig
+from divff_nerfstudio.data.detections import DetectionsError
 from divff_nerfstudio.data.scene import load_scene
 
 
@@ -118,9 +119,15 @@ def test_hands_are_masked_by_boxes_and_by_pictures(tmp_path):
     Image.fromarray(np.array([[0, 9]], np.uint8).repeat(4, 0)).save(folder / "mask_0000000007.png")
     assert open_hands(folder)(7, 8, 4).tolist() == [[False] * 4 + [True] * 4] * 4
     assert not open_hands(folder)(8, 8, 4).any()
-    path.write_text("[1, 2]")
-    with pytest.raises(ConvertError, match="hand detections"):
-        open_hands(path)
+    for wrong, said in (
+        ([1, 2], "left_hand"),
+        ([*detections, detections[0]], "frame 7 twice"),
+        ([{"frame_number": 1, "left_hand": [0, 0, 1920, 1080]}], "outside of pictures of 456x256: scale them"),
+        ([{"frame_number": 1, "left_hand": [9, 9, 3, 3]}], "ends before it begins"),
+    ):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(DetectionsError, match=said):
+            open_hands(path)
     with pytest.raises(ConvertError, match="missing"):
         open_hands(tmp_path / "none.json")
 

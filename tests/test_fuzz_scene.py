@@ -27,8 +27,8 @@ from divff_nerfstudio.data.annotations import (
     moving_mask,
     object_annotations,
 )
+from divff_nerfstudio.data.detections import read_detections
 from divff_nerfstudio.data.scene import Scene, load_scene
-from divff_nerfstudio.features.hotspots import read_detections
 from divff_nerfstudio.features.store import FeatureStore, FeatureWriter, FrameFeatures, StoreHeader
 from divff_nerfstudio.files import DivffError
 

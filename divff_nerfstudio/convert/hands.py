@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from divff_nerfstudio.convert.names import ConvertError
 from divff_nerfstudio.convert.pictures import FolderFrames
+from divff_nerfstudio.data.detections import read_detections
 from divff_nerfstudio.data.frames import decode_frame
 
 DETECTION_SIZE = (456, 256)
@@ -31,25 +31,15 @@ def open_hands(path: Path) -> HandMask:
             ``hand_obj_detections.json``, whose boxes of hands are masked.
 
     Raises:
-        ConvertError: If it is neither.
+        ConvertError: If it does not exist.
+        DetectionsError: If it is a file of another form.
     """
     if path.is_dir():
         return _of_folder(FolderFrames.of_folder(path))
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        boxes = {
-            int(entry["frame_number"]): np.array(
-                [entry[side] for side in ("left_hand", "right_hand") if entry.get(side) is not None], np.float64
-            ).reshape(-1, 4)
-            for entry in content
-        }
-    except FileNotFoundError:
-        raise ConvertError(f"{path} is missing: give a folder of masks or a hand_obj_detections.json.") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConvertError(
-            f"{path} is no list of hand detections ({type(error).__name__}: {error}): it has frame_number, left_hand "
-            "and right_hand in each entry."
-        ) from None
+    if not path.exists():
+        raise ConvertError(f"{path} is missing: give a folder of masks or a hand_obj_detections.json.")
+    found = read_detections(path, DETECTION_SIZE, resize="scale them to those")
+    boxes = {number: np.array(each.hands, np.float64).reshape(-1, 4) for number, each in found.items()}
     return lambda number, width, height: _of_boxes(boxes.get(number, np.empty((0, 4))), width, height)
 
 

@@ -59,9 +59,18 @@ def read_nerfstudio(
         path,
         splits=splits,
         times=times,
-        notes=(*notes, *more),
+        notes=(*notes, *more, *_unread(path, whole)),
     )
     return posed, source
+
+
+def _unread(path: Path, whole: Transforms) -> list[str]:
+    """What the user is told of pictures beside the frames that training does not use."""
+    keys = ("mask_path", "depth_file_path")
+    named = [key for key in keys if any(getattr(frame, key) is not None for frame in whole.frames)]
+    if not named:
+        return []
+    return [f"{path}: {' and '.join(named)} of its frames are not used: nothing is trained on masks or depths."]
 
 
 def _inside(folder: Path, name: str) -> Path:

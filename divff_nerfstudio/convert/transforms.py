@@ -63,6 +63,8 @@ class Frame(Intrinsics):
     transform_matrix: Matrix
     """Camera to world: right, up, back, position."""
     time: Number | None = None
+    mask_path: Text | None = None
+    depth_file_path: Text | None = None
 
     @field_validator("transform_matrix")
     @classmethod
