@@ -70,14 +70,18 @@ def extraction(scene: Path) -> Work:
 
 
 def training(scene: Path) -> Work:
-    """A training as ns-train runs it, resumed from its last checkpoint."""
+    """A training as ns-train runs it, resumed from its last checkpoint, unless it was killed after the very last."""
     write_tiny_scene(scene)
     tiny_run.write_features(scene, scene.with_name("encoder"))
+    last = f"step-{STEPS - 1:09d}.ckpt"
 
     def run(folder: Path) -> None:
         config = tiny_run.config(scene, folder, STEPS)
         config.steps_per_save, config.steps_per_eval_batch, config.steps_per_eval_image = STEPS_PER_SAVE, 3, 7
-        if checkpoints_in(config.get_checkpoint_dir()):
+        found = checkpoints_in(config.get_checkpoint_dir())
+        if found and found[-1].name == last:
+            return
+        if found:
             config.load_dir = config.get_checkpoint_dir()
         train.main(config)
 
@@ -87,7 +91,7 @@ def training(scene: Path) -> Work:
             assert read_checkpoint(path)["step"] == int(path.stem.removeprefix("step-"))
 
     def result(folder: Path) -> dict[str, str]:
-        (path,) = folder.rglob("*.ckpt")
+        (path,) = folder.rglob(last)
         state = read_checkpoint(path)
         tensors = dict(_tensors({name: state[name] for name in ("pipeline", "optimizers", "random")}))
         return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in tensors.items()}
