@@ -12,11 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 TINY_WIDTH, TINY_HEIGHT, TINY_FRAMES = 24, 16, 8
 TINY_CLASSES = ("cup", "undefined", "pan")
 TINY_QUERIES = ("#C C takes the cup", "#C C cooks spagethi")
+
+
+def pytest_configure() -> None:
+    """One thread for each of the processes that share the tests, and for the programs that they start."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
 
 
 def tiny_poses(count: int) -> np.ndarray:
