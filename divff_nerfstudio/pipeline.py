@@ -22,9 +22,9 @@ from divff_nerfstudio.features.text import text_encoder
 from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig
 from divff_nerfstudio.model import DivFFModelConfig
 from divff_nerfstudio.option_ranges import check_config
-from divff_nerfstudio.panel import QueryPanel
 from divff_nerfstudio.query import QueryConfig, build_query
 from divff_nerfstudio.render_options import check_render_options
+from divff_nerfstudio.viewer.panel import QueryPanel
 from divff_nerfstudio.viewer.presets import scene_presets
 
 _POSES = "_model.train_poses"

@@ -20,7 +20,7 @@ from PIL import Image
 from divff_nerfstudio.evaluation.runs import open_scene
 from divff_nerfstudio.fields.layered import LayeredFieldConfig
 from divff_nerfstudio.fields.semantic_heads import SemanticHeadsConfig
-from divff_nerfstudio.panel_state import load_panel_state, panel_state_path
+from divff_nerfstudio.viewer.panel_state import load_panel_state, panel_state_path
 
 sys.path.append(str(Path(__file__).parent.parent / "scripts"))
 from viewer_page import CHROMIUM, ViewerPage, ViewerServer, open_browser, serve

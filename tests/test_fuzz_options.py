@@ -20,11 +20,11 @@ from test_camera_paths import CROP, viewers_path
 from divff_nerfstudio.cli import COMMANDS
 from divff_nerfstudio.evaluation.tables import average_table, read_runs
 from divff_nerfstudio.files import DivffError
-from divff_nerfstudio.panel_state import PanelState, load_panel_state
 from divff_nerfstudio.query import Example, QueryConfig
 from divff_nerfstudio.schema import OptionError, check_options
 from divff_nerfstudio.stages import Stage, finished_seconds
 from divff_nerfstudio.viewer.camera_paths import CameraPath, read_camera_path
+from divff_nerfstudio.viewer.panel_state import PanelState, load_panel_state
 
 STRANGE = (
     None, True, -1, 0, 0.5, 10**6, 10**400, 1e30, -1e308, float("nan"), float("inf"), "", "1", "\ud800", "a" * 5000,

@@ -22,11 +22,11 @@ from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerControl
 from torch import nn
 
-from divff_nerfstudio.panel import QueryPanel
-from divff_nerfstudio.panel_state import load_panel_state, panel_state_path
 from divff_nerfstudio.query import PUBLISHED_NEGATIVES, Query, QueryConfig
 from divff_nerfstudio.rendering import Visibility
 from divff_nerfstudio.viewer.layout import SHOWN
+from divff_nerfstudio.viewer.panel import QueryPanel
+from divff_nerfstudio.viewer.panel_state import load_panel_state, panel_state_path
 from divff_nerfstudio.viewer.presets import Preset
 
 HEIGHT, WIDTH = 36, 64

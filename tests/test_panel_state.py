@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from divff_nerfstudio.panel_state import PanelState, PanelStateError, load_panel_state, panel_state_path
 from divff_nerfstudio.query import Example, Query, QueryConfig, QueryError
+from divff_nerfstudio.viewer.panel_state import PanelState, PanelStateError, load_panel_state, panel_state_path
 
 
 def encode(phrases):

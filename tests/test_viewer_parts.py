@@ -17,10 +17,10 @@ from nerfstudio.cameras.cameras import Cameras
 
 from divff_nerfstudio.evaluation.commands import VideoConfig
 from divff_nerfstudio.overlays import PALETTE, as_rgb, outline, outlined, overlay_several
-from divff_nerfstudio.panel_state import PanelState, panel_state_path
 from divff_nerfstudio.query import Example, Query, QueryConfig
 from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.markup import as_code, as_image, as_markdown, legend, one_line, plot
+from divff_nerfstudio.viewer.panel_state import PanelState, panel_state_path
 from divff_nerfstudio.viewer.pointing import layer_at, pixel_at, place_of, vocabulary
 from divff_nerfstudio.viewer.timeline import Timeline, change, coarse_to_fine
 from divff_nerfstudio.viewer.views import View, small_camera, take_resolution

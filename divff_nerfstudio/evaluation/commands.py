@@ -38,10 +38,10 @@ from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoin
 from divff_nerfstudio.files import atomic_path
 from divff_nerfstudio.option_ranges import Port
 from divff_nerfstudio.outputs import check_output_file, check_output_folder
-from divff_nerfstudio.panel_state import load_panel_state, panel_state_path
 from divff_nerfstudio.run_folder import RunError
 from divff_nerfstudio.schema import Amount, Count, Share, Words
 from divff_nerfstudio.viewer.camera_paths import PicturesPerSecond, read_camera_path
+from divff_nerfstudio.viewer.panel_state import load_panel_state, panel_state_path
 
 Features = Literal["image", "video"]
 """Which features answer: what something is, or what is done with it."""

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from viser.transforms import SO3
 
 from divff_nerfstudio.overlays import as_rgb
-from divff_nerfstudio.panel_state import PanelState, panel_state_path
 from divff_nerfstudio.query import Example, Query, QueryError
 from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.camera_paths import write_still_path
 from divff_nerfstudio.viewer.layout import FEATURES, NO_PRESET, SHOWN, Elements, build
 from divff_nerfstudio.viewer.markup import as_code, as_image, as_markdown, legend, one_line, phrase_colour, plot
+from divff_nerfstudio.viewer.panel_state import PanelState, panel_state_path
 from divff_nerfstudio.viewer.pointing import best_words, layer_at, pixel_at, place_of, vocabulary
 from divff_nerfstudio.viewer.presets import Preset
 from divff_nerfstudio.viewer.timeline import HEIGHT, MOMENTS, Timeline, between, change, coarse_to_fine, what_is_seen
