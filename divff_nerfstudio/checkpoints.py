@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 Shape = tuple[int, ...]
 

@@ -30,10 +30,9 @@ from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES
 from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, store_root
-from divff_nerfstudio.files import split_words
 from divff_nerfstudio.interrupts import run_program
 from divff_nerfstudio.plugins import module_command
-from divff_nerfstudio.schema import Count
+from divff_nerfstudio.schema import Count, split_words
 
 FeatureTargets = dict[str, tuple[Float[Tensor, "rays dimension"], Bool[Tensor, "rays"]]]
 """For each kind of feature: the rays' targets, and which of them have one."""

@@ -17,8 +17,7 @@ from rich.markup import escape
 
 from divff_nerfstudio import __version__
 from divff_nerfstudio.features.sources import DEMO_SOURCES
-from divff_nerfstudio.files import split_words
-from divff_nerfstudio.schema import Count, Words
+from divff_nerfstudio.schema import Count, Words, split_words
 from divff_nerfstudio.stages import Stage, run_module, run_stages, words_to_resume
 
 TARGETS = {"moving_ap": 0.80, "object_ap": 0.50, "affordance_ap": 0.35, "psnr_static_room": 22.0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-from divff_nerfstudio.files import DISK_FULL, DivffError
+from divff_nerfstudio.errors import DISK_FULL, DivffError
 
 
 def say(text: str) -> None:

@@ -20,8 +20,7 @@ from typing import Any
 import yaml
 
 from divff_nerfstudio.checkpoints import read_run_checkpoint
-from divff_nerfstudio.files import UnsafeConfigError
-from divff_nerfstudio.run_config import names_one_of, parse_config
+from divff_nerfstudio.run_config import UnsafeConfigError, names_one_of, parse_config
 from divff_nerfstudio.run_folder import RunError, last_checkpoint, relocate
 
 TRUST = "DIVFF_TRUST_CONFIGS"

@@ -17,8 +17,10 @@ import yaml
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.checkpoints import require_shapes
 from divff_nerfstudio.data.scene import Scene, load_scene
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.autoencoder import Autoencoder, load_autoencoder, save_autoencoder
 from divff_nerfstudio.features.store import (
     IMPORTED,
@@ -31,11 +33,11 @@ from divff_nerfstudio.features.store import (
 )
 from divff_nerfstudio.fields.published import HIDDEN_LAYERS
 from divff_nerfstudio.fields.published_checkpoint import PublishedCheckpoint, read_published
-from divff_nerfstudio.files import DivffError, atomic_path, check_config_yaml
 from divff_nerfstudio.pipeline import DivFFPipeline
 from divff_nerfstudio.published_model import PublishedModelConfig
 from divff_nerfstudio.query import PUBLISHED_NEGATIVES
 from divff_nerfstudio.registry import divff_paper
+from divff_nerfstudio.run_config import read_config
 from divff_nerfstudio.schema import Words
 from divff_nerfstudio.trainer import PublishedTrainerConfig
 
@@ -139,7 +141,7 @@ class ImportConfig:
         imported = {"step": step, "pipeline": pipeline.state_dict(), "optimizers": {}, "schedulers": {}, "scalers": {}}
         torch.save(imported | {"random": {}}, folder / MODELS / f"step-{max(step, 0):09d}.ckpt")
         (folder / CONFIG).write_text(yaml.dump(config), encoding="utf-8")
-        check_config_yaml(folder / CONFIG)
+        read_config(folder / CONFIG, [divff_paper.config])
 
     def _config(
         self, run: Path, published: PublishedCheckpoint, autoencoder: Autoencoder | None, scene: Scene

@@ -15,7 +15,7 @@ import yaml
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from divff_nerfstudio.files import atomic_path
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.interrupts import end_in_order
 from divff_nerfstudio.training_folder import RunFolder, TrainingError, checkpoint_to_load, claim
 

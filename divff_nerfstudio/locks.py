@@ -9,7 +9,7 @@ from pathlib import Path
 
 import filelock
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 Lock = filelock.BaseFileLock
 """A lock that was taken; its method ``release`` lets go of it."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 MOST_BYTES = 2**30
 """Larger pickles are taken for something else; what they unfold to is held to twice as much."""

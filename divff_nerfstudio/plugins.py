@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import TypeVar
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 ENTRY_POINTS = "divff_nerfstudio.plugins"
 """Entry point group by which an installed package offers classes under names of their own."""

@@ -14,6 +14,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from torch import Tensor, nn
 
 from divff_nerfstudio.data.rays import at_origin
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
 from divff_nerfstudio.fields.published import (
@@ -23,7 +24,6 @@ from divff_nerfstudio.fields.published import (
     PublishedHeads,
     PublishedHeadsConfig,
 )
-from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.layered_model import CUT, LayeredModel, LayeredModelConfig, nearest_frame, pictures_of
 from divff_nerfstudio.losses import weighted_error
 from divff_nerfstudio.rendering import (

@@ -17,7 +17,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from divff_nerfstudio.data.annotations import clean_query
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.overlays import OVERLAY_OFFSET, outlined, overlay, overlay_several
 from divff_nerfstudio.schema import Positive, Share, Words
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from divff_nerfstudio.checkpoints import CheckpointError
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.training_folder import TrainingError, step_in_name
 
 MOST_STEPS = 10**9

@@ -25,8 +25,8 @@ from nerfstudio.engine.schedulers import (
 )
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.autoencoder import AutoencoderConfig
-from divff_nerfstudio.files import UnsafeConfigError
 from divff_nerfstudio.plugins import classes_named, is_allowed
 from divff_nerfstudio.schema import check_options
 
@@ -46,6 +46,10 @@ _YAML = "tag:yaml.org,2002:"
 _OBJECT, _CALL, _NAME, _TUPLE = (f"{_YAML}python/{kind}" for kind in ("object:", "object/apply:", "name:", "tuple"))
 _GROUP = {"optimizer": AdamOptimizerConfig.__mro__[1], "scheduler": ExponentialDecaySchedulerConfig.__mro__[1]}
 _TARGET = "_target"
+
+
+class UnsafeConfigError(DivffError):
+    """A ``config.yml`` cannot be read, or asks for what no configuration of ours contains."""
 
 
 class _FaultError(ValueError):

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 _CHECKPOINT = re.compile(r"step-(\d{9,12})\.ckpt")
 

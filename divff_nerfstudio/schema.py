@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import stat
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -20,7 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 MOST_BYTES = 256 * 2**20
 """Larger JSON files are taken for something else."""
@@ -185,6 +186,22 @@ def _check_inner(value: Any, prefix: str, ranges: Ranges | None) -> None:
     elif isinstance(value, Mapping):
         for key, each in value.items():
             _check_inner(each, f"{prefix}{key}.", ranges)
+
+
+def split_words(text: str, option: str) -> list[str]:
+    """Words of options for another command, quoted as in a shell.
+
+    Args:
+        text: The words in one text.
+        option: Where a user gave it.
+
+    Raises:
+        DivffError: If a quotation does not end.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise DivffError(f"{option} {text!r} cannot be taken apart ({error}): close the quotation.") from None
 
 
 def _read(path: Path, most_bytes: int) -> str:

@@ -15,7 +15,8 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 
 from divff_nerfstudio import __version__
-from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.interrupts import run_program
 from divff_nerfstudio.locks import locked
 from divff_nerfstudio.plugins import module_command

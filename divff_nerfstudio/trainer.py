@@ -19,12 +19,12 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from pydantic import Field
 from torch import Tensor
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.checkpoints import CheckpointError, read_checkpoint
 from divff_nerfstudio.curves import have_patience
 from divff_nerfstudio.features.autoencoder import load_autoencoder
 from divff_nerfstudio.features.store import IMPORTED
 from divff_nerfstudio.fields.encodings import implementation_for
-from divff_nerfstudio.files import atomic_path
 from divff_nerfstudio.finite import FiniteWatch
 from divff_nerfstudio.interrupts import exit_status, handled, say_at_once
 from divff_nerfstudio.launch import RunConfig

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from divff_nerfstudio.files import DivffError, remove_unfinished
+from divff_nerfstudio.atomic import remove_unfinished
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.locks import Lock, take_lock
 
 

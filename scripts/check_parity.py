@@ -12,7 +12,7 @@ from parity_frozen import FreezeParityConfig
 from parity_ooal import OoalParityConfig
 from rich.markup import escape
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 CHECKS = {
     "divff": DivffParityConfig,

@@ -19,8 +19,9 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig, writer
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch.utils.flop_counter import FlopCounterMode
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
-from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.pipeline import random_state, restore_random_state
 
 SCORES = {"psnr": "PSNR (dB)", "moving_ap": "moving mask (AP)", "psnr_static_room": "static room (PSNR, dB)"}

@@ -17,7 +17,7 @@ import torch
 import tyro
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from divff_nerfstudio.files import atomic_path
+from divff_nerfstudio.atomic import atomic_path
 
 PUBLISHED: dict[str, Any] = {
     "static_until": 1,

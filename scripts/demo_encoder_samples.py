@@ -19,6 +19,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image, ImageFilter
 from rich.progress import track
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.data.demo_scene.catalogue import (
     COLOUR_NAMES,
     KINDS,
@@ -50,7 +51,6 @@ from divff_nerfstudio.data.demo_scene.shapes import turn_z
 from divff_nerfstudio.features.open_clip_source import box_crop, masked_crop
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.tiles import Tiles
-from divff_nerfstudio.files import atomic_path
 
 INPUT = 64
 WIDTH, HEIGHT = 228, 128

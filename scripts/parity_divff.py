@@ -13,7 +13,7 @@ from parity_stages import Parity
 from rich.table import Table
 from torch import Tensor
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 INPUTS = ("in/", "loss_in/", "tolerance/")
 """Groups of arrays that are not results; the rays among them are computed from the cameras all the same."""

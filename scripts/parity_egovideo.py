@@ -17,10 +17,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.egovideo.tokenizer import WordPieces
 from divff_nerfstudio.features.egovideo.video import Gelu
 from divff_nerfstudio.features.egovideo.weights import EgoVideoWeights
-from divff_nerfstudio.files import DivffError
 
 TOLERANCE, TOLERANCE_UNIT = 3e-5, 5e-6
 """Largest difference of tokens, and of embeddings of unit length."""

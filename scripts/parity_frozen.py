@@ -15,6 +15,7 @@ from parity_divff import DivffParityConfig, compare
 from parity_stages import Parity
 from torch import nn
 
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig
 from divff_nerfstudio.fields.published import (
     PublishedField,
@@ -22,7 +23,6 @@ from divff_nerfstudio.fields.published import (
     PublishedHeads,
     PublishedHeadsConfig,
 )
-from divff_nerfstudio.files import DivffError
 
 FIELD = PublishedFieldConfig(
     position_octaves=4,

@@ -15,10 +15,10 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.table import Table
 from torch import Tensor
 
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.ooal.network import Ooal
 from divff_nerfstudio.evaluation.ooal.text import TokenRows, prompt_ids
 from divff_nerfstudio.evaluation.ooal.weights import load_ooal
-from divff_nerfstudio.files import DivffError
 
 TOLERANCE, TOLERANCE_MAP = 3e-5, 3e-6
 """Largest difference of features, and of maps."""

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from divff_nerfstudio.data.epic_diff import pinhole_cameras
 from divff_nerfstudio.data.rays import at_origin
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.autoencoder import Autoencoder, load_autoencoder
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples
 from divff_nerfstudio.fields.published import PUBLISHED_LAYERS, octave_encoding, octave_scales
 from divff_nerfstudio.fields.published_checkpoint import read_published
-from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.published_model import CoarsePass, PublishedModel, PublishedModelConfig, Rendering
 from divff_nerfstudio.query import relevancy
 from divff_nerfstudio.rendering import (

@@ -24,11 +24,12 @@ from reproduce_tables import LAYOUTS, PUBLISHED_NUMBERS, published_numbers, writ
 from rich.markup import escape
 
 from divff_nerfstudio.download.catalogue import SCENES
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.baselines import BASELINES
 from divff_nerfstudio.evaluation.commands import EvaluateConfig
 from divff_nerfstudio.evaluation.run import TaskGroup
 from divff_nerfstudio.features.extract import ExtractConfig
-from divff_nerfstudio.files import DivffError, split_words
+from divff_nerfstudio.schema import split_words
 from divff_nerfstudio.stages import Stage, StageError, finished_seconds, run_module, run_stages, words_to_resume
 
 Method = Literal["divff", "divff-paper", "divff-splat", "divff-published", "neuraldiff-published"]

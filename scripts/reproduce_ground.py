@@ -12,6 +12,7 @@ import torch
 from divff_nerfstudio.data.annotations import LabelledMasks, affordance_annotations, object_annotations
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.download.catalogue import What
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.baseline_models import BaselineModels
 from divff_nerfstudio.evaluation.ooal.weights import find_weights as find_ooal
 from divff_nerfstudio.evaluation.ooal.weights import load_ooal
@@ -22,7 +23,6 @@ from divff_nerfstudio.features.encoders import load_encoder
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.pretrained import EncoderError
 from divff_nerfstudio.features.sources import source_name
-from divff_nerfstudio.files import DivffError
 
 IMPORTED: dict[str, What] = {"divff-published": "divff", "neuraldiff-published": "neuraldiff"}
 """Methods that are others' checkpoints, imported, and what of the catalogue holds them."""

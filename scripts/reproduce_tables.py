@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.run import TaskGroup
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
 from divff_nerfstudio.evaluation.tables import ScoredRun, Table, number, read_runs
-from divff_nerfstudio.files import DivffError, atomic_path
 from divff_nerfstudio.schema import Number, Record, read_json
 
 PUBLISHED_NUMBERS = Path(str(files("divff_nerfstudio") / "configs" / "published_numbers.json"))

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import tyro
 
+from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
 from divff_nerfstudio.evaluation.tables import ScoredRun, number, read_runs
 from divff_nerfstudio.features.oracle import ORACLE
-from divff_nerfstudio.files import DivffError, atomic_path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FACTS = ("Features", "Training steps", "Training", "Evaluation", "Hardware")

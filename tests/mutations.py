@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 Value = TypeVar("Value")
 

@@ -17,10 +17,11 @@ import tyro
 
 from divff_nerfstudio import __version__
 from divff_nerfstudio.cli import COMMANDS, main
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.commands import EvaluateConfig, VideoConfig, ViewConfig
 from divff_nerfstudio.evaluation.runs import hardware, open_run
 from divff_nerfstudio.faults import tell_uncaught
-from divff_nerfstudio.files import DivffError, UnsafeConfigError
+from divff_nerfstudio.run_config import UnsafeConfigError
 
 
 def test_help_imports_nothing_heavy():

@@ -12,7 +12,7 @@ import tiny_run
 import torch
 from PIL import Image
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 
 @pytest.fixture

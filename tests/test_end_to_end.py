@@ -23,7 +23,8 @@ import small_scene
 import tiny_run
 import torch
 
-from divff_nerfstudio.files import check_config_yaml
+from divff_nerfstudio.evaluation.runs import our_configs
+from divff_nerfstudio.run_config import read_config
 
 SIZES = {
     "fields.static-resolutions": "8 16",
@@ -121,7 +122,7 @@ def read_pictures(folder: Path) -> list[np.ndarray]:
 def test_train_writes_a_settled_config_and_one_safe_checkpoint(run: Run):
     text = run.config.read_text()
     assert "implementation: planes" in text and "text: mug" in text and not re.search(r"static_until: 0\b", text)
-    check_config_yaml(run.config)
+    read_config(run.config, our_configs())
     models = run.config.parent / "nerfstudio_models"
     assert [path.name for path in models.iterdir()] == [f"step-{STEPS - 1:09d}.ckpt"]
     state = torch.load(next(models.iterdir()), weights_only=True)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.metrics import average_precision, lpips, lpips_weights, psnr, ssim
 from divff_nerfstudio.evaluation.report import Gallery, Report, report_page, save_report, save_scores
@@ -37,7 +38,6 @@ from divff_nerfstudio.evaluation.tiles import (
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedScene
 from divff_nerfstudio.evaluation.videos import LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
 from divff_nerfstudio.evaluation.viewpoints import central_frame, chosen_frames
-from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.viewer.camera_paths import CameraPath
 
 

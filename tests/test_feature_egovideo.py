@@ -13,6 +13,7 @@ import torch
 from test_feature_encoders import write_scene
 from torch.nn.functional import normalize
 
+from divff_nerfstudio.cache_dirs import weights_dir
 from divff_nerfstudio.checkpoints import CheckpointError
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.features.clips import IMAGENET, ClipPreprocessing
@@ -29,7 +30,6 @@ from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.store import FeatureStore
 from divff_nerfstudio.features.text import text_encoder
 from divff_nerfstudio.features.tiles import Tiles
-from divff_nerfstudio.files import weights_dir
 from divff_nerfstudio.query import QueryConfig, build_query
 
 CPU = torch.device("cpu")

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from divff_nerfstudio.data.scene import load_scene
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features import encoders
 from divff_nerfstudio.features.autoencoder import AutoencoderConfig, load_autoencoder
 from divff_nerfstudio.features.encoders import Encoder, EncoderError, load_encoder
@@ -27,7 +28,6 @@ from divff_nerfstudio.features.sources import source_class
 from divff_nerfstudio.features.store import NO_FEATURE, FeatureStore, FeatureStoreError
 from divff_nerfstudio.features.text import text_encoder
 from divff_nerfstudio.features.tiles import Tiles
-from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.query import QueryConfig, build_query
 
 CPU = torch.device("cpu")

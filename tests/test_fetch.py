@@ -16,7 +16,7 @@ from file_server import Served, serving
 
 from divff_nerfstudio.download import fetch as fetching
 from divff_nerfstudio.download.fetch import DownloadError, Remote, fetch, part_path, record_path
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
 PAGE = "https://somewhere.example/page"

@@ -13,7 +13,7 @@ import torch
 from nerfstudio.utils import writer
 
 from divff_nerfstudio.checkpoints import CheckpointError
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.finite import FiniteWatch, not_finite
 from divff_nerfstudio.trainer import DivFFTrainer, TrainingError
 

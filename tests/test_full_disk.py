@@ -14,11 +14,12 @@ from nerfstudio.utils import writer
 from PIL import Image
 
 from divff_nerfstudio import cli
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.curves import PatientWriter
+from divff_nerfstudio.errors import DiskError, DivffError
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError
 from divff_nerfstudio.evaluation.videos import write_video
 from divff_nerfstudio.faults import mendable
-from divff_nerfstudio.files import DiskError, DivffError, atomic_path
 from divff_nerfstudio.trainer import TrainingError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)

@@ -24,7 +24,7 @@ from divff_nerfstudio.convert.colmap import Model, read_model
 from divff_nerfstudio.convert.epic_fields import read_epic_fields
 from divff_nerfstudio.convert.nerfstudio import read_nerfstudio
 from divff_nerfstudio.convert.pictures import ArchiveFrames
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 
 def is_told(found: object) -> bool:

@@ -18,8 +18,8 @@ import tyro
 from test_camera_paths import CROP, viewers_path
 
 from divff_nerfstudio.cli import COMMANDS
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.tables import average_table, read_runs
-from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.query import Example, QueryConfig
 from divff_nerfstudio.schema import OptionError, check_options
 from divff_nerfstudio.stages import Stage, finished_seconds

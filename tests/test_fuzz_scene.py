@@ -29,8 +29,8 @@ from divff_nerfstudio.data.annotations import (
 )
 from divff_nerfstudio.data.detections import read_detections
 from divff_nerfstudio.data.scene import Scene, load_scene
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.store import FeatureStore, FeatureWriter, FrameFeatures, StoreHeader
-from divff_nerfstudio.files import DivffError
 
 PICTURE = Path("frames") / "IMG_0000000105.bmp"
 FILES = (

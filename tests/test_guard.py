@@ -10,7 +10,7 @@ import pytest
 import yaml
 from nerfstudio.configs.method_configs import all_methods
 
-from divff_nerfstudio.files import UnsafeConfigError
+from divff_nerfstudio.run_config import UnsafeConfigError
 
 MINIMAL = "!!python/object:nerfstudio.data.dataparsers.minimal_dataparser.MinimalDataParserConfig"
 EXTERNAL = "!!python/object:nerfstudio.configs.external_methods.ExternalMethodTrainerConfig"

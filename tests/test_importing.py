@@ -21,10 +21,11 @@ from tiny_run import write_features
 
 from divff_nerfstudio import cli
 from divff_nerfstudio.checkpoints import CheckpointError
+from divff_nerfstudio.evaluation.runs import our_configs
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig, save_autoencoder
 from divff_nerfstudio.fields.published import PublishedField, PublishedFieldConfig, PublishedHeads, PublishedHeadsConfig
-from divff_nerfstudio.files import check_config_yaml
 from divff_nerfstudio.importing import NEURALDIFF_EPSILON, ImportConfig, ImportRefusedError
+from divff_nerfstudio.run_config import read_config
 from divff_nerfstudio.trainer import PublishedTrainerConfig, TrainingError
 
 CODE, EMBEDDING = 4, 12
@@ -53,7 +54,7 @@ def geometry(scene: Path, folder: Path, **options: Any) -> Path:
 
 
 def read(run: Path) -> PublishedTrainerConfig:
-    check_config_yaml(run / "config.yml")
+    read_config(run / "config.yml", our_configs())
     config = yaml.load((run / "config.yml").read_text(), Loader=yaml.Loader)
     config.machine.device_type = "cpu"
     config.vis = "tensorboard"

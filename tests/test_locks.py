@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.locks import lock_path, locked, take_lock
 
 BUSY = DivffError("It is being written: wait.")
 HOLD = """
 import sys, time
 from pathlib import Path
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.locks import take_lock
 lock = take_lock(Path(sys.argv[1]), DivffError("busy"))
 print("held", flush=True)

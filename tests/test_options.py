@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from divff_nerfstudio import faults
 from divff_nerfstudio.cli import COMMANDS, main
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.option_ranges import NERFSTUDIOS, check_config
 from divff_nerfstudio.outputs import OutputError, check_output_file, check_output_folder
 from divff_nerfstudio.registry import divff, divff_paper, divff_splat

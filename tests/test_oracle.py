@@ -11,11 +11,11 @@ import small_scene
 import torch
 
 from divff_nerfstudio.data.scene import load_scene
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.oracle import canonical, phrase_code
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sources import source_class
 from divff_nerfstudio.features.text import text_encoder
-from divff_nerfstudio.files import DivffError
 
 
 def source(root: Path, name: str):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.rendering import importance_depths
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"

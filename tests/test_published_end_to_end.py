@@ -13,7 +13,8 @@ import tiny_run
 import torch
 from test_end_to_end import Run, read_pictures
 
-from divff_nerfstudio.files import check_config_yaml
+from divff_nerfstudio.evaluation.runs import our_configs
+from divff_nerfstudio.run_config import read_config
 
 STEPS = 26
 RENDERED = ("rgb", "rgb_static", "depth", "mask_moving", "features_pca", "relevancy", "relevancy_overlay")
@@ -46,7 +47,7 @@ def test_train_evaluate_and_render(tmp_path: Path):
     }
     run = Run(tmp_path, env, "divff-paper")
     run.command("ns-train", "divff-paper", *(word for pair in options.items() for word in pair))
-    check_config_yaml(run.config)
+    read_config(run.config, our_configs())
     text = run.config.read_text()
     assert "steps_per_epoch: 2.0" in text and "pixel_centres: false" in text and "time_rows: 1000" in text
     checkpoint = run.config.parent / "nerfstudio_models" / f"step-{STEPS - 1:09d}.ckpt"

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.pca import fit_feature_basis, project
-from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.query import (
     MAX_PHRASES,
     PUBLISHED_NEGATIVES,

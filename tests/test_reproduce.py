@@ -19,7 +19,7 @@ import small_scene
 from test_published_checkpoint import weights, write
 
 from divff_nerfstudio import cli
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.stages import StageError
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"

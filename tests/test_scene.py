@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from mutations import bounded
 from PIL import Image
 
+from divff_nerfstudio.cache_dirs import user_cache_dir
 from divff_nerfstudio.data import frames as frames_module
 from divff_nerfstudio.data.frames import cache_folder, decode_frame, open_frames
 from divff_nerfstudio.data.scene import SceneError, load_scene
-from divff_nerfstudio.files import user_cache_dir
 
 EditMeta = Callable[[Callable[[dict], object]], None]
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import (
     MOST_DEPTH,
     Count,
@@ -23,6 +23,7 @@ from divff_nerfstudio.schema import (
     check_options,
     parse_json,
     read_json,
+    split_words,
 )
 
 
@@ -142,3 +143,9 @@ def test_options_out_of_range_are_named(options: Options, said: str) -> None:
     with pytest.raises(OptionError) as caught:
         check_options(options)
     assert str(caught.value) == said
+
+
+def test_words_are_taken_apart_as_in_a_shell() -> None:
+    assert split_words("--a 'b c' --d=\"e f\"", "--options") == ["--a", "b c", "--d=e f"]
+    with pytest.raises(DivffError, match=r"--options .*quotation"):
+        split_words("--a 'b c", "--options")

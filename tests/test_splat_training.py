@@ -14,9 +14,9 @@ from nerfstudio.utils import writer
 from plyfile import PlyData
 
 from divff_nerfstudio.data.scene import SceneError, load_scene
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.commands import ExportConfig
 from divff_nerfstudio.fields.layers import LAYERS
-from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.layered_model import PICTURES
 from divff_nerfstudio.pipeline import CheckpointError
 from divff_nerfstudio.run_folder import RunError

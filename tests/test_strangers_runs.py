@@ -15,9 +15,9 @@ import torch
 import yaml
 from conftest import write_tiny_scene
 
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.runs import load_run, open_run, our_configs
-from divff_nerfstudio.files import DivffError, UnsafeConfigError
-from divff_nerfstudio.run_config import allowed_classes, parse_config, read_config
+from divff_nerfstudio.run_config import UnsafeConfigError, allowed_classes, parse_config, read_config
 
 TARGET = "!!python/name:divff_nerfstudio.trainer.DivFFTrainer ''"
 OURS = "!!python/object:divff_nerfstudio.trainer."
@@ -267,6 +267,41 @@ def test_what_is_no_configuration(folder: Path, content: str) -> None:
     refused(folder, "no UTF-8")
     (folder / "run" / "config.yml").unlink()
     refused(folder, "no such file")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:builtins.getattr [!!python/name:os '', system]",
+        "!!python/object/apply:builtins.getattr [!!python/name:nerfstudio.cameras.cameras.CameraType '', __class__]",
+        "!!python/object/apply:builtins.getattr [!!python/name:nerfstudio.cameras.cameras.Cameras '', generate_rays]",
+        "!!python/object/apply:subprocess.Popen [['true']]",
+        "!!python/object/apply:nerfstudio.utils.scripts.run_command ['true']",
+        "!!python/name:nerfstudio.utils.scripts.run_command ''",
+        "!!python/name:nerfstudio.utils.scripts.subprocess ''",
+        "!!python/name:nerfstudio.configs.base_config.Path ''",
+        "!!python/name:nerfstudio_evil.thing ''",
+        "!!python/name:builtins.eval ''",
+        "!!python/module:os ''",
+        "!!python/object:nerfstudio.viewer.viewer.Viewer {}",
+        "!!python/object/apply:pathlib.os.system ['true']",
+        "!<tag:yaml.org,2002:python/object/apply:os.system> ['true']",
+        "[1, 2",
+    ],
+)
+@pytest.mark.parametrize("place", ["seed: 42", "data: null", "lr: 0.01"])
+def test_objects_of_python_are_refused_anywhere(value: str, place: str) -> None:
+    text = yaml.dump(our_configs()[0])
+    assert place in text
+    with pytest.raises(UnsafeConfigError, match=r"^config\.yml is refused because"):
+        parse_config(text.replace(place, place.partition(" ")[0] + " " + value, 1), "config.yml", our_configs())
+
+
+def test_tags_are_known_by_other_handles() -> None:
+    text = "%TAG !p! tag:yaml.org,2002:python/\n---\n" + yaml.dump(our_configs()[0])
+    assert parse_config(text, "config.yml", our_configs()) == our_configs()[0]
+    with pytest.raises(UnsafeConfigError, match=r"os\.system"):
+        parse_config(text.replace("seed: 42", "seed: !p!object/apply:os.system ['true']", 1), "", our_configs())
 
 
 def test_every_method_reads_what_it_wrote(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import torch
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.utils import writer
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.checkpoints import CheckpointError
-from divff_nerfstudio.files import atomic_path, check_config_yaml
+from divff_nerfstudio.evaluation.runs import our_configs
 from divff_nerfstudio.pipeline import random_state, restore_random_state
 from divff_nerfstudio.registry import divff, divff_paper, divff_splat
+from divff_nerfstudio.run_config import read_config
 from divff_nerfstudio.schema import OptionError
 from divff_nerfstudio.trainer import (
     HEADS_SHARE,
@@ -136,7 +138,7 @@ def test_config_is_written_settled_and_passes_the_check(tiny_scene, tmp_path):
     config = tiny_run.config(tiny_scene, tmp_path)
     config.save_config()
     path = config.get_base_dir() / "config.yml"
-    check_config_yaml(path)
+    read_config(path, our_configs())
     text = path.read_text()
     assert "implementation: planes" in text and f"heads_from: {round(HEADS_SHARE * STEPS)}" in text
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from divff_nerfstudio.convert.pictures import resized
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 _PINHOLE = ("SIMPLE_PINHOLE", "PINHOLE")
 _PERSPECTIVE = {"SIMPLE_RADIAL": 3, "RADIAL": 3, "OPENCV": 4, "FULL_OPENCV": 4}

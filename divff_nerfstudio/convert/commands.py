@@ -13,6 +13,7 @@ import tyro
 from PIL import Image
 from pydantic import Field
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.convert.alignment import Alignment
 from divff_nerfstudio.convert.colmap import find_model, posed_by, read_colmap, read_model
 from divff_nerfstudio.convert.epic_fields import read_epic_fields
@@ -40,7 +41,6 @@ from divff_nerfstudio.convert.pictures import (
 from divff_nerfstudio.convert.staging import fingerprint, staged
 from divff_nerfstudio.convert.structure import Engine, Matcher, StructureFromMotion
 from divff_nerfstudio.data.scene import load_scene
-from divff_nerfstudio.files import atomic_path
 
 _FEWEST = 10
 """Frames of a video that a reconstruction needs at least."""

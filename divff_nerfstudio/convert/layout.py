@@ -13,11 +13,11 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from pydantic import Field
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.convert.cameras import Pinhole, SourceCamera, Undistorter, common_pinhole
 from divff_nerfstudio.convert.names import LARGEST_NUMBER, ConvertError
 from divff_nerfstudio.convert.pictures import FrameSource
 from divff_nerfstudio.convert.timeline import SPLITS, ids_of
-from divff_nerfstudio.files import atomic_path
 from divff_nerfstudio.schema import Positive
 
 QUANTILES = (0.001, 0.999)

@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 Order = Literal["number", "name"]
 """Frames are numbered by the digits at the end of their names, or counted in the order of their names."""

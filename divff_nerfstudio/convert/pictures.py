@@ -25,7 +25,7 @@ from divff_nerfstudio.convert.names import (
 )
 from divff_nerfstudio.convert.tone import to_screen
 from divff_nerfstudio.data.frames import PICTURE_FORMATS, decode_frame, open_picture
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 FORMATS = (*PICTURE_FORMATS, "WEBP")
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))

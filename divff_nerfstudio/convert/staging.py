@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.convert.names import ConvertError
-from divff_nerfstudio.files import atomic_path
 from divff_nerfstudio.locks import locked
 
 _MARKER = "conversion.json"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import Number, Record, read_json
 
 FILE = "hand_obj_detections.json"

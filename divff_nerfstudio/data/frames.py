@@ -17,7 +17,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from divff_nerfstudio.files import DivffError, atomic_path, is_writable, remove_unfinished, user_cache_dir
+from divff_nerfstudio.atomic import atomic_path, remove_unfinished
+from divff_nerfstudio.cache_dirs import is_writable, user_cache_dir
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.locks import locked
 
 PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF")

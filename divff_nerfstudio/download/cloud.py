@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.download.fetch import DownloadError
-from divff_nerfstudio.files import atomic_path
 
 
 def fetch_folder(url: str, page: str, folder: Path) -> Path:

@@ -16,7 +16,7 @@ from divff_nerfstudio.download.catalogue import CATALOGUE, NOT_PUBLIC, SCENES, I
 from divff_nerfstudio.download.cloud import fetch_folder
 from divff_nerfstudio.download.fetch import DownloadError, Remote, fetch
 from divff_nerfstudio.download.unpack import unpack
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import Words
 
 

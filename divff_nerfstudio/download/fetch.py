@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from divff_nerfstudio.files import DISK_FULL, DivffError, atomic_path
+from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.errors import DISK_FULL, DivffError
 from divff_nerfstudio.locks import locked
 from divff_nerfstudio.schema import Record, read_json
 

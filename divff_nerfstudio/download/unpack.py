@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from divff_nerfstudio.archives import ArchiveError, Member, checked_name, open_archive
-from divff_nerfstudio.files import atomic_path, remove_left_behind
+from divff_nerfstudio.atomic import atomic_path, remove_left_behind
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.evaluation.answers import Answer, asked_kind
 from divff_nerfstudio.evaluation.baseline_models import BaselineModels
 from divff_nerfstudio.evaluation.figures import save_picture
@@ -35,7 +36,6 @@ from divff_nerfstudio.evaluation.tracks import follow, save_plot
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene
 from divff_nerfstudio.evaluation.videos import FPS, LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
 from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint, read_camera
-from divff_nerfstudio.files import atomic_path
 from divff_nerfstudio.option_ranges import Port
 from divff_nerfstudio.outputs import check_output_file, check_output_folder
 from divff_nerfstudio.run_folder import RunError

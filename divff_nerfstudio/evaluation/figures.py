@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.evaluation.answers import THRESHOLDS
 from divff_nerfstudio.evaluation.results import FrameResult, Task
 from divff_nerfstudio.evaluation.tiles import (
@@ -22,7 +23,6 @@ from divff_nerfstudio.evaluation.tiles import (
     outlined,
     row_of,
 )
-from divff_nerfstudio.files import atomic_path
 from divff_nerfstudio.overlays import OVERLAY_OFFSET, overlay
 
 _COLUMNS = 5

@@ -14,11 +14,11 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from pydantic import Field
 from rich.progress import track
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene, View
 from divff_nerfstudio.evaluation.viewpoints import chosen_frames
 from divff_nerfstudio.features.pca import fit_feature_basis, project
 from divff_nerfstudio.fields.layers import LAYERS
-from divff_nerfstudio.files import atomic_path
 from divff_nerfstudio.schema import Count, Share, Weight
 
 _COORDINATES = 1 << 20

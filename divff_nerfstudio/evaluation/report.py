@@ -12,12 +12,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.data.frames import decode_frame
 from divff_nerfstudio.evaluation.figures import relevancy_cell, save_frame_figure, save_picture
 from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES, TASK_TITLES
 from divff_nerfstudio.evaluation.tiles import Picture, cell_size
-from divff_nerfstudio.files import atomic_path
 
 LARGEST_VIDEO = 16 * 2**20
 """A video of more bytes is linked to, not put into the page."""

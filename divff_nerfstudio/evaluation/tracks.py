@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.evaluation.answers import THRESHOLDS
 from divff_nerfstudio.evaluation.trained_scene import MovingLayer, TrainedScene, View
-from divff_nerfstudio.files import atomic_path
 
 UNDECIDED = 0.5
 """Relevancy of a pixel that is as much like the nearest negative as like the phrase: nothing is sighted there."""

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from divff_nerfstudio.data.annotations import GroundTruth, ground_truth
 from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.answers import Answer, answer_about
-from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.query import Query, QueryError
 from divff_nerfstudio.viewer.camera_paths import Crop
 

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.checkpoints import (
     CheckpointError,
     Shape,
@@ -27,7 +28,7 @@ from divff_nerfstudio.checkpoints import (
     require_shapes,
     require_sound,
 )
-from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import Count, Positive, Size, Weight
 
 Table = Float[Tensor, "rows dim"] | Float[np.ndarray, "rows dim"]

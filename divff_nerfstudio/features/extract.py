@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from divff_nerfstudio.data.scene import load_scene
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.clip_source import ClipSourceConfig
 from divff_nerfstudio.features.egovideo.source import EgoVideoSourceConfig
 from divff_nerfstudio.features.hotspots import HotspotSourceConfig
@@ -32,7 +33,6 @@ from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES, FeatureSource, source_class, source_name
 from divff_nerfstudio.features.store import FeatureWriter, store_root
 from divff_nerfstudio.features.xclip import XClipSourceConfig
-from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.schema import Words
 
 

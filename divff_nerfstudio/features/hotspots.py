@@ -14,11 +14,11 @@ import tyro
 from jaxtyping import Bool
 
 from divff_nerfstudio.data.detections import FILE, Box, DetectionsError, read_detections
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.clip_source import ClipSource
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sources import FeatureSource, source_class
 from divff_nerfstudio.features.store import NO_FEATURE, FrameFeatures
-from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.schema import Size, Weight
 
 

@@ -17,10 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from divff_nerfstudio.data.annotations import GroundTruth, LabelledMasks, affordance_annotations, ground_truth
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.sources import FeatureKind, FeatureSource
 from divff_nerfstudio.features.store import FrameFeatures
 from divff_nerfstudio.features.text import PhraseEncoder
-from divff_nerfstudio.files import DivffError
 
 ORACLE = "oracle"
 """What stands in place of a model's name, so that no result is taken for an encoder's."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from divff_nerfstudio.files import DivffError
+from divff_nerfstudio.errors import DivffError
 
 _PATIENCE = 10.0
 """Seconds to wait for the hub's first answer."""

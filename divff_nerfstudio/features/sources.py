@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 import torch
 
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.store import FrameFeatures, StoreHeader
-from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.plugins import plugin_class
 
 FeatureKind = Literal["image", "video", "regulariser", "hotspot"]

@@ -26,6 +26,9 @@ from jaxtyping import Bool, Float, Int, UInt16
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from divff_nerfstudio.atomic import atomic_path, remove_unfinished
+from divff_nerfstudio.cache_dirs import is_writable, user_cache_dir
+from divff_nerfstudio.errors import DISK_FULL, DivffError
 from divff_nerfstudio.features.autoencoder import Autoencoder, load_autoencoder
 from divff_nerfstudio.features.store_checks import (
     NO_FEATURE,
@@ -38,7 +41,6 @@ from divff_nerfstudio.features.store_checks import (
     open_array,
     remember_checked,
 )
-from divff_nerfstudio.files import DISK_FULL, DivffError, atomic_path, is_writable, remove_unfinished, user_cache_dir
 from divff_nerfstudio.locks import take_lock
 from divff_nerfstudio.schema import read_json
 

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from divff_nerfstudio.files import atomic_path, user_cache_dir
+from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.cache_dirs import user_cache_dir
 from divff_nerfstudio.schema import Record
 
 NO_FEATURE = 65535

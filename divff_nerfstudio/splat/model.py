@@ -17,10 +17,10 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from torch import Tensor, nn
 
 from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.fields.actor import ActorShadow
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.space import SceneSpace
-from divff_nerfstudio.files import DivffError
 from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig, RenderError
 from divff_nerfstudio.losses import shadow_loss, structural_loss, uncertain_photometric
 from divff_nerfstudio.schedule import Phases

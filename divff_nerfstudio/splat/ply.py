@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float32
 from nerfstudio.cameras.cameras import Cameras
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.fields.layers import Layer
-from divff_nerfstudio.files import atomic_path
 from divff_nerfstudio.splat.gaussians import GaussianLayer, Splats
 from divff_nerfstudio.splat.model import SplatModel
 

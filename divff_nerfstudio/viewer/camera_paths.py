@@ -17,7 +17,8 @@ from nerfstudio.data.scene_box import OrientedBox
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import Number, Positive, Record, read_json
 
 MOST_PIXELS = 16384

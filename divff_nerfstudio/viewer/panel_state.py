@@ -25,7 +25,8 @@ from typing import Annotated, Literal, Optional, Protocol
 import torch
 from pydantic import Field, field_validator
 
-from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.query import EXAMPLE_NAME, Example, FeatureKind, Query, QueryConfig, QueryError, split_phrases
 from divff_nerfstudio.schema import Number, Positive, Record, Share, read_json
 

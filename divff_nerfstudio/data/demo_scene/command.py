@@ -12,7 +12,8 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
-from divff_nerfstudio.files import DivffError, atomic_path
+from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import Count, Size
 
 FULL = (228, 128, 300)

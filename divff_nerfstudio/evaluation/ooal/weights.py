@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from divff_nerfstudio.cache_dirs import weights_dir
 from divff_nerfstudio.checkpoints import read_checkpoint, require_shapes, weights_of
 from divff_nerfstudio.evaluation.ooal.network import Ooal, unused_shapes
 from divff_nerfstudio.evaluation.ooal.shape import OoalShape, infer_shape
 from divff_nerfstudio.features.pretrained import EncoderError
-from divff_nerfstudio.files import weights_dir
 
 FILE = "seen_best"
 DOWNLOADED = "ooal.pth"

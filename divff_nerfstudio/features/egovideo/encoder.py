@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from divff_nerfstudio.cache_dirs import weights_dir
 from divff_nerfstudio.features.clips import IMAGENET, ClipPreprocessing
 from divff_nerfstudio.features.egovideo.text import TextEncoder
 from divff_nerfstudio.features.egovideo.tokenizer import WordPieces
@@ -21,7 +22,6 @@ from divff_nerfstudio.features.egovideo.video import Gelu, VideoEncoder
 from divff_nerfstudio.features.egovideo.weights import EgoVideoWeights, find_weights
 from divff_nerfstudio.features.encoders import EncoderError
 from divff_nerfstudio.features.text import PhraseEncoder
-from divff_nerfstudio.files import weights_dir
 from divff_nerfstudio.schema import Amount
 
 VOCABULARY = "bert-uncased-vocab.txt"

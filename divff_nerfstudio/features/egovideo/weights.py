@@ -9,12 +9,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from divff_nerfstudio.cache_dirs import weights_dir
 from divff_nerfstudio.checkpoints import read_checkpoint, require_shapes
 from divff_nerfstudio.features.egovideo.shape import PUBLISHED, infer_shape
 from divff_nerfstudio.features.egovideo.text import TextEncoder
 from divff_nerfstudio.features.egovideo.video import Gelu, VideoEncoder
 from divff_nerfstudio.features.encoders import EncoderError, weights_fingerprint
-from divff_nerfstudio.files import weights_dir
 
 FILE = "ckpt_4frames.pth"
 URL = "https://drive.google.com/file/d/1k6f1eRdcL17IvXtdX_J8WxNbju2Ms3AW"
