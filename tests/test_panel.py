@@ -430,6 +430,22 @@ def test_the_next_move_is_found_in_the_frame_where_it_begins(attached):
     assert len(viewer.model.rendered) == looked
 
 
+def test_a_viewpoint_that_has_become_sharper_is_looked_at_in_pictures_of_the_same_size(attached):
+    panel, viewer = attached(Pipeline())
+    ask(panel, "mug")
+    render(viewer)
+    panel._find_move()
+    wait(lambda: "moves at frame" in panel.state)
+    timeline = panel._timeline
+    timeline.views[1::2] = [None] * len(timeline.views[1::2])
+    render(viewer, camera(55))
+    wait(lambda: panel._current[1].height == 55)
+    panel._note("")
+    panel._find_move()
+    wait(lambda: "moves at frame" in panel.state)
+    assert panel._timeline is timeline and {(view.height, view.width) for view in timeline.views} == {(HEIGHT, WIDTH)}
+
+
 def test_state_is_saved_beside_camera_paths(attached, tmp_path):
     pipeline = Pipeline()
     panel, viewer = attached(pipeline)

@@ -103,7 +103,7 @@ def test_scores_over_time_are_found_once_for_each_question():
             return kind == "image"
 
     query = Query(QueryConfig(), {"image": lambda phrases: torch.eye(4)[[int(phrase == "b") for phrase in phrases]]})
-    timeline = Timeline("here", np.array([0.0, 0.5, 1.0]))
+    timeline = Timeline("here", view().camera, np.array([0.0, 0.5, 1.0]))
     timeline.views[0] = timeline.views[2] = View(None, {}, Features())  # pyright: ignore
     query.ask(text="a; b")
     for _ in range(2):

@@ -545,12 +545,12 @@ class QueryPanel(nn.Module):
         timeline = self._timeline
         if timeline is None or timeline.key != key:
             chosen = np.unique(np.linspace(0, len(self._times) - 1, MOMENTS).round().astype(int))
-            timeline = self._timeline = Timeline(key, self._times[chosen])
+            timeline = self._timeline = Timeline(key, camera, self._times[chosen])
         for done, i in enumerate(coarse_to_fine(len(timeline.times))):
             if timeline.views[i] is None:
                 if self._looking.outdated:
                     return
-                timeline.views[i] = self._small_view(float(timeline.times[i]))
+                timeline.views[i] = self._small_view(timeline, float(timeline.times[i]))
                 if done % 4 == 3:
                     self._plot()
                 if self._jump:
@@ -560,10 +560,9 @@ class QueryPanel(nn.Module):
             self._jump = False
             self._go_to_move(timeline)
 
-    def _small_view(self, moment: float) -> View:
-        """A small picture of the present viewpoint at another time."""
-        assert self._current is not None
-        camera = small_camera(self._current[1].camera, HEIGHT, moment)
+    def _small_view(self, timeline: Timeline, moment: float) -> View:
+        """A small picture of a viewpoint at another time."""
+        camera = small_camera(timeline.camera, HEIGHT, moment)
         with self._training_lock():
             view = self._views.render(camera, most_decoded=0)
         time.sleep(0.01)  # A render thread that waits for the lock gets it here.
@@ -583,7 +582,7 @@ class QueryPanel(nn.Module):
         seen = [what_is_seen(view, self._query) for view in (before, after)]
         while last - first > 1:
             middle = (first + last) // 2
-            found = what_is_seen(self._small_view(moments[middle]), self._query)
+            found = what_is_seen(self._small_view(timeline, moments[middle]), self._query)
             if change(seen[0], found) >= change(found, seen[1]):
                 last, seen[1] = middle, found
             else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from divff_nerfstudio.query import Query, QueryConfig, split_phrases
@@ -39,6 +40,8 @@ class Timeline:
 
     key: object
     """What tells this viewpoint from others."""
+    camera: Cameras
+    """Sees it; one camera for all times, since the sizes of small pictures depend on those of the large one."""
     times: Float[np.ndarray, "moments"]
     """Ascending."""
     views: list[View | None] = field(default_factory=list)
