@@ -17,7 +17,7 @@ from divff_nerfstudio.interrupts import TerminatedError, exit_status, handled, r
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("divff_nerfstudio.demo:DemoConfig", "from nothing to a trained, evaluated and queried scene"),
     "demo-scene": (
-        "divff_nerfstudio.data.demo_scene:DemoSceneConfig",
+        "divff_nerfstudio.demo_scene:DemoSceneConfig",
         "write a procedural kitchen in EPIC-Diff's layout",
     ),
     "download": (

@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 from rich.progress import track
 
 from divff_nerfstudio.atomic import atomic_path
-from divff_nerfstudio.data.demo_scene.catalogue import (
+from divff_nerfstudio.demo_scene.catalogue import (
     COLOUR_NAMES,
     KINDS,
     make_object,
@@ -28,10 +28,9 @@ from divff_nerfstudio.data.demo_scene.catalogue import (
     sample_actor,
     sample_lighting,
 )
-from divff_nerfstudio.data.demo_scene.grasps import grasp_of
-from divff_nerfstudio.data.demo_scene.hands import HandPose, arm_bodies, hand_rotation
-from divff_nerfstudio.data.demo_scene.renderer import Body, Camera, Stage, box_average, cast, shade, to_srgb
-from divff_nerfstudio.data.demo_scene.room import (
+from divff_nerfstudio.demo_scene.grasps import grasp_of
+from divff_nerfstudio.demo_scene.hands import HandPose, arm_bodies, hand_rotation
+from divff_nerfstudio.demo_scene.plan import (
     BOARD,
     BOARD_HALF,
     BOARD_TOP,
@@ -45,9 +44,10 @@ from divff_nerfstudio.data.demo_scene.room import (
     SINK_FLOOR,
     SINK_HALF,
     RoomStyle,
-    build_room,
 )
-from divff_nerfstudio.data.demo_scene.shapes import turn_z
+from divff_nerfstudio.demo_scene.renderer import Body, Camera, Stage, box_average, cast, shade, to_srgb
+from divff_nerfstudio.demo_scene.room import build_room
+from divff_nerfstudio.demo_scene.shapes import turn_z
 from divff_nerfstudio.features.open_clip_source import box_crop, masked_crop
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.tiles import Tiles

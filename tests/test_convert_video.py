@@ -23,9 +23,9 @@ from divff_nerfstudio.convert.keyframes import choose, measure
 from divff_nerfstudio.convert.names import ConvertError, natural_key
 from divff_nerfstudio.convert.pictures import ArchiveFrames, VideoFrames, open_frames
 from divff_nerfstudio.convert.structure import StructureFromMotion
-from divff_nerfstudio.data.demo_scene import DemoSceneConfig
 from divff_nerfstudio.data.detections import DetectionsError
 from divff_nerfstudio.data.scene import load_scene
+from divff_nerfstudio.demo_scene import DemoSceneConfig
 
 
 def write_video(path: Path, pictures: list[np.ndarray], rate: int = 25) -> Path:

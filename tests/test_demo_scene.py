@@ -19,15 +19,15 @@ from divff_nerfstudio.data.annotations import (
     moving_mask,
     object_annotations,
 )
-from divff_nerfstudio.data.demo_scene import DemoSceneConfig, DemoSceneError
-from divff_nerfstudio.data.demo_scene import writer as writing
-from divff_nerfstudio.data.demo_scene.choreography import REACH, REST, SCRIPT
-from divff_nerfstudio.data.demo_scene.outlines import outlines_of
-from divff_nerfstudio.data.demo_scene.renderer import cast
-from divff_nerfstudio.data.demo_scene.world import ACTOR, FIRST_NUMBER, HANDS, OBJECT, STEP, TAIL, Settings, World
-from divff_nerfstudio.data.demo_scene.writer import splits_of
 from divff_nerfstudio.data.moved_objects import moved_objects
 from divff_nerfstudio.data.scene import Scene, load_scene
+from divff_nerfstudio.demo_scene import DemoSceneConfig, DemoSceneError
+from divff_nerfstudio.demo_scene import writer as writing
+from divff_nerfstudio.demo_scene.choreography import REACH, REST, SCRIPT
+from divff_nerfstudio.demo_scene.outlines import outlines_of
+from divff_nerfstudio.demo_scene.renderer import cast
+from divff_nerfstudio.demo_scene.world import ACTOR, FIRST_NUMBER, HANDS, OBJECT, STEP, TAIL, Settings, World
+from divff_nerfstudio.demo_scene.writer import splits_of
 from divff_nerfstudio.evaluation.places import Places
 
 FRAMES, WIDTH, HEIGHT = 12, 40, 24

@@ -7,20 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divff_nerfstudio.data.demo_scene.catalogue import (
-    ACTIONS,
-    COLOUR_NAMES,
-    KINDS,
-    PLACES,
-    render_action_clip,
-    render_object_crop,
-    render_place_crop,
-)
-from divff_nerfstudio.data.demo_scene.grasps import grasp_of
-from divff_nerfstudio.data.demo_scene.hands import FOREARM, UPPER_ARM, elbow_position, hand_rotation
-from divff_nerfstudio.data.demo_scene.motions import bump, repeated, rotation_about, slerp, smooth_step
-from divff_nerfstudio.data.demo_scene.objects import BUILDERS, COLOURS
-from divff_nerfstudio.data.demo_scene.primitives import (
+from divff_nerfstudio.demo_scene.catalogue import COLOUR_NAMES, KINDS, PLACES, render_object_crop, render_place_crop
+from divff_nerfstudio.demo_scene.clips import ACTIONS, render_action_clip
+from divff_nerfstudio.demo_scene.grasps import grasp_of
+from divff_nerfstudio.demo_scene.hands import FOREARM, UPPER_ARM, elbow_position, hand_rotation
+from divff_nerfstudio.demo_scene.motions import bump, repeated, rotation_about, slerp, smooth_step
+from divff_nerfstudio.demo_scene.objects import BUILDERS, COLOURS
+from divff_nerfstudio.demo_scene.primitives import (
     Box,
     Ellipsoid,
     Lathe,
@@ -30,8 +23,8 @@ from divff_nerfstudio.data.demo_scene.primitives import (
     RoundCone,
     smooth_profile,
 )
-from divff_nerfstudio.data.demo_scene.renderer import Body, Camera, Lighting, Part, Stage, box_average, cast, shade
-from divff_nerfstudio.data.demo_scene.textures import Plain, hashed, noise
+from divff_nerfstudio.demo_scene.renderer import Body, Camera, Lighting, Part, Stage, box_average, cast, shade
+from divff_nerfstudio.demo_scene.textures import Plain, hashed, noise
 
 CUP = ((0.0, 0.0), (0.3, 0.0), (0.4, 0.5), (0.36, 0.5), (0.27, 0.05), (0.0, 0.05))
 VASE = smooth_profile([(0.0, 0.0), (0.3, 0.05), (0.45, 0.4), (0.2, 0.8), (0.0, 0.9)], 3)

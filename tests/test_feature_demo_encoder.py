@@ -31,7 +31,7 @@ def test_it_loads_offline_and_is_small(monkeypatch):
 
 
 def test_it_knows_colours_of_objects_rendered_anew():
-    from divff_nerfstudio.data.demo_scene.catalogue import COLOUR_NAMES, KINDS, render_object_crop
+    from divff_nerfstudio.demo_scene.catalogue import COLOUR_NAMES, KINDS, render_object_crop
     from divff_nerfstudio.features.open_clip_source import masked_crop
 
     random = np.random.default_rng(2**31)

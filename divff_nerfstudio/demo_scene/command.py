@@ -57,9 +57,9 @@ class DemoSceneConfig:
         from nerfstudio.utils.rich_utils import CONSOLE
         from rich.progress import track
 
-        from divff_nerfstudio.data.demo_scene.choreography import FEWEST_PROPS, PROPS
-        from divff_nerfstudio.data.demo_scene.world import Settings
-        from divff_nerfstudio.data.demo_scene.writer import render_frames, write_annotations
+        from divff_nerfstudio.demo_scene.choreography import FEWEST_PROPS, PROPS
+        from divff_nerfstudio.demo_scene.world import Settings
+        from divff_nerfstudio.demo_scene.writer import render_frames, write_annotations
 
         width, height, num_frames = (
             given if given is not None else default

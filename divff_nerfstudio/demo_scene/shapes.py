@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy import ndarray
 
-from divff_nerfstudio.data.demo_scene.arrays import Points, Rotation, Vector
-from divff_nerfstudio.data.demo_scene.primitives import RoundCone
-from divff_nerfstudio.data.demo_scene.renderer import Part
-from divff_nerfstudio.data.demo_scene.textures import Texture
+from divff_nerfstudio.demo_scene.arrays import Points, Rotation, Vector
+from divff_nerfstudio.demo_scene.primitives import RoundCone
+from divff_nerfstudio.demo_scene.renderer import Part
+from divff_nerfstudio.demo_scene.textures import Texture
 
 
 def frame_along(axis: Vector, hint: Vector | None = None) -> Rotation:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from divff_nerfstudio.data.demo_scene.arrays import Rotation, Vector
-from divff_nerfstudio.data.demo_scene.shapes import turn_x, turn_y, turn_z
+from divff_nerfstudio.demo_scene.arrays import Rotation, Vector
+from divff_nerfstudio.demo_scene.shapes import turn_x, turn_y, turn_z
 
 
 def smooth_step(share: float) -> float:

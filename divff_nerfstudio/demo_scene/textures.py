@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy import ndarray
 
-from divff_nerfstudio.data.demo_scene.arrays import Points, Scalars
+from divff_nerfstudio.demo_scene.arrays import Points, Scalars
 
 Colour = tuple[float, float, float]
 """sRGB, 0..1."""

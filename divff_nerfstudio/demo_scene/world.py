@@ -8,11 +8,12 @@ from functools import cached_property, lru_cache
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from divff_nerfstudio.data.demo_scene.choreography import LEFT, PROPS, RIGHT, Choreography, Prop
-from divff_nerfstudio.data.demo_scene.hands import ActorStyle, arm_bodies
-from divff_nerfstudio.data.demo_scene.objects import BUILDERS, COLOURS
-from divff_nerfstudio.data.demo_scene.renderer import Body, Camera, Lighting, Stage, box_average, cast, shade
-from divff_nerfstudio.data.demo_scene.room import CORNERS, INSTANCES, RoomStyle, build_room
+from divff_nerfstudio.demo_scene.choreography import LEFT, PROPS, RIGHT, Choreography, Prop
+from divff_nerfstudio.demo_scene.hands import ActorStyle, arm_bodies
+from divff_nerfstudio.demo_scene.objects import BUILDERS, COLOURS
+from divff_nerfstudio.demo_scene.plan import CORNERS, INSTANCES, RoomStyle
+from divff_nerfstudio.demo_scene.renderer import Body, Camera, Lighting, Stage, box_average, cast, shade
+from divff_nerfstudio.demo_scene.room import build_room
 
 STEP = 3
 """Frames of the video from one sampled frame to the next."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from divff_nerfstudio.data.demo_scene.arrays import Rotation, Vector
-from divff_nerfstudio.data.demo_scene.primitives import Ellipsoid
-from divff_nerfstudio.data.demo_scene.renderer import Body, Part
-from divff_nerfstudio.data.demo_scene.shapes import rod, turn_x, turn_z
-from divff_nerfstudio.data.demo_scene.textures import Colour, Knit, Plain
+from divff_nerfstudio.demo_scene.arrays import Rotation, Vector
+from divff_nerfstudio.demo_scene.primitives import Ellipsoid
+from divff_nerfstudio.demo_scene.renderer import Body, Part
+from divff_nerfstudio.demo_scene.shapes import rod, turn_x, turn_z
+from divff_nerfstudio.demo_scene.textures import Colour, Knit, Plain
 
 UPPER_ARM, FOREARM = 0.30, 0.27
 PALM_THICKNESS = 0.030

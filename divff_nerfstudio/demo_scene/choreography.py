@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from divff_nerfstudio.data.demo_scene.arrays import Rotation, Vector
-from divff_nerfstudio.data.demo_scene.grasps import (
+from divff_nerfstudio.demo_scene.arrays import Rotation, Vector
+from divff_nerfstudio.demo_scene.grasps import (
     CUT_POSITION,
     CUT_ROTATION,
     Grasp,
@@ -20,12 +20,12 @@ from divff_nerfstudio.data.demo_scene.grasps import (
     grasp_of,
     support_of,
 )
-from divff_nerfstudio.data.demo_scene.hands import HandPose, hand_rotation
-from divff_nerfstudio.data.demo_scene.motions import bump, repeated, slerp, smooth_step
-from divff_nerfstudio.data.demo_scene.objects import BUILDERS, COLOURS
-from divff_nerfstudio.data.demo_scene.renderer import Body, Camera
-from divff_nerfstudio.data.demo_scene.room import BOARD, BOARD_TOP, COUNTER_Z, HOB_TOP, PLATES, SINK, SINK_FLOOR
-from divff_nerfstudio.data.demo_scene.shapes import turn_z
+from divff_nerfstudio.demo_scene.hands import HandPose, hand_rotation
+from divff_nerfstudio.demo_scene.motions import bump, repeated, slerp, smooth_step
+from divff_nerfstudio.demo_scene.objects import BUILDERS, COLOURS
+from divff_nerfstudio.demo_scene.plan import BOARD, BOARD_TOP, COUNTER_Z, HOB_TOP, PLATES, SINK, SINK_FLOOR
+from divff_nerfstudio.demo_scene.renderer import Body, Camera
+from divff_nerfstudio.demo_scene.shapes import turn_z
 
 BEATS = 80.0
 REACH = 3.2

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from divff_nerfstudio.data.demo_scene.arrays import Bounds, Rotation, Vector
-from divff_nerfstudio.data.demo_scene.hands import HandPose, hand_rotation
-from divff_nerfstudio.data.demo_scene.shapes import turn_z
+from divff_nerfstudio.demo_scene.arrays import Bounds, Rotation, Vector
+from divff_nerfstudio.demo_scene.hands import HandPose, hand_rotation
+from divff_nerfstudio.demo_scene.shapes import turn_z
 
 ROUND = {"mug", "bottle", "jar", "can", "glass", "apple", "milk carton", "kettle", "teapot"}
 RIM = {"bowl", "colander", "plate", "pot", "cutting board"}

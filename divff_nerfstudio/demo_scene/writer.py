@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from divff_nerfstudio.data.demo_scene.choreography import BEATS, SCRIPT
-from divff_nerfstudio.data.demo_scene.outlines import annotator_project
-from divff_nerfstudio.data.demo_scene.renderer import Stage, box_average, cast, to_srgb
-from divff_nerfstudio.data.demo_scene.room import INSTANCES
-from divff_nerfstudio.data.demo_scene.world import (
+from divff_nerfstudio.demo_scene.choreography import BEATS, SCRIPT
+from divff_nerfstudio.demo_scene.outlines import annotator_project
+from divff_nerfstudio.demo_scene.plan import INSTANCES
+from divff_nerfstudio.demo_scene.renderer import Stage, box_average, cast, to_srgb
+from divff_nerfstudio.demo_scene.world import (
     FIRST_NUMBER,
     FOCAL,
     HANDS,

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from divff_nerfstudio.data.demo_scene.primitives import Box, Ellipsoid, Lathe, Prism, RoundCone, smooth_profile
-from divff_nerfstudio.data.demo_scene.renderer import Part
-from divff_nerfstudio.data.demo_scene.shapes import arc, frame_along, rod, tube, turn_x, turn_y, turn_z, vector
-from divff_nerfstudio.data.demo_scene.textures import Bands, Carton, Colour, Holes, Metal, Plain, Rings, Stone, Wood
+from divff_nerfstudio.demo_scene.primitives import Box, Ellipsoid, Lathe, Prism, RoundCone, smooth_profile
+from divff_nerfstudio.demo_scene.renderer import Part
+from divff_nerfstudio.demo_scene.shapes import arc, frame_along, rod, tube, turn_x, turn_y, turn_z, vector
+from divff_nerfstudio.demo_scene.textures import Bands, Carton, Colour, Holes, Metal, Plain, Rings, Stone, Wood
 
 Parts = tuple[Part, ...]
 

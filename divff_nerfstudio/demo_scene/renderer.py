@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float, Int16, UInt8
 from numpy import ndarray
 
-from divff_nerfstudio.data.demo_scene.arrays import Bounds, Linear, Picture, Points, Rotation, Scalars, Vector
-from divff_nerfstudio.data.demo_scene.primitives import EPSILON, Primitive
-from divff_nerfstudio.data.demo_scene.textures import Texture
+from divff_nerfstudio.demo_scene.arrays import Bounds, Linear, Picture, Points, Rotation, Scalars, Vector
+from divff_nerfstudio.demo_scene.primitives import EPSILON, Primitive
+from divff_nerfstudio.demo_scene.textures import Texture
 
 NEAREST_CORNER = 0.02
 """A box with a corner nearer to the camera plane than this (metres) is tested in every pixel."""

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy import ndarray
 
-from divff_nerfstudio.data.demo_scene.arrays import Bounds, Directions, Distances, Points, Vector
+from divff_nerfstudio.demo_scene.arrays import Bounds, Directions, Distances, Points, Vector
 
 EPSILON = 1e-6
 """Hits closer than this (in units of the direction) are ignored."""
