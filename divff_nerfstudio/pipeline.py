@@ -19,8 +19,8 @@ from divff_nerfstudio.checkpoints import CheckpointError, require_sound
 from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfig
 from divff_nerfstudio.features.pca import fit_feature_basis
 from divff_nerfstudio.features.text import text_encoder
-from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig
-from divff_nerfstudio.model import DivFFModelConfig
+from divff_nerfstudio.models.base import LayeredModel, LayeredModelConfig
+from divff_nerfstudio.models.divff import DivFFModelConfig
 from divff_nerfstudio.option_ranges import check_config
 from divff_nerfstudio.query import QueryConfig, build_query
 from divff_nerfstudio.render_options import check_render_options

@@ -13,11 +13,11 @@ from divff_nerfstudio.datamanager import DivFFDataManagerConfig, FrameDataManage
 from divff_nerfstudio.faults import tell_uncaught
 from divff_nerfstudio.ffmpeg import ensure_ffmpeg
 from divff_nerfstudio.guard import guard_configs
+from divff_nerfstudio.models.paper import PublishedModelConfig
+from divff_nerfstudio.models.schedule import StagedCosineConfig
+from divff_nerfstudio.models.splat.model import SplatModelConfig
 from divff_nerfstudio.pipeline import DivFFPipelineConfig
-from divff_nerfstudio.published_model import PublishedModelConfig
 from divff_nerfstudio.query import QueryConfig
-from divff_nerfstudio.schedule import StagedCosineConfig
-from divff_nerfstudio.splat.model import SplatModelConfig
 from divff_nerfstudio.trainer import DivFFTrainerConfig, FastAdamConfig, PublishedTrainerConfig, SplatTrainerConfig
 
 ensure_ffmpeg()

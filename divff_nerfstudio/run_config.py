@@ -39,6 +39,15 @@ ALTERNATIVES: tuple[type, ...] = (
     AutoencoderConfig,
 )
 """Classes that may stand where a registered method has another one or none; each holds numbers alone."""
+FORMER_MODULES = {
+    "divff_nerfstudio.model": "divff_nerfstudio.models.divff",
+    "divff_nerfstudio.published_model": "divff_nerfstudio.models.paper",
+    "divff_nerfstudio.schedule": "divff_nerfstudio.models.schedule",
+    "divff_nerfstudio.splat.density": "divff_nerfstudio.models.splat.density",
+    "divff_nerfstudio.splat.heads": "divff_nerfstudio.models.splat.heads",
+    "divff_nerfstudio.splat.model": "divff_nerfstudio.models.splat.model",
+}
+"""Where classes are now that runs of earlier versions name where they were."""
 MOST_BYTES, MOST_NODES, MOST_DEPTH = 2**20, 20_000, 32
 """Of a file; those of our runs have 20 kB, 400 values and 8 levels."""
 _PATHS = re.compile(r"pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path")
@@ -63,7 +72,7 @@ def allowed_classes(configs: Sequence[Any]) -> dict[str, type]:
         configs: Configurations of the registered methods.
 
     Returns:
-        Dataclasses and enumerations by their full names.
+        Dataclasses and enumerations by their full names, and by those that they had in earlier versions.
     """
     found: dict[str, type] = {_full_name(kind): kind for kind in ALTERNATIVES}
 
@@ -83,6 +92,8 @@ def allowed_classes(configs: Sequence[Any]) -> dict[str, type]:
 
     for config in configs:
         visit(config)
+    for former, module in FORMER_MODULES.items():
+        found |= {f"{former}.{kind.__qualname__}": kind for kind in {*found.values()} if kind.__module__ == module}
     return found
 
 

@@ -28,14 +28,14 @@ from divff_nerfstudio.fields.encodings import implementation_for
 from divff_nerfstudio.finite import FiniteWatch
 from divff_nerfstudio.interrupts import exit_status, handled, say_at_once
 from divff_nerfstudio.launch import RunConfig
-from divff_nerfstudio.model import DivFFModelConfig
+from divff_nerfstudio.models.divff import DivFFModelConfig
+from divff_nerfstudio.models.paper import PublishedModelConfig
+from divff_nerfstudio.models.schedule import StagedCosineConfig
+from divff_nerfstudio.models.splat.model import SplatModelConfig
 from divff_nerfstudio.option_ranges import check_config
 from divff_nerfstudio.pipeline import DivFFPipeline, DivFFPipelineConfig, random_state, restore_random_state
-from divff_nerfstudio.published_model import PublishedModelConfig
 from divff_nerfstudio.resumption import require_finite, require_optimizers, require_run, telling_damage
-from divff_nerfstudio.schedule import StagedCosineConfig
 from divff_nerfstudio.schema import Amount, Positive
-from divff_nerfstudio.splat.model import SplatModelConfig
 from divff_nerfstudio.training_folder import TrainingError, checkpoint_to_load, checkpoints_in
 
 ITERATIONS = {"cuda": 20000, "cpu": 5000}

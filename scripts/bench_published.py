@@ -28,8 +28,8 @@ from divff_nerfstudio.fields.published import (
     PublishedHeadsConfig,
     octave_encoding,
 )
-from divff_nerfstudio.published_model import PublishedModel, PublishedModelConfig
-from divff_nerfstudio.schedule import PublishedScheduleConfig
+from divff_nerfstudio.models.paper import PublishedModel, PublishedModelConfig
+from divff_nerfstudio.models.schedule import PublishedScheduleConfig
 
 
 class StraightCoarse(CoarseNetwork):

@@ -45,7 +45,7 @@ class Splat:
         model.eval()
         kind = model.semantic.kinds[0]
         from divff_nerfstudio.fields.layers import LAYERS
-        from divff_nerfstudio.splat.views import View
+        from divff_nerfstudio.models.splat.views import View
 
         view = View.of(camera, float(model.space.length), model.config.default_time, model.device)
 
@@ -86,7 +86,7 @@ class Splat:
 
     def _pipeline(self) -> Any:
         """A trained run's pipeline, or one with Gaussians at random places."""
-        from divff_nerfstudio.splat.heads import SplatHeads
+        from divff_nerfstudio.models.splat.heads import SplatHeads
 
         if self.load_config is not None:
             from divff_nerfstudio.evaluation.runs import open_run
@@ -100,8 +100,8 @@ class Splat:
         return pipeline
 
     def _untrained(self) -> Any:
+        from divff_nerfstudio.models.splat.points import random_points, spacing
         from divff_nerfstudio.registry import divff_splat
-        from divff_nerfstudio.splat.points import random_points, spacing
         from divff_nerfstudio.trainer import SplatTrainerConfig
 
         config = divff_splat.config

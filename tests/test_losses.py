@@ -8,7 +8,13 @@ import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
 
-from divff_nerfstudio.losses import feature_loss, persistence_loss, proposal_loss, shadow_loss, uncertain_photometric
+from divff_nerfstudio.models.separation import (
+    feature_loss,
+    persistence_loss,
+    proposal_loss,
+    shadow_loss,
+    uncertain_photometric,
+)
 from divff_nerfstudio.rendering import ProposalSamples, sample_rays
 
 

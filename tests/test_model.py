@@ -14,8 +14,8 @@ from nerfstudio.data.scene_box import OrientedBox, SceneBox
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.features.pca import fit_feature_basis
 from divff_nerfstudio.fields.layers import LAYERS
-from divff_nerfstudio.layered_model import PICTURES, nearest_frame
-from divff_nerfstudio.model import DivFFModel, DivFFModelConfig
+from divff_nerfstudio.models.base import PICTURES, nearest_frame
+from divff_nerfstudio.models.divff import DivFFModel, DivFFModelConfig
 from divff_nerfstudio.pipeline import CheckpointError, DivFFPipeline
 
 CHANNELS = {

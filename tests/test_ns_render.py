@@ -16,10 +16,10 @@ from nerfstudio.model_components.renderers import background_color_override_cont
 from torch import Tensor
 
 from divff_nerfstudio.data.scene import SceneError
-from divff_nerfstudio.layered_model import LayeredModel, RenderError
+from divff_nerfstudio.models.base import LayeredModel, RenderError
+from divff_nerfstudio.models.splat.model import SplatModel
 from divff_nerfstudio.pipeline import DivFFPipeline
 from divff_nerfstudio.schema import OptionError
-from divff_nerfstudio.splat.model import SplatModel
 
 METHODS = {"divff": tiny_run.config, "divff-paper": tiny_run.published_config, "divff-splat": tiny_run.splat_config}
 

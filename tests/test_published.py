@@ -23,10 +23,10 @@ from divff_nerfstudio.fields.published import (
     PublishedHeads,
     PublishedHeadsConfig,
 )
-from divff_nerfstudio.layered_model import PICTURES
-from divff_nerfstudio.published_model import PublishedModel, PublishedModelConfig, PublishedModelError
+from divff_nerfstudio.models.base import PICTURES
+from divff_nerfstudio.models.paper import PublishedModel, PublishedModelConfig, PublishedModelError
+from divff_nerfstudio.models.schedule import PublishedScheduleConfig, StagedCosine, StagedCosineConfig
 from divff_nerfstudio.rendering import composite, even_depths, importance_depths, open_intervals
-from divff_nerfstudio.schedule import PublishedScheduleConfig, StagedCosine, StagedCosineConfig
 from divff_nerfstudio.trainer import DivFFTrainer, TrainingError
 
 FIELD = PublishedFieldConfig(

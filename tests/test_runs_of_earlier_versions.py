@@ -13,10 +13,14 @@ import pytest
 import torch
 from conftest import write_tiny_scene
 
-from divff_nerfstudio.evaluation.runs import load_run
+from divff_nerfstudio.evaluation.runs import load_run, our_configs
 from divff_nerfstudio.features.extract import ExtractConfig
+from divff_nerfstudio.run_config import read_config
 
-RUNS = Path(__file__).parent / "data" / "runs_363a29d"
+DATA = Path(__file__).parent / "data"
+CONFIGS = DATA / "configs_471e566"
+"""What 471e566 has written before anything was settled."""
+RUNS = DATA / "runs_363a29d"
 METHODS = ("divff", "divff-paper", "divff-splat")
 LEFT_OUT = {"room.space.0": (12288, 8), "camera.space.0": (3072, 4), "camera.time.0": (3072, 4)}
 CHECKPOINT = "nerfstudio_models/step-000000002.ckpt"
@@ -48,6 +52,14 @@ def test_an_earlier_run_opens_and_answers(moved: Path, monkeypatch: pytest.Monke
     run.pipeline.query.ask(text="cup")
     outputs = run.pipeline.model.get_outputs_for_camera(run.pipeline.datamanager.train_dataset.cameras[0:1])
     assert outputs["rgb"].isfinite().all() and outputs["relevancy"].isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_options_of_an_earlier_version_mean_what_they_meant(method: str) -> None:
+    (registered,) = (config for config in our_configs() if config.method_name == method)
+    read = read_config(CONFIGS / f"{method}.yml", our_configs())
+    read.machine.device_type = registered.machine.device_type
+    assert read == registered
 
 
 def test_nerfstudios_commands_open_an_earlier_run_beside_stray_files(moved: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from divff_nerfstudio.evaluation.commands import EvaluateConfig, VideoConfig
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError
 from divff_nerfstudio.evaluation.videos import write_video
-from divff_nerfstudio.losses import structural_loss
+from divff_nerfstudio.models.separation import structural_loss
 
 METHODS = {"divff": tiny_run.config, "divff-paper": tiny_run.published_config, "divff-splat": tiny_run.splat_config}
 SCENES = {

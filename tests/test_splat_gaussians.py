@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from nerfstudio.cameras.camera_utils import quaternion_from_matrix
 from torch import Tensor
 
-from divff_nerfstudio.splat.density import DensityConfig, Observation, append, refine, row_optimizers
-from divff_nerfstudio.splat.gaussians import (
+from divff_nerfstudio.models.splat.density import DensityConfig, Observation, append, refine, row_optimizers
+from divff_nerfstudio.models.splat.gaussians import (
     ActorGaussians,
     DynamicGaussians,
     GaussianLayer,

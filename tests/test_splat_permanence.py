@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from divff_nerfstudio.splat.gaussians import DynamicGaussians
-from divff_nerfstudio.splat.permanence import Sightings
+from divff_nerfstudio.models.splat.gaussians import DynamicGaussians
+from divff_nerfstudio.models.splat.permanence import Sightings
 
 FRAMES = 20
 TIMES = torch.linspace(0, 1, FRAMES)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from divff_nerfstudio.splat import compositing
-from divff_nerfstudio.splat.compositing import Projected, composite_gaussians, list_tiles
-from divff_nerfstudio.splat.rasterise import MOST_CHANNELS, harmonics, rasterization, rasterization_in_torch
+from divff_nerfstudio.models.splat import compositing
+from divff_nerfstudio.models.splat.compositing import Projected, composite_gaussians, list_tiles
+from divff_nerfstudio.models.splat.rasterise import MOST_CHANNELS, harmonics, rasterization, rasterization_in_torch
 
 
 def some_gaussians(seed: int, count: int, channels: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -17,13 +17,13 @@ from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.commands import ExportConfig
 from divff_nerfstudio.fields.layers import LAYERS
-from divff_nerfstudio.layered_model import PICTURES
+from divff_nerfstudio.models.base import PICTURES
+from divff_nerfstudio.models.splat.density import discard, row_optimizers
+from divff_nerfstudio.models.splat.model import SplatModel
+from divff_nerfstudio.models.splat.ply import write_layers
+from divff_nerfstudio.models.splat.points import random_points, read_points
 from divff_nerfstudio.pipeline import CheckpointError
 from divff_nerfstudio.run_folder import RunError
-from divff_nerfstudio.splat.density import discard, row_optimizers
-from divff_nerfstudio.splat.model import SplatModel
-from divff_nerfstudio.splat.ply import write_layers
-from divff_nerfstudio.splat.points import random_points, read_points
 from divff_nerfstudio.trainer import DivFFTrainer, TrainingError
 
 STEPS = 20

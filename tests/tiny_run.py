@@ -17,11 +17,11 @@ from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreH
 from divff_nerfstudio.fields.layered import LayeredFieldConfig
 from divff_nerfstudio.fields.published import PublishedFieldConfig, PublishedHeadsConfig
 from divff_nerfstudio.fields.semantic_heads import SemanticHeadsConfig
-from divff_nerfstudio.model import DivFFModelConfig
-from divff_nerfstudio.published_model import PublishedModelConfig
+from divff_nerfstudio.models.divff import DivFFModelConfig
+from divff_nerfstudio.models.paper import PublishedModelConfig
+from divff_nerfstudio.models.splat.heads import SplatHeadsConfig
+from divff_nerfstudio.models.splat.model import SplatModelConfig
 from divff_nerfstudio.registry import divff, divff_paper, divff_splat
-from divff_nerfstudio.splat.heads import SplatHeadsConfig
-from divff_nerfstudio.splat.model import SplatModelConfig
 from divff_nerfstudio.trainer import DivFFTrainerConfig, PublishedTrainerConfig, SplatTrainerConfig
 
 FIELDS = {"static_resolutions": (8, 16), "static_channels": 4, "dynamic_resolutions": (8,), "dynamic_channels": 4}

@@ -383,8 +383,8 @@ class ExportConfig:
 
     def _gaussians(self, folder: Path) -> Path:
         """Writes the layers, the actor where it is for the camera of the frame next to the time."""
-        from divff_nerfstudio.splat.model import SplatModel
-        from divff_nerfstudio.splat.ply import write_layers
+        from divff_nerfstudio.models.splat.model import SplatModel
+        from divff_nerfstudio.models.splat.ply import write_layers
 
         trained = open_scene(self.load_config, self.data)
         time = self._moment(trained)

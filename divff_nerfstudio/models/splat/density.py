@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from divff_nerfstudio.models.splat.gaussians import GaussianLayer
 from divff_nerfstudio.schema import Count, Positive, Share, Weight
-from divff_nerfstudio.splat.gaussians import GaussianLayer
 
 _NEVER = 1 << 30
 

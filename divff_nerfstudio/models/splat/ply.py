@@ -11,8 +11,8 @@ from nerfstudio.cameras.cameras import Cameras
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.fields.layers import Layer
-from divff_nerfstudio.splat.gaussians import GaussianLayer, Splats
-from divff_nerfstudio.splat.model import SplatModel
+from divff_nerfstudio.models.splat.gaussians import GaussianLayer, Splats
+from divff_nerfstudio.models.splat.model import SplatModel
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from divff_nerfstudio.fields.encodings import positional_encoding
 from divff_nerfstudio.fields.time_code import LowRankTimeCode, octaves_for
-from divff_nerfstudio.splat.compositing import LEAST_ALPHA
-from divff_nerfstudio.splat.rasterise import harmonics
+from divff_nerfstudio.models.splat.compositing import LEAST_ALPHA
+from divff_nerfstudio.models.splat.rasterise import harmonics
 
 FADING = 5.0
 """Factor of what an actor's network adds to logits of opacities: arms come and go within few frames."""

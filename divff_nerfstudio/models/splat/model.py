@@ -21,24 +21,24 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.fields.actor import ActorShadow
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.space import SceneSpace
-from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig, RenderError
-from divff_nerfstudio.losses import shadow_loss, structural_loss, uncertain_photometric
-from divff_nerfstudio.schedule import Phases
-from divff_nerfstudio.schema import Amount, Count, Octaves, Positive, Size, Weight
-from divff_nerfstudio.splat.density import DensityConfig, Observation, append, discard, refine, row_optimizers
-from divff_nerfstudio.splat.gaussians import (
+from divff_nerfstudio.models.base import LayeredModel, LayeredModelConfig, RenderError
+from divff_nerfstudio.models.schedule import Phases
+from divff_nerfstudio.models.separation import shadow_loss, structural_loss, uncertain_photometric
+from divff_nerfstudio.models.splat.density import DensityConfig, Observation, append, discard, refine, row_optimizers
+from divff_nerfstudio.models.splat.gaussians import (
     ActorGaussians,
     DynamicGaussians,
     GaussianLayer,
     Splats,
     StaticGaussians,
 )
-from divff_nerfstudio.splat.heads import SplatHeads, SplatHeadsConfig
-from divff_nerfstudio.splat.permanence import Sightings
-from divff_nerfstudio.splat.points import find_points, random_points, read_points, spacing
-from divff_nerfstudio.splat.rasterise import rasterization
-from divff_nerfstudio.splat.seeds import Residuals, actor_seeds, dynamic_seeds
-from divff_nerfstudio.splat.views import View
+from divff_nerfstudio.models.splat.heads import SplatHeads, SplatHeadsConfig
+from divff_nerfstudio.models.splat.permanence import Sightings
+from divff_nerfstudio.models.splat.points import find_points, random_points, read_points, spacing
+from divff_nerfstudio.models.splat.rasterise import rasterization
+from divff_nerfstudio.models.splat.seeds import Residuals, actor_seeds, dynamic_seeds
+from divff_nerfstudio.models.splat.views import View
+from divff_nerfstudio.schema import Amount, Count, Octaves, Positive, Size, Weight
 
 ROW_GROUPS = {
     "middles": "lives",

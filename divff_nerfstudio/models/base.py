@@ -19,7 +19,7 @@ from torch import Tensor
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.pca import FeatureBasis, project
 from divff_nerfstudio.fields.layers import LAYERS, Layer
-from divff_nerfstudio.losses import feature_loss, uncertain_photometric
+from divff_nerfstudio.models.separation import feature_loss, uncertain_photometric
 from divff_nerfstudio.rendering import Composite, Visibility
 from divff_nerfstudio.schema import Positive, Share, Weight
 

@@ -24,8 +24,9 @@ from divff_nerfstudio.fields.published import (
     PublishedHeads,
     PublishedHeadsConfig,
 )
-from divff_nerfstudio.layered_model import CUT, LayeredModel, LayeredModelConfig, nearest_frame, pictures_of
-from divff_nerfstudio.losses import weighted_error
+from divff_nerfstudio.models.base import CUT, LayeredModel, LayeredModelConfig, nearest_frame, pictures_of
+from divff_nerfstudio.models.schedule import PublishedScheduleConfig
+from divff_nerfstudio.models.separation import weighted_error
 from divff_nerfstudio.rendering import (
     CLEAR,
     Composite,
@@ -39,7 +40,6 @@ from divff_nerfstudio.rendering import (
     ray_uncertainty,
     weights_alone,
 )
-from divff_nerfstudio.schedule import PublishedScheduleConfig
 from divff_nerfstudio.schema import Amount, Positive, Size, Weight
 
 MEMORY_MB = {"cuda": 2048, "cpu": 128}

@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from divff_nerfstudio.fields.time_code import LowRankTimeCode, octaves_for
+from divff_nerfstudio.models.splat.rasterise import MOST_CHANNELS
 from divff_nerfstudio.schema import Size
-from divff_nerfstudio.splat.rasterise import MOST_CHANNELS
 
 
 @dataclass

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from divff_nerfstudio.splat.gaussians import DynamicGaussians, GaussianLayer
-from divff_nerfstudio.splat.views import View
+from divff_nerfstudio.models.splat.gaussians import DynamicGaussians, GaussianLayer
+from divff_nerfstudio.models.splat.views import View
 
 _MOST_PIXELS = 1 << 14
 _TOLERANCE = 0.06

@@ -13,8 +13,9 @@ from divff_nerfstudio.fields.layered import LayeredField, LayeredFieldConfig
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.semantic_heads import SemanticHeads, SemanticHeadsConfig
 from divff_nerfstudio.fields.space import SceneSpace
-from divff_nerfstudio.layered_model import LayeredModel, LayeredModelConfig, pictures_of
-from divff_nerfstudio.losses import persistence_loss, proposal_loss, shadow_loss, uncertain_photometric
+from divff_nerfstudio.models.base import LayeredModel, LayeredModelConfig, pictures_of
+from divff_nerfstudio.models.schedule import Phases
+from divff_nerfstudio.models.separation import persistence_loss, proposal_loss, shadow_loss, uncertain_photometric
 from divff_nerfstudio.rendering import (
     accumulate,
     composite,
@@ -26,7 +27,6 @@ from divff_nerfstudio.rendering import (
     transmittance,
     weights_alone,
 )
-from divff_nerfstudio.schedule import Phases
 from divff_nerfstudio.schema import Amount, Positive, Size, Weight
 
 

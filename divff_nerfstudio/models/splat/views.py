@@ -10,7 +10,7 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from divff_nerfstudio.data.rays import camera_directions, pixel_grid
-from divff_nerfstudio.splat.gaussians import Moment
+from divff_nerfstudio.models.splat.gaussians import Moment
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from divff_nerfstudio.splat.compositing import Projected, composite_gaussians
+from divff_nerfstudio.models.splat.compositing import Projected, composite_gaussians
 
 MOST_CHANNELS = 32
 """Channels that gsplat renders in one pass; more cost another."""
