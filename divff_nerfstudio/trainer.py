@@ -24,7 +24,6 @@ from divff_nerfstudio.checkpoints import CheckpointError, read_checkpoint
 from divff_nerfstudio.curves import have_patience
 from divff_nerfstudio.features.autoencoder import load_autoencoder
 from divff_nerfstudio.features.store import IMPORTED
-from divff_nerfstudio.fields.encodings import implementation_for
 from divff_nerfstudio.finite import FiniteWatch
 from divff_nerfstudio.interrupts import exit_status, handled, say_at_once
 from divff_nerfstudio.launch import RunConfig
@@ -93,8 +92,6 @@ class DivFFTrainerConfig(RunConfig):
         self.max_num_iterations = self.max_num_iterations or ITERATIONS[device]
         model, data = self.pipeline.model, self.pipeline.datamanager
         assert isinstance(model, DivFFModelConfig)
-        if model.fields.implementation == "auto":
-            model.fields.implementation = implementation_for(device)
         data.train_num_rays_per_batch = data.train_num_rays_per_batch or RAYS[device]
         self._settle_schedule(model, STATIC_SHARE)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divff_nerfstudio.fields.encodings import GridEncoding, PlaneEncoding, implementation_for, positional_encoding
+from divff_nerfstudio.fields.encodings import GridEncoding, PlaneEncoding, positional_encoding
 from divff_nerfstudio.fields.layered import LayeredField, LayeredFieldConfig
 from divff_nerfstudio.fields.layers import LAYERS, SamplePoints
 from divff_nerfstudio.fields.semantic_heads import SemanticHeads, SemanticHeadsConfig
@@ -98,11 +98,6 @@ def test_grids_of_both_implementations_give_what_they_promise(implementation):
     assert found.shape == (7, grid.out_dim) and found.dtype == torch.float32
     found.square().sum().backward()
     assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in grid.parameters())
-
-
-def test_a_cpu_gets_planes_and_a_gpu_a_hash_grid():
-    assert implementation_for("cpu") == "planes"
-    assert implementation_for("cuda") == "hash"
 
 
 def test_positional_encoding_has_octaves_of_pi():
@@ -285,11 +280,6 @@ def test_every_parameter_learns_at_one_rate_and_gets_a_gradient(implementation):
         loss = loss + (samples.uncertainty.sum() if samples.uncertainty is not None else 0)
     loss.backward()
     assert [name for name, parameter in field.named_parameters() if parameter.grad is None] == []
-
-
-def test_an_unsettled_implementation_is_refused():
-    with pytest.raises(ValueError, match="settled"):
-        LayeredField(LayeredFieldConfig(), space(), 10)
 
 
 def test_semantic_codes_sum_weighted_encodings(field):

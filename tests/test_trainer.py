@@ -49,7 +49,7 @@ def test_settles_by_device(device):
     steps, model = config.max_num_iterations, config.pipeline.model
     assert steps == ITERATIONS[device]
     assert config.pipeline.datamanager.train_num_rays_per_batch == RAYS[device]
-    assert model.fields.implementation in (("planes",) if device == "cpu" else ("hash", "tcnn"))
+    assert model.fields.implementation == "planes"
     shares = [round(share * steps) for share in (STATIC_SHARE, HEADS_SHARE, JOINT_SHARE)]
     assert [model.static_until, model.heads_from, model.joint_from] == shares == sorted(shares)
     assert all(group["scheduler"].max_steps == steps for group in config.optimizers.values())

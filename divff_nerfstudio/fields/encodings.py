@@ -1,14 +1,16 @@
-"""Spatial encodings: planes that are fast on a CPU, hash grids for GPUs, behind one constructor."""
+"""Spatial encodings: planes, and the hash grids of runs that chose them, behind one constructor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from nerfstudio.field_components.encodings import Encoding, HashEncoding, NeRFEncoding
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 
 Implementation = Literal["planes", "hash", "tcnn"]
@@ -17,8 +19,8 @@ Implementation = Literal["planes", "hash", "tcnn"]
 class PlaneEncoding(Encoding):
     """Axis-aligned feature planes at several resolutions, multiplied with each other (K-planes, Fridovich-Keil 2023).
 
-    A point's bilinear corners are summed by `embedding_bag` over channels-last rows, which on a CPU is several times
-    cheaper than `grid_sample` and an order of magnitude cheaper than a hash grid in PyTorch.
+    On a CPU a point's bilinear corners are summed by `embedding_bag` over channels-last rows, several times cheaper
+    than `grid_sample` and an order of magnitude cheaper than a hash grid in PyTorch; on a GPU by kernels in Triton.
 
     Args:
         resolutions: Points along each side of the three spatial planes, per level.
@@ -52,16 +54,50 @@ class PlaneEncoding(Encoding):
             in_tensor: Coordinates in [0, 1]; what lies outside takes the value at the border.
             times: Times in [0, 1], where there are time planes.
         """
-        first, second = in_tensor[:, [0, 0, 1]], in_tensor[:, [1, 2, 2]]
         levels = []
         for level, size in enumerate(self.resolutions):
-            features = _interpolate(self.space[level], first, second, size, size)
+            features = plane_product(self.space[level], in_tensor, None, size, size)
             if self.time_resolution:
                 assert times is not None
-                in_time = times.expand(-1, 3)
-                features = features * _interpolate(self.time[level], in_tensor, in_time, size, self.time_resolution)
+                features = features * plane_product(self.time[level], in_tensor, times, size, self.time_resolution)
             levels.append(features)
         return torch.cat(levels, dim=-1)
+
+
+def plane_product(
+    table: Float[Tensor, "rows channels"],
+    positions: Float[Tensor, "points 3"],
+    times: Float[Tensor, "points 1"] | None,
+    width: int,
+    height: int,
+) -> Float[Tensor, "points channels"]:
+    """Bilinear values of three planes stacked in one table, multiplied over the planes.
+
+    Args:
+        table: Rows of the planes (x, y), (x, z) and (y, z), or of (x, time), (y, time) and (z, time), one after the
+            other; in each, `height` lines of `width` points.
+        positions: Coordinates in [0, 1]; what lies outside takes the value at the border.
+        times: Times in [0, 1], where the planes' second axis is time.
+        width: Points along the first axis of each plane.
+        height: Points along the second.
+    """
+    if table.is_cuda and kernels() is not None:
+        return kernels().plane_product(table, positions, times, width, height)
+    x, y, z = positions.unbind(-1)
+    if times is None:
+        return _interpolate(table, torch.stack((x, x, y), -1), torch.stack((y, z, z), -1), width, height)
+    return _interpolate(table, positions, times.expand(-1, 3), width, height)
+
+
+@cache
+def kernels() -> Any:
+    """The module with the kernels for CUDA; None where Triton is missing, which is said once."""
+    try:
+        from divff_nerfstudio.fields import plane_kernels
+    except ImportError:
+        CONSOLE.print("Triton is not installed: planes run in PyTorch on the GPU, more slowly (pip install triton).")
+        return None
+    return plane_kernels
 
 
 def _interpolate(
@@ -71,7 +107,7 @@ def _interpolate(
     width: int,
     height: int,
 ) -> Float[Tensor, "points channels"]:
-    """Bilinear values of three planes stacked in one table, multiplied over the planes."""
+    """`plane_product` in PyTorch, for coordinates by plane."""
     x, y = u.clamp(0, 1) * (width - 1), v.clamp(0, 1) * (height - 1)
     left, top = x.floor().clamp_max(width - 2), y.floor().clamp_max(height - 2)
     x, y = x - left, y - top
@@ -125,12 +161,3 @@ def positional_encoding(in_dim: int, octaves: int) -> NeRFEncoding:
     return NeRFEncoding(
         in_dim=in_dim, num_frequencies=octaves, min_freq_exp=-1.0, max_freq_exp=octaves - 2.0, include_input=True
     )
-
-
-def implementation_for(device: str) -> Implementation:
-    """What "auto" stands for on a kind of device: planes on a CPU, hash grids on CUDA.
-
-    The hash grid is PyTorch's: tinycudann keeps its parameters in another form, so that a checkpoint trained with it
-    opens only where it is installed, too. Choose "tcnn" where that is no matter.
-    """
-    return "hash" if device == "cuda" else "planes"

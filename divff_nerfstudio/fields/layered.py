@@ -28,9 +28,9 @@ class LayeredFieldConfig(InstantiateConfig):
 
     _target: type = field(default_factory=lambda: LayeredField)
     """target class to instantiate"""
-    implementation: Literal["auto", "planes", "hash", "tcnn"] = "auto"
-    """Encoding of places. "auto" is settled when training starts: planes on a CPU, a hash grid in PyTorch on CUDA.
-    "tcnn" is the hash grid of tinycudann, faster, for checkpoints that need not open without it."""
+    implementation: Literal["planes", "hash", "tcnn"] = "planes"
+    """Encoding of places: planes, whose runs open on every device. "hash" is nerfstudio's hash grid in PyTorch, slow
+    everywhere, for runs that have one; "tcnn" that of tinycudann, for checkpoints that need not open without it."""
     static_resolutions: Resolutions = (64, 256)
     """Resolutions of the static layer's planes."""
     static_channels: Size = 16
@@ -70,8 +70,6 @@ class LayeredField(nn.Module):
 
     def __init__(self, config: LayeredFieldConfig, space: SceneSpace, num_frames: int):
         super().__init__()
-        if config.implementation == "auto":
-            raise ValueError("The field's implementation must be settled before it is built.")
         implementation: Implementation = config.implementation
         self.config = config
         self.space = space

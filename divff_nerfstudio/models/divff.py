@@ -101,7 +101,6 @@ class DivFFModel(LayeredModel):
         self.field = LayeredField(self.config.fields, space, self.num_train_data)
         dimensions: dict[str, int] = dict(metadata.get("feature_dims", {}))
         implementation = self.config.fields.implementation
-        assert implementation != "auto"
         self.semantic = (
             SemanticHeads(
                 self.config.heads,
