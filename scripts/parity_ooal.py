@@ -16,9 +16,9 @@ from rich.table import Table
 from torch import Tensor
 
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.evaluation.ooal.network import Ooal
-from divff_nerfstudio.evaluation.ooal.text import TokenRows, prompt_ids
-from divff_nerfstudio.evaluation.ooal.weights import load_ooal
+from divff_nerfstudio.evaluation.baselines.ooal.network import Ooal
+from divff_nerfstudio.evaluation.baselines.ooal.text import TokenRows, prompt_ids
+from divff_nerfstudio.evaluation.baselines.ooal.weights import load_ooal
 
 TOLERANCE, TOLERANCE_MAP = 3e-5, 3e-6
 """Largest difference of features, and of maps."""

@@ -23,10 +23,10 @@ from reproduce_ground import IMPORTED, Ground
 from reproduce_tables import LAYOUTS, PUBLISHED_NUMBERS, published_numbers, write_page
 from rich.markup import escape
 
+from divff_nerfstudio.cli.evaluate import EvaluateConfig
 from divff_nerfstudio.download.catalogue import SCENES
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.baselines import BASELINES
-from divff_nerfstudio.evaluation.commands import EvaluateConfig
 from divff_nerfstudio.evaluation.run import TaskGroup
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.schema import split_words

@@ -13,9 +13,9 @@ from divff_nerfstudio.data.annotations import LabelledMasks, affordance_annotati
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.download.catalogue import What
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.evaluation.baseline_models import BaselineModels
-from divff_nerfstudio.evaluation.ooal.weights import find_weights as find_ooal
-from divff_nerfstudio.evaluation.ooal.weights import load_ooal
+from divff_nerfstudio.evaluation.baselines.models import BaselineModels
+from divff_nerfstudio.evaluation.baselines.ooal.weights import find_weights as find_ooal
+from divff_nerfstudio.evaluation.baselines.ooal.weights import load_ooal
 from divff_nerfstudio.evaluation.run import TaskGroup
 from divff_nerfstudio.features.egovideo.encoder import find_vocabulary
 from divff_nerfstudio.features.egovideo.weights import find_weights as find_egovideo
@@ -207,7 +207,7 @@ class Ground:
         loads: dict[str, Callable[[], object]] = {}
         wanted = set(self.baselines) if {"objects", "affordances"} & set(self.tasks) else set()
         if wanted & {"owl", "owl-real"}:
-            from divff_nerfstudio.evaluation.owl import Owl
+            from divff_nerfstudio.evaluation.baselines.owl import Owl
 
             loads["OWL"] = lambda: Owl(self.models.owl, torch.device("cpu"))
             loads["SAM"] = self.models.sam.setup

@@ -14,7 +14,7 @@ import torch
 from conftest import tiny_poses
 from nerfstudio.cameras.cameras import CameraType
 
-from divff_nerfstudio.evaluation.commands import VideoConfig
+from divff_nerfstudio.cli.video import VideoConfig
 from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 from divff_nerfstudio.evaluation.videos import LAYOUTS, path_moments, video_pictures
 from divff_nerfstudio.evaluation.viewpoints import at_size, read_camera
@@ -239,14 +239,14 @@ def test_a_path_is_rendered_as_large_as_it_is_shown_and_cropped(tmp_path):
 def test_a_film_is_as_long_as_its_path_says(tmp_path, monkeypatch):
     root = small_scene.write(tmp_path / "scene")
     trained = TrainedScene(Seen(), small_scene.datamanager(root), small_scene.make_query())
-    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.open_scene", lambda *_: trained)
+    monkeypatch.setattr("divff_nerfstudio.cli.video.open_scene", lambda *_: trained)
     speeds = []
 
     def write_video(path, pictures, fps):
         speeds.append(fps)
         return len(list(pictures))
 
-    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.write_video", write_video)
+    monkeypatch.setattr("divff_nerfstudio.cli.video.write_video", write_video)
     content = copy.deepcopy(viewers_path(4)) | {"seconds": 2.0}
     film = {"load_config": tmp_path / "config.yml", "camera_path": written(tmp_path, content), "layout": "prediction"}
     VideoConfig(**film, cell_height=16).main()

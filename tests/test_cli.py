@@ -17,8 +17,10 @@ import tyro
 
 from divff_nerfstudio import __version__
 from divff_nerfstudio.cli import COMMANDS, main
+from divff_nerfstudio.cli.evaluate import EvaluateConfig
+from divff_nerfstudio.cli.video import VideoConfig
+from divff_nerfstudio.cli.view import ViewConfig
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.evaluation.commands import EvaluateConfig, VideoConfig, ViewConfig
 from divff_nerfstudio.evaluation.runs import hardware, open_run
 from divff_nerfstudio.faults import tell_uncaught
 from divff_nerfstudio.run_config import UnsafeConfigError
@@ -118,7 +120,7 @@ def test_the_viewer_listens_on_this_machine_only(monkeypatch, tmp_path):
     run = SimpleNamespace(
         config=SimpleNamespace(viewer=SimpleNamespace(num_rays_per_chunk=77)), pipeline="pipeline", step=5
     )
-    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.load_run", lambda config, data: copy.deepcopy(run))
+    monkeypatch.setattr("divff_nerfstudio.cli.view.load_run", lambda config, data: copy.deepcopy(run))
     config = tmp_path / "config.yml"
     ViewConfig(load_config=config).main()
     ViewConfig(load_config=config, host="0.0.0.0", port=7010).main()

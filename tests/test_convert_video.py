@@ -234,7 +234,7 @@ def test_gaps_and_ends_are_counted(tmp_path, capsys):
 
 
 def test_an_interrupted_cut_goes_on(tmp_path, video, monkeypatch):
-    from divff_nerfstudio.convert.commands import VideoFramesOfScene
+    from divff_nerfstudio.cli.video_frames import VideoFramesOfScene
 
     scene = scene_of_strip(tmp_path / "P01_01")
     written: list[int] = []

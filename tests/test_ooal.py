@@ -10,12 +10,12 @@ import small_scene
 import torch
 
 from divff_nerfstudio.checkpoints import CheckpointError
-from divff_nerfstudio.evaluation.baseline_models import BaselineModels
-from divff_nerfstudio.evaluation.ooal import baseline as ooal_baseline
-from divff_nerfstudio.evaluation.ooal.network import Ooal, unused_shapes
-from divff_nerfstudio.evaluation.ooal.shape import OoalShape
-from divff_nerfstudio.evaluation.ooal.text import TokenRows, prompt_ids
-from divff_nerfstudio.evaluation.ooal.weights import SEEN, UNSEEN, find_weights, load_ooal, trained_names
+from divff_nerfstudio.evaluation.baselines.models import BaselineModels
+from divff_nerfstudio.evaluation.baselines.ooal import baseline as ooal_baseline
+from divff_nerfstudio.evaluation.baselines.ooal.network import Ooal, unused_shapes
+from divff_nerfstudio.evaluation.baselines.ooal.shape import OoalShape
+from divff_nerfstudio.evaluation.baselines.ooal.text import TokenRows, prompt_ids
+from divff_nerfstudio.evaluation.baselines.ooal.weights import SEEN, UNSEEN, find_weights, load_ooal, trained_names
 from divff_nerfstudio.evaluation.run import Wanted, evaluate
 from divff_nerfstudio.features.pretrained import EncoderError
 

@@ -288,7 +288,7 @@ def test_what_the_machine_lacks_is_one_sentence(error, monkeypatch, capsys):
     def fail(options: Path) -> None:
         raise error
 
-    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.ViewConfig.main", fail)
+    monkeypatch.setattr("divff_nerfstudio.cli.view.ViewConfig.main", fail)
     shown = refused(("view", "--load-config", "none.yml"), capsys)
     assert ("memory" in shown) == (not isinstance(error, OSError))
 

@@ -16,8 +16,8 @@ from test_feature_sam import write_sam
 from torch.nn.functional import normalize
 
 from divff_nerfstudio.evaluation import crops, owl
-from divff_nerfstudio.evaluation.baseline_models import BaselineModels
 from divff_nerfstudio.evaluation.baselines import at_threshold
+from divff_nerfstudio.evaluation.baselines.models import BaselineModels
 from divff_nerfstudio.evaluation.run import Wanted, evaluate
 from divff_nerfstudio.features.pretrained import EncoderError
 from divff_nerfstudio.features.sam import SamSegmenterConfig

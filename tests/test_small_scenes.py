@@ -13,7 +13,8 @@ from conftest import tiny_poses
 from nerfstudio.utils import writer
 from PIL import Image
 
-from divff_nerfstudio.evaluation.commands import EvaluateConfig, VideoConfig
+from divff_nerfstudio.cli.evaluate import EvaluateConfig
+from divff_nerfstudio.cli.video import VideoConfig
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError
 from divff_nerfstudio.evaluation.videos import write_video
 from divff_nerfstudio.models.separation import structural_loss

@@ -13,9 +13,9 @@ import torch
 from nerfstudio.utils import writer
 from plyfile import PlyData
 
+from divff_nerfstudio.cli.export import ExportConfig
 from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.evaluation.commands import ExportConfig
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.models.base import PICTURES
 from divff_nerfstudio.models.splat.density import discard, row_optimizers
@@ -246,7 +246,7 @@ def test_export_writes_the_layers_of_a_run_and_nothing_of_other_methods(start: S
     model = model_of(trainer)
     assert set(counts) == set(LAYERS) and all(0 < counts[name] <= len(model.gaussian_layer(name)) for name in LAYERS)
     other = SimpleNamespace(model=object(), times=np.zeros(1))
-    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.open_scene", lambda *_: other)
+    monkeypatch.setattr("divff_nerfstudio.cli.export.open_scene", lambda *_: other)
     with pytest.raises(RunError, match="divff-splat"):
         ExportConfig(load_config=path, what="gaussians").main()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from divff_nerfstudio.evaluation.commands import EvaluateConfig
+from divff_nerfstudio.cli.evaluate import EvaluateConfig
 from divff_nerfstudio.evaluation.results import Evaluation
 from divff_nerfstudio.evaluation.tables import average_table, number, read_runs, save_csv, write_csv
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError

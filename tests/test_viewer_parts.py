@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nerfstudio.cameras.cameras import Cameras
 
-from divff_nerfstudio.evaluation.commands import VideoConfig
+from divff_nerfstudio.cli.video import VideoConfig
 from divff_nerfstudio.overlays import PALETTE, as_rgb, outline, outlined, overlay_several
 from divff_nerfstudio.query import Example, Query, QueryConfig
 from divff_nerfstudio.viewer.background import Latest

@@ -14,9 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from divff_nerfstudio.cli.export import ExportConfig
+from divff_nerfstudio.cli.query import QueryCommandConfig, file_name
+from divff_nerfstudio.cli.video import VideoConfig
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.evaluation.answers import asked_kind
-from divff_nerfstudio.evaluation.commands import ExportConfig, QueryCommandConfig, VideoConfig, file_name
 from divff_nerfstudio.evaluation.consistency import consistency, static_classes
 from divff_nerfstudio.evaluation.pointcloud import CloudOptions, _Fused, reliable, write_cloud
 from divff_nerfstudio.evaluation.surroundings import in_picture, surroundings, true_points
@@ -40,7 +42,8 @@ def trained(tmp_path: Path) -> TrainedScene:
 
 @pytest.fixture
 def config(trained: TrainedScene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr("divff_nerfstudio.evaluation.commands.open_scene", lambda *_: trained)
+    for command in ("query", "video", "export"):
+        monkeypatch.setattr(f"divff_nerfstudio.cli.{command}.open_scene", lambda *_: trained)
     return tmp_path / "config.yml"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from divff_nerfstudio.query import OVERLAY_OFFSET, QueryError, overlay
 
 THRESHOLDS: Mapping[str, float] = {"image": OBJECT_THRESHOLD, "video": AFFORDANCE_THRESHOLD}
 """Relevancy above which a pixel belongs to the mask, by kind of features (DIV-FF)."""
+
+
+Features = Literal["image", "video"]
+"""Which features answer: what something is, or what is done with it."""
 
 
 @dataclass

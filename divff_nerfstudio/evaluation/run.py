@@ -21,8 +21,8 @@ from divff_nerfstudio.data.annotations import (
     object_annotations,
 )
 from divff_nerfstudio.evaluation.answers import asked_kind
-from divff_nerfstudio.evaluation.baseline_models import BaselineModels
 from divff_nerfstudio.evaluation.baselines import Baseline, load_baseline
+from divff_nerfstudio.evaluation.baselines.models import BaselineModels
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.consistency import consistency
 from divff_nerfstudio.evaluation.figures import save_frame_figure, save_picture

@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "fetch what is public of EPIC-Diff, and weights",
     ),
     "convert": (
-        "divff_nerfstudio.convert.commands:ConvertConfig",
+        "divff_nerfstudio.cli.convert:ConvertConfig",
         "turn a video, a COLMAP model or another scene into a scene folder",
     ),
     "extract": (
@@ -36,14 +36,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "divff_nerfstudio.importing:ImportConfig",
         "make a run of a checkpoint of NeuralDiff or of the published DIV-FF",
     ),
-    "evaluate": ("divff_nerfstudio.evaluation.commands:EvaluateConfig", "score a trained scene on its test frames"),
-    "query": ("divff_nerfstudio.evaluation.commands:QueryCommandConfig", "ask a trained scene in words"),
-    "video": ("divff_nerfstudio.evaluation.commands:VideoConfig", "write a video of a trained scene"),
+    "evaluate": ("divff_nerfstudio.cli.evaluate:EvaluateConfig", "score a trained scene on its test frames"),
+    "query": ("divff_nerfstudio.cli.query:QueryCommandConfig", "ask a trained scene in words"),
+    "video": ("divff_nerfstudio.cli.video:VideoConfig", "write a video of a trained scene"),
     "export": (
-        "divff_nerfstudio.evaluation.commands:ExportConfig",
+        "divff_nerfstudio.cli.export:ExportConfig",
         "write a trained scene as points or as Gaussians",
     ),
-    "view": ("divff_nerfstudio.evaluation.commands:ViewConfig", "open the viewer, for this machine alone"),
+    "view": ("divff_nerfstudio.cli.view:ViewConfig", "open the viewer, for this machine alone"),
 }
 """Each subcommand's dataclass, which has a method `main`, and what it does. Only the one asked for is imported."""
 
@@ -104,7 +104,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"divff-nerfstudio {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

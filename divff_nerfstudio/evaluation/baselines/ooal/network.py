@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
-from divff_nerfstudio.evaluation.ooal.shape import DECODER_HEADS, OoalShape
-from divff_nerfstudio.evaluation.ooal.text import PromptLearner, TextEncoder
-from divff_nerfstudio.evaluation.ooal.vision import Dino, Perceptron
+from divff_nerfstudio.evaluation.baselines.ooal.shape import DECODER_HEADS, OoalShape
+from divff_nerfstudio.evaluation.baselines.ooal.text import PromptLearner, TextEncoder
+from divff_nerfstudio.evaluation.baselines.ooal.vision import Dino, Perceptron
 
 _MAP_SCALE = 512**-0.5
 """Factor of the similarities in a map, whatever the width."""

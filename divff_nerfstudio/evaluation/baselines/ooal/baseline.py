@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from divff_nerfstudio.evaluation.baselines import Baseline, at_threshold
-from divff_nerfstudio.evaluation.ooal.network import Ooal
-from divff_nerfstudio.evaluation.ooal.text import TokenRows
-from divff_nerfstudio.evaluation.ooal.weights import find_weights, load_ooal, trained_names
+from divff_nerfstudio.evaluation.baselines.ooal.network import Ooal
+from divff_nerfstudio.evaluation.baselines.ooal.text import TokenRows
+from divff_nerfstudio.evaluation.baselines.ooal.weights import find_weights, load_ooal, trained_names
 from divff_nerfstudio.evaluation.results import FrameResult, Task
 from divff_nerfstudio.features.encoders import load_encoder
 

@@ -10,8 +10,8 @@ import torch
 
 from divff_nerfstudio.cache_dirs import weights_dir
 from divff_nerfstudio.checkpoints import read_checkpoint, require_shapes, weights_of
-from divff_nerfstudio.evaluation.ooal.network import Ooal, unused_shapes
-from divff_nerfstudio.evaluation.ooal.shape import OoalShape, infer_shape
+from divff_nerfstudio.evaluation.baselines.ooal.network import Ooal, unused_shapes
+from divff_nerfstudio.evaluation.baselines.ooal.shape import OoalShape, infer_shape
 from divff_nerfstudio.features.pretrained import EncoderError
 
 FILE = "seen_best"

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from divff_nerfstudio.evaluation.ooal.shape import OoalShape
+from divff_nerfstudio.evaluation.baselines.ooal.shape import OoalShape
 from divff_nerfstudio.features.pretrained import EncoderError
 
 

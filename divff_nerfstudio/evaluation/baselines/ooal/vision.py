@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
 
-from divff_nerfstudio.evaluation.ooal.shape import OoalShape
+from divff_nerfstudio.evaluation.baselines.ooal.shape import OoalShape
 
 _OFFSET = 0.1
 """Added to the rows and columns of patches before the positions are stretched, as DINOv2 was trained."""

@@ -1,0 +1,159 @@
+"""``divff query``: questions to a trained scene, without a viewer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Optional
+
+import numpy as np
+from pydantic import Field
+from rich.console import Console
+from rich.progress import track
+
+from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.evaluation.answers import Answer, Features, asked_kind
+from divff_nerfstudio.evaluation.figures import save_picture
+from divff_nerfstudio.evaluation.runs import open_scene
+from divff_nerfstudio.evaluation.tables import write_csv
+from divff_nerfstudio.evaluation.tiles import as_picture
+from divff_nerfstudio.evaluation.tracks import follow, save_plot
+from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene
+from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint, read_camera
+from divff_nerfstudio.outputs import check_output_folder
+from divff_nerfstudio.schema import Amount, Count, Share, Words
+
+
+@dataclass
+class QueryCommandConfig:
+    """Asks a trained scene without a viewer. Prints one JSON object on standard output, and writes each answer's
+    relevancy (NPY and PNG), mask and overlay."""
+
+    load_config: Path
+    """The run's config.yml."""
+    text: Annotated[tuple[Words, ...], Field(min_length=1)]
+    """What to look for; "video: cut the bread" asks the other features than --features says."""
+    output: Path
+    """Folder for the pictures and arrays."""
+    time: Optional[Share] = None  # noqa: UP045
+    """The moment, 0 to 1; the camera is that of the frame next to it, unless told otherwise."""
+    frame: Optional[Amount] = None  # noqa: UP045
+    """Id of the frame whose camera and time are taken."""
+    camera: Optional[Path] = None  # noqa: UP045
+    """File of another camera: a camera path of nerfstudio's viewer (its first camera), or a JSON object with
+    camera_to_world."""
+    fixed: Optional[Amount] = None  # noqa: UP045
+    """Id of the frame whose viewpoint is taken, at the time of --time or --frame."""
+    features: Features = "image"
+    """Which features answer."""
+    threshold: Optional[Share] = None  # noqa: UP045
+    """Relevancy above which a pixel belongs to the mask; by default 0.7 for image and 0.54 for video features."""
+    hide: tuple[MovingLayer, ...] = ()
+    """Layers to leave out: actor, dynamic."""
+    over_time: bool = False
+    """Follow each thing over the whole video: when it moves, and where it is, as a plot and CSV."""
+    moments: Count = 20
+    """How many moments --over-time looks at, evenly spaced."""
+    data: Optional[Path] = None  # noqa: UP045
+    """Folder of its scene, if that is no longer where the config.yml says."""
+
+    def main(self) -> dict:
+        """Runs the command."""
+        if self.over_time and (self.time is not None or self.frame is not None or self.camera is not None):
+            raise EvaluationError("--over-time looks at all times: leave --time, --frame and --camera out.")
+        if self.time is not None and self.frame is not None:
+            raise EvaluationError(
+                "--time and --frame both name a moment: leave one of them out (--fixed names a viewpoint at a --time)."
+            )
+        if self.camera is not None and self.fixed is not None:
+            raise EvaluationError("--camera and --fixed both name a viewpoint: leave one of them out.")
+        if self.fixed is not None and not self.over_time and self.time is None and self.frame is None:
+            raise EvaluationError("--fixed is a viewpoint, not a moment: give --time or --frame as well.")
+        if not self.text:
+            raise EvaluationError("--text names nothing: say what to look for.")
+        asked = list(dict.fromkeys(asked_kind(typed, self.features) for typed in self.text))
+        check_output_folder(self.output)
+        with contextlib.redirect_stdout(sys.stderr):  # nerfstudio says on standard output what it loads
+            trained = open_scene(self.load_config, self.data)
+            content = self._follow(trained, asked) if self.over_time else self._ask(trained, asked)
+        sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
+        return content
+
+    def _ask(self, trained: TrainedScene, asked: Sequence[tuple[str, str]]) -> dict:
+        """The answers in one view."""
+        camera = None
+        if self.camera is not None:
+            camera = read_camera(self.camera, trained.scene)
+        elif self.fixed is not None:
+            camera = trained.camera_at(trained.scene.index_of(self.fixed), 0.0)
+        view = trained.view(frame=self.frame, time=self.time, camera=camera, hide=self.hide)
+        answers = []
+        for kind, phrase in asked:
+            answer = view.ask(phrase, kind, self.threshold)
+            base = self.output / file_name(phrase, kind)
+            answers.append(answer.summary() | {"files": save_answer(base, answer)})
+        assert view.camera.times is not None
+        rgb = view.outputs["rgb"].numpy()
+        save_picture(self.output / "view.png", as_picture(rgb, (rgb.shape[0], rgb.shape[1])))
+        return {
+            "scene": trained.scene.name,
+            "time": float(view.camera.times.reshape(-1)[0]),
+            "camera_to_world": view.camera.camera_to_worlds.reshape(3, 4).tolist(),
+            "hidden": list(self.hide),
+            "answers": answers,
+        }
+
+    def _follow(self, trained: TrainedScene, asked: Sequence[tuple[str, str]]) -> dict:
+        """Where the things are at all times."""
+        viewpoint = fixed_viewpoint(trained.scene, self.fixed)
+        frames = chosen_frames(len(trained.scene), self.moments)
+        shown = track(frames, "Following ...", console=Console(stderr=True), transient=True)
+        tracks = follow(trained, asked, shown, viewpoint, self.hide or ("actor",))
+        answers = []
+        for followed in tracks:
+            name = file_name(followed.phrase, followed.kind)
+            files = {
+                "csv": str(write_csv(self.output / f"{name}_over_time.csv", followed.rows())),
+                "plot": str(save_plot(self.output / f"{name}_over_time.png", followed)),
+            }
+            answers.append(followed.summary() | {"files": files})
+        return {"scene": trained.scene.name, "fixed": int(trained.scene.frame_ids[viewpoint]), "over_time": answers}
+
+
+def save_answer(base: Path, answer: Answer) -> dict[str, str]:
+    """Writes an answer's relevancy (NPY and PNG), mask and overlay beside each other.
+
+    Args:
+        base: Folder and beginning of the files' names.
+        answer: The answer.
+
+    Returns:
+        The files' paths by what they hold.
+    """
+    size = answer.relevancy.shape[0], answer.relevancy.shape[1]
+    pictures = {
+        "relevancy": answer.relevancy[..., None],
+        "mask": answer.mask[..., None].astype(np.float32),
+        "overlay": answer.overlay,
+    }
+    files = {
+        name: str(save_picture(base.with_name(f"{base.name}_{name}.png"), as_picture(image, size, smooth=False)))
+        for name, image in pictures.items()
+    }
+    array = base.with_name(f"{base.name}_relevancy.npy")
+    with atomic_path(array) as temporary:
+        np.save(temporary, answer.relevancy)
+    return {"array": str(array), **files}
+
+
+def file_name(phrase: str, kind: str) -> str:
+    """A phrase and its features as the beginning of a file's name; phrases that become alike get a checksum."""
+    plain = "_".join("".join(c if c.isalnum() else " " for c in phrase.lower()).split())[:60]
+    exact = plain.replace("_", " ") == phrase
+    checksum = "" if exact else f"_{zlib.crc32(phrase.encode()):08x}"
+    return f"{plain or 'query'}{checksum}_{kind}"
