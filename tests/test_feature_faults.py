@@ -21,11 +21,11 @@ from test_feature_encoders import write_scene
 from divff_nerfstudio import cli
 from divff_nerfstudio.data.scene import Scene, SceneError
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.features import store as store_module
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.patches import DinoSourceConfig
 from divff_nerfstudio.features.pretrained import EncoderError
 from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, FeatureWriter
+from divff_nerfstudio.features.store import writer as store_module
 
 FRAMES = 6
 

@@ -19,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import bounded
 
-from divff_nerfstudio.features import store as store_module
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig, save_autoencoder
 from divff_nerfstudio.features.store import (
     NO_FEATURE,
@@ -30,6 +29,7 @@ from divff_nerfstudio.features.store import (
     StoreHeader,
     store_root,
 )
+from divff_nerfstudio.features.store import reader as store_module
 
 
 def header(frames: int = 3, dimension: int = 4, image_size: tuple[int, int] = (6, 8), **changes) -> StoreHeader:

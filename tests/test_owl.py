@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from test_feature_sam import write_sam
 from torch.nn.functional import normalize
 
-from divff_nerfstudio.evaluation import crops, owl
-from divff_nerfstudio.evaluation.baselines import at_threshold
+from divff_nerfstudio.evaluation.baselines import at_threshold, crops, owl
 from divff_nerfstudio.evaluation.baselines.models import BaselineModels
 from divff_nerfstudio.evaluation.run import Wanted, evaluate
 from divff_nerfstudio.features.pretrained import EncoderError

@@ -11,40 +11,18 @@ import hashlib
 import math
 import stat
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.cache_dirs import user_cache_dir
-from divff_nerfstudio.schema import Record
+from divff_nerfstudio.features.store.header import NO_FEATURE
 
-NO_FEATURE = 65535
 _CHUNK = 2**24
 """Values that are looked through at a time."""
 _LENGTH_TOLERANCE = 0.02
 """How far features of unit length may be off: half precision rounds them by a tenth of that."""
-
-_Size = Annotated[int, Field(ge=1, le=2**16)]
-
-
-class HeaderRecord(Record):
-    """``header.json`` of a feature store; its entries are told in `StoreHeader`."""
-
-    kind: Literal["image", "video", "regulariser", "hotspot"]
-    source: str
-    model: str
-    fingerprint: str
-    dimension: _Size
-    frame_ids: Annotated[list[Annotated[int, Field(ge=0, lt=10**12)]], Field(min_length=1, max_length=10**7)]
-    image_size: Annotated[list[_Size], Field(min_length=2, max_length=2)]
-    settings: dict[str, Any] = Field(default_factory=dict)
-    text_encoder: dict[str, Any] | None = None
-    negatives: list[str] = Field(default_factory=list)
-    shared_index: bool = False
-    decoder: Annotated[str, Field(pattern=r"^[^/\\\x00]{1,200}$")] | None = None
-    format: int
 
 
 class ArrayFaultError(ValueError):

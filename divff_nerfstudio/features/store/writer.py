@@ -1,137 +1,38 @@
-"""Memory-mapped store of the features that are distilled: one folder per scene and kind of features.
-
-A folder holds ``header.json`` (what was extracted, by what, see `StoreHeader`), ``table.npy`` (R, D) float16 with the
-distinct features of all frames, ``offsets.npy`` (F + 1,) int64 with the first row of each frame in the table, and
-``index.npy`` (F or 1, h, w) uint16 with each place's row within its frame's part of the table. The value 65535 says
-that a place has no feature. A single index serves all frames where features lie on a fixed grid.
-"""
+"""Writing of a feature store, frame by frame, so that it goes on where it was stopped."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int, UInt16
+from jaxtyping import Float, UInt16
 from nerfstudio.utils.rich_utils import CONSOLE
-from torch import Tensor
 
 from divff_nerfstudio.atomic import atomic_path, remove_unfinished
-from divff_nerfstudio.cache_dirs import is_writable, user_cache_dir
-from divff_nerfstudio.errors import DISK_FULL, DivffError
-from divff_nerfstudio.features.autoencoder import Autoencoder, load_autoencoder
-from divff_nerfstudio.features.store_checks import (
+from divff_nerfstudio.errors import DISK_FULL
+from divff_nerfstudio.features.store.header import (
+    HEADER,
+    INDEX,
     NO_FEATURE,
-    ArrayFaultError,
-    HeaderRecord,
-    check_index,
-    check_offsets,
-    check_table,
-    checked_before,
-    open_array,
-    remember_checked,
+    OFFSETS,
+    TABLE,
+    FeatureStoreError,
+    StoreHeader,
 )
+from divff_nerfstudio.features.store.reader import FeatureStore
 from divff_nerfstudio.locks import take_lock
-from divff_nerfstudio.schema import read_json
 
-if TYPE_CHECKING:
-    from divff_nerfstudio.data.scene import Scene
-
-FORMAT = 1
-HEADER, TABLE, OFFSETS, INDEX = "header.json", "table.npy", "offsets.npy", "index.npy"
 _ROWS, _PROGRESS = "rows.npy", "progress"
-IMPORTED = "imported"
-"""Source of the stores of an imported run, which say what its heads speak and hold no targets for them."""
 _NPY_HEADER_BYTES = 128
 _RECORD = "<qii"
-
-
-class FeatureStoreError(DivffError):
-    """A feature store is missing, damaged, in use, or was made with other settings."""
-
-
-@dataclass(frozen=True)
-class StoreHeader:
-    """What a feature store holds and how it was made; equal headers mean equal features."""
-
-    kind: str
-    """Kind of features: "image", "video" or "regulariser"."""
-    source: str
-    """Registered name of the feature source."""
-    model: str
-    """Model of the source, as given by the user."""
-    fingerprint: str
-    """SHA-256 of the model's weights."""
-    dimension: int
-    """Length D of a feature."""
-    frame_ids: list[int]
-    """Ids of the scene's frames, in the order of the store."""
-    image_size: list[int]
-    """Height and width of the scene's frames in pixels."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """All options of the source that change its features."""
-    text_encoder: dict[str, Any] | None = None
-    """How to build the text encoder that speaks the features' language, or None where there is none."""
-    negatives: list[str] = field(default_factory=list)
-    """Phrases that a query is compared with."""
-    shared_index: bool = False
-    """Whether one index serves all frames."""
-    decoder: str | None = None
-    """File in the store's folder with the autoencoder whose codes the features are; None: they are embeddings."""
-    format: int = FORMAT
-    """Version of the store's layout."""
-
-    def differences(self, other: StoreHeader) -> list[str]:
-        """Names every entry in which `other` differs, as ``name: this -> other``."""
-        # As JSON reads them back: a tuple is written as a list.
-        mine, others = (_flat(json.loads(json.dumps(asdict(header)))) for header in (self, other))
-        found = []
-        for name in sorted(mine.keys() | others.keys()):
-            if mine.get(name) == others.get(name):
-                continue
-            if name == "frame_ids":
-                found.append(f"frame_ids: {len(self.frame_ids)} frames -> {len(other.frame_ids)} frames, or other ids")
-            else:
-                found.append(f"{name}: {mine.get(name, 'absent')} -> {others.get(name, 'absent')}")
-        return found
-
-    @property
-    def is_of_unit_length(self) -> bool:
-        """Whether its features must be: those of all registered sources are; what others give is theirs to know."""
-        from divff_nerfstudio.features.sources import SOURCES
-
-        return self.source in SOURCES
-
-    def write(self, path: Path) -> None:
-        """Writes the header as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: Path) -> StoreHeader:
-        """Reads a header.
-
-        Raises:
-            FeatureStoreError: If it is missing, damaged, or of another version.
-        """
-        remedy = "remove its folder and run `divff extract` again"
-        if not path.exists():
-            raise FeatureStoreError(f"There is no feature store at {path.parent}: run `divff extract`.")
-        found = read_json(path, HeaderRecord, "the header of a feature store", remedy, FeatureStoreError)
-        if found.format != FORMAT:
-            raise FeatureStoreError(f"{path} is not a feature store of version {FORMAT}: {remedy}.")
-        if len(set(found.frame_ids)) < len(found.frame_ids):
-            raise FeatureStoreError(f"{path} names a frame twice in frame_ids: {remedy}.")
-        return cls(**found.model_dump())
 
 
 @dataclass(frozen=True)
@@ -142,30 +43,6 @@ class FrameFeatures:
     """Row of the table, or 65535 where there is no feature; any resolution that covers the whole frame."""
     table: Float[np.ndarray, "n D"]
     """Distinct features."""
-
-
-def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(content, dict):
-        return {prefix: content}
-    flat = {}
-    for name, value in content.items():
-        flat.update(_flat(value, f"{prefix}.{name}" if prefix else str(name)))
-    return flat
-
-
-def store_root(scene: Scene, override: Path | None = None) -> Path:
-    """Folder with the scene's feature stores, one below it per kind.
-
-    Args:
-        scene: The scene.
-        override: A folder chosen by the user; it wins.
-
-    Returns:
-        ``SCENE/features`` where the scene's folder may be written to, else a folder in the user's cache.
-    """
-    if override is not None:
-        return Path(override)
-    return (scene.root if is_writable(scene.root) else user_cache_dir(scene.root)) / "features"
 
 
 def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
@@ -180,151 +57,6 @@ def _write(file: io.FileIO, content: bytes) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def _as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
-def _damaged(directory: Path, header: StoreHeader, name: str, reason: str) -> FeatureStoreError:
-    """What to say of a store one of whose files is not what was written."""
-    return FeatureStoreError(
-        f"{directory / name} {reason}: remove {directory} and run `divff extract --sources {header.kind}` again."
-    )
-
-
-class FeatureStore:
-    """A finished feature store, memory-mapped: what is not looked up is not read."""
-
-    def __init__(self, directory: Path, header: StoreHeader, arrays: dict[str, np.ndarray]):
-        self.directory = directory
-        self.header = header
-        # As plain arrays: a memmap's own indexing costs more at each look-up.
-        self._table, self._offsets, self._index = (np.asarray(arrays[name]) for name in (TABLE, OFFSETS, INDEX))
-        self._autoencoder: Autoencoder | None = None
-
-    @classmethod
-    def open(cls, directory: Path | str) -> FeatureStore:
-        """Opens a store and checks that it is whole.
-
-        Args:
-            directory: Its folder.
-
-        Raises:
-            FeatureStoreError: If it is missing, or one of its files is truncated, does not fit the header, points
-                beyond the table, or holds features that are not finite or, of a source of ours, not of unit length.
-            CheckpointError: If the autoencoder of its codes cannot be read.
-        """
-        directory = Path(directory)
-        header = StoreHeader.read(directory / HEADER)
-        frames = len(header.frame_ids)
-        refuse = partial(_damaged, directory, header)
-        arrays: dict[str, np.ndarray] = {}
-        name = TABLE
-        try:
-            for name, dtype, axes in ((TABLE, np.float16, 2), (OFFSETS, np.int64, 1), (INDEX, np.uint16, 3)):
-                arrays[name] = open_array(directory / name, dtype, axes)
-            sound, seal = checked_before(directory, (HEADER, TABLE, OFFSETS, INDEX))
-            if not sound:
-                name = OFFSETS
-                check_offsets(arrays[OFFSETS], frames, len(arrays[TABLE]))
-                name = INDEX
-                height, width = header.image_size
-                check_index(arrays[INDEX], arrays[OFFSETS], (height, width), 1 if header.shared_index else frames)
-                name = TABLE
-                if arrays[TABLE].shape[1] != header.dimension:
-                    raise ArrayFaultError(f"does not hold features of length {header.dimension}")
-                check_table(arrays[TABLE], header.is_of_unit_length)
-                remember_checked(directory, seal)
-        except FileNotFoundError:
-            raise refuse(name, "is missing") from None
-        except OSError as error:
-            raise refuse(name, f"cannot be read ({error.strerror or error})") from None
-        except ArrayFaultError as fault:
-            raise refuse(name, str(fault)) from None
-        store = cls(directory, header, arrays)
-        if header.decoder is not None:
-            if not (directory / header.decoder).is_file():
-                raise refuse(header.decoder, "is missing")
-            store._autoencoder = load_autoencoder(directory / header.decoder)
-            if store._autoencoder.code_dim != header.dimension:
-                raise refuse(header.decoder, f"does not decode codes of length {header.dimension}")
-        return store
-
-    @property
-    def table(self) -> Float[np.ndarray, "R D"]:
-        """The distinct features of all frames, memory-mapped, in half precision."""
-        return self._table
-
-    @property
-    def dimension(self) -> int:
-        """Length of a feature."""
-        return self.header.dimension
-
-    def __len__(self) -> int:
-        return len(self.header.frame_ids)
-
-    def lookup(
-        self,
-        frame: Int[Tensor, "n"] | np.ndarray,
-        row: Int[Tensor, "n"] | np.ndarray,
-        col: Int[Tensor, "n"] | np.ndarray,
-    ) -> tuple[Float[Tensor, "n D"], Bool[Tensor, "n"]]:
-        """Features at pixels of frames.
-
-        Args:
-            frame: Index of the frame in the scene.
-            row: Pixel row in the scene's frame; its centre is looked up.
-            col: Pixel column in the scene's frame.
-
-        Returns:
-            The features, zero where there is none, and where there is one.
-
-        Raises:
-            FeatureStoreError: If a place points to a row that its frame has not.
-        """
-        frame, row, col = _as_numpy(frame), _as_numpy(row), _as_numpy(col)
-        height, width = self.header.image_size
-        _, index_height, index_width = self._index.shape
-        # The centre (row + 1/2) / height * index_height, in whole numbers: exact at every size.
-        index_row = (2 * row.astype(np.int64) + 1) * index_height // (2 * height)
-        index_col = (2 * col.astype(np.int64) + 1) * index_width // (2 * width)
-        plane = np.zeros_like(frame) if self.header.shared_index else frame
-        local = self._index[plane, index_row, index_col]
-        valid = local != NO_FEATURE
-        # One gather of all rays, in half precision: to pick those with a feature first costs more copies than it saves.
-        rows = np.where(valid, self._offsets[frame] + local, 0)
-        if np.any(valid & (rows >= self._offsets[frame + 1])):
-            raise self._beyond()
-        if len(self._table):
-            found = np.take(self._table, rows, axis=0, mode="clip")
-            found[~valid] = 0
-        else:
-            found = np.zeros((len(rows), self.dimension), np.float16)
-        return torch.from_numpy(found).float(), torch.from_numpy(valid)
-
-    def decode(self, features: Float[Tensor, "*bs D"]) -> Float[Tensor, "*bs E"]:
-        """Embeddings of features of this store, or of rendered ones: decoded where they are an autoencoder's codes."""
-        if self.header.decoder is None:
-            return features
-        if self._autoencoder is None:
-            self._autoencoder = load_autoencoder(self.directory / self.header.decoder)
-        return self._autoencoder.to(features.device).decode(features)
-
-    def frame_features(self, i: int) -> tuple[UInt16[np.ndarray, "h w"], Float[np.ndarray, "n D"]]:
-        """Index and table of the frame with index `i` in the scene; 65535 marks places without a feature.
-
-        Raises:
-            FeatureStoreError: If a place points to a row that the frame has not.
-        """
-        index = np.array(self._index[0 if self.header.shared_index else i])
-        table = self._table[self._offsets[i] : self._offsets[i + 1]].astype(np.float32)
-        if np.any((index != NO_FEATURE) & (index >= len(table))):
-            raise self._beyond()
-        return index, table
-
-    def _beyond(self) -> FeatureStoreError:
-        return _damaged(self.directory, self.header, INDEX, "points beyond the table of features")
 
 
 class FeatureWriter:

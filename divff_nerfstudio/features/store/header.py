@@ -1,0 +1,126 @@
+"""What a feature store holds and how it was made: the names of its files, and ``header.json``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.schema import Record, read_json
+
+FORMAT = 1
+HEADER, TABLE, OFFSETS, INDEX = "header.json", "table.npy", "offsets.npy", "index.npy"
+NO_FEATURE = 65535
+"""Row in the index where there is no feature."""
+IMPORTED = "imported"
+"""Source of the stores of an imported run, which say what its heads speak and hold no targets for them."""
+_Size = Annotated[int, Field(ge=1, le=2**16)]
+
+
+class FeatureStoreError(DivffError):
+    """A feature store is missing, damaged, in use, or was made with other settings."""
+
+
+class HeaderRecord(Record):
+    """``header.json`` of a feature store; its entries are told in `StoreHeader`."""
+
+    kind: Literal["image", "video", "regulariser", "hotspot"]
+    source: str
+    model: str
+    fingerprint: str
+    dimension: _Size
+    frame_ids: Annotated[list[Annotated[int, Field(ge=0, lt=10**12)]], Field(min_length=1, max_length=10**7)]
+    image_size: Annotated[list[_Size], Field(min_length=2, max_length=2)]
+    settings: dict[str, Any] = Field(default_factory=dict)
+    text_encoder: dict[str, Any] | None = None
+    negatives: list[str] = Field(default_factory=list)
+    shared_index: bool = False
+    decoder: Annotated[str, Field(pattern=r"^[^/\\\x00]{1,200}$")] | None = None
+    format: int
+
+
+@dataclass(frozen=True)
+class StoreHeader:
+    """What a feature store holds and how it was made; equal headers mean equal features."""
+
+    kind: str
+    """Kind of features: "image", "video" or "regulariser"."""
+    source: str
+    """Registered name of the feature source."""
+    model: str
+    """Model of the source, as given by the user."""
+    fingerprint: str
+    """SHA-256 of the model's weights."""
+    dimension: int
+    """Length D of a feature."""
+    frame_ids: list[int]
+    """Ids of the scene's frames, in the order of the store."""
+    image_size: list[int]
+    """Height and width of the scene's frames in pixels."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """All options of the source that change its features."""
+    text_encoder: dict[str, Any] | None = None
+    """How to build the text encoder that speaks the features' language, or None where there is none."""
+    negatives: list[str] = field(default_factory=list)
+    """Phrases that a query is compared with."""
+    shared_index: bool = False
+    """Whether one index serves all frames."""
+    decoder: str | None = None
+    """File in the store's folder with the autoencoder whose codes the features are; None: they are embeddings."""
+    format: int = FORMAT
+    """Version of the store's layout."""
+
+    def differences(self, other: StoreHeader) -> list[str]:
+        """Names every entry in which `other` differs, as ``name: this -> other``."""
+        # As JSON reads them back: a tuple is written as a list.
+        mine, others = (_flat(json.loads(json.dumps(asdict(header)))) for header in (self, other))
+        found = []
+        for name in sorted(mine.keys() | others.keys()):
+            if mine.get(name) == others.get(name):
+                continue
+            if name == "frame_ids":
+                found.append(f"frame_ids: {len(self.frame_ids)} frames -> {len(other.frame_ids)} frames, or other ids")
+            else:
+                found.append(f"{name}: {mine.get(name, 'absent')} -> {others.get(name, 'absent')}")
+        return found
+
+    @property
+    def is_of_unit_length(self) -> bool:
+        """Whether its features must be: those of all registered sources are; what others give is theirs to know."""
+        from divff_nerfstudio.features.sources import SOURCES
+
+        return self.source in SOURCES
+
+    def write(self, path: Path) -> None:
+        """Writes the header as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> StoreHeader:
+        """Reads a header.
+
+        Raises:
+            FeatureStoreError: If it is missing, damaged, or of another version.
+        """
+        remedy = "remove its folder and run `divff extract` again"
+        if not path.exists():
+            raise FeatureStoreError(f"There is no feature store at {path.parent}: run `divff extract`.")
+        found = read_json(path, HeaderRecord, "the header of a feature store", remedy, FeatureStoreError)
+        if found.format != FORMAT:
+            raise FeatureStoreError(f"{path} is not a feature store of version {FORMAT}: {remedy}.")
+        if len(set(found.frame_ids)) < len(found.frame_ids):
+            raise FeatureStoreError(f"{path} names a frame twice in frame_ids: {remedy}.")
+        return cls(**found.model_dump())
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {prefix: content}
+    flat = {}
+    for name, value in content.items():
+        flat.update(_flat(value, f"{prefix}.{name}" if prefix else str(name)))
+    return flat

@@ -1,0 +1,197 @@
+"""A finished feature store, looked up by pixels."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt16
+from torch import Tensor
+
+from divff_nerfstudio.cache_dirs import is_writable, user_cache_dir
+from divff_nerfstudio.features.autoencoder import Autoencoder, load_autoencoder
+
+if TYPE_CHECKING:
+    from divff_nerfstudio.data.scene import Scene
+
+from divff_nerfstudio.features.store.checks import (
+    ArrayFaultError,
+    check_index,
+    check_offsets,
+    check_table,
+    checked_before,
+    open_array,
+    remember_checked,
+)
+from divff_nerfstudio.features.store.header import (
+    HEADER,
+    INDEX,
+    NO_FEATURE,
+    OFFSETS,
+    TABLE,
+    FeatureStoreError,
+    StoreHeader,
+)
+
+
+def store_root(scene: Scene, override: Path | None = None) -> Path:
+    """Folder with the scene's feature stores, one below it per kind.
+
+    Args:
+        scene: The scene.
+        override: A folder chosen by the user; it wins.
+
+    Returns:
+        ``SCENE/features`` where the scene's folder may be written to, else a folder in the user's cache.
+    """
+    if override is not None:
+        return Path(override)
+    return (scene.root if is_writable(scene.root) else user_cache_dir(scene.root)) / "features"
+
+
+def _as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _damaged(directory: Path, header: StoreHeader, name: str, reason: str) -> FeatureStoreError:
+    """What to say of a store one of whose files is not what was written."""
+    return FeatureStoreError(
+        f"{directory / name} {reason}: remove {directory} and run `divff extract --sources {header.kind}` again."
+    )
+
+
+class FeatureStore:
+    """A finished feature store, memory-mapped: what is not looked up is not read."""
+
+    def __init__(self, directory: Path, header: StoreHeader, arrays: dict[str, np.ndarray]):
+        self.directory = directory
+        self.header = header
+        # As plain arrays: a memmap's own indexing costs more at each look-up.
+        self._table, self._offsets, self._index = (np.asarray(arrays[name]) for name in (TABLE, OFFSETS, INDEX))
+        self._autoencoder: Autoencoder | None = None
+
+    @classmethod
+    def open(cls, directory: Path | str) -> FeatureStore:
+        """Opens a store and checks that it is whole.
+
+        Args:
+            directory: Its folder.
+
+        Raises:
+            FeatureStoreError: If it is missing, or one of its files is truncated, does not fit the header, points
+                beyond the table, or holds features that are not finite or, of a source of ours, not of unit length.
+            CheckpointError: If the autoencoder of its codes cannot be read.
+        """
+        directory = Path(directory)
+        header = StoreHeader.read(directory / HEADER)
+        frames = len(header.frame_ids)
+        refuse = partial(_damaged, directory, header)
+        arrays: dict[str, np.ndarray] = {}
+        name = TABLE
+        try:
+            for name, dtype, axes in ((TABLE, np.float16, 2), (OFFSETS, np.int64, 1), (INDEX, np.uint16, 3)):
+                arrays[name] = open_array(directory / name, dtype, axes)
+            sound, seal = checked_before(directory, (HEADER, TABLE, OFFSETS, INDEX))
+            if not sound:
+                name = OFFSETS
+                check_offsets(arrays[OFFSETS], frames, len(arrays[TABLE]))
+                name = INDEX
+                height, width = header.image_size
+                check_index(arrays[INDEX], arrays[OFFSETS], (height, width), 1 if header.shared_index else frames)
+                name = TABLE
+                if arrays[TABLE].shape[1] != header.dimension:
+                    raise ArrayFaultError(f"does not hold features of length {header.dimension}")
+                check_table(arrays[TABLE], header.is_of_unit_length)
+                remember_checked(directory, seal)
+        except FileNotFoundError:
+            raise refuse(name, "is missing") from None
+        except OSError as error:
+            raise refuse(name, f"cannot be read ({error.strerror or error})") from None
+        except ArrayFaultError as fault:
+            raise refuse(name, str(fault)) from None
+        store = cls(directory, header, arrays)
+        if header.decoder is not None:
+            if not (directory / header.decoder).is_file():
+                raise refuse(header.decoder, "is missing")
+            store._autoencoder = load_autoencoder(directory / header.decoder)
+            if store._autoencoder.code_dim != header.dimension:
+                raise refuse(header.decoder, f"does not decode codes of length {header.dimension}")
+        return store
+
+    @property
+    def table(self) -> Float[np.ndarray, "R D"]:
+        """The distinct features of all frames, memory-mapped, in half precision."""
+        return self._table
+
+    @property
+    def dimension(self) -> int:
+        """Length of a feature."""
+        return self.header.dimension
+
+    def __len__(self) -> int:
+        return len(self.header.frame_ids)
+
+    def lookup(
+        self,
+        frame: Int[Tensor, "n"] | np.ndarray,
+        row: Int[Tensor, "n"] | np.ndarray,
+        col: Int[Tensor, "n"] | np.ndarray,
+    ) -> tuple[Float[Tensor, "n D"], Bool[Tensor, "n"]]:
+        """Features at pixels of frames.
+
+        Args:
+            frame: Index of the frame in the scene.
+            row: Pixel row in the scene's frame; its centre is looked up.
+            col: Pixel column in the scene's frame.
+
+        Returns:
+            The features, zero where there is none, and where there is one.
+
+        Raises:
+            FeatureStoreError: If a place points to a row that its frame has not.
+        """
+        frame, row, col = _as_numpy(frame), _as_numpy(row), _as_numpy(col)
+        height, width = self.header.image_size
+        _, index_height, index_width = self._index.shape
+        # The centre (row + 1/2) / height * index_height, in whole numbers: exact at every size.
+        index_row = (2 * row.astype(np.int64) + 1) * index_height // (2 * height)
+        index_col = (2 * col.astype(np.int64) + 1) * index_width // (2 * width)
+        plane = np.zeros_like(frame) if self.header.shared_index else frame
+        local = self._index[plane, index_row, index_col]
+        valid = local != NO_FEATURE
+        # One gather of all rays, in half precision: to pick those with a feature first costs more copies than it saves.
+        rows = np.where(valid, self._offsets[frame] + local, 0)
+        if np.any(valid & (rows >= self._offsets[frame + 1])):
+            raise self._beyond()
+        if len(self._table):
+            found = np.take(self._table, rows, axis=0, mode="clip")
+            found[~valid] = 0
+        else:
+            found = np.zeros((len(rows), self.dimension), np.float16)
+        return torch.from_numpy(found).float(), torch.from_numpy(valid)
+
+    def decode(self, features: Float[Tensor, "*bs D"]) -> Float[Tensor, "*bs E"]:
+        """Embeddings of features of this store, or of rendered ones: decoded where they are an autoencoder's codes."""
+        if self.header.decoder is None:
+            return features
+        if self._autoencoder is None:
+            self._autoencoder = load_autoencoder(self.directory / self.header.decoder)
+        return self._autoencoder.to(features.device).decode(features)
+
+    def frame_features(self, i: int) -> tuple[UInt16[np.ndarray, "h w"], Float[np.ndarray, "n D"]]:
+        """Index and table of the frame with index `i` in the scene; 65535 marks places without a feature.
+
+        Raises:
+            FeatureStoreError: If a place points to a row that the frame has not.
+        """
+        index = np.array(self._index[0 if self.header.shared_index else i])
+        table = self._table[self._offsets[i] : self._offsets[i + 1]].astype(np.float32)
+        if np.any((index != NO_FEATURE) & (index >= len(table))):
+            raise self._beyond()
+        return index, table
+
+    def _beyond(self) -> FeatureStoreError:
+        return _damaged(self.directory, self.header, INDEX, "points beyond the table of features")
