@@ -142,8 +142,8 @@ class Stand:
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     stand = Stand(small_scene.write(tmp_path / "scene"))
-    for module in ("commands", "runs"):
-        monkeypatch.setattr(f"divff_nerfstudio.evaluation.{module}.open_run", lambda config, data: (stand, 999))
+    for module in ("cli.evaluate", "evaluation.runs"):
+        monkeypatch.setattr(f"divff_nerfstudio.{module}.open_run", lambda config, data: (stand, 999))
     (tmp_path / "run").mkdir()
     return stand, tmp_path / "run" / "config.yml"
 
