@@ -31,6 +31,7 @@ from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES
 from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, store_root
 from divff_nerfstudio.interrupts import run_program
+from divff_nerfstudio.option_ranges import Rays
 from divff_nerfstudio.plugins import module_command
 from divff_nerfstudio.schema import Count, split_words
 
@@ -134,6 +135,8 @@ class DivFFDataManagerConfig(VanillaDataManagerConfig):
     """Target class to instantiate."""
     dataparser: AnnotatedDataParserUnion = field(default_factory=EpicDiffDataParserConfig)
     """Specifies the dataparser used to unpack the data."""
+    train_num_rays_per_batch: Optional[Rays] = 1024  # noqa: UP045  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Rays per step. None: as the method has it, settled when training starts."""
     features: Literal["all", "auto", "none"] = "all"
     """Feature targets: of all kinds, which `divff extract` must have stored for the scene; auto: of the kinds that it
     has stored; none: geometry alone is trained."""
@@ -212,7 +215,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         if self._scaled:  # ns-render looks at whole pictures alone
             self.train_pixel_sampler = None
             return
-        rays = self.config.train_num_rays_per_batch
+        rays = self.config.train_num_rays_per_batch or 0
         self.train_pixel_sampler = PixelBatches(self.train_dataset, rays, self.device)  # pyright: ignore
 
     def setup_eval(self) -> None:
@@ -335,7 +338,7 @@ class FrameDataManagerConfig(DivFFDataManagerConfig):
     """Target class to instantiate."""
     feature_pixels: Count = 2048
     """Pixels of each frame whose features are looked up; all where a frame has fewer."""
-    train_num_rays_per_batch: tyro.conf.Suppress[int] = 1
+    train_num_rays_per_batch: tyro.conf.Suppress[Optional[int]] = 1  # noqa: UP045
     eval_num_rays_per_batch: tyro.conf.Suppress[int] = 1
 
 

@@ -39,7 +39,7 @@ from divff_nerfstudio.query import PUBLISHED_NEGATIVES
 from divff_nerfstudio.registry import divff_paper
 from divff_nerfstudio.run_config import read_config
 from divff_nerfstudio.schema import Words
-from divff_nerfstudio.trainer import PublishedTrainerConfig
+from divff_nerfstudio.trainer import DivFFTrainerConfig
 
 CONFIG, MODELS, FEATURES, AUTOENCODER = "config.yml", "nerfstudio_models", "features", "autoencoder.pth"
 NEURALDIFF_EPSILON = 1e-20
@@ -145,10 +145,10 @@ class ImportConfig:
 
     def _config(
         self, run: Path, published: PublishedCheckpoint, autoencoder: Autoencoder | None, scene: Scene
-    ) -> PublishedTrainerConfig:
+    ) -> DivFFTrainerConfig:
         """The configuration of the run, its schedule not settled yet."""
         config = copy.deepcopy(divff_paper.config)
-        assert isinstance(config, PublishedTrainerConfig)
+        assert isinstance(config, DivFFTrainerConfig)
         config.run_dir, config.load_dir, config.experiment_name = run, run / MODELS, scene.name
         model, data = config.pipeline.model, config.pipeline.datamanager
         assert isinstance(model, PublishedModelConfig)
@@ -165,12 +165,12 @@ class ImportConfig:
         return config
 
     @staticmethod
-    def _settle(config: PublishedTrainerConfig, published: PublishedCheckpoint) -> None:
+    def _settle(config: DivFFTrainerConfig, published: PublishedCheckpoint) -> None:
         """Settles the schedule; a checkpoint that has all of its epochs behind it gets one more."""
         data, done = config.pipeline.datamanager, published.step or 0
         schedule: Any = config.pipeline.model.schedule  # pyright: ignore[reportAttributeAccessIssue]
-        pixels, _ = data.survey()
-        epochs = done / math.ceil(pixels / data.train_num_rays_per_batch)
+        (pixels, _), rays = data.survey(), data.train_num_rays_per_batch or PublishedModelConfig.rays_per_step
+        epochs = done / math.ceil(pixels / rays)
         if epochs >= schedule.heads_epochs:
             schedule.heads_epochs = math.ceil(epochs) + 1
         config.settle()

@@ -22,7 +22,7 @@ Rays = Annotated[int, Field(ge=1, le=2**24)]
 _Seed = Annotated[int, Field(ge=0, lt=2**32)]
 NERFSTUDIOS: Ranges = {
     ExperimentConfig: {
-        "max_num_iterations": Amount,
+        "max_num_iterations": Optional[Count],  # noqa: UP045
         **{f"steps_per_{each}": Amount for each in ("save", "eval_batch", "eval_image", "eval_all_images")},
     },
     TrainerConfig: {"load_step": Optional[Amount], "gradient_accumulation_steps": dict[str, Count]},  # noqa: UP045
@@ -39,7 +39,7 @@ NERFSTUDIOS: Ranges = {
     },
     ModelConfig: {"eval_num_rays_per_chunk": Rays, "loss_coefficients": dict[str, Weight]},
     VanillaDataManagerConfig: {
-        "train_num_rays_per_batch": Annotated[int, Field(ge=0, le=2**24)],
+        "train_num_rays_per_batch": Optional[Rays],  # noqa: UP045
         "eval_num_rays_per_batch": Rays,
     },
     OptimizerConfig: {"lr": Positive, "eps": Weight, "max_norm": Optional[Positive]},  # noqa: UP045

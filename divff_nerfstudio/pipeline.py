@@ -78,7 +78,7 @@ class DivFFPipeline(VanillaPipeline):
         if config.model.hotspot_weight > 0 and test_mode == "val":
             self.datamanager.use_hotspots()
         stores = self.datamanager.feature_stores
-        self.datamanager.feature_start_step = self.model.features_from
+        self.datamanager.feature_start_step = self.model.schedule.heads_from
         self.query = build_query(config.query, stores, text_encoder)
         self.model.answer = self.query.answer
         if "image" in stores and len(stores["image"].table) > 0:

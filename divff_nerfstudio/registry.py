@@ -18,7 +18,7 @@ from divff_nerfstudio.models.schedule import StagedCosineConfig
 from divff_nerfstudio.models.splat.model import SplatModelConfig
 from divff_nerfstudio.pipeline import DivFFPipelineConfig
 from divff_nerfstudio.query import QueryConfig
-from divff_nerfstudio.trainer import DivFFTrainerConfig, FastAdamConfig, PublishedTrainerConfig, SplatTrainerConfig
+from divff_nerfstudio.trainer import DivFFTrainerConfig, FastAdamConfig
 
 ensure_ffmpeg()
 tell_uncaught()
@@ -40,7 +40,7 @@ divff = MethodSpecification(
         steps_per_eval_all_images=100000,
         steps_per_save=1000,
         pipeline=DivFFPipelineConfig(
-            datamanager=DivFFDataManagerConfig(train_num_rays_per_batch=0, eval_num_rays_per_batch=1024)
+            datamanager=DivFFDataManagerConfig(train_num_rays_per_batch=None, eval_num_rays_per_batch=1024)
         ),
         optimizers={
             "grids": _optimizer(1e-2, 0.1),
@@ -55,7 +55,7 @@ divff = MethodSpecification(
 )
 
 divff_paper = MethodSpecification(
-    config=PublishedTrainerConfig(
+    config=DivFFTrainerConfig(
         method_name="divff-paper",
         machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
         steps_per_eval_batch=1000,
@@ -82,7 +82,7 @@ divff_paper = MethodSpecification(
 )
 
 divff_splat = MethodSpecification(
-    config=SplatTrainerConfig(
+    config=DivFFTrainerConfig(
         method_name="divff-splat",
         machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
         steps_per_eval_batch=500,

@@ -39,15 +39,22 @@ ALTERNATIVES: tuple[type, ...] = (
     AutoencoderConfig,
 )
 """Classes that may stand where a registered method has another one or none; each holds numbers alone."""
-FORMER_MODULES = {
+FORMER_NAMES = {
     "divff_nerfstudio.model": "divff_nerfstudio.models.divff",
     "divff_nerfstudio.published_model": "divff_nerfstudio.models.paper",
     "divff_nerfstudio.schedule": "divff_nerfstudio.models.schedule",
-    "divff_nerfstudio.splat.density": "divff_nerfstudio.models.splat.density",
-    "divff_nerfstudio.splat.heads": "divff_nerfstudio.models.splat.heads",
-    "divff_nerfstudio.splat.model": "divff_nerfstudio.models.splat.model",
+    "divff_nerfstudio.splat": "divff_nerfstudio.models.splat",
+    "divff_nerfstudio.trainer.PublishedTrainerConfig": "divff_nerfstudio.trainer.DivFFTrainerConfig",
+    "divff_nerfstudio.trainer.SplatTrainerConfig": "divff_nerfstudio.trainer.DivFFTrainerConfig",
 }
-"""Where classes are now that runs of earlier versions name where they were."""
+"""What runs of earlier versions call modules and classes, and what they are called now."""
+LATER = frozenset(
+    (
+        *("max_num_iterations", "train_num_rays_per_batch", "steps_per_epoch", "memory_mb"),
+        *("static_start", "static_most", "dynamic_most", "actor_most"),
+    )
+)
+"""Options for which earlier versions wrote 0 where it was not settled yet what they are: None stands for that."""
 MOST_BYTES, MOST_NODES, MOST_DEPTH = 2**20, 20_000, 32
 """Of a file; those of our runs have 20 kB, 400 values and 8 levels."""
 _PATHS = re.compile(r"pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path")
@@ -92,8 +99,9 @@ def allowed_classes(configs: Sequence[Any]) -> dict[str, type]:
 
     for config in configs:
         visit(config)
-    for former, module in FORMER_MODULES.items():
-        found |= {f"{former}.{kind.__qualname__}": kind for kind in {*found.values()} if kind.__module__ == module}
+    for former, now in FORMER_NAMES.items():
+        moved = [name for name in found if f"{name}.".startswith(f"{now}.")]
+        found |= {former + name.removeprefix(now): found[name] for name in moved}
     return found
 
 
@@ -256,7 +264,8 @@ class _Builder:
             elif name == "collate_fn":
                 self._same_function(value, kind, inner)
             else:
-                values[name] = self.build(value, hints[name], inner)
+                built = self.build(value, hints[name], inner)
+                values[name] = None if name in LATER and built == 0 else built
         lacking = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]
         if missing := [name for name in lacking if name not in values]:
             raise _FaultError(f"{place or 'it'} lacks {missing[0]}")

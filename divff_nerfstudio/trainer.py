@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Optional
 
 import torch
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
@@ -22,37 +22,15 @@ from torch import Tensor
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.checkpoints import CheckpointError, read_checkpoint
 from divff_nerfstudio.curves import have_patience
-from divff_nerfstudio.features.autoencoder import load_autoencoder
 from divff_nerfstudio.features.store import IMPORTED
 from divff_nerfstudio.finite import FiniteWatch
 from divff_nerfstudio.interrupts import exit_status, handled, say_at_once
 from divff_nerfstudio.launch import RunConfig
-from divff_nerfstudio.models.divff import DivFFModelConfig
-from divff_nerfstudio.models.paper import PublishedModelConfig
-from divff_nerfstudio.models.schedule import StagedCosineConfig
-from divff_nerfstudio.models.splat.model import SplatModelConfig
 from divff_nerfstudio.option_ranges import check_config
 from divff_nerfstudio.pipeline import DivFFPipeline, DivFFPipelineConfig, random_state, restore_random_state
 from divff_nerfstudio.resumption import require_finite, require_optimizers, require_run, telling_damage
-from divff_nerfstudio.schema import Amount, Positive
+from divff_nerfstudio.schema import Count, Positive
 from divff_nerfstudio.training_folder import TrainingError, checkpoint_to_load, checkpoints_in
-
-ITERATIONS = {"cuda": 20000, "cpu": 5000}
-"""Training steps by kind of device, unless said otherwise."""
-RAYS = {"cuda": 4096, "cpu": 512}
-"""Rays per step by kind of device, unless said otherwise."""
-SPLAT_ITERATIONS = {"cuda": 15000, "cpu": 3000}
-"""Training steps of Gaussians, a frame each, by kind of device, unless said otherwise."""
-SPLAT_GAUSSIANS = {
-    "cuda": {"static_start": 50000, "static_most": 300000, "dynamic_most": 60000, "actor_most": 40000},
-    "cpu": {"static_start": 5000, "static_most": 8000, "dynamic_most": 3000, "actor_most": 2000},
-}
-"""Numbers of Gaussians by kind of device, unless said otherwise."""
-SPLAT_STATIC_SHARE = 0.2
-"""Part of the training at which the room of Gaussians is joined, which begins at random places."""
-STATIC_SHARE, HEADS_SHARE, JOINT_SHARE = 0.12, 0.75, 0.92
-"""Parts of the training at which the static layer is joined, the heads begin, and all is trained together."""
-
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -77,8 +55,8 @@ class DivFFTrainerConfig(RunConfig):
         default_factory=DivFFPipelineConfig
     )
     """pipeline configuration"""
-    max_num_iterations: Amount = 0
-    """Step at which training ends, resumed or not. 0: by device, settled when training starts."""
+    max_num_iterations: Optional[Count] = None  # noqa: UP045
+    """Step at which training ends, resumed or not. None: as the method has it, settled when training starts."""
 
     def settle(self) -> None:
         """Settles what depends on the device and on the length of the run; what the user has chosen stays.
@@ -88,92 +66,11 @@ class DivFFTrainerConfig(RunConfig):
             TrainingError: If the options make no sense.
         """
         check_config(self)
-        device = "cuda" if self.machine.device_type == "cuda" else "cpu"
-        self.max_num_iterations = self.max_num_iterations or ITERATIONS[device]
-        model, data = self.pipeline.model, self.pipeline.datamanager
-        assert isinstance(model, DivFFModelConfig)
-        data.train_num_rays_per_batch = data.train_num_rays_per_batch or RAYS[device]
-        self._settle_schedule(model, STATIC_SHARE)
-
-    def _settle_schedule(self, model: DivFFModelConfig | SplatModelConfig, static_share: float) -> None:
-        """Settles the schedule's steps from the length of the run and around those that were chosen.
-
-        Raises:
-            TrainingError: If they do not ascend.
-        """
-        steps = self.max_num_iterations
-        static, heads, joint = model.static_until, model.heads_from, model.joint_from
-        until_joint = steps if joint is None else joint
-        if static is None:
-            static = min(round(static_share * steps), until_joint if heads is None else heads, until_joint)
-        if heads is None:
-            heads = max(static, min(round(HEADS_SHARE * steps), until_joint))
-        if joint is None:
-            joint = max(heads, round(JOINT_SHARE * steps))
-        model.static_until, model.heads_from, model.joint_from = static, heads, joint
-        if not 0 <= model.static_until <= model.heads_from <= model.joint_from:
-            raise TrainingError(
-                f"The schedule's steps do not ascend (static-until {model.static_until}, heads-from "
-                f"{model.heads_from}, joint-from {model.joint_from}): mend those options of --pipeline.model."
-            )
+        model, device = self.pipeline.model, "cuda" if self.machine.device_type == "cuda" else "cpu"
+        self.max_num_iterations = model.settle(device, self.max_num_iterations, self.pipeline.datamanager)  # pyright: ignore[reportIncompatibleVariableOverride]
         for group in self.optimizers.values():
-            if (scheduler := group["scheduler"]) is not None:
-                scheduler.max_steps = steps
-                scheduler.warmup_steps = min(scheduler.warmup_steps, steps // 2)  # it divides by what is left of them
-
-
-@dataclass
-class PublishedTrainerConfig(DivFFTrainerConfig):
-    """Configuration of a training run by the published schedule."""
-
-    def settle(self) -> None:
-        """Settles the schedule from the scene's size, features and the steps asked for; what is settled stays.
-
-        Raises:
-            OptionError: If an option is out of its range.
-            TrainingError: If the options make no sense, or heads shall be trained and there are no features.
-        """
-        check_config(self)
-        model, data = self.pipeline.model, self.pipeline.datamanager
-        assert isinstance(model, PublishedModelConfig)
-        schedule = model.schedule
-        if not schedule.steps_per_epoch:
-            pixels, features = data.survey()
-            if schedule.stages == "heads" and not features:
-                raise TrainingError(
-                    "The scene has no features to train semantic heads on: extract them with `divff extract`."
-                )
-            schedule.settle(pixels, data.train_num_rays_per_batch, features, self.max_num_iterations)
-        if model.autoencoder is not None and model.autoencoder_sizes is None:
-            model.autoencoder_sizes = load_autoencoder(model.autoencoder).config
-        self.max_num_iterations = self.max_num_iterations or schedule.steps
-        for group in self.optimizers.values():
-            if isinstance(group["scheduler"], StagedCosineConfig):
-                group["scheduler"].epochs = schedule.epochs
-                group["scheduler"].steps_per_epoch = schedule.steps_per_epoch
-
-
-@dataclass
-class SplatTrainerConfig(DivFFTrainerConfig):
-    """Configuration of a training run of Gaussians."""
-
-    def settle(self) -> None:
-        """Settles what depends on the device and on the length of the run; what the user has chosen stays.
-
-        Raises:
-            OptionError: If an option is out of its range.
-            TrainingError: If the options make no sense, or the file of points is missing.
-        """
-        check_config(self)
-        device = "cuda" if self.machine.device_type == "cuda" else "cpu"
-        model = self.pipeline.model
-        assert isinstance(model, SplatModelConfig)
-        if model.points is not None and not model.points.is_file():
-            raise TrainingError(f"{model.points} does not exist: give a PLY file or COLMAP's points3D as points.")
-        self.max_num_iterations = self.max_num_iterations or SPLAT_ITERATIONS[device]
-        for name, count in SPLAT_GAUSSIANS[device].items():
-            setattr(model, name, getattr(model, name) or count)
-        self._settle_schedule(model, SPLAT_STATIC_SHARE)
+            if group["scheduler"] is not None:
+                model.settle_scheduler(group["scheduler"], self.max_num_iterations)
 
 
 class DivFFTrainer(Trainer):
@@ -193,6 +90,12 @@ class DivFFTrainer(Trainer):
         self._stop = False
         self._catching = contextlib.ExitStack()
         self._watch = FiniteWatch(self.device)
+
+    @property
+    def _steps(self) -> int:
+        """Steps that the configuration says, all or, while nerfstudio trains, those that are left."""
+        assert self.config.max_num_iterations is not None
+        return self.config.max_num_iterations
 
     @property
     def stop_training(self) -> bool:
@@ -233,7 +136,7 @@ class DivFFTrainer(Trainer):
             TrainingError: If none are left, or something is no longer finite.
             SystemExit: When it was interrupted, after the checkpoint has been written.
         """
-        total = self.config.max_num_iterations
+        total = self._steps
         try:
             self._require_steps_left(total)
             self.config.max_num_iterations = total - self._start_step  # nerfstudio counts from where it starts
@@ -308,7 +211,7 @@ class DivFFTrainer(Trainer):
         """Writes the last checkpoint, under the last step that was trained: nerfstudio stops behind the next one."""
         if self._trained is not None:
             self.step = self._trained
-        if not self._signals or self._trained == self.config.max_num_iterations + self._start_step - 1:
+        if not self._signals or self._trained == self._steps + self._start_step - 1:
             super()._after_train()
             return
         if self._trained is not None:

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Optional
 
 import torch
 import torch.nn.functional as F
@@ -155,8 +155,8 @@ class Published:
     """Of how many runs of each the median is taken, after one that is not counted."""
     threads: int = 1
     """Threads of PyTorch."""
-    memory_mb: int = 0
-    """Memory of a chunk of rays. 0: by device."""
+    memory_mb: Optional[int] = None  # noqa: UP045
+    """Memory of a chunk of rays. None: by device."""
     compile: bool = False
     """Compile the networks of the fast version."""
     versions: tuple[Literal["fast", "straightforward"], ...] = ("fast", "straightforward")

@@ -102,10 +102,10 @@ class Splat:
     def _untrained(self) -> Any:
         from divff_nerfstudio.models.splat.points import random_points, spacing
         from divff_nerfstudio.registry import divff_splat
-        from divff_nerfstudio.trainer import SplatTrainerConfig
+        from divff_nerfstudio.trainer import DivFFTrainerConfig
 
         config = divff_splat.config
-        assert isinstance(config, SplatTrainerConfig)
+        assert isinstance(config, DivFFTrainerConfig)
         config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
         config.pipeline.datamanager.data = self.data
         config.pipeline.datamanager.features = "auto"

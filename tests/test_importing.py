@@ -26,7 +26,7 @@ from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig
 from divff_nerfstudio.fields.published import PublishedField, PublishedFieldConfig, PublishedHeads, PublishedHeadsConfig
 from divff_nerfstudio.importing import NEURALDIFF_EPSILON, ImportConfig, ImportRefusedError
 from divff_nerfstudio.run_config import read_config
-from divff_nerfstudio.trainer import PublishedTrainerConfig, TrainingError
+from divff_nerfstudio.trainer import DivFFTrainerConfig, TrainingError
 
 CODE, EMBEDDING = 4, 12
 DIMENSIONS = {"image": CODE, "video": EMBEDDING, "regulariser": 6}
@@ -53,7 +53,7 @@ def geometry(scene: Path, folder: Path, **options: Any) -> Path:
     return ImportConfig(write(folder / "geometry.ckpt", weights({})), scene, folder / "geometry", **options).main()
 
 
-def read(run: Path) -> PublishedTrainerConfig:
+def read(run: Path) -> DivFFTrainerConfig:
     read_config(run / "config.yml", our_configs())
     config = yaml.load((run / "config.yml").read_text(), Loader=yaml.Loader)
     config.machine.device_type = "cpu"
@@ -66,7 +66,7 @@ def opened(run: Path) -> Any:
     return eval_setup(run / "config.yml", test_mode="test")[1]
 
 
-def trainer_of(config: PublishedTrainerConfig, output: Path) -> Any:
+def trainer_of(config: DivFFTrainerConfig, output: Path) -> Any:
     """A training as ``ns-train --load-config`` begins it."""
     config.set_timestamp()
     config.output_dir = output

@@ -22,7 +22,7 @@ from divff_nerfstudio.models.paper import PublishedModelConfig
 from divff_nerfstudio.models.splat.heads import SplatHeadsConfig
 from divff_nerfstudio.models.splat.model import SplatModelConfig
 from divff_nerfstudio.registry import divff, divff_paper, divff_splat
-from divff_nerfstudio.trainer import DivFFTrainerConfig, PublishedTrainerConfig, SplatTrainerConfig
+from divff_nerfstudio.trainer import DivFFTrainerConfig
 
 FIELDS = {"static_resolutions": (8, 16), "static_channels": 4, "dynamic_resolutions": (8,), "dynamic_channels": 4}
 NETWORKS = {"dynamic_hidden": 16, "actor_hidden": 16, "hidden": 16, "encoding_dim": 5}
@@ -48,10 +48,10 @@ def config(scene: Path, output: Path, steps: int = 12) -> DivFFTrainerConfig:
     return chosen
 
 
-def published_config(scene: Path, output: Path, steps: int = 13) -> PublishedTrainerConfig:
+def published_config(scene: Path, output: Path, steps: int = 13) -> DivFFTrainerConfig:
     """The registered method divff-paper, as `config` has the default one."""
     chosen = copy.deepcopy(divff_paper.config)
-    assert isinstance(chosen, PublishedTrainerConfig)
+    assert isinstance(chosen, DivFFTrainerConfig)
     _quiet(chosen, scene, output, steps)
     model = chosen.pipeline.model
     assert isinstance(model, PublishedModelConfig)
@@ -61,10 +61,10 @@ def published_config(scene: Path, output: Path, steps: int = 13) -> PublishedTra
     return chosen
 
 
-def splat_config(scene: Path, output: Path, steps: int = 12) -> SplatTrainerConfig:
+def splat_config(scene: Path, output: Path, steps: int = 12) -> DivFFTrainerConfig:
     """The registered method of Gaussians on a scene, with few of them, refined after each third step."""
     chosen = copy.deepcopy(divff_splat.config)
-    assert isinstance(chosen, SplatTrainerConfig)
+    assert isinstance(chosen, DivFFTrainerConfig)
     _quiet(chosen, scene, output, steps)
     model = chosen.pipeline.model
     assert isinstance(model, SplatModelConfig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar, Literal, Optional
 
 import torch
 from jaxtyping import Float
@@ -16,9 +16,11 @@ from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor
 
+from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.pca import FeatureBasis, project
 from divff_nerfstudio.fields.layers import LAYERS, Layer
+from divff_nerfstudio.models.schedule import Schedule
 from divff_nerfstudio.models.separation import feature_loss, uncertain_photometric
 from divff_nerfstudio.rendering import Composite, Visibility
 from divff_nerfstudio.schema import Positive, Share, Weight
@@ -81,6 +83,31 @@ class LayeredModelConfig(ModelConfig):
     mean_over_all_rays: bool = False
     """Take the mean of features' losses over all rays, also over those without a target, which count as 0."""
 
+    @abstractmethod
+    def settle(self, device: Literal["cuda", "cpu"], steps: int | None, data: DivFFDataManagerConfig) -> int:
+        """Settles what depends on the device, the length of the training and the scene; what was chosen stays.
+
+        Args:
+            device: Kind of device that is trained on.
+            steps: Step at which training ends; None: as the method has it.
+            data: Options of the data, which are settled, too.
+
+        Returns:
+            The step at which training ends.
+
+        Raises:
+            TrainingError: If the options make no sense.
+        """
+
+    def settle_scheduler(self, scheduler: Any, steps: int) -> None:
+        """Settles the options of a learning rate's course for a training of so many steps."""
+        scheduler.max_steps = steps
+        scheduler.warmup_steps = min(scheduler.warmup_steps, steps // 2)  # it divides by what is left of them
+
+    @abstractmethod
+    def staged(self) -> Schedule:
+        """When what is trained; before it is settled, everything from the start."""
+
 
 class LayeredModel(Model):
     """Renders a scene's three layers at any time, and the features that were distilled into them.
@@ -127,29 +154,34 @@ class LayeredModel(Model):
     # The schedule.
 
     @property
-    @abstractmethod
-    def features_from(self) -> int:
-        """Step from which the semantic heads are trained."""
+    def schedule(self) -> Schedule:
+        """When what is trained."""
+        return self.config.staged()
 
     @property
-    @abstractmethod
+    def static_only(self) -> bool:
+        """Whether the static layer is being trained alone."""
+        return self.training and self.schedule.static_only(self.step)
+
+    @property
+    def features_trained(self) -> bool:
+        """Whether the semantic heads have been, or are being, trained."""
+        return self.semantic is not None and self.schedule.heads_trained(self.step)
+
+    @property
     def features_detached(self) -> bool:
         """Whether features are rendered without teaching what they are rendered from."""
+        return self.schedule.detached(self.step)
+
+    @property
+    def geometry_frozen(self) -> bool:
+        """Whether only the heads are being trained."""
+        return self.semantic is not None and self.schedule.heads_alone(self.step)
 
     @property
     def heads_begin_on_loaded_geometry(self) -> bool:
         """Whether a checkpoint of geometry alone is one to train new heads on."""
         return False
-
-    @property
-    def geometry_frozen(self) -> bool:
-        """Whether only the heads are being trained."""
-        return False
-
-    @property
-    def features_trained(self) -> bool:
-        """Whether the semantic heads have been, or are being, trained."""
-        return self.semantic is not None and self.step >= self.features_from
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """Takes on the sizes of a state of the model that is about to be loaded, where they vary."""

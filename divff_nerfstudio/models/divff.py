@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional
+from typing import Any, ClassVar, Literal
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor, nn
 
+from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.fields.layered import LayeredField, LayeredFieldConfig
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.semantic_heads import SemanticHeads, SemanticHeadsConfig
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.models.base import LayeredModel, LayeredModelConfig, pictures_of
-from divff_nerfstudio.models.schedule import Phases
+from divff_nerfstudio.models.schedule import PhasesConfig, Schedule
 from divff_nerfstudio.models.separation import persistence_loss, proposal_loss, shadow_loss, uncertain_photometric
 from divff_nerfstudio.rendering import (
     accumulate,
@@ -27,12 +29,17 @@ from divff_nerfstudio.rendering import (
     transmittance,
     weights_alone,
 )
-from divff_nerfstudio.schema import Amount, Positive, Size, Weight
+from divff_nerfstudio.schema import Positive, Size, Weight
 
 
 @dataclass
-class DivFFModelConfig(LayeredModelConfig):
+class DivFFModelConfig(PhasesConfig, LayeredModelConfig):
     """Options of the default model."""
+
+    steps_by_device: ClassVar[Mapping[str, int]] = {"cuda": 20000, "cpu": 5000}
+    """Training steps, unless said otherwise."""
+    rays_by_device: ClassVar[Mapping[str, int]] = {"cuda": 4096, "cpu": 512}
+    """Rays per step, unless said otherwise."""
 
     _target: type = field(default_factory=lambda: DivFFModel)
     """target class to instantiate"""
@@ -48,12 +55,6 @@ class DivFFModelConfig(LayeredModelConfig):
     """Where rays start, in units of their frame's near: the actor is closer than the room."""
     farthest: Positive = 1.25
     """Where rays end, in units of their frame's far, which is measured along the optical axis."""
-    static_until: Optional[Amount] = None  # noqa: UP045
-    """Step up to which the static layer is trained alone; None: settled when training starts."""
-    heads_from: Optional[Amount] = None  # noqa: UP045
-    """Step from which the semantic heads are trained, on detached geometry; None: settled when training starts."""
-    joint_from: Optional[Amount] = None  # noqa: UP045
-    """Step from which everything is trained together; None: settled when training starts."""
     least_uncertainty: Positive = 0.03
     """Standard deviation of the colours of the static layer (DIV-FF)."""
     photometric_static_weight: Weight = 10.0
@@ -86,6 +87,18 @@ class DivFFModelConfig(LayeredModelConfig):
     rgb_while_heads: Literal["off", "on"] = "off"
     """Whether geometry goes on training while the heads are trained on it, detached."""
 
+    def settle(self, device: Literal["cuda", "cpu"], steps: int | None, data: DivFFDataManagerConfig) -> int:
+        """Settles steps and rays by device; see `LayeredModelConfig`."""
+        steps = steps or self.steps_by_device[device]
+        data.train_num_rays_per_batch = data.train_num_rays_per_batch or self.rays_by_device[device]
+        self.settle_phases(steps)
+        return steps
+
+    def staged(self) -> Schedule:
+        """The schedule, in which geometry may go on beside the heads."""
+        staged = super().staged()
+        return staged if self.rgb_while_heads == "off" else staged._replace(heads_alone_until=0)
+
 
 class DivFFModel(LayeredModel):
     """Three fast fields, the actor's shadow, and semantic heads on a code per ray."""
@@ -113,34 +126,6 @@ class DivFFModel(LayeredModel):
             if dimensions
             else None
         )
-
-    # The schedule.
-
-    @property
-    def phases(self) -> Phases:
-        """Steps at which the phases of the training begin."""
-        return Phases.of(self.config)
-
-    @property
-    def static_only(self) -> bool:
-        """Whether the static layer is being trained alone."""
-        return self.training and self.step < self.phases.static_until
-
-    @property
-    def features_from(self) -> int:
-        """Step from which the semantic heads are trained."""
-        return self.phases.heads_from
-
-    @property
-    def features_detached(self) -> bool:
-        """Whether features are rendered without teaching the geometry."""
-        return self.step < self.phases.joint_from
-
-    @property
-    def geometry_frozen(self) -> bool:
-        """Whether only the heads are being trained."""
-        before_joint = self.step < self.phases.joint_from
-        return self.features_trained and before_joint and self.config.rgb_while_heads == "off"
 
     def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters of "grids", "networks", "actor" and, with features, "heads"."""
@@ -222,7 +207,7 @@ class DivFFModel(LayeredModel):
         """Exponent of the proposal's weights: trust in it grows over the static layer's first steps."""
         if not self.training:
             return 1.0
-        return min(1.0, 0.1 + self.step / max(1, self.phases.static_until))
+        return min(1.0, 0.1 + self.step / max(1, self.schedule.static_until))
 
     # Losses.
 
@@ -239,10 +224,8 @@ class DivFFModel(LayeredModel):
             config.dynamic_density_weight * densities["dynamic"].mean()
             + config.actor_density_weight * densities["actor"].mean()
         )
-        rise = max(1, (self.phases.heads_from - self.phases.static_until) // 4)
-        ramp = min(1.0, (self.step - self.phases.static_until) / rise)
         moving = torch.stack(list(masks.values())).sum(0)
-        losses["mask"] = config.mask_weight * ramp * moving.mean()
+        losses["mask"] = config.mask_weight * self.schedule.ramp(self.step) * moving.mean()
         apart = (1 - moving.detach()).clamp_min(0) * (outputs["rgb_static"] - target).abs().mean(-1)
         losses["static"] = config.static_weight * apart.mean()
         if config.fields.shadow:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, ClassVar, Literal, Optional
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +15,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from torch import Tensor, nn
 
 from divff_nerfstudio.data.rays import at_origin
+from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
@@ -25,7 +27,7 @@ from divff_nerfstudio.fields.published import (
     PublishedHeadsConfig,
 )
 from divff_nerfstudio.models.base import CUT, LayeredModel, LayeredModelConfig, nearest_frame, pictures_of
-from divff_nerfstudio.models.schedule import PublishedScheduleConfig
+from divff_nerfstudio.models.schedule import PublishedScheduleConfig, Schedule, StagedCosineConfig
 from divff_nerfstudio.models.separation import weighted_error
 from divff_nerfstudio.rendering import (
     CLEAR,
@@ -40,10 +42,8 @@ from divff_nerfstudio.rendering import (
     ray_uncertainty,
     weights_alone,
 )
-from divff_nerfstudio.schema import Amount, Positive, Size, Weight
-
-MEMORY_MB = {"cuda": 2048, "cpu": 128}
-"""Memory for the activations of a chunk of rays by kind of device, unless said otherwise."""
+from divff_nerfstudio.schema import Count, Positive, Size, Weight
+from divff_nerfstudio.training_folder import TrainingError
 
 
 class PublishedModelError(DivffError):
@@ -53,6 +53,11 @@ class PublishedModelError(DivffError):
 @dataclass
 class PublishedModelConfig(LayeredModelConfig):
     """Options of the published model."""
+
+    memory_mb_by_device: ClassVar[Mapping[str, int]] = {"cuda": 2048, "cpu": 128}
+    """Memory for the activations of a chunk of rays, unless said otherwise."""
+    rays_per_step: ClassVar[int] = 1024
+    """Rays per step on any device, unless said otherwise."""
 
     _target: type = field(default_factory=lambda: PublishedModel)
     """target class to instantiate"""
@@ -91,10 +96,38 @@ class PublishedModelConfig(LayeredModelConfig):
     """Weight of the mean densities of the dynamic layer and of the actor."""
     bounds: Literal["frames", "training"] = "frames"
     """Near and far of a view: those of the scene's frame next in time, or of the training frame next in time."""
-    memory_mb: Amount = 0
-    """Memory for the activations of the rays that are rendered at once. 0: by device."""
+    memory_mb: Optional[Count] = None  # noqa: UP045
+    """Memory for the activations of the rays that are rendered at once. None: by device."""
     compile: bool = False
     """Compile the networks with torch.compile (CUDA)."""
+
+    def settle(self, device: Literal["cuda", "cpu"], steps: int | None, data: DivFFDataManagerConfig) -> int:
+        """Settles the stages from the scene's size and features, and the autoencoder's sizes; see `LayeredModelConfig`.
+
+        Raises:
+            TrainingError: If heads shall be trained and there are no features.
+        """
+        del device
+        data.train_num_rays_per_batch = data.train_num_rays_per_batch or self.rays_per_step
+        if self.schedule.steps_per_epoch is None:
+            pixels, features = data.survey()
+            if self.schedule.stages == "heads" and not features:
+                raise TrainingError(
+                    "The scene has no features to train semantic heads on: extract them with `divff extract`."
+                )
+            self.schedule.settle(pixels, data.train_num_rays_per_batch, features, steps)
+        if self.autoencoder is not None and self.autoencoder_sizes is None:
+            self.autoencoder_sizes = load_autoencoder(self.autoencoder).config
+        return steps or self.schedule.steps
+
+    def settle_scheduler(self, scheduler: Any, steps: int) -> None:
+        """Settles the stages of a learning rate; one of another course keeps its own length."""
+        if isinstance(scheduler, StagedCosineConfig):
+            scheduler.epochs, scheduler.steps_per_epoch = self.schedule.epochs, self.schedule.steps_per_epoch
+
+    def staged(self) -> Schedule:
+        """The schedule of its stages."""
+        return self.schedule.staged()
 
 
 @dataclass
@@ -223,16 +256,6 @@ class PublishedModel(LayeredModel):
     # The schedule.
 
     @property
-    def features_from(self) -> int:
-        """Step from which the semantic heads are trained."""
-        return self.config.schedule.heads_from
-
-    @property
-    def features_detached(self) -> bool:
-        """Never: features teach what they are rendered from, as far as that is not frozen."""
-        return False
-
-    @property
     def heads_begin_on_loaded_geometry(self) -> bool:
         """Whether a checkpoint of geometry alone is one to train new heads on."""
         return self.config.schedule.stages == "heads"
@@ -240,7 +263,7 @@ class PublishedModel(LayeredModel):
     def update_to_step(self, step: int) -> None:
         """Takes the place in the schedule that belongs to a step."""
         super().update_to_step(step)
-        frozen = self.semantic is not None and self.config.schedule.networks_frozen(step)
+        frozen = self.semantic is not None and self.schedule.networks_frozen(step)
         for parameter in self.field.networks():
             parameter.requires_grad_(not frozen)
 
@@ -257,7 +280,7 @@ class PublishedModel(LayeredModel):
         """Begins the second stage with fresh optimizers."""
 
         def refresh(step: int) -> None:
-            if step == self.features_from and training_callback_attributes.optimizers is not None:
+            if step == self.schedule.heads_from and training_callback_attributes.optimizers is not None:
                 for optimizer in training_callback_attributes.optimizers.optimizers.values():
                     optimizer.state.clear()
 
@@ -278,8 +301,8 @@ class PublishedModel(LayeredModel):
             floats += picked * (1 + sum(HIDDEN_LAYERS.values()))
         else:
             floats = fine * (encoded + 3 * fields.trunk_width + 4 * fields.branch_width) + 3 * picked
-        budget = (config.memory_mb or MEMORY_MB.get(self.device.type, MEMORY_MB["cpu"])) * 2**20
-        return max(16, budget // (4 * floats))
+        usual = config.memory_mb_by_device["cuda" if self.device.type == "cuda" else "cpu"]
+        return max(16, (config.memory_mb or usual) * 2**20 // (4 * floats))
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:  # pyright: ignore
         """Renders rays: in training all at once, otherwise as many at a time as fit into memory."""

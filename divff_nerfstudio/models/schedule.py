@@ -1,33 +1,100 @@
-"""When what is trained: the phases of the default schedule, and the published one, stages with a cosine each."""
+"""When what is trained: one schedule for all methods, and the options that it is settled from."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Optional
 
 from nerfstudio.configs.base_config import PrintableConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from divff_nerfstudio.schema import Amount, Count, Weight
+from divff_nerfstudio.schema import Amount, Count, Positive
+from divff_nerfstudio.training_folder import TrainingError
+
+HEADS_SHARE, JOINT_SHARE = 0.75, 0.92
+"""Parts of the training at which the heads begin, and all is trained together."""
 
 
-class Phases(NamedTuple):
-    """Steps at which the phases of a training begin; what is not settled counts as 0."""
+class Schedule(NamedTuple):
+    """The steps of a training at which something changes; what is not said happens from the start, or never."""
 
-    static_until: int
+    static_until: int = 0
     """Up to which the static layer is trained alone."""
-    heads_from: int
+    heads_from: int = 0
     """From which the semantic heads are trained."""
-    joint_from: int
-    """From which everything is trained together."""
+    heads_alone_until: int = 0
+    """Up to which the heads, once they are trained, are all that is trained."""
+    joint_from: int = 0
+    """From which features teach what they are rendered from, too."""
+    networks_frozen_until: int = 0
+    """Up to which, once the heads are trained, the networks stay as they are; all losses go on."""
 
-    @classmethod
-    def of(cls, config: Any) -> Phases:
-        """Those of a model's options of the same names."""
-        return cls(*(getattr(config, name) or 0 for name in cls._fields))
+    def static_only(self, step: int) -> bool:
+        """Whether the static layer is trained alone."""
+        return step < self.static_until
+
+    def heads_trained(self, step: int) -> bool:
+        """Whether the heads are trained."""
+        return step >= self.heads_from
+
+    def heads_alone(self, step: int) -> bool:
+        """Whether the heads are all that is trained."""
+        return self.heads_from <= step < self.heads_alone_until
+
+    def detached(self, step: int) -> bool:
+        """Whether features do not teach what they are rendered from."""
+        return step < self.joint_from
+
+    def networks_frozen(self, step: int) -> bool:
+        """Whether the networks stay as they are."""
+        return self.heads_from <= step < self.networks_frozen_until
+
+    def ramp(self, step: int) -> float:
+        """Rises from 0 to 1 over the first quarter of the geometry's part that all layers are trained in."""
+        return min(1.0, (step - self.static_until) / max(1, (self.heads_from - self.static_until) // 4))
+
+
+@dataclass
+class PhasesConfig(PrintableConfig):
+    """Options of a schedule of three parts: the static layer, all layers, and the heads on them."""
+
+    static_share: ClassVar[float] = 0.12
+    """Part of the training at which the static layer is joined, unless said otherwise."""
+    static_until: Optional[Amount] = None  # noqa: UP045  (tyro and pyright agree on this form in Python 3.10)
+    """Step up to which the static layer is trained alone; None: settled when training starts."""
+    heads_from: Optional[Amount] = None  # noqa: UP045
+    """Step from which the semantic heads are trained, on detached geometry; None: settled when training starts."""
+    joint_from: Optional[Amount] = None  # noqa: UP045
+    """Step from which everything is trained together; None: settled when training starts."""
+
+    def settle_phases(self, steps: int) -> None:
+        """Settles the steps from the length of the training and around those that were chosen.
+
+        Raises:
+            TrainingError: If they do not ascend.
+        """
+        static, heads, joint = self.static_until, self.heads_from, self.joint_from
+        until_joint = steps if joint is None else joint
+        if static is None:
+            static = min(round(self.static_share * steps), until_joint if heads is None else heads, until_joint)
+        if heads is None:
+            heads = max(static, min(round(HEADS_SHARE * steps), until_joint))
+        if joint is None:
+            joint = max(heads, round(JOINT_SHARE * steps))
+        self.static_until, self.heads_from, self.joint_from = static, heads, joint
+        if not 0 <= static <= heads <= joint:
+            raise TrainingError(
+                f"The schedule's steps do not ascend (static-until {static}, heads-from {heads}, joint-from {joint}): "
+                "mend those options of --pipeline.model."
+            )
+
+    def staged(self) -> Schedule:
+        """The schedule; what is not settled counts as 0."""
+        static, heads, joint = (step or 0 for step in (self.static_until, self.heads_from, self.joint_from))
+        return Schedule(static, heads, heads_alone_until=joint, joint_from=joint)
 
 
 @dataclass
@@ -45,20 +112,20 @@ class PublishedScheduleConfig(PrintableConfig):
     """Steps of the heads during which the coarse and fine networks do not change; the frames' codes do."""
     epochs: tuple[Amount, ...] = ()
     """Epochs of each stage that there is. Empty: settled when training starts."""
-    steps_per_epoch: Weight = 0.0
-    """Steps of an epoch. 0: settled when training starts: all training pixels over the rays of a batch; where another
-    number of steps is asked for, epochs and frozen steps shrink or grow with it."""
+    steps_per_epoch: Optional[Positive] = None  # noqa: UP045
+    """Steps of an epoch. None: settled when training starts: all training pixels over the rays of a batch; where
+    another number of steps is asked for, epochs and frozen steps shrink or grow with it."""
 
-    def settle(self, pixels: int, rays: int, features: bool, steps: int) -> None:
+    def settle(self, pixels: int, rays: int, features: bool, steps: int | None) -> None:
         """Settles the lengths of the stages; what is settled stays.
 
         Args:
             pixels: Pixels of the training frames.
             rays: Rays of a batch.
             features: Whether there are features to train heads on.
-            steps: Steps that are asked for; 0: as many as published.
+            steps: Steps that are asked for; None: as many as published.
         """
-        if self.steps_per_epoch:
+        if self.steps_per_epoch is not None:
             return
         if self.stages == "joint":
             self.epochs = (self.geometry_epochs + self.heads_epochs,)
@@ -73,17 +140,15 @@ class PublishedScheduleConfig(PrintableConfig):
 
     @property
     def steps(self) -> int:
-        """Steps of all stages together."""
-        return round(sum(self.epochs) * self.steps_per_epoch)
+        """Steps of all stages together; 0 before they are settled."""
+        return round(sum(self.epochs) * (self.steps_per_epoch or 0))
 
-    @property
-    def heads_from(self) -> int:
-        """Step at which the heads begin."""
-        return round(self.epochs[0] * self.steps_per_epoch) if self.stages == "both" and self.epochs else 0
-
-    def networks_frozen(self, step: int) -> bool:
-        """Whether the coarse and fine networks stay as they are in a step."""
-        return self.stages != "joint" and self.heads_from <= step < self.heads_from + self.frozen_steps
+    def staged(self) -> Schedule:
+        """The schedule: features teach all that is not frozen."""
+        heads = round(self.epochs[0] * (self.steps_per_epoch or 0)) if self.stages == "both" and self.epochs else 0
+        return Schedule(
+            heads_from=heads, networks_frozen_until=0 if self.stages == "joint" else heads + self.frozen_steps
+        )
 
 
 @dataclass
@@ -94,7 +159,7 @@ class StagedCosineConfig(SchedulerConfig):
     """target class to instantiate"""
     epochs: tuple[Amount, ...] = ()
     """Epochs of each stage; settled with the schedule."""
-    steps_per_epoch: Weight = 0.0
+    steps_per_epoch: Optional[Positive] = None  # noqa: UP045
     """Steps of an epoch; settled with the schedule."""
 
 
@@ -109,6 +174,7 @@ class StagedCosine(Scheduler):
 
     def factor(self, step: int) -> float:
         """Learning rate of a step, in units of the initial one."""
+        assert self.config.steps_per_epoch is not None
         epoch = int(step / self.config.steps_per_epoch + 1e-6)
         for epochs in self.config.epochs:
             if epoch < epochs:

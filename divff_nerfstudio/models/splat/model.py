@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, ClassVar, Literal, Optional
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,13 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from torch import Tensor, nn
 
 from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.fields.actor import ActorShadow
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.models.base import LayeredModel, LayeredModelConfig, RenderError
-from divff_nerfstudio.models.schedule import Phases
+from divff_nerfstudio.models.schedule import PhasesConfig
 from divff_nerfstudio.models.separation import shadow_loss, structural_loss, uncertain_photometric
 from divff_nerfstudio.models.splat.density import DensityConfig, Observation, append, discard, refine, row_optimizers
 from divff_nerfstudio.models.splat.gaussians import (
@@ -39,6 +40,7 @@ from divff_nerfstudio.models.splat.rasterise import rasterization
 from divff_nerfstudio.models.splat.seeds import Residuals, actor_seeds, dynamic_seeds
 from divff_nerfstudio.models.splat.views import View
 from divff_nerfstudio.schema import Amount, Count, Octaves, Positive, Size, Weight
+from divff_nerfstudio.training_folder import TrainingError
 
 ROW_GROUPS = {
     "middles": "lives",
@@ -54,8 +56,18 @@ class DivergenceError(DivffError):
 
 
 @dataclass
-class SplatModelConfig(LayeredModelConfig):
+class SplatModelConfig(PhasesConfig, LayeredModelConfig):
     """Options of the model of Gaussians."""
+
+    steps_by_device: ClassVar[Mapping[str, int]] = {"cuda": 15000, "cpu": 3000}
+    """Training steps, a frame each, unless said otherwise."""
+    gaussians_by_device: ClassVar[Mapping[str, Mapping[str, int]]] = {
+        "cuda": {"static_start": 50000, "static_most": 300000, "dynamic_most": 60000, "actor_most": 40000},
+        "cpu": {"static_start": 5000, "static_most": 8000, "dynamic_most": 3000, "actor_most": 2000},
+    }
+    """Numbers of Gaussians, unless said otherwise."""
+    static_share: ClassVar[float] = 0.2
+    """Part of the training at which the room of Gaussians is joined, which begins at random places."""
 
     _target: type = field(default_factory=lambda: SplatModel)
     """target class to instantiate"""
@@ -67,15 +79,15 @@ class SplatModelConfig(LayeredModelConfig):
     points: Optional[Path] = None  # noqa: UP045
     """Points that the static layer starts from: a PLY file (such as one exported from a run of divff), or points3D.bin
     or .txt of COLMAP, in the poses' coordinates. None: those in the scene's folder, else random ones."""
-    static_start: Amount = 0
+    static_start: Optional[Count] = None  # noqa: UP045
     """Random points that the static layer starts from where there are no others; of others, at most `static_most` are
-    taken. 0: by device."""
-    static_most: Amount = 0
-    """Gaussians that the static layer may have. 0: by device, settled when training starts."""
-    dynamic_most: Amount = 0
-    """Gaussians that the dynamic layer may have. 0: by device."""
-    actor_most: Amount = 0
-    """Gaussians that the actor may have. 0: by device."""
+    taken. None: by device."""
+    static_most: Optional[Count] = None  # noqa: UP045
+    """Gaussians that the static layer may have. None: by device, settled when training starts."""
+    dynamic_most: Optional[Count] = None  # noqa: UP045
+    """Gaussians that the dynamic layer may have. None: by device."""
+    actor_most: Optional[Count] = None  # noqa: UP045
+    """Gaussians that the actor may have. None: by device."""
     density: DensityConfig = field(default_factory=DensityConfig)
     """When Gaussians are split, duplicated and removed."""
     seed_rounds: Amount = 6
@@ -95,12 +107,6 @@ class SplatModelConfig(LayeredModelConfig):
     """Bound of a Gaussian's uncertainty."""
     heads: SplatHeadsConfig = field(default_factory=SplatHeadsConfig)
     """Sizes of the feature codes and their decoders."""
-    static_until: Optional[Amount] = None  # noqa: UP045
-    """Step up to which the static layer is trained alone; None: settled when training starts."""
-    heads_from: Optional[Amount] = None  # noqa: UP045
-    """Step from which the features are trained, on frozen geometry; None: settled when training starts."""
-    joint_from: Optional[Amount] = None  # noqa: UP045
-    """Step from which everything is trained together; None: settled when training starts."""
     least_uncertainty: Positive = 0.03
     """Standard deviation of the colours of the static layer (DIV-FF)."""
     photometric_static_weight: Weight = 10.0
@@ -127,6 +133,25 @@ class SplatModelConfig(LayeredModelConfig):
     """How far, in colour, a shadowed room may be from a darker multiple of itself."""
     regulariser_weight: Weight = 0.3
     """Weight of the regulariser's loss."""
+
+    def settle(self, device: Literal["cuda", "cpu"], steps: int | None, data: DivFFDataManagerConfig) -> int:
+        """Settles steps and numbers of Gaussians by device; see `LayeredModelConfig`.
+
+        Raises:
+            TrainingError: If the file of points is missing.
+        """
+        del data
+        if self.points is not None and not self.points.is_file():
+            raise TrainingError(f"{self.points} does not exist: give a PLY file or COLMAP's points3D as points.")
+        for name, count in self.gaussians_by_device[device].items():
+            setattr(self, name, getattr(self, name) or count)
+        steps = steps or self.steps_by_device[device]
+        self.settle_phases(steps)
+        return steps
+
+    def most(self, layer: Layer) -> int:
+        """Gaussians that a layer may have; none before that is settled."""
+        return {"static": self.static_most, "dynamic": self.dynamic_most, "actor": self.actor_most}[layer] or 0
 
 
 class SplatModel(LayeredModel):
@@ -176,10 +201,10 @@ class SplatModel(LayeredModel):
         path = config.points or find_points(scene)
         # Training checks that there are points; whoever opens a checkpoint needs none.
         if path is None or not path.is_file():
-            positions, colours = random_points(scene, config.static_start)
+            positions, colours = random_points(scene, config.static_start or 0)
         else:
             positions, colours = read_points(path)
-            chosen = torch.randperm(len(positions))[: config.static_most]
+            chosen = torch.randperm(len(positions))[: config.most("static")]
             positions, colours = positions[chosen], colours[chosen]
         positions = positions / self.space.length
         layer.make_room(len(positions))
@@ -195,34 +220,9 @@ class SplatModel(LayeredModel):
     # The schedule.
 
     @property
-    def phases(self) -> Phases:
-        """Steps at which the phases of the training begin."""
-        return Phases.of(self.config)
-
-    @property
-    def static_only(self) -> bool:
-        """Whether the static layer is being trained alone."""
-        return self.training and self.step < self.phases.static_until
-
-    @property
-    def features_from(self) -> int:
-        """Step from which features are trained."""
-        return self.phases.heads_from
-
-    @property
-    def features_detached(self) -> bool:
-        """Whether features are rendered without teaching the geometry."""
-        return self.step < self.phases.joint_from
-
-    @property
     def _actor_alone(self) -> int:
         """Rounds of seeds in which the actor has its first try at what is wrong: arms that rest could be objects."""
         return self.config.seed_rounds // 3
-
-    @property
-    def geometry_frozen(self) -> bool:
-        """Whether only feature codes and their decoders are being trained."""
-        return self.features_trained and self.features_detached
 
     def get_param_groups(self) -> dict[str, list[Any]]:
         """Parameters by what they are; each row of each layer is a group of its own for gsplat's strategies."""
@@ -254,7 +254,7 @@ class SplatModel(LayeredModel):
         """Refines the layers, and puts moving Gaussians where the picture is wrong."""
         config, seen = self.config, self._seen
         self._seen = {}
-        if step >= self.phases.heads_from:
+        if step >= self.schedule.heads_from:
             return
         assert attributes.optimizers is not None and attributes.pipeline is not None
         optimizers = attributes.optimizers.optimizers.values()
@@ -262,14 +262,13 @@ class SplatModel(LayeredModel):
             self._diverged(
                 {f"{layer} {name}": row for layer in seen for name, row in self.gaussian_layer(layer).rows.items()}
             )
-        if step < 0.85 * self.phases.heads_from:
+        if step < 0.85 * self.schedule.heads_from:
             for name, observation in seen.items():
                 layer = self.gaussian_layer(name)
-                since = step if name == "static" else step - self.phases.static_until
-                most = {"static": config.static_most, "dynamic": config.dynamic_most, "actor": config.actor_most}[name]
-                refine(layer, row_optimizers(layer, optimizers), observation, since, most, config.density)
-        pause = max(1, (self.phases.heads_from - self.phases.static_until) // (2 * max(1, config.seed_rounds)))
-        done, late = divmod(step + 1 - max(1, self.phases.static_until), pause)
+                since = step if name == "static" else step - self.schedule.static_until
+                refine(layer, row_optimizers(layer, optimizers), observation, since, config.most(name), config.density)
+        pause = max(1, (self.schedule.heads_from - self.schedule.static_until) // (2 * max(1, config.seed_rounds)))
+        done, late = divmod(step + 1 - max(1, self.schedule.static_until), pause)
         if late == 0 and 0 <= done < config.seed_rounds:
             data: Any = attributes.pipeline.datamanager
             self._seed(data.train_dataset, list(optimizers), done)
@@ -288,12 +287,9 @@ class SplatModel(LayeredModel):
             depth = self._look_at_room(view, splats["static"], shadow, target, parts["masks"][:, 1], sightings)
             residuals.add(view, target, (parts["rgb"] - target).abs().mean(-1), depth)
         self.train()
-        moving: tuple[tuple[Layer, Any, int], ...] = (
-            ("dynamic", dynamic_seeds, config.dynamic_most),
-            ("actor", actor_seeds, config.actor_most),
-        )
-        for name, seeds, most in moving:
-            layer = self.gaussian_layer(name)
+        moving: tuple[tuple[Layer, Any], ...] = (("dynamic", dynamic_seeds), ("actor", actor_seeds))
+        for name, seeds in moving:
+            layer, most = self.gaussian_layer(name), config.most(name)
             # Half of what may be, spread over the rounds; the other half is for refinement.
             count = min(most - len(layer), most // (2 * config.seed_rounds) * (2 if done == 0 else 1))
             if count > 0 and (name == "actor" or done >= self._actor_alone):
@@ -333,7 +329,7 @@ class SplatModel(LayeredModel):
         """Moves Gaussians that are not always there from the static to the dynamic layer, and fills their places."""
         static, dynamic = self.gaussian_layer("static"), self.gaussian_layer("dynamic")
         assert isinstance(dynamic, DynamicGaussians)
-        stays = sightings.stays(self.config.dynamic_most - len(dynamic))
+        stays = sightings.stays(self.config.most("dynamic") - len(dynamic))
         if not len(stays.ids):
             return
         kept = {name: row.detach()[stays.ids] for name, row in static.rows.items()}
@@ -584,8 +580,7 @@ class SplatModel(LayeredModel):
         losses["photometric"] = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"])
         losses["structure"] = config.structural_weight * structural_loss(outputs["rgb"], target, *outputs["size"])
         moving = torch.stack(list(outputs["masks"].values())).sum(0)
-        rise = max(1, (self.phases.heads_from - self.phases.static_until) // 4)
-        losses["mask"] = config.mask_weight * min(1.0, (self.step - self.phases.static_until) / rise) * moving.mean()
+        losses["mask"] = config.mask_weight * self.schedule.ramp(self.step) * moving.mean()
         apart = (1 - moving.detach()).clamp_min(0) * (outputs["rgb_static"] - target).abs().mean(-1)
         losses["static"] = config.static_weight * apart.mean()
         if self.actor_shadow is not None:
