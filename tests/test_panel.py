@@ -24,7 +24,7 @@ from torch import nn
 
 from divff_nerfstudio.query import PUBLISHED_NEGATIVES, Query, QueryConfig
 from divff_nerfstudio.rendering import Visibility
-from divff_nerfstudio.viewer.layout import SHOWN
+from divff_nerfstudio.viewer.elements.picture import SHOWN
 from divff_nerfstudio.viewer.panel import QueryPanel
 from divff_nerfstudio.viewer.panel_state import load_panel_state, panel_state_path
 from divff_nerfstudio.viewer.presets import Preset
@@ -174,7 +174,7 @@ def ask(panel, text):
 
 
 def settle(panel):
-    for lane in (panel._asking, panel._drawing, panel._finding):
+    for lane in (panel.parts.asking.lane, panel.parts.answering.lane, panel.parts.pointing.lane):
         assert lane.join(60)
 
 
@@ -244,12 +244,12 @@ def test_what_is_not_the_viewers_is_rendered_as_ever(attached):
 def test_a_render_in_full_is_not_interrupted_by_typing(attached):
     panel, viewer = attached(Pipeline())
     machine = viewer.render_statemachines[7]
-    panel._views._busy.add(7)
+    panel.parts.answering.views._busy.add(7)
     machine.state = "high"
-    panel._repaint()
+    panel.parts.answering.repaint()
     assert machine.told == []
     machine.state = "low_move"
-    panel._repaint()
+    panel.parts.answering.repaint()
     assert machine.told == ["move"]
 
 
@@ -258,7 +258,7 @@ def test_a_smaller_picture_answers_while_a_better_one_is_rendered(attached):
     render(viewer, camera(18), state="low_static")
     machine, sent = viewer.render_statemachines[7], []
     machine._send_output_to_viewer = lambda outputs, static_render: sent.append(outputs)
-    panel._views._busy.add(7)
+    panel.parts.answering.views._busy.add(7)
     machine.state = "high"
     ask(panel, "mug")
     wait(lambda: sent)
@@ -273,14 +273,14 @@ def test_a_flag_from_before_interrupts_no_render(attached):
     panel, viewer = attached(Pipeline())
     machine = viewer.render_statemachines[7]
     machine._render_img = lambda camera_state: (camera_state, machine.interrupt_render_flag)
-    panel._welcome(SimpleNamespace(client_id=7, camera=SimpleNamespace(), atomic=contextlib.nullcontext))
+    panel.parts.answering.welcome(SimpleNamespace(client_id=7, camera=SimpleNamespace(), atomic=contextlib.nullcontext))
     machine.interrupt_render_flag = True
     assert machine._render_img("here") == ("here", False)
 
 
 def test_untrained_features_are_waited_for(attached):
     panel, viewer = attached(Pipeline())
-    panel._views._render = lambda camera, obb_box: {"rgb": torch.zeros(4, 4, 3)}
+    panel.parts.answering.views._render = lambda camera, obb_box: {"rgb": torch.zeros(4, 4, 3)}
     ask(panel, "mug")
     render(viewer)
     wait(lambda: "not trained yet" in panel.state)
@@ -390,7 +390,7 @@ def test_a_click_asks_what_is_there(attached):
     pipeline = Pipeline()
     panel, viewer = attached(pipeline)
     render(viewer)
-    panel._clicked(SimpleNamespace(client_id=7, screen_pos=[(0.25, 0.4)]))
+    panel.parts.pointing.clicked(SimpleNamespace(client_id=7, screen_pos=[(0.25, 0.4)]))
     wait(lambda: pipeline.query.phrases == ("[point 1]",))
     settle(panel)
     assert panel.elements.ask.value == "[point 1]"
@@ -403,29 +403,29 @@ def test_best_points_are_marked_in_space(attached):
     panel, viewer = attached(Pipeline())
     ask(panel, "mug; bowl")
     render(viewer)
-    wait(lambda: panel._marks.get(7))
+    wait(lambda: panel.parts.marks.of.get(7))
     settle(panel)
-    ball, _ = panel._marks[7]
+    ball, _ = panel.parts.marks.of[7]
     # A mug in the picture's upper left, two units along its ray from the eye; the viewer's units are ten times larger.
     x, y, z = np.asarray(ball.position)
     assert np.linalg.norm([x, y, z]) == pytest.approx(20, rel=1e-3) and x < 0 < y and z < 0
     panel.elements.mark_best.value = False
     render(viewer)
-    wait(lambda: not panel._marks.get(7))
+    wait(lambda: not panel.parts.marks.of.get(7))
 
 
 def test_the_next_move_is_found_in_the_frame_where_it_begins(attached):
     panel, viewer = attached(Pipeline())
     ask(panel, "mug")
     render(viewer)
-    panel._find_move()
+    panel.parts.over_time.find_move()
     wait(lambda: "moves at frame" in panel.state)
     moment = viewer.control_panel.time
     assert 0.5 <= moment < 0.5 + 1.5 / len(IDS)
     assert "polyline" in drawing(panel.elements.plot)
     looked = len(viewer.model.rendered)
     ask(panel, "bowl")
-    panel._find_move()
+    panel.parts.over_time.find_move()
     wait(lambda: "does not move" in panel.state)
     assert len(viewer.model.rendered) == looked
 
@@ -434,16 +434,17 @@ def test_a_viewpoint_that_has_become_sharper_is_looked_at_in_pictures_of_the_sam
     panel, viewer = attached(Pipeline())
     ask(panel, "mug")
     render(viewer)
-    panel._find_move()
+    panel.parts.over_time.find_move()
     wait(lambda: "moves at frame" in panel.state)
-    timeline = panel._timeline
+    timeline = panel.parts.over_time._timeline
     timeline.views[1::2] = [None] * len(timeline.views[1::2])
     render(viewer, camera(55))
-    wait(lambda: panel._current[1].height == 55)
-    panel._note("")
-    panel._find_move()
+    wait(lambda: panel.parts.answering.current.height == 55)
+    panel.parts.context.note("")
+    panel.parts.over_time.find_move()
     wait(lambda: "moves at frame" in panel.state)
-    assert panel._timeline is timeline and {(view.height, view.width) for view in timeline.views} == {(HEIGHT, WIDTH)}
+    assert panel.parts.over_time._timeline is timeline
+    assert {(view.height, view.width) for view in timeline.views} == {(HEIGHT, WIDTH)}
 
 
 def test_state_is_saved_beside_camera_paths(attached, tmp_path):
@@ -480,7 +481,7 @@ def test_nerfstudio_reads_the_still_path(attached, tmp_path):
 
     panel, viewer = attached(Pipeline())
     render(viewer, camera(shift=0.5))
-    panel._save_still(7)
+    panel.parts.recording.save_still(7)
     (path,) = (tmp_path / "camera_paths").glob("*.json")
     cameras = get_path_from_json(json.loads(path.read_text()))
     assert torch.allclose(cameras.camera_to_worlds[0], camera(shift=0.5).camera_to_worlds[0])
@@ -490,17 +491,17 @@ def test_nerfstudio_reads_the_still_path(attached, tmp_path):
 def test_a_client_that_has_gone_leaves_nothing_behind(attached):
     panel, viewer = attached(Pipeline())
     render(viewer)
-    assert panel._views.latest(7) is not None
-    panel._forget(7)
-    assert panel._views.latest(7) is None and 7 not in panel._settled
+    assert panel.parts.answering.views.latest(7) is not None
+    panel.parts.forget(7)
+    assert panel.parts.answering.views.latest(7) is None and 7 not in panel.parts.answering._settled
 
 
 def test_a_client_begins_where_the_scene_was_filmed_and_renders_in_three_steps(attached):
     panel, viewer = attached(Pipeline())
     client = SimpleNamespace(client_id=7, camera=SimpleNamespace(), atomic=contextlib.nullcontext)
     viewer.model.get_outputs_for_camera(camera())
-    panel._views.rays_per_second = 60_000.0
-    panel._welcome(client)
+    panel.parts.answering.views.rays_per_second = 60_000.0
+    panel.parts.answering.welcome(client)
     # nerfstudio's eyes look along +z, the scene's cameras along -z.
     assert np.allclose(client.camera.wxyz, [0, 1, 0, 0]) and np.allclose(client.camera.position, 0)
     assert client.camera.fov == 0.9

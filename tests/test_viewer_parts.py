@@ -19,6 +19,7 @@ from divff_nerfstudio.cli.video import VideoConfig
 from divff_nerfstudio.overlays import PALETTE, as_rgb, outline, outlined, overlay_several
 from divff_nerfstudio.query import Example, Query, QueryConfig
 from divff_nerfstudio.viewer.background import Latest
+from divff_nerfstudio.viewer.layout import LAYOUT
 from divff_nerfstudio.viewer.markup import as_code, as_image, as_markdown, legend, one_line, plot
 from divff_nerfstudio.viewer.panel_state import PanelState, panel_state_path
 from divff_nerfstudio.viewer.pointing import layer_at, pixel_at, place_of, vocabulary
@@ -204,8 +205,9 @@ def test_what_the_manual_names_is_in_the_panel():
     """Emphasised words of its first sections, and the first column of its table, are labels."""
     root = Path(__file__).parents[1]
     manual = (root / "docs" / "viewer.md").read_text(encoding="utf-8").partition("## Safety")[0]
-    source = (root / "divff_nerfstudio" / "viewer" / "layout.py").read_text(encoding="utf-8")
-    labels = set(re.findall(r'add_\w+\(\s*"([^"]+)"', source))
+    rooms = (root / "divff_nerfstudio" / "viewer" / "elements").glob("*.py")
+    source = "".join(room.read_text(encoding="utf-8") for room in rooms)
+    labels = {*re.findall(r'add_\w+\(\s*"([^"]+)"', source), *LAYOUT}
     nerfstudios = {"Output type", "Render", "Max res"}
     named = re.findall(r"(?<![*\w])\*([A-Z][^*]+)\*", manual.replace("\n", " "))
     named += [row for row in re.findall(r"^\| ([^|]+?) \|", manual, re.MULTILINE) if row != "Element"]

@@ -1,17 +1,30 @@
-"""What lies at a pixel: its place in space, its layer, and the words that it is most like."""
+"""Points of a picture: what lies there and what it is like, a click that asks it, marks of the best ones in space."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from divff_nerfstudio.query import Query
+from divff_nerfstudio.overlays import as_rgb
+from divff_nerfstudio.query import Example, Query, QueryError
+from divff_nerfstudio.viewer.answering import Answering
+from divff_nerfstudio.viewer.asking import Asking
+from divff_nerfstudio.viewer.background import Latest
+from divff_nerfstudio.viewer.context import PanelContext
+from divff_nerfstudio.viewer.markup import one_line, phrase_colour
+from divff_nerfstudio.viewer.signals import Signal
 from divff_nerfstudio.viewer.views import View
+
+_LABEL = 40
+_RADIUS = 0.008
+"""Radius of a mark at distance 1."""
 
 
 @dataclass(frozen=True)
@@ -73,3 +86,99 @@ def best_words(
     similar = query.embeddings(kind, words) @ feature.cpu()
     best = similar.topk(min(count, len(words)))
     return [(words[i], float(score)) for i, score in zip(best.indices.tolist(), best.values, strict=True)]
+
+
+class Pointing:
+    """Waits for a click into the picture when it is told to, and asks what is there.
+
+    Attributes:
+        lane: The thread that finds out.
+        told: Happens when there is something to say of what was pointed at; told the text.
+    """
+
+    def __init__(self, context: PanelContext, answering: Answering, asking: Asking):
+        self._context, self._query, self._answering, self._asking = context, context.query, answering, asking
+        self._waits = False
+        self.lane = Latest("panel pointing", context.failed)
+        self.told: Signal[[str]] = Signal()
+
+    def toggle(self) -> None:
+        """Begins to wait for a click, or ceases to."""
+        if self._waits:
+            self._cease()
+            self._context.note(self._asking.describe())
+            return
+        self._waits = True
+        self._context.viewer.scene.on_pointer_event("click")(self.clicked)
+        self._context.note("Click into the picture: what is there is asked. The button again: never mind.")
+
+    def clicked(self, event: Any) -> None:
+        """Takes viser's event of a click, the one that was waited for."""
+        self._cease()
+        across, down = event.screen_pos[0]
+        self.lane.submit(partial(self._point_at, int(event.client_id), float(across), float(down)))
+
+    def _cease(self) -> None:
+        self._waits = False
+        self._context.viewer.scene.remove_pointer_callback()
+
+    def _point_at(self, client: int, across: float, down: float) -> None:
+        """Asks what is at a place of a client's picture, and says what it is like."""
+        view = self._answering.views.latest(client)
+        if view is None:
+            self._context.note("There is no picture yet: click again in a moment.")
+            return
+        row, col = pixel_at(view, across, down)
+        layer = layer_at(view, row, col)
+        where = f"{layer.name} layer ({100 * layer.share:.0f} %)"
+        kinds = [kind for kind in self._context.kinds if kind in view.features]
+        if not kinds:
+            self.told(f"{where}; there are no features yet to tell more.")
+            return
+        name = f"[point {1 + len(self._query.examples)}]"
+        examples = {kind: Example.of(self._query.decode(view.features[kind], kind), row, col) for kind in kinds}
+        self._query.examples[name] = examples
+        self._asking.suggest(name)
+        kind = self._query.config.features if self._query.config.features in kinds else kinds[0]
+        self.told(f"{name}: {where}; comparing it with words ...")
+        words = [preset.text for preset in self._asking.presets.values() if preset.features in (kind, None)]
+        try:
+            best = best_words(self._query, kind, examples[kind].feature, [*words, *vocabulary(kind)])
+        except QueryError as error:
+            self.told(f"{name}: {where}. {error}")
+            return
+        like = ", ".join(f"{word} {score:.2f}" for word, score in best)
+        self.told(f"{name}: {where}; most like {like}.")
+
+
+class Marks:
+    """Marks where each phrase is answered best in a client's view, in a scene of its own."""
+
+    def __init__(self, context: PanelContext):
+        self._viewer = context.viewer
+        self.of: dict[int, list[Any]] = {}
+
+    def mark(self, client: int, view: View, wanted: bool = True) -> None:
+        """Marks the best point of each phrase that is seen, in place of what was marked before."""
+        handle = self._viewer.handle(client)
+        if handle is None:
+            return
+        for mark in self.of.pop(client, []):
+            mark.remove()
+        answer = view.answer
+        if answer is None or not wanted:
+            return
+        marks = self.of.setdefault(client, [])
+        for i, phrase in enumerate(answer.phrases):
+            row, col, score = answer.best(i)
+            if score < answer.config.threshold or float(view.pictures["accumulation"][row, col, 0]) < 0.5:
+                continue
+            place = place_of(view, row, col).numpy() * self._viewer.scale
+            colour = tuple(round(255 * part) for part in as_rgb(phrase_colour(i, len(answer.phrases))))
+            size = _RADIUS * self._viewer.scale * float(view.pictures["depth"][row, col, 0])
+            marks.append(handle.scene.add_icosphere(f"/answer/{i}", radius=size, color=colour, position=place))
+            marks.append(handle.scene.add_label(f"/answer/{i}/label", f"{one_line(phrase, _LABEL)} {score:.2f}"))
+
+    def forget(self, client: int) -> None:
+        """Drops the marks of a client that has gone."""
+        self.of.pop(client, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,12 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from divff_nerfstudio.query import Query, QueryConfig, split_phrases
-from divff_nerfstudio.viewer.views import View
+from divff_nerfstudio.viewer.answering import Answering
+from divff_nerfstudio.viewer.background import Latest
+from divff_nerfstudio.viewer.context import NO_PICTURE, PanelContext
+from divff_nerfstudio.viewer.markup import as_image, plot
+from divff_nerfstudio.viewer.signals import Signal
+from divff_nerfstudio.viewer.views import View, small_camera, viewpoint
 
 MOMENTS = 32
 """Times at which a viewpoint is looked at."""
@@ -22,6 +28,8 @@ HEIGHT = 36
 LEAST_CHANGE = 0.3
 """Change between two moments under which nothing counts as moving."""
 _MASK_FLOOR = 0.3
+_QUIET = 0.7
+"""Seconds that a view must rest before it is looked at over time."""
 
 
 def coarse_to_fine(count: int) -> list[int]:
@@ -116,5 +124,119 @@ def change(before: Float[Tensor, "height width"], after: Float[Tensor, "height w
 
 def between(times: Sequence[float] | np.ndarray, start: float, end: float) -> list[float]:
     """The scene's own times from `start` to `end`, both ends among them."""
-    inside = [float(time) for time in times if start < time < end]
+    inside = [float(moment) for moment in times if start < moment < end]
     return [float(start), *inside, float(end)]
+
+
+class OverTime:
+    """Looks at the present viewpoint at many times, in a thread of its own.
+
+    Attributes:
+        plotted: Happens when scores over time have been drawn; told the drawing as Markdown, empty: there is none.
+    """
+
+    def __init__(self, context: PanelContext, answering: Answering, on: bool):
+        self._context, self._query, self._answering = context, context.query, answering
+        self._lane = Latest("panel looking", context.failed)
+        self._timeline: Timeline | None = None
+        self._jump = False
+        self.on = on
+        self.plotted: Signal[[str]] = Signal()
+
+    def switch(self, on: bool) -> None:
+        """Shows scores over time, or no longer."""
+        self.on = on
+        if on:
+            self._lane.submit(self._look)
+        else:
+            self.plotted("")
+
+    def find_move(self) -> None:
+        """Goes to the next moment at which what is asked for begins to move; asked for nothing, anything."""
+        self._jump = True
+        self._lane.submit(self._look)
+
+    def follow(self, view: View, at_rest: bool) -> None:
+        """Draws the scores anew for what is seen now; once it is at rest, looks at it over time."""
+        self._plot()
+        if at_rest and self.on and self._query.active and view.features:
+            self._lane.submit(self._look)
+
+    def _look(self) -> None:
+        """Looks at the present viewpoint at many times, coarse to fine; then goes to the next move, if asked to."""
+        rested = time.perf_counter() + _QUIET
+        while not self._jump and time.perf_counter() < rested:
+            if self._lane.outdated:
+                return
+            time.sleep(0.05)
+        current = self._answering.current
+        if current is None:
+            self._context.note(NO_PICTURE)
+            return
+        timeline, key = self._timeline, self._key(current)
+        if timeline is None or timeline.key != key:
+            times = self._context.frames.times
+            chosen = np.unique(np.linspace(0, len(times) - 1, MOMENTS).round().astype(int))
+            timeline = self._timeline = Timeline(key, current.camera, times[chosen])
+        for done, i in enumerate(coarse_to_fine(len(timeline.times))):
+            if timeline.views[i] is None:
+                if self._lane.outdated:
+                    return
+                timeline.views[i] = self._small_view(timeline, float(timeline.times[i]))
+                if done % 4 == 3:
+                    self._plot()
+                if self._jump:
+                    self._context.note(f"Looking through the scene: {done + 1} of {len(timeline.times)} moments.")
+        self._plot()
+        if self._jump:
+            self._jump = False
+            self._go_to_move(timeline)
+
+    def _key(self, view: View) -> object:
+        return viewpoint(view.camera), self._context.hidden
+
+    def _small_view(self, timeline: Timeline, moment: float) -> View:
+        """A small picture of a viewpoint at another time."""
+        camera = small_camera(timeline.camera, HEIGHT, moment)
+        with self._context.viewer.training_lock():
+            view = self._answering.views.render(camera, most_decoded=0)
+        time.sleep(0.01)  # A render thread that waits for the lock gets it here.
+        return view
+
+    def _go_to_move(self, timeline: Timeline) -> None:
+        """Goes to the frame in which what is asked for has begun to move."""
+        frames, viewer = self._context.frames, self._context.viewer
+        begins = timeline.next_move(self._query, viewer.time)
+        if begins is None:
+            what = "It does not move" if self._query.phrases else "Nothing moves"
+            self._context.note(f"{what} in this view.")
+            return
+        before, after = timeline.views[begins], timeline.views[begins + 1]
+        assert before is not None and after is not None
+        moments = between(frames.times, float(timeline.times[begins]), float(timeline.times[begins + 1]))
+        first, last = 0, len(moments) - 1
+        seen = [what_is_seen(view, self._query) for view in (before, after)]
+        while last - first > 1:
+            middle = (first + last) // 2
+            found = what_is_seen(self._small_view(timeline, moments[middle]), self._query)
+            if change(seen[0], found) >= change(found, seen[1]):
+                last, seen[1] = middle, found
+            else:
+                first, seen[0] = middle, found
+        viewer.time = moments[last]
+        what = "It" if self._query.phrases else "Anything"
+        self._context.note(f"{what} moves at frame {frames.ids[frames.at(moments[last])]}.")
+
+    def _plot(self) -> None:
+        """Draws the scores over time, as far as they are known."""
+        timeline, current, query = self._timeline, self._answering.current, self._query
+        if timeline is None or current is None or not self.on or not query.active:
+            self.plotted("")
+            return
+        if timeline.key != self._key(current) or not query.known:
+            self.plotted("")
+            return
+        threshold, phrases, ids = query.config.threshold, query.phrases, self._context.frames.ids
+        scores, ends = timeline.scores(query), (int(ids[0]), int(ids[-1]))
+        drawing = plot(phrases, timeline.times, scores, threshold, self._context.viewer.time, ends)
+        self.plotted(as_image(drawing))

@@ -1,0 +1,125 @@
+"""Answering: every client gets its picture with what the query finds in it; one asks by `asking`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from divff_nerfstudio.query import QueryError
+from divff_nerfstudio.viewer.background import Latest
+from divff_nerfstudio.viewer.context import PanelContext
+from divff_nerfstudio.viewer.signals import Signal
+from divff_nerfstudio.viewer.views import View, Views
+
+
+class Answering:
+    """Answers in the viewer's render threads, and has what follows from an answer drawn in a thread of its own.
+
+    Attributes:
+        views: The clients' views.
+        current: The view that was seen last, by any client.
+        lane: The thread that draws.
+        unknown: Happens when a view cannot be answered, as a phrase has not been encoded yet.
+        answered: Happens in a render thread when a view has been answered; told the view.
+        drawn: Happens in the drawing thread after it; told the client, the view and whether the view is at rest.
+    """
+
+    def __init__(self, context: PanelContext):
+        self._context, self._query, self._viewer = context, context.query, context.viewer
+        self.lane = Latest("panel drawing", context.failed)
+        model = self._viewer.model
+        self.views = Views(
+            model,
+            lambda: (*context.hidden, getattr(model, "step", 0)),
+            self._answer,
+            self._seen,
+            self._viewer.rendering_client,
+        )
+        self.views.attach()
+        self.current: View | None = None
+        self._settled: dict[int, View] = {}
+        self.unknown: Signal[[]] = Signal()
+        self.answered: Signal[[View]] = Signal()
+        self.drawn: Signal[[int, View, bool]] = Signal()
+
+    def welcome(self, client: Any) -> None:
+        """Lets a new client begin where the scene was filmed from, with progressive pictures."""
+        self._viewer.welcome(client, lambda: self.views.rays_per_second)
+        self._context.stand(client)
+
+    def forget(self, client: int) -> None:
+        """Drops what belongs to a client that has gone."""
+        self.views.forget(client)
+        self._settled.pop(client, None)
+
+    def hide(self, **switches: bool) -> None:
+        """Hides layers, or shows them again.
+
+        Args:
+            switches: Fields of `Visibility`.
+        """
+        for name, value in switches.items():
+            setattr(self._context.visibility, name, bool(value))
+        self.repaint(same_views=False)
+
+    def show(self, output: str) -> None:
+        """Shows an output, if there is one of that name."""
+        if output in self._viewer.outputs:
+            self._viewer.output = output
+        elif len(self._viewer.outputs) > 1:
+            self._context.note(f"There is no output {output} yet: train the features first.")
+
+    def repaint(self, same_views: bool = True) -> None:
+        """Has every client's picture made anew, from kept views where they have not changed.
+
+        Args:
+            same_views: Whether all views stay the same. One that is being rendered in full is not interrupted then: it
+                will answer the new question, and until it does, the smaller picture before it answers.
+        """
+        for client in self._viewer.clients():
+            if same_views and self._viewer.at_rest(client) and self.views.at_work(client):
+                self._answer_meanwhile(client)
+                if self.views.at_work(client):
+                    continue
+            self._viewer.render_again(client)
+
+    def _answer_meanwhile(self, client: int) -> None:
+        """Sends a client what it saw last, with the new answer, while a better picture is being rendered."""
+        view = self.views.latest(client)
+        if view is not None:
+            self._viewer.send(client, {**view.pictures, **self._answer(view)})
+            self._describe(client, view)
+
+    def _answer(self, view: View) -> dict[str, Tensor]:
+        """The outputs that the query adds; their names stay the same whether or not anything is asked."""
+        view.answer = None
+        if not view.features or not self._context.kinds:
+            return {}
+        rgb = view.pictures["rgb"]
+        if self._query.known:
+            try:
+                view.answer = self._query.look(view.features)
+            except QueryError as error:
+                self._context.note(str(error))
+        elif self._query.phrases:
+            self.unknown()
+        if view.answer is None:
+            return {"relevancy": torch.zeros_like(rgb[..., :1]), "relevancy_overlay": rgb}
+        return view.answer.pictures(rgb)
+
+    def _seen(self, client: int, view: View) -> None:
+        """Takes note of what a client sees, and has it described."""
+        if self._viewer.at_rest(client):
+            self._settled[client] = view
+        self.current = view
+        self._describe(client, view)
+
+    def _describe(self, client: int, view: View) -> None:
+        self.answered(view)
+        self.lane.submit(partial(self._draw, client, view))
+
+    def _draw(self, client: int, view: View) -> None:
+        self.drawn(client, view, self._settled.get(client) is view)
