@@ -117,7 +117,8 @@ def panel(page: ViewerPage, server: ViewerServer) -> Iterator[ViewerPage]:
     page.box("Frame").fill("0")
     page.box("Frame").press("Enter")
     page.press("Through the wearer's eyes")
-    page.wait(lambda: "Type what to look for" in page.text, "the idle line")
+    # The line of state tells of the frame if that has changed, else that nothing is asked.
+    page.wait(lambda: re.search("Type what to look for|Frame 0 at time", page.text), "the idle line")
     yield page
     assert server.alive, server.log.read_text()[-3000:]
     assert page.dialogs == []

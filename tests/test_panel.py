@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import contextlib
+import importlib.util
 import json
 import re
 import shlex
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,10 +28,12 @@ from torch import nn
 from divff_nerfstudio.query import PUBLISHED_NEGATIVES, Query, QueryConfig
 from divff_nerfstudio.rendering import Visibility
 from divff_nerfstudio.viewer.elements.picture import SHOWN
+from divff_nerfstudio.viewer.layout import LAYOUT, TITLE
 from divff_nerfstudio.viewer.panel import QueryPanel
 from divff_nerfstudio.viewer.panel_state import load_panel_state, panel_state_path
 from divff_nerfstudio.viewer.presets import Preset
 
+ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 36, 64
 WORDS = {"mug": 0, "bowl": 1, "take the mug": 0}
 IDS = np.arange(0, 2000, 2)
@@ -509,3 +514,31 @@ def test_a_client_begins_where_the_scene_was_filmed_and_renders_in_three_steps(a
     for machine.state in ("low_move", "low_static", "high"):
         sizes[machine.state] = machine._calculate_image_res(2.0)
     assert sizes == {"low_move": (50, 100), "low_static": (100, 200), "high": (114, 228)}
+
+
+def test_the_button_that_the_architecture_shows_is_added_by_its_file_and_its_line(attached, tmp_path, monkeypatch):
+    manual = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("### A button in the panel")[2]
+    file, line = re.findall(r"```python\n(.+?)```", manual, re.DOTALL)[:2]
+    path = re.match(r"# divff_nerfstudio/viewer/elements/(\w+)\.py\n", file)
+    (tmp_path / "added.py").write_text(file)
+    spec = importlib.util.spec_from_file_location(f"divff_nerfstudio.viewer.elements.{path[1]}", tmp_path / "added.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    ((name, add),) = eval("{" + line.strip() + "}", {path[1]: module}).items()
+    monkeypatch.setitem(LAYOUT[TITLE], name, add)
+    panel, viewer = attached(Pipeline())
+    ask(panel, "mug")
+    assert render(viewer)["relevancy"].any()
+    press(getattr(panel.elements, name), client=7)
+    wait(lambda: panel._query.config.text == panel.elements.ask.value == "")
+    assert not render(viewer)["relevancy"].any()
+
+
+def test_one_file_alone_touches_what_others_keep_to_themselves():
+    found = []
+    for path in (ROOT / "divff_nerfstudio" / "viewer").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and re.match(r"_(?!_)", node.attr):
+                own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+                found += [] if own else [path.name]
+    assert set(found) == {"nerfstudio_adapter.py"}

@@ -1,4 +1,7 @@
-"""The panel's elements: each function adds one and wires it; `viewer/layout.py` lists them."""
+"""The panel's elements: each function adds one, wires it and returns its handle; `viewer/layout.py` lists them.
+
+Each has one callback: of several, viser 0.2.7 may call the last one in the place of each.
+"""
 
 from __future__ import annotations
 
