@@ -10,7 +10,7 @@ from pydantic import Field
 
 from divff_nerfstudio.option_ranges import Rays
 from divff_nerfstudio.schema import Amount, Number, OptionError, Positive, Ranges, check_options
-from divff_nerfstudio.viewer.camera_paths import MOST_CAMERAS, check_path_to_render
+from divff_nerfstudio.viewer.camera_paths import MAX_CAMERAS, check_path_to_render
 
 if TYPE_CHECKING:
     from nerfstudio.scripts.render import BaseRender
@@ -70,7 +70,7 @@ def _ranges() -> Ranges:
         },
         render.DatasetRender: {"downscale_factor": Optional[Annotated[float, Field(ge=1 / 64, le=64)]]},  # noqa: UP045
         render.RenderInterpolated: {
-            "interpolation_steps": Annotated[int, Field(ge=1, le=MOST_CAMERAS)],
+            "interpolation_steps": Annotated[int, Field(ge=1, le=MAX_CAMERAS)],
             "frame_rate": _Rate,
         },
         render.SpiralRender: {

@@ -21,15 +21,15 @@ from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import Number, Positive, Record, read_json
 
-MOST_PIXELS = 16384
+MAX_SIDE = 16384
 """Longest side of a picture."""
-MOST_CAMERAS = 100_000
+MAX_CAMERAS = 100_000
 """Most cameras of a path."""
-FASTEST = 240.0
+MAX_FPS = 240.0
 """Most pictures per second of a film."""
-PicturesPerSecond = Annotated[float, Field(ge=0.1, le=FASTEST)]
+PicturesPerSecond = Annotated[float, Field(ge=0.1, le=MAX_FPS)]
 """How fast a film is shown."""
-Side = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 """Height or width of a picture in pixels."""
 
 _TYPES = {
@@ -38,7 +38,7 @@ _TYPES = {
     CameraType.EQUIRECTANGULAR: "equirectangular",
 }
 _STEREO = ("omnidirectional", "vr180")
-_LONGEST_SHAPE = 32
+_MAX_ASPECT = 32
 _RIGID = 1e-2
 """How far a pose may be from a rotation: files are written by hand, too."""
 _OVERSHOT = 0.2
@@ -105,12 +105,12 @@ class _Path(Record):
     fps: Optional[PicturesPerSecond] = None  # noqa: UP045
     seconds: Optional[Positive] = None  # noqa: UP045
     crop: Optional[_Crop] = None  # noqa: UP045
-    camera_path: Annotated[tuple[_Keyframe, ...], Field(min_length=1, max_length=MOST_CAMERAS)]
+    camera_path: Annotated[tuple[_Keyframe, ...], Field(min_length=1, max_length=MAX_CAMERAS)]
 
     @model_validator(mode="after")
     def _hangs_together(self) -> _Path:
         sides = self.render_height, self.render_width
-        if max(sides) > _LONGEST_SHAPE * min(sides):
+        if max(sides) > _MAX_ASPECT * min(sides):
             raise ValueError(f"a picture of {self.render_width}x{self.render_height} is no shape of a film")
         timed = [each.render_time is not None for each in self.camera_path]
         if any(timed) and not all(timed):
@@ -160,7 +160,7 @@ class CameraPath:
         if self.seconds is None:
             return None
         speed = count / self.seconds
-        if not 0.1 <= speed <= FASTEST:
+        if not 0.1 <= speed <= MAX_FPS:
             raise CameraFileError(
                 f"{self.file} wants {count} pictures in {self.seconds:g} seconds: mend its seconds, or give --fps."
             )

@@ -12,33 +12,33 @@ from jaxtyping import Float
 
 from divff_nerfstudio.overlays import LINE, PALETTE
 
-_LONGEST_LINE = 300
-_LONGEST_CODE = 4000
-_LONGEST_NAME = 30
+_MAX_LINE = 300
+_MAX_CODE = 4000
+_MAX_NAME = 30
 _WIDTH, _ROW, _PLOT = 300, 26, 74
 _INK, _DIM, _FAINT = "#d5d8dc", "#8b9096", "#3a3f45"
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """What XML does not allow, and what turns the direction of the text behind it."""
 
 
-def one_line(text: str, longest: int) -> str:
+def one_line(text: str, max_length: int) -> str:
     """Text on one line, not without end, without control characters."""
     line = " ".join(_UNPRINTABLE.sub(" ", text).split())
-    return line if len(line) <= longest else line[: longest - 1] + "…"
+    return line if len(line) <= max_length else line[: max_length - 1] + "…"
 
 
-def as_markdown(text: str, longest: int = _LONGEST_LINE) -> str:
+def as_markdown(text: str, max_length: int = _MAX_LINE) -> str:
     """Markdown that shows `text` literally, on one line and not without end.
 
     The viewer's dialect is MDX, in which braces are JavaScript, and so is a line that begins with "import" or "export".
     """
-    escaped = re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", one_line(text, longest))
+    escaped = re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", one_line(text, max_length))
     return re.sub(r"^[ei](?=xport|mport)", lambda first: f"&#{ord(first[0])};", escaped)
 
 
 def as_code(text: str) -> str:
     """Markdown that shows `text` as code, on one line that can be copied."""
-    line = one_line(text, _LONGEST_CODE)
+    line = one_line(text, _MAX_CODE)
     fence = "`" * (1 + max(2, *map(len, re.findall("`*", line))))
     return f"{fence}\n{line}\n{fence}"
 
@@ -73,7 +73,7 @@ def legend(phrases: Sequence[str], scores: Sequence[float], threshold: float) ->
         fill = "url(#scale)" if len(phrases) == 1 else colour
         rows.append(
             f'<rect x="2" y="{y + 5}" width="12" height="12" rx="3" fill="{fill}" stroke="{colour}"/>'
-            f'<text x="20" y="{y + 15}" fill="{ink}">{escape(one_line(phrase, _LONGEST_NAME))}</text>'
+            f'<text x="20" y="{y + 15}" fill="{ink}">{escape(one_line(phrase, _MAX_NAME))}</text>'
             f'<text x="{_WIDTH - 2}" y="{y + 15}" fill="{ink}" text-anchor="end">'
             f"{score:.2f}{'' if seen else ' · not in view'}</text>"
             f'<rect x="20" y="{y + 20}" width="{_WIDTH - 22}" height="3" rx="1.5" fill="{_FAINT}"/>'

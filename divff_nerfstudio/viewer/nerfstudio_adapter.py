@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _SECONDS = {"low_move": 1 / 12, "low_static": 1 / 3}
 """What a picture may take while the view moves, and before the full one."""
-_LEAST_HEIGHT = 30
+_MIN_HEIGHT = 30
 _CPU_RESOLUTION = 228
 """Width of the viewer's picture on a CPU, unless the frames are wider; seconds pass before it is there."""
 
@@ -191,8 +191,8 @@ class NerfstudioViewer:
         if machine.state == "high":
             return full(aspect_ratio)
         rays = max(speed(), 1.0) * _SECONDS[machine.state]
-        largest = self._control.max_res / max(aspect_ratio, 1.0)
-        height = int(min(max((rays / aspect_ratio) ** 0.5, _LEAST_HEIGHT), largest))
+        max_height = self._control.max_res / max(aspect_ratio, 1.0)
+        height = int(min(max((rays / aspect_ratio) ** 0.5, _MIN_HEIGHT), max_height))
         return height, int(height * aspect_ratio)
 
     def stand(self, client: Any, pose: Float[np.ndarray, "3 4"], fov: float) -> None:

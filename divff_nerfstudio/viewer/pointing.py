@@ -28,7 +28,7 @@ _RADIUS = 0.008
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerShare:
     """The layer that a pixel shows most of."""
 
     name: str
@@ -37,14 +37,14 @@ class Layer:
     """Its share of the pixel, 0 to 1."""
 
 
-def layer_at(view: View, row: int, col: int) -> Layer:
+def layer_at(view: View, row: int, col: int) -> LayerShare:
     """The layer that shows most at a pixel."""
     dynamic, actor, seen = (
         float(view.pictures[name][row, col, 0]) for name in ("mask_dynamic", "mask_actor", "accumulation")
     )
     shares = {"static": max(0.0, seen - dynamic - actor), "dynamic": dynamic, "actor": actor}
     name = max(shares, key=shares.__getitem__)
-    return Layer(name, shares[name])
+    return LayerShare(name, shares[name])
 
 
 def place_of(view: View, row: int, col: int) -> Float[Tensor, "3"]:

@@ -25,9 +25,9 @@ MOMENTS = 32
 """Times at which a viewpoint is looked at."""
 HEIGHT = 36
 """Height of the pictures in which it is, in pixels."""
-LEAST_CHANGE = 0.3
+MIN_CHANGE = 0.3
 """Change between two moments under which nothing counts as moving."""
-_MASK_FLOOR = 0.3
+_MIN_MASK = 0.3
 _QUIET = 0.7
 """Seconds that a view must rest before it is looked at over time."""
 
@@ -94,7 +94,7 @@ class Timeline:
         if len(maps) < len(self.times) or len(maps) < 2:
             return None
         changes = np.array([change(before, after) for before, after in itertools.pairwise(maps)])
-        moves = changes >= max(LEAST_CHANGE, changes.max() / 2)
+        moves = changes >= max(MIN_CHANGE, changes.max() / 2)
         begins = np.flatnonzero(moves & ~np.concatenate(([False], moves[:-1])))
         if len(begins) == 0:
             return None
@@ -107,7 +107,7 @@ def what_is_seen(view: View, query: Query) -> Float[Tensor, "height width"]:
     """How far each pixel exceeds the question's threshold; without a question, how much it shows of what moves."""
     answer = query.look(view.features)
     if answer is None:
-        return (view.pictures["mask_moving"][..., 0] - _MASK_FLOOR).clamp_min(0)
+        return (view.pictures["mask_moving"][..., 0] - _MIN_MASK).clamp_min(0)
     return (answer.relevancies.amax(dim=-1) - answer.config.threshold).clamp_min(0)
 
 
