@@ -133,13 +133,14 @@ def _refuse_kind(archive: Path, name: str, kind: str) -> ArchiveError:
 
 def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[Member]:
     for info in opened.infolist():
-        name = checked_name(archive, info.orig_filename)
+        written = info.orig_filename.replace("\\", "/")  # some programs of Windows write their own separator
+        name = checked_name(archive, written)
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _refuse_kind(archive, info.filename, "a link" if kind == stat.S_IFLNK else "a device")
         if info.flag_bits & 1:
             raise ArchiveError(f"{archive} is encrypted: fetch it anew from its publisher.")
-        if not info.is_dir() and not is_litter(name):
+        if not written.endswith("/") and not is_litter(name):
             yield Member(name, info.file_size, lambda info=info: opened.open(info))
 
 

@@ -189,8 +189,13 @@ def require_sound(state: Mapping[Any, Any], like: Mapping[str, Tensor]) -> None:
 
 
 def _has_values(value: Any) -> bool:
-    """Whether it is an ordinary tensor, which has a value at every place."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta
+    """Whether it is an ordinary tensor with a value of its own at every place.
+
+    A few bytes may be said to be a tensor of any size, by strides of zero, which would take its memory when it is used.
+    """
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def require_shapes(path: Path | str, what: str, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:

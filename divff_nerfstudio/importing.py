@@ -33,6 +33,7 @@ from divff_nerfstudio.features.store import (
 )
 from divff_nerfstudio.fields.published import HIDDEN_LAYERS
 from divff_nerfstudio.fields.published_checkpoint import PublishedCheckpoint, read_published
+from divff_nerfstudio.locks import locked
 from divff_nerfstudio.models.paper import PublishedModelConfig
 from divff_nerfstudio.pipeline import DivFFPipeline
 from divff_nerfstudio.query import PUBLISHED_NEGATIVES
@@ -81,6 +82,14 @@ class ImportConfig:
             DivffError: If the checkpoint is none, or does not fit the scene or the autoencoder, or the folder exists.
         """
         run = self.output.absolute()
+        busy = ImportRefusedError(f"Another import writes {run}: wait for it, or choose another --output.")
+        with locked(run, busy, keep=False):
+            published, scene = self._imported(run)
+        self._tell(run, published, scene)
+        return run
+
+    def _imported(self, run: Path) -> tuple[PublishedCheckpoint, Scene]:
+        """Writes the run `run`, and returns of what."""
         if run.exists():
             raise ImportRefusedError(f"{run} exists: choose another --output, or remove it.")
         published = read_published(self.checkpoint)
@@ -93,8 +102,7 @@ class ImportConfig:
             except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
-        self._tell(run, published, scene)
-        return run
+        return published, scene
 
     def _require_fit(self, published: PublishedCheckpoint, autoencoder: Autoencoder | None, scene: Scene) -> None:
         """Refuses a scene or an autoencoder of another checkpoint."""

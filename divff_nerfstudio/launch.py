@@ -17,6 +17,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.interrupts import end_in_order
+from divff_nerfstudio.run_folder import resolve_places
 from divff_nerfstudio.training_folder import RunFolder, TrainingError, checkpoint_to_load, claim
 
 _AUTOMATIC = "{timestamp}"
@@ -82,11 +83,14 @@ class RunConfig(TrainerConfig):
     def save_config(self) -> None:
         """Takes the run's folder and writes config.yml with everything settled, so that a checkpoint opens everywhere.
 
+        Relative places are written as they are seen from here.
+
         That of a run which is gone on with is written when its checkpoint has been found to fit.
 
         Raises:
             TrainingError: If the folder cannot be written, or what was trained before would be lost.
         """
+        resolve_places(self)
         self.settle()
         if self.machine.machine_rank == 0:
             end_in_order()

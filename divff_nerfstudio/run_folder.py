@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -40,14 +41,33 @@ def relocate(config: Any, load_config: Path, data: Path | None = None) -> None:
     Raises:
         RunError: If the scene is missing.
     """
-    folder = Path(load_config).resolve().parent
-    _move(config, folder)
-    _find_scene(config, Path(load_config), folder, data)
+    folder, old = Path(load_config).resolve().parent, config.get_base_dir()
+    _move(config, folder, old)
+    _find_scene(config, Path(load_config), folder, old, data)
 
 
-def _move(config: Any, folder: Path) -> None:
+def resolve_places(config: Any) -> None:
+    """Has a run name its places so that it opens from every working directory.
+
+    Args:
+        config: The run's configuration, which is changed: relative places are those seen from here.
+    """
+    manager = config.pipeline.datamanager
+    owners = (
+        (config, ("data", "output_dir", "load_dir", "load_checkpoint")),
+        (manager, ("data", "feature_dir")),
+        (manager.dataparser, ("data", "video_dir")),
+        (config.pipeline.model, ("autoencoder", "points")),
+    )
+    for owner, names in owners:
+        for name in names:
+            if (place := getattr(owner, name, None)) is not None:
+                # A link stays what the user calls the place by; only what lies above a folder needs to be looked up.
+                setattr(owner, name, place.resolve() if ".." in place.parts else place.absolute())
+
+
+def _move(config: Any, folder: Path, old: Path) -> None:
     """Moves the places inside the run to where its folder lies now."""
-    old = config.get_base_dir()
     config.run_dir = folder
     for owner in (config.pipeline.datamanager, config.pipeline.datamanager.dataparser, config.pipeline.model):
         for entry in fields(owner):
@@ -56,12 +76,12 @@ def _move(config: Any, folder: Path) -> None:
                 setattr(owner, entry.name, folder / value.relative_to(old))
 
 
-def _find_scene(config: Any, load_config: Path, folder: Path, data: Path | None) -> None:
+def _find_scene(config: Any, load_config: Path, folder: Path, old: Path, data: Path | None) -> None:
     """Settles where the scene, and what else lies outside of the run, is."""
     manager = config.pipeline.datamanager
     parser = manager.dataparser
     written = manager.data if manager.data is not None else parser.data
-    scene = (_seen_from(folder, written, "meta.json") or written) if data is None else Path(data)
+    scene = _found(folder, old, written, "meta.json") if data is None else Path(data)
     if not (scene / "meta.json").is_file():
         hint = "give its folder with --data" if data is None else "see to --data"
         raise RunError(f"The scene of {load_config} is not at {scene} (there is no meta.json): {hint}.")
@@ -72,10 +92,22 @@ def _find_scene(config: Any, load_config: Path, folder: Path, data: Path | None)
             continue
         if place.is_relative_to(written) and not place.exists():
             place = manager.data / place.relative_to(written)
-        setattr(owner, name, _seen_from(folder, place) or place)
+        setattr(owner, name, _found(folder, old, place))
 
 
-def _seen_from(folder: Path, place: Path, inside: str = "") -> Path | None:
-    """A place as seen from the folders above a run, the nearest first, then from here; None if it is nowhere."""
-    candidates = (above / place for above in (*folder.parents, Path.cwd()))
-    return next((path for path in candidates if (path / inside if inside else path).exists()), None)
+def _found(folder: Path, old: Path, place: Path, inside: str = "") -> Path:
+    """Where a place that a run names is now; as it is named if it is nowhere.
+
+    It is looked for where it is named, a relative one as seen from the folders above the run, the nearest first, then
+    from here; then where it lies if it was moved together with the run.
+
+    Args:
+        folder: The run's folder.
+        old: Where that was when it was trained.
+        place: The place as it is named.
+        inside: What must be in it.
+    """
+    candidates = [above / place for above in (*folder.parents, Path.cwd())]
+    if place.is_absolute() and old.is_absolute():
+        candidates.append(Path(os.path.normpath(folder / os.path.relpath(place, old))))
+    return next((path for path in candidates if (path / inside if inside else path).exists()), place)

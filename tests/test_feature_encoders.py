@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -536,3 +537,44 @@ def test_siglip_through_open_clip(scene_root, tmp_path):
         expected = model.eval().encode_text(torch.tensor([[2, 3, 0, 0, 0, 0], [2, 4, 0, 0, 0, 0]]), normalize=True)
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found[0], found[1])
+
+
+@pytest.mark.parametrize("files", [("safetensors",), ("safetensors", "bin")])
+def test_a_silent_hubs_cache_is_enough(tmp_path, monkeypatch, files):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--somebody--tiny"
+    for folder in ("refs", "snapshots"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    plain = Path(write_encoder(repository / "snapshots" / "abc", clip_tower=False))
+    (plain / encoders.MERGES).unlink()
+    config = json.loads((plain / encoders.CONFIG).read_text())
+    config["model_cfg"]["text_cfg"] |= {"vocab_size": 49408, "context_length": 77}
+    torch.manual_seed(0)
+    state = open_clip.CLIP(**config["model_cfg"]).state_dict()
+    save_file(state, plain / encoders.WEIGHTS)
+    (plain / encoders.CONFIG).write_text(json.dumps(config))
+    load_encoder.cache_clear()
+    found = load_encoder("hf-hub:somebody/tiny")
+    assert found.dimension == 12 and float(found._mean[0]) == 0.5
+    asked = {}
+
+    def create(name, **options):
+        asked.update(options, name=name)
+        return open_clip.CLIP(**config["model_cfg"])
+
+    name = "open_clip_model.safetensors"
+    if "bin" in files:
+        name = "open_clip_pytorch_model.bin"
+        (plain / encoders.WEIGHTS).rename(plain / name)
+    monkeypatch.setattr(open_clip, "create_model", create)
+    monkeypatch.setattr(encoders, "_known", lambda *_: {"hf_hub": "somebody/tiny/", "mean": [0.25] * 3})
+    load_encoder("ViT-B-16/laion2b_s34b_b88k")
+    assert asked["pretrained"] == str(plain / name) and asked["force_preprocess_cfg"]["mean"] == [0.25] * 3
+    shutil.rmtree(repository)
+    for name in ("hf-hub:somebody/tiny", "ViT-B-16/laion2b_s34b_b88k"):
+        load_encoder.cache_clear()
+        with pytest.raises(EncoderError, match="the cache has no sound copy"):
+            load_encoder(name)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+from huggingface_hub import constants
 from plain_source import PlainSource
 from rich.progress import Progress
 from test_feature_encoders import write_scene
@@ -201,6 +202,7 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(scene_root, monkeypatch, s
         with pytest.raises(EncoderError, match=r"http://127\.0\.0\.1:9 cannot be reached.*: fetch .* where there is a"):
             ExtractConfig(data=scene_root, sources=sources, device="cpu").main()
     assert time.monotonic() - start < 20
+    assert constants.HF_HUB_OFFLINE is False, "what others in this process fetch is theirs to say"
 
 
 def test_no_source_at_all(scene_root):

@@ -21,10 +21,12 @@ from tiny_run import write_features
 
 from divff_nerfstudio import cli
 from divff_nerfstudio.checkpoints import CheckpointError
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.runs import our_configs
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig, save_autoencoder
 from divff_nerfstudio.fields.published import PublishedField, PublishedFieldConfig, PublishedHeads, PublishedHeadsConfig
 from divff_nerfstudio.importing import NEURALDIFF_EPSILON, ImportConfig, ImportRefusedError
+from divff_nerfstudio.locks import take_lock
 from divff_nerfstudio.run_config import read_config
 from divff_nerfstudio.trainer import DivFFTrainerConfig, TrainingError
 
@@ -266,3 +268,12 @@ def test_the_published_sizes_as_typed(tmp_path: Path) -> None:
     assert len(list((tmp_path / "rendered").rglob("rgb/*"))) == 2
     (left,) = (tmp_path / "outputs").rglob("*.ckpt")
     assert left.name == "step-000000017.ckpt"
+
+
+def test_one_import_at_a_time_writes_a_run(tiny_scene: Path, tmp_path: Path) -> None:
+    lock = take_lock(tmp_path / "geometry", DivffError("busy"))
+    with pytest.raises(ImportRefusedError, match="Another import writes"):
+        geometry(tiny_scene, tmp_path)
+    lock.release()
+    assert (geometry(tiny_scene, tmp_path) / "config.yml").is_file()
+    assert not list(tmp_path.glob(".*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from divff_nerfstudio.checkpoints import CheckpointError
 from divff_nerfstudio.fields.published import (
+    FieldSizeError,
     PublishedField,
     PublishedFieldConfig,
     PublishedHeads,
@@ -107,6 +109,28 @@ def test_tables_need_two_rows(tmp_path: Path) -> None:
 
 def test_sizes_beyond_reason_ask_for_no_memory(tmp_path: Path) -> None:
     state = weights()
-    state["nerf_fine.xyz_encoding_1.0.weight"] = torch.zeros(1, 21).expand(2_000_000, 21)
-    with pytest.raises(CheckpointError, match=r"xyz_encoding_1\.0\.weight \(2000000, 21\) instead of"):
+    state["nerf_fine.xyz_encoding_1.0.weight"] = torch.zeros(20_000, 21)
+    with pytest.raises(CheckpointError, match=r"xyz_encoding_1\.0\.weight \(20000, 21\) instead of"):
         read_published(write(tmp_path / "wide.ckpt", state))
+    state["nerf_fine.xyz_encoding_1.0.weight"] = torch.zeros(1, 1).expand(2**40, 21)  # a number, said to be terabytes
+    with pytest.raises(CheckpointError, match="no dictionary of named tensors"):
+        read_published(write(tmp_path / "bomb.ckpt", state))
+
+
+def test_more_octaves_than_single_precision_holds_are_refused(tmp_path: Path) -> None:
+    many = replace(FIELD, position_octaves=200)
+    state = PublishedField(many, ROWS, torch.zeros(1)).state_dict()
+    with pytest.raises(CheckpointError, match=r"many\.ckpt .*position-octaves is 200.*give another"):
+        read_published(write(tmp_path / "many.ckpt", dict(state)))
+
+
+@pytest.mark.parametrize("width", [1, 20])
+def test_a_trunk_narrower_than_a_point_is_refused(tmp_path: Path, width: int) -> None:
+    wide = PublishedField(replace(FIELD, trunk_width=21), ROWS, torch.zeros(1)).state_dict()
+    assert read_published(write(tmp_path / "wide.ckpt", dict(wide))).field_config.trunk_width == 21
+    state = dict(wide)
+    state["nerf_fine.xyz_encoding_1.0.weight"] = torch.zeros(width, 21)
+    with pytest.raises(CheckpointError, match=rf"narrow\.ckpt has a network .* {width} wide .* 21 values"):
+        read_published(write(tmp_path / "narrow.ckpt", state))
+    with pytest.raises(FieldSizeError, match="trunk-width"):
+        PublishedField(replace(FIELD, trunk_width=width), ROWS, torch.zeros(1))

@@ -148,6 +148,10 @@ META_FAULTS: dict[str, tuple[Callable[[dict], object], tuple[str, ...]]] = {
         lambda m: [row.__setitem__(3, row[3] + 1e8) for pose in m["poses"].values() for row in pose],
         ("far from the origin", "1e+08", "subtract"),
     ),
+    "a near of nothing": (
+        lambda m: [m["nears"].update({i: 1e-6}) or m["fars"].update({i: 0.5}) for i in m["nears"]],
+        ("near of 1e-06", "too small", "something to see"),
+    ),
     "ids of a long range": (
         lambda m: [
             m["ids_all"].append(10**11),

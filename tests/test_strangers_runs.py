@@ -18,6 +18,7 @@ from conftest import write_tiny_scene
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.runs import load_run, open_run, our_configs
 from divff_nerfstudio.run_config import UnsafeConfigError, allowed_classes, parse_config, read_config
+from divff_nerfstudio.run_folder import relocate
 
 TARGET = "!!python/name:divff_nerfstudio.trainer.DivFFTrainer ''"
 OURS = "!!python/object:divff_nerfstudio.trainer."
@@ -101,6 +102,40 @@ def test_a_relative_scene_is_found_from_any_folder(folder: Path, monkeypatch: py
     monkeypatch.chdir("/")
     pipeline, _ = open_run(folder / "run" / "config.yml")
     assert pipeline.datamanager.train_dataset.scene.root == folder / "tiny"
+
+
+def test_a_new_run_names_its_places_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = tmp_path / "work"
+    for name in ("tiny", "features", "video"):
+        (work / name).mkdir(parents=True)
+    monkeypatch.chdir(work)
+    config = tiny_run.config(Path("tiny"), Path("../out"))
+    config.pipeline.datamanager.feature_dir = Path("features")
+    config.pipeline.datamanager.dataparser.video_dir = Path("video")
+    config.save_config()
+    assert config.folder is not None
+    config.folder.release()
+    path = config.get_base_dir() / "config.yml"
+    monkeypatch.chdir("/")
+    written = read_config(path, our_configs())
+    assert written.output_dir == tmp_path / "out" and written.get_base_dir() == path.parent
+    assert written.pipeline.datamanager.dataparser.data == work / "tiny"
+    assert written.pipeline.datamanager.feature_dir == work / "features"
+    assert written.pipeline.datamanager.dataparser.video_dir == work / "video"
+
+
+def test_a_run_that_moved_together_with_its_scene_finds_it(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    write_tiny_scene(old / "data" / "tiny", extras=False)
+    config = tiny_run.config(old / "data" / "tiny", old / "out")
+    config.pipeline.datamanager.feature_dir = old / "features"
+    (old / "features").mkdir()
+    run = config.get_base_dir().relative_to(old)
+    (old / run).mkdir(parents=True)
+    old.rename(new)
+    relocate(config, new / run / "config.yml")
+    assert config.pipeline.datamanager.data == new / "data" / "tiny" and config.get_base_dir() == new / run
+    assert config.pipeline.datamanager.feature_dir == new / "features"
 
 
 def test_a_scene_that_is_gone_asks_for_data(folder: Path) -> None:

@@ -193,6 +193,12 @@ def test_members_are_read_where_they_lie(tmp_path):
         assert members[0].open().read() == b"1"
 
 
+def test_separators_of_windows_in_a_zip_are_separators(tmp_path):
+    archive = write_zip(tmp_path / "a.zip", {"x\\": b"", "x\\a.txt": b"1", "x\\y\\._b": b"2", "__MACOSX\\c": b"3"})
+    unpack(archive, tmp_path / "out", everything, LIMIT)
+    assert files_below(tmp_path / "out") == {"x/a.txt": b"1"}
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_what_file_managers_leave_is_left_out(tmp_path, name):
     """Hidden files, those of a Mac and of Windows; also where one of them is twice."""

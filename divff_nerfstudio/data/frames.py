@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from divff_nerfstudio.arrays import ArrayFaultError, open_array
 from divff_nerfstudio.atomic import atomic_path, remove_unfinished
 from divff_nerfstudio.cache_dirs import is_writable, user_cache_dir
 from divff_nerfstudio.errors import DivffError
@@ -224,10 +225,10 @@ def _alone_with(cache: Path) -> AbstractContextManager[None]:
 
 def _open_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
-        frames = np.load(cache, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        frames = open_array(cache, np.uint8, len(shape))
+    except (OSError, ArrayFaultError):
         return None
-    return frames if frames.shape == shape and frames.dtype == np.uint8 else None
+    return frames if frames.shape == shape else None
 
 
 def _decode_all(target: Path, paths: Sequence[Path], shape: tuple[int, ...]) -> None:

@@ -7,29 +7,24 @@ frames), ``object_poses.npz`` (for each object, by name, object-to-world in ever
 
 from __future__ import annotations
 
-import stat
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float, Int64
 from pydantic import Field
 
+from divff_nerfstudio.arrays import ArrayFaultError, read_arrays
 from divff_nerfstudio.data.scene import Scene, SceneError
 from divff_nerfstudio.schema import Positive, Record, read_json
 
 UNLABELLED = "unlabelled"
 """Name of the instance that stands for what the renderer did not name."""
 _OBJECT = 1
-_MOST_BYTES = 512 * 2**20
 _RIGID_TOLERANCE = 1e-3
 _LARGEST = 1e15
-_DAMAGES = (OSError, ValueError, KeyError, EOFError, RuntimeError)
-"""What a damaged archive raises, an encrypted one or one of an unknown compression among them."""
 _REMEDY = "write the ground truth anew"
 _Number = Annotated[int, Field(ge=0, lt=10**12)]
 
@@ -174,29 +169,11 @@ def _poses(path: Path, poses: Mapping[str, np.ndarray], entry: Instance, count: 
     return own.astype(np.float64)
 
 
-def _arrays(path: Path) -> dict[str, Any]:
-    """All arrays of an NPZ file, of plain numbers and not larger than the file says that they are."""
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an NPZ file."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("it is no ordinary file")
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                _check_header(archive, member)
-            if sum(member.file_size for member in archive.infolist()) > _MOST_BYTES:
-                raise ValueError(f"it holds more than {_MOST_BYTES / 2**20:.0f} MiB")
-        with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except (*_DAMAGES, zipfile.BadZipFile, zlib.error) as error:
-        raise SceneError(f"{path} is missing or damaged ({error}): {_REMEDY}.") from None
-
-
-def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Refuses an array whose header promises more than its file holds, before memory is asked for."""
-    with archive.open(member) as file:
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        version = np.lib.format.read_magic(file)
-        if version not in read:
-            raise ValueError(f"{member.filename} is of an unknown version")
-        shape, _, dtype = read[version](file)
-    if dtype.hasobject or int(np.prod(shape, dtype=object)) * dtype.itemsize > member.file_size:
-        raise ValueError(f"{member.filename} is no array of plain numbers of its size")
+        return read_arrays(path)
+    except OSError as error:
+        raise SceneError(f"{path} is missing or cannot be read ({error.strerror or error}): {_REMEDY}.") from None
+    except ArrayFaultError as fault:
+        raise SceneError(f"{path} {fault}: {_REMEDY}.") from None

@@ -296,13 +296,28 @@ def _poses(path: Path, values: list[Any], frame_ids: np.ndarray, near: float) ->
             f"{path} has a pose of frame {frame_ids[bad[0]]} whose first three columns are no rotation: write a "
             "camera-to-world matrix with columns right, up, back, without scale."
         )
-    step = float(np.spacing(np.abs(poses[:, :, 3]).max().astype(np.float32)))
-    if step > _FINENESS * near:
-        raise SceneError(
-            f"{path} has poses so far from the origin (up to {np.abs(poses[:, :, 3]).max():g}) that single precision "
-            f"moves them by {step:g}, where the nearest near is {near:g}: subtract one position from all poses."
-        )
+    _require_fineness(path, poses[:, :, 3], near)
     return poses.astype(np.float32)
+
+
+def _require_fineness(path: Path, positions: np.ndarray, near: float) -> None:
+    """Refuses positions that single precision cannot tell apart by what is small beside the nearest near."""
+
+    def step(places: np.ndarray) -> float:
+        return float(np.spacing(np.abs(places).max().astype(np.float32)))
+
+    finest = step(positions)
+    if finest <= _FINENESS * near:
+        return
+    if step(positions - positions.mean(0)) <= _FINENESS * near:
+        raise SceneError(
+            f"{path} has poses so far from the origin (up to {np.abs(positions).max():g}) that single precision "
+            f"moves them by {finest:g}, where the nearest near is {near:g}: subtract one position from all poses."
+        )
+    raise SceneError(
+        f"{path} has a near of {near:g}, which is too small beside positions of up to {np.abs(positions).max():g}, "
+        f"which single precision moves by {finest:g}: give nears at which there is something to see."
+    )
 
 
 def _near_far(path: Path, meta: Meta, frame_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

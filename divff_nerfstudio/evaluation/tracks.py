@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -15,6 +15,9 @@ from jaxtyping import Bool, Float
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.evaluation.answers import THRESHOLDS
 from divff_nerfstudio.evaluation.trained_scene import MovingLayer, TrainedScene, View
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 UNDECIDED = 0.5
 """Relevancy of a pixel that is as much like the nearest negative as like the phrase: nothing is sighted there."""
@@ -184,10 +187,17 @@ def _sighting(trained: TrainedScene, view: View, track: Track, frame: int, place
 
 def save_plot(path: Path, track: Track) -> Path:
     """Draws a track: how sure it is, where the thing is, how far it has come; movements are shaded."""
+    import matplotlib
     from matplotlib.figure import Figure
 
+    with matplotlib.rc_context(
+        matplotlib.rcParamsDefault
+    ):  # a matplotlibrc in the working directory may start programs
+        return _save_figure(path, track, Figure(figsize=(9, 7), layout="constrained"))
+
+
+def _save_figure(path: Path, track: Track, figure: Figure) -> Path:
     ids = [s.frame_id for s in track.sightings]
-    figure = Figure(figsize=(9, 7), layout="constrained")
     sure, where, far = figure.subplots(3, 1, sharex=True)
     threshold = THRESHOLDS[track.kind]
     sure.plot(ids, [s.score for s in track.sightings], "o-", color="tab:blue", label="largest relevancy")

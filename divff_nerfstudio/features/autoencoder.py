@@ -29,6 +29,7 @@ from divff_nerfstudio.checkpoints import (
     require_sound,
 )
 from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.generators import DrawingFrom
 from divff_nerfstudio.schema import Count, Positive, Size, Weight
 
 Table = Float[Tensor, "rows dim"] | Float[np.ndarray, "rows dim"]
@@ -213,10 +214,9 @@ def train_autoencoder(
     config.feature_dim = table.shape[1]
     if len(table) < 2 or config.epochs < 1:
         raise CheckpointError("An autoencoder is trained on two features or more, for one epoch or more: extract some.")
-    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(cuda):
-        torch.manual_seed(seed)
-        autoencoder = Autoencoder(config).to(device)
+    with DrawingFrom(torch.Generator().manual_seed(seed)):
+        autoencoder = Autoencoder(config)
+    autoencoder.to(device)
     order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(autoencoder.parameters(), lr=config.learning_rate)
     best, best_loss, done = None, float("inf"), 0

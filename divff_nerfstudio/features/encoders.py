@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from divff_nerfstudio.features.pretrained import EncoderError, unreachable_hub, weights_fingerprint
+from divff_nerfstudio.features.pretrained import EncoderError, cached_file, unreachable_hub, weights_fingerprint
 
 DEMO_ENCODER = Path(__file__).parent / "demo_encoder"
 CONFIG, WEIGHTS, CLIP_WEIGHTS, MERGES = (
@@ -284,8 +284,13 @@ def _from_open_clip(name: str) -> Encoder:
     try:
         if name.startswith("hf-hub:"):
             _look_at_hub(name, absent is not None)
-        model = open_clip.create_model(architecture, pretrained=weights)
-        tokenizer = open_clip.get_tokenizer(architecture)
+        if absent is None:
+            model, tokenizer = (
+                open_clip.create_model(architecture, pretrained=weights),
+                open_clip.get_tokenizer(architecture),
+            )
+        else:
+            model, tokenizer = _from_cache(architecture, weights)
     except EncoderError:
         raise
     except Exception as error:  # whatever a download, a hub or an unpickler may raise
@@ -300,6 +305,32 @@ def _from_open_clip(name: str) -> Encoder:
     mean = getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
     std = getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
     return Encoder(name, model, tokenizer, mean, std)
+
+
+def _from_cache(architecture: str, tag: str | None) -> tuple[nn.Module, Any]:
+    """A model and its tokenizer of what the hub's cache holds, without a word to the hub.
+
+    Raises:
+        FileNotFoundError: If it holds too little.
+    """
+    import open_clip
+
+    if tag is None:  # a repository of its own, which lies in the cache as open_clip writes a folder
+        config = cached_file(architecture.removeprefix("hf-hub:").partition("@")[0], CONFIG)
+        if config is None:
+            raise FileNotFoundError(CONFIG)
+        folder = f"local-dir:{config.parent}"
+        return open_clip.create_model(folder, require_pretrained=True), open_clip.get_tokenizer(folder)
+    known = _known(architecture, tag)
+    repository, _, file = known["hf_hub"].rpartition("/")
+    names = (file, str(Path(file).with_suffix(".safetensors"))) if file else (WEIGHTS, "open_clip_pytorch_model.bin")
+    weights = cached_file(repository, *names)
+    if weights is None:
+        raise FileNotFoundError(names[0])
+    text = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
+    options = {"local_files_only": True} if text.get("hf_tokenizer_name") else {}
+    model = open_clip.create_model(architecture, pretrained=str(weights), force_preprocess_cfg=known)
+    return model, open_clip.get_tokenizer(architecture, **options)
 
 
 def _look_at_hub(name: str, offline: bool) -> None:

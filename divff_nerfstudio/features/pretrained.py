@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,9 +37,9 @@ def weights_fingerprint(*parts: nn.Module | Mapping[str, Tensor] | None) -> str:
 
 
 def unreachable_hub() -> str | None:
-    """Looks whether the Hugging Face hub answers; where not, its library asks its cache alone from then on.
+    """Looks whether the Hugging Face hub answers; where not, callers ask its cache alone.
 
-    By itself that library tries for a minute, and tells each attempt.
+    By itself the hub's library tries for a minute, and tells each attempt.
 
     Returns:
         What is wrong, in a few words; None where the hub answers.
@@ -47,12 +48,23 @@ def unreachable_hub() -> str | None:
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE:
-        try:
+        with contextlib.suppress(requests.RequestException):
             requests.head(constants.ENDPOINT, timeout=_PATIENCE)
             return None
-        except requests.RequestException:
-            constants.HF_HUB_OFFLINE = True
     return f"{constants.ENDPOINT} cannot be reached or HF_HUB_OFFLINE is set, and the cache has no sound copy"
+
+
+def is_cache_only(name: str) -> bool:
+    """Whether what is called `name` can be had from the hub's cache alone: it is no folder, and the hub is silent."""
+    return not Path(name).expanduser().is_dir() and unreachable_hub() is not None
+
+
+def cached_file(repository: str, *names: str) -> Path | None:
+    """The first of several files of a repository of the hub that its cache on this machine holds; None: it has none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (try_to_load_from_cache(repository, name) for name in names)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
 def load_pretrained(model_class: str, name: str, option: str) -> Any:

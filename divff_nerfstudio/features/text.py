@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from divff_nerfstudio.features.encoders import EncoderError, load_encoder
+from divff_nerfstudio.generators import DrawingFrom
 from divff_nerfstudio.plugins import class_of_file
 
 
@@ -108,7 +110,9 @@ def text_encoder(entry: dict[str, Any]) -> TextEncoder:
 
 @lru_cache(maxsize=4)
 def _text_encoder(entry: str) -> TextEncoder:
-    return TextEncoder(json.loads(entry))
+    # A question in the viewer may build it beside a training, whose random numbers must not depend on that.
+    with DrawingFrom(torch.Generator()):
+        return TextEncoder(json.loads(entry))
 
 
 def _family(name: str) -> type[PhraseEncoder]:

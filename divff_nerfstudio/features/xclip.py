@@ -17,7 +17,7 @@ from divff_nerfstudio.features.clip_source import ClipSource, ClipSourceConfig
 from divff_nerfstudio.features.clips import ClipPreprocessing
 from divff_nerfstudio.features.encoders import EncoderError, weights_fingerprint
 from divff_nerfstudio.features.pictures import Pictures
-from divff_nerfstudio.features.pretrained import load_pretrained
+from divff_nerfstudio.features.pretrained import is_cache_only, load_pretrained
 from divff_nerfstudio.features.text import PhraseEncoder
 from divff_nerfstudio.schema import Amount, Size
 
@@ -59,8 +59,9 @@ class XClip:
         try:
             from transformers import AutoImageProcessor, CLIPTokenizer
 
-            statistics: Any = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-            self._tokenizer = CLIPTokenizer.from_pretrained(name, trust_remote_code=False)
+            options = {"trust_remote_code": False, "local_files_only": is_cache_only(name)}
+            statistics: Any = AutoImageProcessor.from_pretrained(name, **options)
+            self._tokenizer = CLIPTokenizer.from_pretrained(name, **options)
         except Exception as error:  # whatever a download or a hub may raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise EncoderError(

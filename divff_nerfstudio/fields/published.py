@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from nerfstudio.configs.base_config import InstantiateConfig
 from torch import Tensor, nn
 
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
 from divff_nerfstudio.schema import Octaves, Size
 
@@ -42,6 +43,10 @@ class PublishedFieldConfig(InstantiateConfig):
     """Length of a frame's time code."""
 
 
+class FieldSizeError(DivffError):
+    """The sizes of a network do not go together."""
+
+
 class PublishedField(nn.Module):
     """Coarse and fine network with the codes of frames: samples in, the three layers out.
 
@@ -51,6 +56,9 @@ class PublishedField(nn.Module):
         config: Sizes.
         rows: Rows of the tables of codes; the frame with id i has the time i / (rows - 1).
         train_times: Times of the training frames. All other times take the appearance of the nearest one.
+
+    Raises:
+        FieldSizeError: If the trunk is narrower than an encoded point.
     """
 
     train_rows: Tensor
@@ -60,6 +68,12 @@ class PublishedField(nn.Module):
         self.config = config
         self.rows = rows
         positions, directions = _encoded(3, config.position_octaves), _encoded(3, config.direction_octaves)
+        if config.trunk_width < positions:
+            raise FieldSizeError(
+                f"The trunk is {config.trunk_width} wide where the actor's branch, which is as wide, takes the "
+                f"{positions} values of an encoded point: a wider one (--pipeline.model.fields.trunk-width) or fewer "
+                "octaves (--pipeline.model.fields.position-octaves) can work."
+            )
         self.embedding_t = TimeTable(config.time_octaves, config.time_dim)
         self.embedding_a = nn.Embedding(rows, config.appearance_dim)
         self.nerf_coarse = CoarseNetwork(positions, directions, config.trunk_width, config.branch_width)

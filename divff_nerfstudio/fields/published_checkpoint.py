@@ -14,11 +14,13 @@ from divff_nerfstudio.checkpoints import CheckpointError, Shape, read_checkpoint
 from divff_nerfstudio.fields.published import (
     HIDDEN_LAYERS,
     PUBLISHED_LAYERS,
+    FieldSizeError,
     PublishedField,
     PublishedFieldConfig,
     PublishedHeads,
     PublishedHeadsConfig,
 )
+from divff_nerfstudio.schema import OptionError, check_options
 
 _NETS: Mapping[str, str] = {
     "image": "static_lerf.clip_net",
@@ -76,14 +78,25 @@ def read_published(path: Path | str) -> PublishedCheckpoint:
         if any(_kind_of(name) == kind for name in shapes)
     }
     times = torch.zeros(1)
-    with torch.device("meta"):  # their names and shapes are all that is asked for: no value is drawn for them
-        field = PublishedField(field_config, rows, times)
-        heads = PublishedHeads(heads_config, field.encoding_dim, dimensions) if dimensions else None
+    try:
+        with torch.device("meta"):  # their names and shapes are all that is asked for: no value is drawn for them
+            field = PublishedField(field_config, rows, times)
+            heads = PublishedHeads(heads_config, field.encoding_dim, dimensions) if dimensions else None
+    except FieldSizeError as error:
+        raise CheckpointError(f"{path} has a network that cannot work. {error}") from None
     names = {name: tuple(value.shape) for name, value in field.state_dict().items()}
     head_names = {name: tuple(value.shape) for name, value in heads.state_dict().items()} if heads is not None else {}
     require_shapes(path, "checkpoint of NeuralDiff or DIV-FF", shapes, names | head_names)
     if rows < 2:
         raise CheckpointError(f"{path} has tables of {rows} row, which is no video: give another checkpoint.")
+    for config in (field_config, heads_config):
+        try:
+            check_options(config)
+        except OptionError as error:
+            fault = str(error).rstrip(".")
+            raise CheckpointError(
+                f"{path} has a network that cannot work ({fault}): give another checkpoint."
+            ) from None
     return PublishedCheckpoint(
         path=path,
         field={name: weights[name] for name in names},

@@ -13,7 +13,7 @@ from torchvision.ops import box_convert, nms
 
 from divff_nerfstudio.evaluation.baselines import Baseline, at_threshold
 from divff_nerfstudio.evaluation.results import FrameResult, Task
-from divff_nerfstudio.features.pretrained import EncoderError, load_pretrained
+from divff_nerfstudio.features.pretrained import EncoderError, is_cache_only, load_pretrained
 from divff_nerfstudio.features.sam import SamSegmenter
 
 MOST = 20
@@ -40,7 +40,9 @@ class Owl:
         try:
             from transformers import AutoProcessor
 
-            self._processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+            self._processor: Any = AutoProcessor.from_pretrained(
+                name, trust_remote_code=False, local_files_only=is_cache_only(name)
+            )
         except Exception as error:  # whatever a download or a hub may raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise EncoderError(

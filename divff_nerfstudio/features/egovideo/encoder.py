@@ -21,6 +21,7 @@ from divff_nerfstudio.features.egovideo.tokenizer import WordPieces
 from divff_nerfstudio.features.egovideo.video import Gelu, VideoEncoder
 from divff_nerfstudio.features.egovideo.weights import EgoVideoWeights, find_weights
 from divff_nerfstudio.features.encoders import EncoderError
+from divff_nerfstudio.features.pretrained import unreachable_hub
 from divff_nerfstudio.features.text import PhraseEncoder
 from divff_nerfstudio.schema import Amount
 
@@ -138,7 +139,7 @@ def find_vocabulary(path: Path | None, weights: Path) -> Path:
     try:
         from huggingface_hub import hf_hub_download
 
-        return Path(hf_hub_download(_REPOSITORY, "vocab.txt"))
+        return Path(hf_hub_download(_REPOSITORY, "vocab.txt", local_files_only=unreachable_hub() is not None))
     except Exception as error:  # whatever a download may raise
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise EncoderError(

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import stat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from divff_nerfstudio.arrays import ArrayFaultError
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.cache_dirs import user_cache_dir
 from divff_nerfstudio.features.store.header import NO_FEATURE
@@ -23,39 +23,6 @@ _CHUNK = 2**24
 """Values that are looked through at a time."""
 _LENGTH_TOLERANCE = 0.02
 """How far features of unit length may be off: half precision rounds them by a tenth of that."""
-
-
-class ArrayFaultError(ValueError):
-    """An array's file is not what it should be; the message goes behind the file's name."""
-
-
-def open_array(path: Path, dtype: Any, dimensions: int) -> np.memmap:
-    """Maps an .npy file whose header nobody vouches for.
-
-    Args:
-        path: The file.
-        dtype: What its values must be.
-        dimensions: How many axes it must have.
-
-    Raises:
-        FileNotFoundError: If it is missing.
-        ArrayFaultError: If it is no ordinary file, no such array in C order, or shorter or longer than it says.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ArrayFaultError("is no ordinary file")
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except FileNotFoundError:
-        raise
-    except Exception:  # a damaged header may fail in any way
-        raise ArrayFaultError("is truncated or damaged") from None
-    if array.dtype != np.dtype(dtype):
-        raise ArrayFaultError(f"holds {array.dtype} where {np.dtype(dtype)} is due")
-    if array.ndim != dimensions or not array.flags.c_contiguous:
-        raise ArrayFaultError(f"has the shape or order of another array ({array.shape})")
-    if path.stat().st_size != array.offset + array.nbytes:
-        raise ArrayFaultError("is truncated or damaged")
-    return array
 
 
 def check_offsets(offsets: np.ndarray, frames: int, rows: int) -> None:

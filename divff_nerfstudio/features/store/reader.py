@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt16
 from torch import Tensor
 
+from divff_nerfstudio.arrays import ArrayFaultError, open_array
 from divff_nerfstudio.cache_dirs import is_writable, user_cache_dir
 from divff_nerfstudio.features.autoencoder import Autoencoder, load_autoencoder
 
@@ -18,12 +19,10 @@ if TYPE_CHECKING:
     from divff_nerfstudio.data.scene import Scene
 
 from divff_nerfstudio.features.store.checks import (
-    ArrayFaultError,
     check_index,
     check_offsets,
     check_table,
     checked_before,
-    open_array,
     remember_checked,
 )
 from divff_nerfstudio.features.store.header import (

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt16
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from divff_nerfstudio.arrays import open_array
 from divff_nerfstudio.atomic import atomic_path, remove_unfinished
 from divff_nerfstudio.errors import DISK_FULL
 from divff_nerfstudio.features.store.header import (
@@ -309,9 +310,7 @@ class FeatureWriter:
         rows = 0
         with atomic_path(self._partial / TABLE) as path, io.FileIO(path, "w") as file:
             file.seek(_NPY_HEADER_BYTES)
-            for chunk in reduce(
-                np.load(self._partial / self._rows_name, mmap_mode="r", allow_pickle=False), self._partial
-            ):
+            for chunk in reduce(open_array(self._partial / self._rows_name, np.float16, 2), self._partial):
                 _write(file, np.ascontiguousarray(chunk, dtype=np.float16).tobytes())
                 rows += len(chunk)
             self._head(file, np.dtype(np.float16), (rows, self.header.dimension))

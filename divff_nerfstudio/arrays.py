@@ -1,0 +1,100 @@
+"""NumPy's files from anybody: nothing is unpickled, and no more memory is taken than the file itself has to fill."""
+
+from __future__ import annotations
+
+import math
+import stat
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+_MOST_BYTES = 512 * 2**20
+"""Of all arrays in an archive; larger ones are taken for something else."""
+
+
+class ArrayFaultError(ValueError):
+    """A file of arrays is not what it should be; the message goes behind the file's name."""
+
+
+def open_array(path: Path, dtype: Any, dimensions: int) -> np.memmap:
+    """Maps an .npy file whose header nobody vouches for.
+
+    Args:
+        path: The file.
+        dtype: What its values must be.
+        dimensions: How many axes it must have.
+
+    Raises:
+        FileNotFoundError: If it is missing.
+        ArrayFaultError: If it is no ordinary file, no such array in C order, or shorter or longer than it says.
+    """
+    _require_ordinary(path)
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise
+    except Exception:  # a damaged header may fail in any way
+        raise ArrayFaultError("is truncated or damaged") from None
+    if array.dtype != np.dtype(dtype):
+        raise ArrayFaultError(f"holds {array.dtype} where {np.dtype(dtype)} is due")
+    if array.ndim != dimensions or not array.flags.c_contiguous:
+        raise ArrayFaultError(f"has the shape or order of another array ({array.shape})")
+    if path.stat().st_size != array.offset + array.nbytes:
+        raise ArrayFaultError("is truncated or damaged")
+    return array
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads all arrays of an .npz file whose headers nobody vouches for.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Arrays of plain numbers or texts, by name.
+
+    Raises:
+        FileNotFoundError: If it is missing.
+        ArrayFaultError: If it is no ordinary file, damaged, larger than is read, or an array in it is not of the size
+            that its header says, or of Python's objects.
+    """
+    _require_ordinary(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > _MOST_BYTES:
+                raise ArrayFaultError(f"holds more than {_MOST_BYTES / 2**20:.0f} MiB")
+            return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
+    except (FileNotFoundError, ArrayFaultError):
+        raise
+    except Exception as error:  # damaged archives fail in many ways
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ArrayFaultError(f"is damaged ({reason})") from None
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as file:
+        shape, fortran, dtype = _header(file)
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or size > member.file_size:
+            raise ArrayFaultError(f"has {member.filename}, which is no array of plain numbers of its size")
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise ArrayFaultError(f"has {member.filename}, which has another length than it says")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C").copy()
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type of what follows in an .npy file."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(file)  # pyright: ignore[reportArgumentType]
+    if version not in readers:
+        raise ValueError(f"version {version} of NumPy's format")
+    return readers[version](file)  # pyright: ignore[reportArgumentType]
+
+
+def _require_ordinary(path: Path) -> None:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ArrayFaultError("is no ordinary file")

@@ -1,0 +1,98 @@
+"""NumPy's files whose headers promise more than there is, or something else."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from divff_nerfstudio.arrays import ArrayFaultError, open_array, read_arrays
+from divff_nerfstudio.data.frames import cache_folder
+from divff_nerfstudio.data.scene import load_scene
+
+HEADER = "{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}"
+
+
+def npy(
+    shape: str, descr: str = "'<f8'", content: bytes = bytes(96), version: int = 1, length: int | None = None
+) -> bytes:
+    """An .npy file that says what it is told to."""
+    header = HEADER.format(descr=descr, shape=shape).encode() + b"\n"
+    size = len(header) if length is None else length
+    packed = struct.pack("<H", size) if version == 1 else struct.pack("<I", size)
+    return b"\x93NUMPY" + bytes((version, 0)) + packed + header + content
+
+
+BOMBS = {
+    "terabytes": npy("(99999999999, 3, 4)"),
+    "more than a word holds": npy("(4294967296, 4294967296, 4294967296)"),
+    "less than nothing": npy("(-1, 3, 4)"),
+    "wide texts": npy("(1, 3, 4)", "'<U999999999'"),
+    "one value too few": npy("(1, 3, 5)"),
+    "one value too many": npy("(1, 3, 3)"),
+    "objects": npy("(1, 3, 4)", "'|O'"),
+    "nested fields": npy("(1, 3, 4)", "[('a', '<f8', (99999, 99999, 99))]"),
+    "a header of gigabytes": npy("(1, 3, 4)", version=2, length=2**32 - 1),
+    "an unknown version": npy("(1, 3, 4)", version=9),
+    "a program": npy("__import__('os').getcwd()"),
+    "nothing": b"",
+    "text": b"hello",
+    "a pickle": b"\x80\x04N.",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_what_a_header_promises_takes_no_memory(tmp_path: Path, bomb: str) -> None:
+    alone, archive = tmp_path / "array.npy", tmp_path / "arrays.npz"
+    alone.write_bytes(BOMBS[bomb])
+    with pytest.raises(ArrayFaultError):
+        open_array(alone, np.float64, 3)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("array.npy", BOMBS[bomb])
+    with pytest.raises(ArrayFaultError):
+        read_arrays(archive)
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "arrays.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("array.npy", "w") as file:
+        for _ in range(520):
+            file.write(bytes(2**20))
+    with pytest.raises(ArrayFaultError, match="more than 512 MiB"):
+        read_arrays(path)
+
+
+def test_sound_files_are_read(tmp_path: Path) -> None:
+    values = {
+        "a": np.arange(6.0).reshape(2, 3),
+        "b": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "c": np.zeros((0, 4)),
+    }
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "arrays.npz", **values)
+        found = read_arrays(tmp_path / "arrays.npz")
+        assert found.keys() == values.keys()
+        for name, value in values.items():
+            np.testing.assert_array_equal(found[name], value)
+    np.save(tmp_path / "array.npy", values["a"])
+    np.testing.assert_array_equal(open_array(tmp_path / "array.npy", np.float64, 2), values["a"])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for read in (lambda: open_array(tmp_path / "pipe", np.float64, 1), lambda: read_arrays(tmp_path / "pipe")):
+        with pytest.raises(ArrayFaultError, match="no ordinary file"):
+            read()
+
+
+@pytest.mark.parametrize("content", [BOMBS["terabytes"], BOMBS["objects"], b"", b"PK\x05\x06" + bytes(18)])
+def test_a_strange_cache_of_frames_is_written_anew(tiny_scene: Path, content: bytes) -> None:
+    expected = np.array(load_scene(tiny_scene).frames)
+    (cache,) = cache_folder(tiny_scene).glob("frames-*.npy")
+    cache.write_bytes(content)
+    np.testing.assert_array_equal(load_scene(tiny_scene).frames, expected)
