@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from types import TracebackType
 
 from divff_nerfstudio.errors import DISK_FULL, DivffError
@@ -81,19 +83,28 @@ def _left_out(error: BaseException) -> str | None:
     return _LEFT_OUT.get((error.name or "").partition(".")[0])
 
 
+def _is_about_what_was_typed(error: BaseException) -> bool:
+    """Whether a file cannot be used that stands in the command line."""
+    if not isinstance(error, OSError) or not isinstance(error.filename, (str, os.PathLike)):
+        return False
+    words = {part for word in sys.argv[1:] for part in (word, word.partition("=")[2]) if part}
+    return Path(error.filename) in {Path(word) for word in words}
+
+
 def tell_uncaught() -> None:
     """Has the interpreter end with a sentence for an error that nothing catches, in place of a stack trace.
 
-    It does so for a `DivffError`, for a lack of memory, for a full disk, and for a part of nerfstudio that is not
-    installed, and tells a Ctrl-C while programs start in a word; all other errors are shown as before.
+    It does so for a `DivffError`, for a lack of memory, for a full disk, for a file that was typed and cannot be used,
+    and for a part of nerfstudio that is not installed, and tells a Ctrl-C while programs start in a word; all other
+    errors are shown as before.
     """
     usual = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         full = isinstance(error, OSError) and error.errno in DISK_FULL
-        if isinstance(error, DivffError) or full or _is_lack_of_memory(error) or _left_out(error) is not None:
-            told = mendable(error)
-            assert told is not None
+        known = isinstance(error, DivffError) or full or _is_lack_of_memory(error) or _left_out(error) is not None
+        told = mendable(error) if known or _is_about_what_was_typed(error) else None
+        if told is not None:
             tell(told)
         elif isinstance(error, KeyboardInterrupt):
             say("Interrupted.")

@@ -1,4 +1,4 @@
-"""Options of ``ns-render``, which it looks at only when a run has been loaded, or not at all."""
+"""Options of ``ns-render`` and ``ns-eval``, which they look at only when a run has been loaded, or not at all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 from pydantic import Field
 
 from divff_nerfstudio.option_ranges import Rays
+from divff_nerfstudio.outputs import check_output_file, check_output_folder
 from divff_nerfstudio.schema import Amount, Number, OptionError, Positive, Ranges, check_options
 from divff_nerfstudio.viewer.camera_paths import MAX_CAMERAS, check_path_to_render
 
@@ -16,6 +17,32 @@ if TYPE_CHECKING:
     from nerfstudio.scripts.render import BaseRender
 
 _Rate = Annotated[int, Field(ge=1, le=240)]
+
+
+def check_eval_options(arguments: Sequence[str]) -> None:
+    """Looks at what was typed, if that was ``ns-eval``: where scores and pictures shall be written.
+
+    Args:
+        arguments: The program's name and what stands behind it, as in `sys.argv`.
+
+    Raises:
+        OutputError: If they cannot be.
+    """
+    if not _is_program(arguments, "eval"):
+        return
+    import tyro
+    from nerfstudio.scripts.eval import ComputePSNR
+
+    asked = tyro.cli(ComputePSNR, args=arguments[1:])
+    check_output_file(asked.output_path, ".json", "--output-path")
+    if asked.render_output_path is not None:
+        check_output_folder(asked.render_output_path, "--render-output-path")
+
+
+def _is_program(arguments: Sequence[str], name: str) -> bool:
+    """Whether a command line is that of a command of nerfstudio, ``ns-NAME``."""
+    program = Path(arguments[0]) if arguments else Path()
+    return program.stem == f"ns-{name}" or program.parts[-3:] == ("nerfstudio", "scripts", f"{name}.py")
 
 
 def check_render_options(arguments: Sequence[str]) -> None:
@@ -28,8 +55,7 @@ def check_render_options(arguments: Sequence[str]) -> None:
         OptionError: If an option cannot be obeyed.
         CameraFileError: If the camera path is none.
     """
-    program = Path(arguments[0]) if arguments else Path()
-    if program.stem != "ns-render" and program.parts[-3:] != ("nerfstudio", "scripts", "render.py"):
+    if not _is_program(arguments, "render"):
         return
     import tyro
     from nerfstudio.scripts import render

@@ -101,6 +101,17 @@ def test_nerfstudios_commands_end_with_a_sentence(monkeypatch, capsys):
     assert [kind for kind, *_ in seen] == [ValueError, ModuleNotFoundError] and seen[0][1] is other
     sys.excepthook(ModuleNotFoundError, ModuleNotFoundError("No module", name="comet_ml.x"), None)
     assert "uv pip install comet-ml." in capsys.readouterr().err and len(seen) == 2
+    typed = FileNotFoundError(2, "No such file or directory", "runs/config.yml")
+    for words, number in (
+        (["ns-eval", "--load-config", "./runs/config.yml"], 2),
+        (["ns-eval", "--x=runs/config.yml"], 2),
+    ):
+        monkeypatch.setattr(sys, "argv", words)
+        sys.excepthook(FileNotFoundError, typed, None)
+        assert "runs/config.yml cannot be used (No such file" in capsys.readouterr().err and len(seen) == number
+    monkeypatch.setattr(sys, "argv", ["ns-eval"])
+    sys.excepthook(FileNotFoundError, typed, None)
+    assert len(seen) == 3
 
 
 def test_help_shows_nothing_that_cannot_be_set(capsys):

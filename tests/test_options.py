@@ -23,7 +23,7 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.option_ranges import NERFSTUDIOS, check_config
 from divff_nerfstudio.outputs import OutputError, check_output_file, check_output_folder
 from divff_nerfstudio.registry import divff, divff_paper, divff_splat
-from divff_nerfstudio.render_options import check_render_options
+from divff_nerfstudio.render_options import check_eval_options, check_render_options
 from divff_nerfstudio.schema import OptionError, check_options
 
 METHODS = (divff, divff_paper, divff_splat)
@@ -239,6 +239,21 @@ def test_options_of_ns_render_that_can_be_obeyed():
         check_render_options(["ns-render", words[0], "--load-config", "config.yml", *words[1:]])
     check_render_options(["ns-train", "divff", "--downscale-factor", "0"])
     check_render_options(["/home/me/render.py", "--nonsense"])
+
+
+def test_where_ns_eval_cannot_write_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    for words, said in (
+        (("--output-path", tmp_path / "scores.txt"), "ends in .json"),
+        (("--output-path", tmp_path / "file" / "scores.json"), "needs a folder"),
+        (("--render-output-path", tmp_path / "file"), "--render-output-path needs a folder"),
+    ):
+        with pytest.raises(OutputError, match=said):
+            check_eval_options(["/usr/bin/ns-eval", "--load-config", "config.yml", *map(str, words)])
+    check_eval_options(
+        ["ns-eval", "--load-config", "config.yml", "--output-path", str(tmp_path / "new" / "scores.json")]
+    )
+    check_eval_options(["ns-train", "--output-path", "scores.txt"])
 
 
 def test_outputs_are_looked_at(tmp_path):
