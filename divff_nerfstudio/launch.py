@@ -16,6 +16,7 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.interrupts import end_in_order
 from divff_nerfstudio.run_folder import resolve_places
 from divff_nerfstudio.training_folder import RunFolder, TrainingError, checkpoint_to_load, claim
@@ -88,8 +89,15 @@ class RunConfig(TrainerConfig):
         That of a run which is gone on with is written when its checkpoint has been found to fit.
 
         Raises:
-            TrainingError: If the folder cannot be written, or what was trained before would be lost.
+            TrainingError: If the folder cannot be written, or what was trained before would be lost, or scenes shall be
+                read in another layout.
         """
+        parser: Any = self.pipeline.datamanager.dataparser  # pyright: ignore[reportAttributeAccessIssue]
+        if not isinstance(parser, EpicDiffDataParserConfig):
+            raise TrainingError(
+                f"{self.method_name} trains on scenes in EPIC-Diff's layout, not what {type(parser).__name__} reads: "
+                "leave that dataparser out, and turn the scene into one (`divff convert --help`)."
+            )
         resolve_places(self)
         self.settle()
         if self.machine.machine_rank == 0:

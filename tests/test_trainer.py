@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 import torch
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.utils import writer
 
@@ -124,6 +125,14 @@ def test_an_output_folder_that_cannot_be_written_is_named(tiny_scene, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match=r"file/.* cannot be written .*--output-dir"):
         tiny_run.config(tiny_scene, tmp_path / "file").save_config()
+
+
+def test_another_layout_of_scenes_is_refused_before_anything_is_written(tiny_scene, tmp_path):
+    config = tiny_run.config(tiny_scene, tmp_path / "out")
+    config.pipeline.datamanager.dataparser = NerfstudioDataParserConfig(data=tiny_scene)
+    with pytest.raises(TrainingError, match=r"EPIC-Diff's layout, not .*NerfstudioDataParserConfig.*divff convert"):
+        config.save_config()
+    assert not (tmp_path / "out").exists()
 
 
 def test_config_is_written_settled_and_passes_the_check(tiny_scene, tmp_path):
