@@ -52,7 +52,7 @@ def guard_configs(configs: Sequence[Any]) -> None:
     def load(stream: Any, Loader: Any) -> Any:
         if Loader in (yaml.Loader, yaml.UnsafeLoader) and isinstance(stream, str) and "python/" in stream:
             if names_one_of(stream, configs):
-                return _opened(stream, _opens(sys._getframe(1)), configs)
+                return _opened(stream, sys._getframe(1), configs)
             if os.environ.get(TRUST) != "1":
                 _look_through(stream)
         return usual(stream, Loader)
@@ -67,18 +67,33 @@ def _opens(caller: FrameType) -> Path | None:
     return path if isinstance(path, Path) else None
 
 
-def _opened(text: str, path: Path | None, configs: Sequence[Any]) -> Any:
+def _begins_with(caller: FrameType) -> Path | None:
+    """The file whose options a training shall have, where it is ``ns-train --load-config`` that calls."""
+    if (caller.f_globals.get("__name__"), caller.f_code.co_name) != ("nerfstudio.scripts.train", "main"):
+        return None
+    path = getattr(caller.f_locals.get("config"), "load_config", None)
+    return path if isinstance(path, Path) else None
+
+
+def _opened(text: str, caller: FrameType, configs: Sequence[Any]) -> Any:
     """The configuration of a run of ours; where it is opened, with its checkpoint and its scene where they lie now.
 
-    nerfstudio looks for both where training had them, and takes any file among the checkpoints for one.
+    nerfstudio looks for both where training had them, and takes any file among the checkpoints for one. A training with
+    its options gets its scene, but has a folder of its own.
     """
-    config = parse_config(text, "The run's config.yml" if path is None else str(path), configs)
+    path, begins_with = _opens(caller), _begins_with(caller)
+    place = path or begins_with
+    config = parse_config(text, "The run's config.yml" if place is None else str(place), configs)
     if path is not None:
         checkpoint = last_checkpoint(path.resolve().parent / config.relative_model_dir)
         read_run_checkpoint(checkpoint)
         config.load_step = int(checkpoint.stem.rpartition("-")[2])
-        with contextlib.suppress(RunError):  # ns-render may still be told another scene
-            relocate(config, path)
+    if place is not None:
+        folder = config.run_dir
+        with contextlib.suppress(RunError):  # another scene may still be told
+            relocate(config, place)
+        if begins_with is not None:
+            config.run_dir = folder
     return config
 
 

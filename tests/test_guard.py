@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import write_tiny_scene
 from nerfstudio.configs.method_configs import all_methods
+from nerfstudio.scripts import train
 
 from divff_nerfstudio.run_config import UnsafeConfigError
 
@@ -50,6 +53,25 @@ def test_a_user_may_trust_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         yaml.load(text, Loader=yaml.Loader)
     monkeypatch.setenv("DIVFF_TRUST_CONFIGS", "1")
     assert yaml.load(text, Loader=yaml.Loader).method_name == "nerfacto"
+
+
+def test_a_training_with_the_options_of_a_run_finds_its_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_scene(tmp_path / "tiny", extras=False)
+    config = copy.deepcopy(all_methods["divff"])
+    config.timestamp, config.output_dir = "earlier", Path("out")
+    config.pipeline.datamanager.data = config.pipeline.datamanager.dataparser.data = Path("tiny")
+    path = tmp_path / "out" / "unnamed" / "divff" / "earlier" / "config.yml"
+    path.parent.mkdir(parents=True)
+    path.write_text(yaml.dump(config))
+    begun = []
+    monkeypatch.setattr(train, "launch", lambda **named: begun.append(named["config"]))
+    monkeypatch.chdir("/")
+    asked = copy.deepcopy(config)
+    asked.load_config, asked.output_dir = path, tmp_path / "out"
+    monkeypatch.setattr(type(config), "save_config", lambda self: None)
+    train.main(asked)
+    assert begun[0].pipeline.datamanager.data == tmp_path / "tiny"
+    assert begun[0].get_base_dir() != path.parent and begun[0].run_dir is None
 
 
 def test_other_yaml_is_none_of_its_business() -> None:

@@ -328,7 +328,7 @@ def _from_cache(architecture: str, tag: str | None) -> tuple[nn.Module, Any]:
     if weights is None:
         raise FileNotFoundError(names[0])
     text = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
-    options = {"local_files_only": True} if text.get("hf_tokenizer_name") else {}
+    options: dict[str, Any] = {"local_files_only": True} if text.get("hf_tokenizer_name") else {}
     model = open_clip.create_model(architecture, pretrained=str(weights), force_preprocess_cfg=known)
     return model, open_clip.get_tokenizer(architecture, **options)
 
