@@ -14,14 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import write_tiny_scene
+from safetensors.torch import save_file
 from stranger_programs import STARTED
 from test_runs_of_earlier_versions import RUNS
 from test_strangers_pictures import EPS
 
+from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.features.encoders import CONFIG, DEMO_ENCODER, TOKENIZER
-from divff_nerfstudio.features.extract import ExtractConfig
+from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader
 
 MODULES = ("lz4", "pandas", "wandb", "librosa", "tyro", "torch", "numpy", "yaml", "runpy", "evil", "sitecustomize")
 RUNNER = Path(__file__).with_name("stranger_programs.py")
@@ -98,21 +101,43 @@ def theirs(tmp_path: Path) -> Theirs:
 
 
 def test_nothing_in_a_strangers_folder_is_imported_or_run(theirs: Theirs) -> None:
-    ExtractConfig(write_tiny_scene(theirs.folder / "tiny"), encoder="demo", device="cpu").main()
+    write_stores(write_tiny_scene(theirs.folder / "tiny"))
     usual_commands(theirs)
     hostile_encoders(theirs)
     hostile_pictures(theirs)
     hostile_configs(theirs)
     inside = theirs.folder / "bare"
-    words = ("-m", "divff_nerfstudio.cli", "query", "--load-config", "../run/config.yml", *QUESTION)
+    words = ("-m", "divff_nerfstudio.cli", "view", "--load-config", "../run_call/config.yml")
     with ThreadPoolExecutor(1) as pool:
-        as_module = pool.submit(start, inside, sys.executable, *words, "--output", "answer")
+        as_module = pool.submit(start, inside, sys.executable, *words)
         said = theirs.run()
     done = as_module.result()
-    check("python -m", None, done.returncode, done.stdout + done.stderr)
+    check("python -m", "is refused because", done.returncode, done.stdout + done.stderr)
     assert sum(STARTED in text for text in said) == 2
     assert (inside / "features" / "image" / "header.json").is_file(), "features were extracted on the way"
     assert not theirs.traces()
+
+
+def write_stores(root: Path) -> None:
+    """Features of a scene, random, as long as those that the run was trained on, which the demo encoder answers for."""
+    scene, random = load_scene(root), np.random.default_rng(0)
+    for kind in ("image", "video", "regulariser"):
+        header = StoreHeader(
+            kind=kind,
+            source="random",
+            model="demo",
+            fingerprint="",
+            dimension=64,
+            frame_ids=scene.frame_ids.tolist(),
+            image_size=[scene.height, scene.width],
+            text_encoder=None if kind == "regulariser" else {"encoder": "demo"},
+        )
+        with FeatureWriter(root / "features" / kind, header) as writer:
+            for _ in scene.frame_ids:
+                table = random.normal(size=(6, 64))
+                table /= np.linalg.norm(table, axis=1, keepdims=True)
+                writer.append(FrameFeatures(np.arange(6, dtype=np.uint16).reshape(2, 3), table))
+            writer.finish()
 
 
 def usual_commands(theirs: Theirs) -> None:
@@ -175,6 +200,7 @@ def hostile_encoders(theirs: Theirs) -> None:
     mapped = {"auto_map": dict.fromkeys(kinds, "evil.X"), "trust_remote_code": True}
     for file in ("config.json", TOKENIZER, "preprocessor_config.json", "processor_config.json"):
         (folder / file).write_text(json.dumps(mapped | {"model_type": "evil", "architectures": ["X"]}))
+    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
     asked("of_transformers", {"family": "xclip", "weights": folder.name}, "cannot be used")
     bare = variant(theirs, "no_features", "tiny")
     shutil.rmtree(bare / "features")
