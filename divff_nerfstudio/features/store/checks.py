@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
