@@ -32,7 +32,8 @@ def open_array(path: Path, dtype: Any, dimensions: int) -> np.memmap:
     """
     _require_ordinary(path)
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
+        with np.errstate(over="ignore"):  # of sizes beyond all bounds
+            array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise
     except Exception:  # a damaged header may fail in any way

@@ -118,9 +118,9 @@ def test_sizes_beyond_reason_ask_for_no_memory(tmp_path: Path) -> None:
 
 
 def test_more_octaves_than_single_precision_holds_are_refused(tmp_path: Path) -> None:
-    many = replace(FIELD, position_octaves=200)
+    many = replace(FIELD, position_octaves=30, trunk_width=200)
     state = PublishedField(many, ROWS, torch.zeros(1)).state_dict()
-    with pytest.raises(CheckpointError, match=r"many\.ckpt .*position-octaves is 200.*give another"):
+    with pytest.raises(CheckpointError, match=r"many\.ckpt .*position-octaves is 30.*give another"):
         read_published(write(tmp_path / "many.ckpt", dict(state)))
 
 
