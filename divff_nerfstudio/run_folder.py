@@ -69,6 +69,8 @@ def resolve_places(config: Any) -> None:
 def _move(config: Any, folder: Path, old: Path) -> None:
     """Moves the places inside the run to where its folder lies now."""
     config.run_dir = folder
+    if config.load_dir is not None and config.load_dir.is_relative_to(old):  # that of an imported run
+        config.load_dir = folder / config.load_dir.relative_to(old)
     for owner in (config.pipeline.datamanager, config.pipeline.datamanager.dataparser, config.pipeline.model):
         for entry in fields(owner):
             value = getattr(owner, entry.name)

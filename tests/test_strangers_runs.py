@@ -130,12 +130,13 @@ def test_a_run_that_moved_together_with_its_scene_finds_it(tmp_path: Path) -> No
     config = tiny_run.config(old / "data" / "tiny", old / "out")
     config.pipeline.datamanager.feature_dir = old / "features"
     (old / "features").mkdir()
-    run = config.get_base_dir().relative_to(old)
+    run, config.load_dir = config.get_base_dir().relative_to(old), config.get_checkpoint_dir()
     (old / run).mkdir(parents=True)
     old.rename(new)
     relocate(config, new / run / "config.yml")
     assert config.pipeline.datamanager.data == new / "data" / "tiny" and config.get_base_dir() == new / run
     assert config.pipeline.datamanager.feature_dir == new / "features"
+    assert config.load_dir == new / run / "nerfstudio_models"
 
 
 def test_a_scene_that_is_gone_asks_for_data(folder: Path) -> None:
