@@ -30,11 +30,10 @@ from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES
 from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, store_root
-from divff_nerfstudio.interrupts import run_program
 from divff_nerfstudio.option_ranges import Rays
-from divff_nerfstudio.plugins import module_command
 from divff_nerfstudio.schema import Count, split_words
 
+EXTRACT_OPTIONS = "--pipeline.datamanager.extract-options"
 FeatureTargets = dict[str, tuple[Float[Tensor, "rays dimension"], Bool[Tensor, "rays"]]]
 """For each kind of feature: the rays' targets, and which of them have one."""
 
@@ -300,7 +299,11 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         stores = _found_stores(scene, folder)
         missing = [kind for kind in DEFAULT_SOURCES if kind not in stores] if wanted or not stores else []
         if missing and self.config.auto_extract and self.test_mode == "val":
-            _run(self._extract_command(scene, missing))
+            command = self._extract_command(scene, missing)
+            CONSOLE.print(f"Extracting features first: {shlex.join(command)}", soft_wrap=True)
+            from divff_nerfstudio.features.extract import extract_here  # heavy
+
+            extract_here(command[2:], EXTRACT_OPTIONS)
             stores = _found_stores(scene, folder)
         elif missing and (wanted or folder is not None):
             raise SceneError(
@@ -325,7 +328,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
             *("divff", "extract", "--data", str(scene.root)),
             *(() if folder is None else ("--output", str(folder))),
             *(() if video == scene.root / "high_res_video" else ("--video-dir", str(video))),
-            *split_words(self.config.extract_options, "--pipeline.datamanager.extract-options"),
+            *split_words(self.config.extract_options, EXTRACT_OPTIONS),
             *(() if len(kinds) == len(DEFAULT_SOURCES) else ("--sources", *kinds)),
         ]
 
@@ -406,16 +409,6 @@ def _found_stores(scene: Scene, feature_dir: Path | None) -> dict[str, FeatureSt
         if store.header.kind != name:
             raise FeatureStoreError(f"{store.directory} holds {store.header.kind} features: call it so, or remove it.")
     return stores
-
-
-def _run(command: Sequence[str]) -> None:
-    """Runs `divff` in a process of its own, so that the memory of its models is free again afterwards."""
-    CONSOLE.print(f"Extracting features first: {shlex.join(command)}", soft_wrap=True)
-    if status := run_program(module_command("divff_nerfstudio.cli", *command[1:])):
-        raise SceneError(
-            f"`{shlex.join(command)}` ended with status {status}: mend what it says above and start again, which goes "
-            "on from there."
-        )
 
 
 def _other_frames(store: FeatureStore, scene: Scene) -> str | None:

@@ -15,6 +15,9 @@ from PIL import Image
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfig, SceneDataset
+from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.features.encoders import load_encoder
+from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader, store_root
 
 
@@ -265,24 +268,32 @@ def test_the_line_names_other_folders(tiny_scene: Path, tmp_path: Path) -> None:
 def test_missing_features_are_extracted_on_demand(tiny_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def run(command: list[str]) -> int:
-        calls.append(command[3:])
-        for kind in ("image", "video", "regulariser"):
+    def extract(options: ExtractConfig) -> None:
+        calls.append((options.data, options.encoder))
+        load_encoder("demo")
+        torch.rand(3)
+        for kind in options.sources:
             write_features(tiny_scene, kind)
-        return 0
 
-    monkeypatch.setattr("divff_nerfstudio.datamanager.run_program", run)
+    monkeypatch.setattr(ExtractConfig, "main", extract)
     asked = {"features": "all", "auto_extract": True, "extract_options": "--encoder=demo"}
     with pytest.raises(SceneError, match="lacks"):
         manager(tiny_scene, "test", **asked)  # an evaluation does not extract
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
     data = manager(tiny_scene, **asked)
+    assert torch.equal(torch.rand(3), expected) and load_encoder.cache_info().currsize == 0
     assert set(data.feature_stores) == {"image", "video", "regulariser"}
-    assert calls == [["divff_nerfstudio.cli", "extract", "--data", str(tiny_scene), "--encoder=demo"]]
+    assert calls == [(tiny_scene, "demo")]
     manager(tiny_scene, **asked)
     assert len(calls) == 1
 
 
-def test_a_failed_extraction_stops_the_start(tiny_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("divff_nerfstudio.datamanager.run_program", lambda _: 1)
-    with pytest.raises(SceneError, match="ended with status 1"):
-        manager(tiny_scene, features="all", auto_extract=True)
+def test_a_failed_extraction_stops_the_start(tiny_scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"features": "all", "auto_extract": True}
+    with pytest.raises(DivffError, match=r"does not understand --pipeline\.datamanager\.extract-options"):
+        manager(tiny_scene, **asked, extract_options="--paint")
+    assert "--paint" in capsys.readouterr().err
+    with pytest.raises(DivffError, match="nowhere"):
+        manager(tiny_scene, **asked, extract_options="--encoder=nowhere --sources image")

@@ -1,8 +1,11 @@
-"""``divff extract``: the features of a scene, frame by frame, into its feature stores."""
+"""The features of a scene, frame by frame, into its feature stores: ``divff extract``, and what training lacks."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,15 +28,17 @@ from rich.progress import (
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.clip_source import ClipSourceConfig
+from divff_nerfstudio.features.egovideo.encoder import load_egovideo
 from divff_nerfstudio.features.egovideo.source import EgoVideoSourceConfig
+from divff_nerfstudio.features.encoders import load_encoder
 from divff_nerfstudio.features.hotspots import HotspotSourceConfig
 from divff_nerfstudio.features.open_clip_source import PatchSourceConfig, SegmentSourceConfig
 from divff_nerfstudio.features.patches import DinoSourceConfig
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES, FeatureSource, source_class, source_name
 from divff_nerfstudio.features.store import FeatureWriter, store_root
-from divff_nerfstudio.features.xclip import XClipSourceConfig
-from divff_nerfstudio.schema import Words
+from divff_nerfstudio.features.xclip import XClipSourceConfig, load_xclip
+from divff_nerfstudio.schema import Words, check_options
 
 
 @dataclass
@@ -156,6 +161,34 @@ class ExtractConfig:
             raise DivffError(f"The options of {name} are not as it wants them: see above, and mend --own.") from None
 
 
+def extract_here(words: Sequence[str], option: str) -> list[Path]:
+    """Does what ``divff extract`` does, in this process: its memory is given back, and random generators go on as if
+    nothing had been drawn.
+
+    Args:
+        words: What stands behind ``divff extract``.
+        option: Where a user gave some of them.
+
+    Returns:
+        The folders of the stores.
+
+    Raises:
+        DivffError: As `ExtractConfig.main`, and if the words are not understood.
+    """
+    try:
+        options = tyro.cli(ExtractConfig, args=words, prog="divff extract")
+    except SystemExit:
+        raise DivffError(f"`divff extract` does not understand {option}: see above, and mend it.") from None
+    check_options(options)
+    try:
+        with torch.random.fork_rng():
+            return options.main()
+    finally:
+        for load in (load_egovideo, load_encoder, load_xclip):  # each remembers its last model
+            load.cache_clear()
+        _free()
+
+
 def _as_argument(option: str) -> tuple[str, str]:
     name, equals, value = option.partition("=")
     if not equals:
@@ -190,7 +223,9 @@ def _title(name: str, text: str = "") -> str:
 
 
 def _free() -> None:
-    """Gives back the memory of a source's models before the next source's are loaded."""
+    """Gives back the memory of a source's models, to the system, too, before other models need it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)  # glibc keeps freed pages otherwise
