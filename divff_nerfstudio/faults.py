@@ -99,6 +99,8 @@ def tell_uncaught() -> None:
     errors are shown as before.
     """
     usual = sys.excepthook
+    if usual.__module__ == __name__:
+        return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         full = isinstance(error, OSError) and error.errno in DISK_FULL

@@ -20,6 +20,8 @@ from typing import Any
 import yaml
 
 from divff_nerfstudio.checkpoints import read_run_checkpoint
+from divff_nerfstudio.faults import tell_uncaught
+from divff_nerfstudio.process import prepare_process
 from divff_nerfstudio.run_config import UnsafeConfigError, names_one_of, parse_config
 from divff_nerfstudio.run_folder import RunError, last_checkpoint, relocate
 
@@ -52,9 +54,14 @@ def guard_configs(configs: Sequence[Any]) -> None:
     def load(stream: Any, Loader: Any) -> Any:
         if Loader in (yaml.Loader, yaml.UnsafeLoader) and isinstance(stream, str) and "python/" in stream:
             if names_one_of(stream, configs):
+                prepare_process()
                 return _opened(stream, sys._getframe(1), configs)
             if os.environ.get(TRUST) != "1":
-                _look_through(stream)
+                try:
+                    _look_through(stream)
+                except UnsafeConfigError:
+                    tell_uncaught()
+                    raise
         return usual(stream, Loader)
 
     load.guards = configs  # pyright: ignore[reportFunctionMemberAccess]

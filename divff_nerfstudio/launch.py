@@ -18,6 +18,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.interrupts import end_in_order
+from divff_nerfstudio.process import prepare_process
 from divff_nerfstudio.run_folder import resolve_places
 from divff_nerfstudio.training_folder import RunFolder, TrainingError, checkpoint_to_load, claim
 
@@ -67,6 +68,7 @@ class RunConfig(TrainerConfig):
 
     def set_timestamp(self) -> None:
         """Called when a training begins: one that begins with the config.yml of a run gets a folder of its own."""
+        prepare_process()
         own_name = self.run_dir is None and self.timestamp != _AUTOMATIC
         if own_name and self.read_from_file:
             earlier = self.get_checkpoint_dir()

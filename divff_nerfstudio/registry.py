@@ -10,8 +10,6 @@ from nerfstudio.plugins.types import MethodSpecification
 
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig, FrameDataManagerConfig
-from divff_nerfstudio.faults import tell_uncaught
-from divff_nerfstudio.ffmpeg import ensure_ffmpeg
 from divff_nerfstudio.guard import guard_configs
 from divff_nerfstudio.models.paper import PublishedModelConfig
 from divff_nerfstudio.models.schedule import StagedCosineConfig
@@ -19,9 +17,6 @@ from divff_nerfstudio.models.splat.model import SplatModelConfig
 from divff_nerfstudio.pipeline import DivFFPipelineConfig
 from divff_nerfstudio.query import QueryConfig
 from divff_nerfstudio.trainer import DivFFTrainerConfig, FastAdamConfig
-
-ensure_ffmpeg()
-tell_uncaught()
 
 
 def _optimizer(rate: float, final: float) -> dict:
@@ -110,4 +105,5 @@ divff_splat = MethodSpecification(
     description="Gaussians in three layers with features: what divff does, rendered in real time on a GPU.",
 )
 
+# At import, alone of all: ns-eval and others read a config.yml, which may be a stranger's, before they set up anything.
 guard_configs([divff.config, divff_paper.config, divff_splat.config])
