@@ -9,8 +9,9 @@ import sys
 
 STATE = """
 import json, os, signal, sys, warnings
-from nerfstudio.plugins import registry, registry_dataparser
+from nerfstudio.plugins import registry_dataparser
 registry_dataparser.discover_dataparsers = lambda: ({}, {})
+from nerfstudio.plugins import registry
 registry.discover_methods = lambda: ({}, {})
 import nerfstudio.configs.method_configs, torch
 from huggingface_hub import constants

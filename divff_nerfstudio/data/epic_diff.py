@@ -17,6 +17,7 @@ from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from pydantic import Field
 
 from divff_nerfstudio.data.scene import Scene, load_scene
+from divff_nerfstudio.faults import tell_uncaught
 
 _BOX_QUANTILE = 0.05
 """Share of the frustums' far corners that may stick out of the scene box on either side of each axis."""
@@ -49,6 +50,7 @@ class EpicDiff(DataParser):
     def __init__(self, config: EpicDiffDataParserConfig):
         super().__init__(config)
         self.includes_time = True
+        tell_uncaught()  # other methods may read our scenes, too
 
     @cached_property
     def scene(self) -> Scene:
