@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from nerfstudio.utils.rich_utils import CONSOLE
-from rich.table import Table
+from parity_numbers import Row, difference, passes
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -44,18 +43,10 @@ class EgoVideoParityConfig:
         Returns:
             Whether all lie within their tolerances.
         """
-        table = Table("output", "largest difference", "allowed", "", title=f"EgoVideo, {self.npz.name}")
-        passed = True
-        for name, difference, allowed in compare(self.npz):
-            good = difference <= allowed
-            passed &= good
-            table.add_row(name, f"{difference:.2e}", f"{allowed:.0e}", "ok" if good else "[red]differs")
-        CONSOLE.print(table)
-        CONSOLE.print("All agree." if passed else "[red]There are differences.")
-        return passed
+        return passes(f"EgoVideo, {self.npz.name}", compare(self.npz))
 
 
-def compare(npz: Path) -> list[tuple[str, float, float]]:
+def compare(npz: Path) -> list[Row]:
     """Loads the weights through the package's own loader, computes everything, and compares.
 
     Args:
@@ -101,9 +92,7 @@ def compare(npz: Path) -> list[tuple[str, float, float]]:
             continue
         least = TOLERANCE_UNIT if name.endswith("_embed") and "patch" not in name else TOLERANCE
         allowed = max(least, PRECISION * float(precision.get(name, 0.0)))
-        expected = torch.from_numpy(data[name])
-        same = name in found and found[name].shape == expected.shape
-        rows.append((name, float((found[name] - expected).abs().max()) if same else float("inf"), allowed))
+        rows.append((name, difference(found, name, data[name]), allowed))
     return rows
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from nerfstudio.utils.rich_utils import CONSOLE
-from rich.table import Table
+from parity_numbers import Row, difference, passes
 from torch import Tensor
 
 from divff_nerfstudio.errors import DivffError
@@ -39,18 +38,10 @@ class OoalParityConfig:
         Returns:
             Whether all lie within their tolerances.
         """
-        table = Table("output", "largest difference", "allowed", "", title=f"OOAL, {self.npz.name}")
-        passed = True
-        for name, difference, allowed in compare(self.npz):
-            good = difference <= allowed
-            passed &= good
-            table.add_row(name, f"{difference:.2e}", f"{allowed:.0e}", "ok" if good else "[red]differs")
-        CONSOLE.print(table)
-        CONSOLE.print("All agree." if passed else "[red]There are differences.")
-        return passed
+        return passes(f"OOAL, {self.npz.name}", compare(self.npz))
 
 
-def compare(npz: Path) -> list[tuple[str, float, float]]:
+def compare(npz: Path) -> list[Row]:
     """Loads the weights through the package's own loader, computes everything, and compares.
 
     Args:
@@ -95,9 +86,7 @@ def compare(npz: Path) -> list[tuple[str, float, float]]:
         found |= {f"{IMAGES[inside]}/{name}": value for name, value in outputs.items()}
     for name in sorted(entry for entry in data if entry.startswith("out_")):
         allowed = TOLERANCE_MAP if name.endswith(MAPS) else TOLERANCE
-        expected = torch.from_numpy(data[name])
-        same = name in found and found[name].shape == expected.shape
-        results.append((name, float((found[name] - expected).abs().max()) if same else float("inf"), allowed))
+        results.append((name, difference(found, name, data[name]), allowed))
     return results
 
 

@@ -19,6 +19,7 @@ from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLay
 from divff_nerfstudio.evaluation.viewpoints import chosen_frames
 from divff_nerfstudio.features.pca import fit_feature_basis, project
 from divff_nerfstudio.fields.layers import LAYERS
+from divff_nerfstudio.ply import write_ply
 from divff_nerfstudio.schema import Count, Share, Weight
 
 _COORDINATES = 1 << 20
@@ -189,24 +190,3 @@ def _columns(
         if name in values:
             columns |= {f"{name}_{i}": column.astype("<f4") for i, column in enumerate(values[name].T)}
     return columns
-
-
-def write_ply(path: Path, columns: Mapping[str, np.ndarray], comments: Sequence[str] = ()) -> None:
-    """Writes points as a binary PLY file (little endian).
-
-    Args:
-        path: The file.
-        columns: Properties by name, each (points,), little-endian single precision or bytes.
-        comments: Lines for readers of the header.
-    """
-    kinds = {np.dtype("<f4"): "float", np.dtype("u1"): "uchar"}
-    records = np.empty(len(next(iter(columns.values()))), [(name, column.dtype) for name, column in columns.items()])
-    for name, column in columns.items():
-        records[name] = column
-    head = ["ply", "format binary_little_endian 1.0"]
-    head += [f"comment {' '.join(text.encode('ascii', 'replace').decode().split())}" for text in comments]
-    head += [f"element vertex {len(records)}"]
-    head += [f"property {kinds[column.dtype]} {name}" for name, column in columns.items()]
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(("\n".join([*head, "end_header"]) + "\n").encode("ascii"))
-        records.tofile(file)

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float32
 from nerfstudio.cameras.cameras import Cameras
 
-from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.fields.layers import Layer
 from divff_nerfstudio.models.splat.gaussians import GaussianLayer, Splats
 from divff_nerfstudio.models.splat.model import SplatModel
+from divff_nerfstudio.ply import write_ply
 
 
 @torch.no_grad()
@@ -61,14 +61,3 @@ def ply_rows(layer: GaussianLayer, splats: Splats, length: float) -> dict[str, F
         for names, values in columns.items()
         for i, name in enumerate(names)
     }
-
-
-def write_ply(path: Path, rows: dict[str, Float32[np.ndarray, "gaussians"]]) -> None:
-    """Writes a binary little-endian PLY file of vertices, whole or not at all."""
-    from plyfile import PlyData, PlyElement
-
-    vertices = np.empty(len(rows["x"]), dtype=[(name, "<f4") for name in rows])
-    for name, values in rows.items():
-        vertices[name] = values
-    with atomic_path(path) as temporary:
-        PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(temporary))
