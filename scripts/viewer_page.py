@@ -23,7 +23,7 @@ from PIL import Image
 
 CHROMIUM = os.environ.get("DIVFF_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 """The browser: what DIVFF_CHROMIUM names, or the first on PATH."""
-PATIENCE = float(os.environ.get("DIVFF_BROWSER_PATIENCE", "120"))
+PATIENCE = float(os.environ.get("DIVFF_BROWSER_PATIENCE", "300"))
 """Seconds that anything may take; a busy machine is slow."""
 _TAKE_NOTE = """
     const pause = 1000 / FRAMES_PER_SECOND - 1000 / 60;
@@ -90,13 +90,15 @@ def serve(
         env = {**(env or os.environ), "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(words, cwd=log.parent, env=env, stdout=file, stderr=subprocess.STDOUT)
     try:
-        end = time.time() + PATIENCE
+        end = time.monotonic() + PATIENCE
         # These lines come last, once the viewer is ready to render; before them its port is open already.
         while not any(line in log.read_text() for line in ("disabled local writer", "Step (% Done)")):
-            if process.poll() is not None or time.time() > end:
+            if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"{' '.join(words)} opened no viewer:\n{log.read_text()[-3000:]}")
             time.sleep(0.2)
-        yield ViewerServer(process, f"http://127.0.0.1:{port}", log)
+        # Where another program has taken the port meanwhile, the viewer has looked for the next one, and tells it.
+        told = re.search(r"HTTP\W+http://[\w.]+:(\d+)", log.read_text())
+        yield ViewerServer(process, f"http://127.0.0.1:{told[1] if told else port}", log)
     finally:
         process.terminate()
         try:
@@ -185,9 +187,9 @@ class ViewerPage:
         Raises:
             TimeoutError: If it is not in time.
         """
-        end = time.time() + PATIENCE
+        end = time.monotonic() + PATIENCE
         while not condition():
-            if time.time() > end:
+            if time.monotonic() > end:
                 raise TimeoutError(f"{what} did not happen; the page says:\n{self.text}")
             self.page.wait_for_timeout(50)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 TINY_WIDTH, TINY_HEIGHT, TINY_FRAMES = 24, 16, 8
@@ -20,11 +23,17 @@ TINY_CLASSES = ("cup", "undefined", "pan")
 TINY_QUERIES = ("#C C takes the cup", "#C C cooks spagethi")
 
 
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", settings.get_profile("steady"), derandomize=False)
+settings.load_profile("steady")  # the same examples each time; --hypothesis-profile explore looks for others
+
+
 def pytest_configure() -> None:
-    """One thread for each of the processes that share the tests, and for the programs that they start."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        torch.set_num_threads(1)
+    """One thread for each process and the programs that it starts, however many cores there are."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    cv2.setNumThreads(1)
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"  # where the tests' own servers are
 
 
 def tiny_poses(count: int) -> np.ndarray:
@@ -37,7 +46,7 @@ def tiny_poses(count: int) -> np.ndarray:
 
 def write_tiny_scene(root: Path, frames: int = TINY_FRAMES, extras: bool = True) -> Path:
     """Writes a scene; with `extras`, it has all that a scene can have: annotations, video frames, ground truth."""
-    random = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     width, height = TINY_WIDTH, TINY_HEIGHT
     ids = [10 + 2 * i for i in range(frames)]
     numbers = [100 + 5 * i for i in range(frames)]
@@ -60,7 +69,7 @@ def write_tiny_scene(root: Path, frames: int = TINY_FRAMES, extras: bool = True)
     (root / "frames").mkdir(parents=True)
     (root / "meta.json").write_text(json.dumps(meta))
     for number in numbers:
-        picture = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        picture = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(picture).save(root / "frames" / f"IMG_{number:010d}.bmp")
     if extras:
         _write_extras(root, numbers, [n for i, n in zip(ids, numbers, strict=True) if i in test])
@@ -68,12 +77,12 @@ def write_tiny_scene(root: Path, frames: int = TINY_FRAMES, extras: bool = True)
 
 
 def _write_extras(root: Path, numbers: list[int], tests: list[int]) -> None:
-    random = np.random.default_rng(1)
+    generator = np.random.default_rng(1)
     width, height = TINY_WIDTH, TINY_HEIGHT
     for folder in ("annotations", "high_res_video", "object_annotations", "affordance_annotations"):
         (root / folder).mkdir()
     for number in range(numbers[0], numbers[-1] + 1):
-        picture = random.integers(0, 256, (2 * height, 2 * width, 3), dtype=np.uint8)
+        picture = generator.integers(0, 256, (2 * height, 2 * width, 3), dtype=np.uint8)
         Image.fromarray(picture).save(root / "high_res_video" / f"frame_{number:010d}.jpg")
     for number, filled in zip(tests, (True, False), strict=True):
         mask = np.zeros((height, width), np.uint8)
@@ -132,6 +141,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("DIVFF_CACHE_DIR", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own_numbers() -> None:
+    """Begins each test with the same random numbers, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - what libraries draw from
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from waiting import PATIENCE
+
 
 @dataclass
 class Served:
@@ -72,7 +74,7 @@ def serving(files: dict[str, Served]) -> Iterator[str]:
             self.answer(status, broken, headers)
             if served.pause:
                 served.pause.set()
-                end.wait(30)
+                end.wait(PATIENCE)
 
         def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)

@@ -37,34 +37,41 @@ class Mutation:
     """Does it to the file at a path."""
 
 
+WORK, PATIENCE = 30.0, 300.0
+"""Seconds of a core, and on the clock, after which something never ends; all that does takes far less."""
+
+
 @contextlib.contextmanager
-def bounded(seconds: float = 5.0, more_bytes: int = 2**31) -> Iterator[None]:
-    """Ends what takes too long with `TimeoutError`, and what takes too much memory with `MemoryError`."""
+def bounded(more_bytes: int = 2**31) -> Iterator[None]:
+    """Ends what never ends with `TimeoutError`, and what takes too much memory with `MemoryError`."""
 
     def ring(*_: object) -> None:
-        raise TimeoutError(f"it took more than {seconds} s")
+        raise TimeoutError(f"it took more than {WORK} s of a core or {PATIENCE} s")
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    before = signal.signal(signal.SIGALRM, ring)
+    before = {number: signal.signal(number, ring) for number in (signal.SIGPROF, signal.SIGALRM)}
     resource.setrlimit(resource.RLIMIT_AS, (used + more_bytes, hard))
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_PROF, WORK)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def outcome(read: Callable[[], Value], seconds: float = 5.0) -> Value | DivffError:
+def outcome(read: Callable[[], Value]) -> Value | DivffError:
     """What a reader gives for a damaged file: a value, or our own error in one sentence.
 
     Raises:
         AssertionError: If it ends in any other way.
     """
     try:
-        with bounded(seconds):
+        with bounded():
             return read()
     except DivffError as error:
         said = str(error)

@@ -6,10 +6,8 @@ import concurrent.futures
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,9 +20,13 @@ import pytest
 import small_scene
 import tiny_run
 import torch
+from waiting import PATIENCE
 
 from divff_nerfstudio.evaluation.runs import our_configs
 from divff_nerfstudio.run_config import read_config
+
+sys.path.append(str(Path(__file__).parent.parent / "scripts"))
+from viewer_page import serve
 
 SIZES = {
     "fields.static-resolutions": "8 16",
@@ -59,7 +61,7 @@ class Run:
         program = Path(sys.executable).with_name(name)
         done = subprocess.run(
             [str(program), *map(str, words)],
-            cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=300, check=False,
+            cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=3 * PATIENCE, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{name} failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
 
@@ -165,32 +167,11 @@ def test_camera_path_obeys_the_time_of_each_keyframe(run: Run):
 @pytest.mark.slow
 def test_viewer_starts_answers_and_stops(run: Run):
     concurrent.futures.wait(run.started.values())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    program = Path(sys.executable).with_name("ns-viewer")
-    host = ("--viewer.websocket-host", "127.0.0.1", "--viewer.websocket-port", str(port))
-    log = (run.folder / "viewer.log").open("w+")
-    process = subprocess.Popen(
-        [str(program), "--load-config", str(run.config), *host], stdout=log, stderr=log, env=run.env, cwd=run.folder
-    )
-    try:
-        page, deadline = b"", time.monotonic() + 240
-        while time.monotonic() < deadline:
-            assert process.poll() is None, Path(log.name).read_text()[-6000:]
-            try:
-                page = urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5).read()
-                break
-            except OSError:
-                time.sleep(0.5)
+    command = ["ns-viewer", "--load-config", run.config, "--viewer.websocket-host", "127.0.0.1"]
+    with serve(command, run.folder / "viewer.log", env=run.env) as server:
+        page = urllib.request.urlopen(server.url, timeout=PATIENCE).read()
         assert b"<html" in page.lower()
-        time.sleep(2)
-        assert process.poll() is None, Path(log.name).read_text()[-6000:]
-        assert "Traceback" not in Path(log.name).read_text()
-    finally:
-        process.terminate()
-        process.wait(20)
-        log.close()
+        assert server.alive and "Traceback" not in server.log.read_text(), server.log.read_text()[-6000:]
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,18 +102,33 @@ def test_frame_features_are_what_was_written(tmp_path):
         np.testing.assert_array_equal(table, frame.table)
 
 
-def test_lookup_of_a_batch_is_fast(tmp_path):
+def steps_of(work) -> int:
+    """How many steps Python takes for some work, however fast the machine is."""
+    steps = 0
+
+    def trace(frame, event, argument):
+        nonlocal steps
+        frame.f_trace_opcodes = True
+        steps += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return steps
+
+
+def test_lookup_of_a_batch_has_no_loop_over_its_rays(tmp_path):
     random = np.random.default_rng(0)
     frames = [random_frame(random, 100, 512, (128, 228)) for _ in range(20)]
     store = write(tmp_path / "image", header(20, 512, (128, 228)), frames)
     rays = [torch.from_numpy(random.integers(0, high, 4096)) for high in (20, 128, 228)]
-    seconds = []
-    for _ in range(7):
-        start = time.perf_counter()
-        store.lookup(*rays)
-        seconds.append(time.perf_counter() - start)
-    # 5 ms is the aim; a busy machine is allowed some more, a loop over rays (200 ms) is not.
-    assert min(seconds) < 0.02
+    store.lookup(*rays)
+    few, many = (steps_of(lambda count=count: store.lookup(*(each[:count] for each in rays))) for count in (64, 4096))
+    assert 0 < few == many
 
 
 def test_finished_store_appears_at_once(tmp_path):
@@ -182,16 +196,18 @@ def test_lost_bytes_step_back_to_the_last_whole_frame(tmp_path):
 
 def test_killed_writer_loses_nothing(tmp_path):
     script = textwrap.dedent("""
+        import signal
         import sys
         import numpy as np
         from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader
 
-        head = StoreHeader("image", "test", "none", "0", 4, list(range(100000)), [6, 8])
+        head = StoreHeader("image", "test", "none", "0", 4, list(range(1000)), [6, 8])
         writer = FeatureWriter(sys.argv[1], head)
-        for number in range(100000):
-            writer.append(FrameFeatures(np.zeros((6, 8), np.uint16), np.full((1, 4), number % 1000)))
+        for number in range(1000):
+            writer.append(FrameFeatures(np.zeros((6, 8), np.uint16), np.full((1, 4), number)))
             if number == 20:
                 print("started", flush=True)
+        signal.pause()
     """)
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path / "image")],
@@ -201,7 +217,7 @@ def test_killed_writer_loses_nothing(tmp_path):
     process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    head = StoreHeader("image", "test", "none", "0", 4, list(range(100000)), [6, 8])
+    head = StoreHeader("image", "test", "none", "0", 4, list(range(1000)), [6, 8])
     with FeatureWriter(tmp_path / "image", head) as writer:
         assert len(writer) >= 20
 
@@ -364,7 +380,7 @@ def test_pipes_and_folders_in_a_store(tmp_path, name):
         write(tmp_path / make.__name__, header(), [random_frame(random, 3, 4, (5, 7)) for _ in range(3)])
         (tmp_path / make.__name__ / name).unlink()
         make(tmp_path / make.__name__ / name)
-        with bounded(seconds=10), pytest.raises(FeatureStoreError, match=f"{name} .*no ordinary file"):
+        with bounded(), pytest.raises(FeatureStoreError, match=f"{name} .*no ordinary file"):
             FeatureStore.open(tmp_path / make.__name__)
 
 

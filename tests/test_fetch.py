@@ -13,6 +13,7 @@ import threading
 import numpy as np
 import pytest
 from file_server import Served, serving
+from waiting import until
 
 from divff_nerfstudio.download import fetch as fetching
 from divff_nerfstudio.download.fetch import DownloadError, Remote, fetch, part_path, record_path
@@ -242,11 +243,7 @@ def test_a_killed_download_goes_on(tmp_path):
     )
     with serving({"/file": served}) as address:
         process = subprocess.Popen([sys.executable, "-c", code, f"{address}/file", str(path)])
-        assert served.pause is not None and served.pause.wait(30)
-        for _ in range(2000):
-            if part_path(path).exists() and part_path(path).stat().st_size >= 110_000:
-                break
-            threading.Event().wait(0.01)
+        until(lambda: part_path(path).exists() and part_path(path).stat().st_size >= 110_000, "most of the download")
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         done = part_path(path).stat().st_size

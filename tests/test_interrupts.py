@@ -13,6 +13,7 @@ import pytest
 import tiny_run
 import torch
 from nerfstudio.utils import writer
+from waiting import until
 
 from divff_nerfstudio import cli
 from divff_nerfstudio.interrupts import TerminatedError, handled, raise_once, run_program
@@ -24,7 +25,7 @@ BOTH = pytest.mark.parametrize("number", list(STATUS))
 
 
 def press(number: int = signal.SIGINT) -> None:
-    os.kill(os.getpid(), number)
+    signal.raise_signal(number)
 
 
 def trainer(scene: Path, output: Path, **changes) -> DivFFTrainer:
@@ -177,8 +178,8 @@ def test_a_program_that_was_started_is_ended_and_waited_for(tmp_path):
 
     class Watch(subprocess.Popen):
         def wait(self, timeout=None):
-            while not began.exists():
-                assert self.poll() is None
+            until(lambda: began.exists() or self.poll() is not None, "the program's start")
+            assert began.exists()
             if not saved.exists() and not sent:
                 sent.append(1)
                 press(signal.SIGTERM)

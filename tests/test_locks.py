@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.locks import lock_path, locked, take_lock
@@ -49,9 +50,9 @@ def test_who_waits_gets_it(tmp_path: Path) -> None:
     lock = take_lock(path, BUSY)
     thread = threading.Thread(target=wait)
     thread.start()
-    assert said.wait(60) and not got.is_set()
+    assert said.wait(PATIENCE) and not got.is_set()
     lock.release()
-    thread.join(60)
+    thread.join(PATIENCE)
     assert got.is_set()
 
 
@@ -70,7 +71,7 @@ def test_a_file_that_goes_with_its_lock_keeps_one_holder(tmp_path: Path) -> None
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert len(most) == 160 and set(most) == {1} and list(tmp_path.iterdir()) == []
 
 

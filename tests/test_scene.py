@@ -316,7 +316,7 @@ def test_what_stands_in_a_pictures_place_is_refused(tiny_scene: Path, make: Call
     path = tiny_scene / "frames" / "IMG_0000000110.bmp"
     path.unlink()
     make(path)
-    with bounded(seconds=10):
+    with bounded():
         refused(tiny_scene, str(path))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -202,7 +201,7 @@ def test_ctrl_c_loses_no_step(start: Start, monkeypatch, broken_in):
 
     def press(step: int):
         if step == broken_in:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return follow(step)
 
     monkeypatch.setattr(interrupted, "train_iteration", press)
@@ -221,8 +220,8 @@ def test_ctrl_c_twice_ends_at_once(start: Start, monkeypatch):
     trainer, usual = start("run"), signal.getsignal(signal.SIGINT)
 
     def press(step: int):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         raise AssertionError("the second one was swallowed")
 
     monkeypatch.setattr(trainer, "train_iteration", press)

@@ -1,0 +1,25 @@
+"""Waits for what other threads and programs do: by what has happened, never by how long that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic, sleep
+
+PATIENCE = 300.0
+"""Seconds after which something hangs; on a machine with other work, all that does not may take minutes."""
+
+
+def until(condition: Callable[[], object], what: str = "what is waited for") -> None:
+    """Waits until a condition holds.
+
+    Args:
+        condition: Is asked again and again.
+        what: What it is, for the message.
+
+    Raises:
+        AssertionError: If it does not hold in `PATIENCE` seconds.
+    """
+    end = monotonic() + PATIENCE
+    while not condition():
+        assert monotonic() < end, f"{what} did not happen"
+        sleep(0.01)
