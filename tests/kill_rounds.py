@@ -1,6 +1,7 @@
 """Kills extractions or trainings at random moments, resumes each, and compares what they end with.
 
-A program of its own: everything is imported once, and each attempt is a fork of it, which starts at once.
+A program of its own: everything is imported once, and each attempt is a fork of it, which starts at once. A moment is
+a number of calls of functions, Python's and C's, so that it is the same one on machines of any speed, under any load.
 ``python tests/kill_rounds.py extraction|training KILLS FOLDER`` prints what was done as JSON.
 """
 
@@ -13,7 +14,6 @@ import random
 import re
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,24 +109,38 @@ def _tensors(state: object, name: str = "") -> list[tuple[str, torch.Tensor]]:
     )
 
 
-def attempt(work: Work, folder: Path, log: Path, seconds: float | None = None) -> bool:
-    """Runs the work in a fork, and kills it after some seconds; whether it ended by itself."""
+class Calls:
+    """Counts what its thread calls, and ends the process the hard way at the last call that is allowed."""
+
+    def __init__(self, most: int | None):
+        self.count = 0
+        self._most = most
+
+    def __call__(self, *_: object) -> None:
+        self.count += 1
+        if self.count == self._most:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def attempt(work: Work, folder: Path, log: Path, most: int | None = None) -> bool:
+    """Runs the work in a fork, and kills it after so many calls; whether it ended by itself."""
     child = os.fork()
     if not child:
         try:
             with log.open("a") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
+            calls = Calls(most)
+            sys.setprofile(calls)
             work.run(folder)
+            sys.setprofile(None)
+            log.with_name("calls").write_text(str(calls.count))
             sys.stdout.flush()
             os._exit(0)
         except BaseException:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status not in (0, -signal.SIGKILL):
         raise SystemExit(f"status {status}, see\n{log.read_text()[-4000:]}")
@@ -139,15 +153,14 @@ def main(what: str, kills: int, folder: Path, seed: int = 0) -> dict[str, object
     moments = random.Random(seed)
     work = {"extraction": extraction, "training": training}[what](folder / "scene")
     log = folder / "log.txt"
-    start = time.perf_counter()
     attempt(work, folder / "unbroken", log)
-    length = time.perf_counter() - start
+    length = int(log.with_name("calls").read_text())
     expected = work.result(folder / "unbroken")
     done, rounds, differing, most_left = 0, 0, set(), 0
     while done < kills:
         place, rounds, ended = folder / f"round{rounds}", rounds + 1, False
         while not ended and done < kills:
-            ended = attempt(work, place, log, moments.uniform(0, 1.1 * length))
+            ended = attempt(work, place, log, moments.randint(1, length * 11 // 10))
             done += not ended
             work.look(place)
             most_left = max(most_left, len(list(place.rglob(".*.tmp*"))))
@@ -161,7 +174,7 @@ def main(what: str, kills: int, folder: Path, seed: int = 0) -> dict[str, object
         "what": what,
         "kills": done,
         "rounds": rounds,
-        "seconds of one unbroken": round(length, 2),
+        "calls in one unbroken": length,
         "parts compared": len(expected),
         "parts that differ": sorted(differing),
         "most temporary files a kill left": most_left,
