@@ -199,10 +199,15 @@ class ViewerPage:
         self.wait(lambda: (seen or text) in self.drawings and "took" in self.text, f"an answer to {text!r}")
 
     def at_rest(self, width: int) -> None:
-        """Waits until pictures of the full width come no more."""
-        self.wait(lambda: f"Resolution: {width}x" in self.text, f"the picture of {width} pixels' width")
+        """Waits until a picture of the full width has come, and no more of them do."""
+
+        def whole() -> bool:
+            last = self.page.evaluate("window.pictures.length && window.pictures.at(-1).width")
+            return last == width and f"Resolution: {width}x" in self.text
+
         before = -1
         while before != (before := self.come):
+            self.wait(whole, f"the picture of {width} pixels' width")
             self.page.wait_for_timeout(700)
 
     @property

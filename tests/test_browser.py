@@ -271,7 +271,7 @@ def test_any_text_is_only_text(panel: ViewerPage, text: str) -> None:
     panel.box("Question").fill(text)
     panel.wait(lambda: "The query took" in panel.text, "an answer")
     panel.wait(lambda: "[" not in text or "onerror" in panel.drawings or "alert" in panel.drawings, "the legend")
-    panel.page.wait_for_timeout(300)
+    panel.page.evaluate("new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
     assert panel.page.locator("[src='x'], script:not([src]):has-text('alert'), a[href*='alert']").count() == 0
     assert len(panel.text) < 3000
 
