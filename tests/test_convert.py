@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import room
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.transform import Rotation
@@ -369,7 +369,6 @@ positions = st.lists(st.floats(-50, 50), min_size=3, max_size=3)
 
 
 @given(quaternions, positions)
-@settings(deadline=None)
 def test_poses_go_there_and_back(quaternion, position):
     """A point is seen at the same place by COLMAP's world-to-camera and by the pose made of it."""
     rotation = Rotation.from_quat(quaternion).as_matrix()

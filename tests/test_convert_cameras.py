@@ -222,7 +222,7 @@ def test_frames_of_another_size_scale_the_camera():
 @given(
     st.floats(-0.3, 0.3), st.floats(-0.05, 0.05), st.floats(-0.01, 0.01), st.floats(-0.01, 0.01), st.floats(125, 450)
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_moderate_lens_gives_a_view_inside_its_frame(k1, k2, p1, p2, focal):
     lens = SourceCamera("OPENCV", W, H, (focal, focal, W / 2, H / 2, k1, k2, p1, p2))
     pinhole = common_pinhole([lens], 228)

@@ -245,7 +245,7 @@ def test_outlines_and_affordances_agree_with_instances(scene, instances):
             assert np.array_equal(masks[..., asked.index(name)], exact)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.integers(1, 4))
 def test_outlines_fill_to_the_mask_they_trace(seed, count):
     rng = np.random.default_rng(seed)

@@ -78,7 +78,7 @@ def rays_from(origin: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 @pytest.mark.parametrize("name", SOLIDS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(angles, st.floats(-1.4, 1.4), st.floats(2.0, 4.0), st.integers(0, 2**31))
 def test_hits_lie_on_the_surface_and_nothing_is_before_them(name, azimuth, elevation, away, seed):
     solid = SOLIDS[name]
@@ -128,7 +128,7 @@ def test_an_open_cup_is_seen_from_inside_and_through_its_mouth():
     assert slanted[0] == pytest.approx(0.27 + 0.25 * 0.09 / 0.45, abs=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(angles, st.floats(0.1, 1.3), st.floats(0.3, 3.0), angles)
 def test_the_camera_sees_points_where_they_project(azimuth, elevation, away, roll):
     flat = np.cos(elevation)
@@ -190,7 +190,7 @@ def test_box_average_keeps_the_mean():
     assert np.allclose(box_average(picture, 2)[1, 2], picture[2:4, 4:6].mean((0, 1)))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(numbers, min_size=2, max_size=6))
 def test_noise_is_bounded_and_periodic(values):
     u = np.array(values) * 7
@@ -199,7 +199,7 @@ def test_noise_is_bounded_and_periodic(values):
     assert np.all((hashed(np.floor(u)) >= 0) & (hashed(np.floor(u)) <= 1))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(angles, angles, st.floats(0, 1), st.floats(-0.9, 0.9))
 def test_movements_are_smooth_and_rotations_stay_rotations(first, second, share, tilt):
     axis = np.array([np.sqrt(1 - tilt**2), 0.0, tilt])
@@ -216,7 +216,7 @@ def test_movements_are_smooth_and_rotations_stay_rotations(first, second, share,
         assert np.allclose(still, 0) and np.allclose(level, np.eye(3))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(numbers, numbers, numbers)
 def test_arms_keep_their_length_unless_they_must_stretch(x, y, z):
     wrist = np.array([x, y, z]) * 0.5 + [0.0, 0.3, 0.0]

@@ -83,7 +83,7 @@ def test_one_wrong_pose_does_not_blow_up_the_box(tiny_scene: Path) -> None:
     assert box[1, 2] < 1.0, "what is behind them is not"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     focal=st.tuples(st.floats(5, 500), st.floats(5, 500)),
     centre=st.tuples(st.floats(0, 100), st.floats(0, 60)),

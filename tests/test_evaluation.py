@@ -98,7 +98,7 @@ def annotated_frames(draw):
 
 
 @given(annotated_frames(), st.floats(0.05, 0.95))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_class_scores_agree_with_counting_by_hand(frames, threshold):
     scores, truth = frames
     names = [f"class {i}" for i in range(truth.shape[-1])]

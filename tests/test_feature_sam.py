@@ -156,7 +156,7 @@ def test_parts_of_things_in_crops_are_left_out(sam_folder):
     assert not masks[:, -21:].any() and not masks[:, :, -21:].any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(0, 12), threshold=st.floats(0, 1))
 def test_nms_is_the_greedy_one(seed, count, threshold):
     random = np.random.default_rng(seed)

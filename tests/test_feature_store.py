@@ -58,7 +58,7 @@ def write(directory: Path, head: StoreHeader, frames: list[FrameFeatures]) -> Fe
         return writer.finish()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     frames=st.integers(1, 4),

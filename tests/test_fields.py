@@ -58,7 +58,7 @@ def by_grid_sample(encoding: PlaneEncoding, x: torch.Tensor, times: torch.Tensor
     return torch.cat(levels, -1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.booleans(), st.sampled_from([(2,), (5,), (8, 16)]))
 def test_planes_are_bilinear_and_so_are_their_gradients(seed, in_time, resolutions):
     torch.manual_seed(seed)
@@ -107,7 +107,7 @@ def test_positional_encoding_has_octaves_of_pi():
     assert torch.allclose(found[1], torch.tensor([-1.0, 0.0, 0.0, 0.25, root, root, 1.0]), atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(3, 400))
 def test_octaves_follow_the_number_of_frames(frames):
     octaves = octaves_for(frames)

@@ -29,7 +29,7 @@ ARRAYS = hnp.arrays(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(content=PLAIN, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_data_survives(tmp_path_factory: pytest.TempPathFactory, content: object, protocol: int) -> None:
     path = tmp_path_factory.getbasetemp() / "plain.pkl"
@@ -37,7 +37,7 @@ def test_plain_data_survives(tmp_path_factory: pytest.TempPathFactory, content: 
     assert restricted_unpickle(path) == content
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(array=ARRAYS, fortran=st.booleans(), protocol=st.integers(0, pickle.HIGHEST_PROTOCOL), numpy_other=st.booleans())
 def test_arrays_survive_as_either_numpy_wrote_them(
     tmp_path_factory: pytest.TempPathFactory, array: np.ndarray, fortran: bool, protocol: int, numpy_other: bool
@@ -110,7 +110,7 @@ def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "was here").exists()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cut=st.integers(0, 150), garbage=st.binary(max_size=8))
 def test_damaged_pickles_give_our_error(tmp_path_factory: pytest.TempPathFactory, cut: int, garbage: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "cut.pkl"

@@ -45,7 +45,7 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 1000), st.floats(0.5, 50))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_relevancy_is_the_least_softmax_over_the_negatives(phrases, others, seed, temperature):
     features, positives, negatives = (
         unit(7, 8, seed=seed),

@@ -56,7 +56,7 @@ def reference(densities: dict, deltas: torch.Tensor) -> tuple[dict, dict]:
     return weights, alphas
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(densities_and_deltas)
 def test_composite_is_the_loop(drawn):
     densities, deltas = draw(*drawn)
@@ -81,7 +81,7 @@ def ray_samples(deltas: torch.Tensor, start: float = 0.5) -> RaySamples:
     return RaySamples(frustums, deltas=deltas[..., None])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(densities_and_deltas, st.sampled_from(LAYERS))
 def test_one_layer_is_plain_nerf(drawn, layer):
     densities, deltas = draw(*drawn)
@@ -93,7 +93,7 @@ def test_one_layer_is_plain_nerf(drawn, layer):
     assert torch.allclose(weights_alone(found.alphas[layer]), plain, atol=2e-3)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(densities_and_deltas)
 def test_weights_alone_use_their_own_transmittance(drawn):
     densities, deltas = draw(*drawn)
@@ -183,7 +183,7 @@ def bundle(count: int, near: float, far: float) -> RayBundle:
     )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.floats(1e-3, 1.0),
     st.floats(1.1, 1e3),

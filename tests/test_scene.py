@@ -200,7 +200,7 @@ def test_no_scene_at_all(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "meta.json is missing")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(frame=st.integers(0, TINY_FRAMES - 1), share=st.floats(0, 0.97))
 def test_a_truncated_frame_is_named(tmp_path_factory: pytest.TempPathFactory, frame: int, share: float) -> None:
     root = write_tiny_scene(tmp_path_factory.mktemp("cut") / "tiny")

@@ -64,7 +64,7 @@ def test_what_rests_for_half_the_video_needs_one_gaussian():
     assert len(layer.at(moment(0.9))) == 0, "what does not live costs nothing"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(middle=st.floats(0, 1), extent=st.floats(0.05, 0.8))
 def test_a_life_is_one_at_its_middle_and_falls_on_both_sides(middle, extent):
     lives = dynamic([middle], [extent]).lives(middle + torch.linspace(0, 2, 50))[:, 0].detach()

@@ -71,7 +71,7 @@ def project(gaussians: list[Tensor], width: int, height: int) -> Projected:
     )
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     seed=st.integers(0, 1000),
     count=st.integers(1, 12),

@@ -35,7 +35,7 @@ def test_markdown_shows_text_literally():
     assert as_markdown("import x") == "&#105;mport x" and as_markdown("exports") == "&#101;xports"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(alphabet="`\n ab{<"))
 def test_code_stays_within_its_fence(text):
     first, *lines, last = as_code(text).split("\n")
@@ -43,7 +43,7 @@ def test_code_stays_within_its_fence(text):
     assert first not in lines[0] and len(first) >= 3
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text())
 def test_drawings_are_well_formed_whatever_is_asked(text):
     scores = np.array([[np.nan], [0.5]], np.float32)

@@ -246,7 +246,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 
 
 @given(frame=st.integers(0, 11), row=st.integers(0, 23), column=st.integers(0, 39), depth=st.floats(0.1, 9))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_points_of_a_frame_lie_in_its_picture(scene, frame, row, column, depth):
     points = true_points(scene, frame, np.full((24, 40), depth, np.float32))
     assert in_picture(scene, frame, points).all()
@@ -310,7 +310,7 @@ def test_pixels_between_two_depths_give_no_point(trained):
 
 
 @given(st.integers(1, 60), st.integers(0, 1000))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_fusing_gives_the_mean_of_each_cell(count, seed):
     random = np.random.default_rng(seed)
     points, values = random.normal(size=(count, 3)), random.random((count, 2)).astype(np.float32)
