@@ -177,19 +177,20 @@ def test_viewer_starts_answers_and_stops(run: Run):
 @pytest.mark.slow
 def test_other_methods_start_hardly_later_with_the_plugin():
     code = """
-import sys, time
+import sys
 from nerfstudio.plugins import registry_dataparser
 registry_dataparser.discover_dataparsers = lambda: ({}, {})
 from nerfstudio.plugins import registry
 registry.discover_methods = lambda: ({}, {})
 import nerfstudio.configs.method_configs
 assert not any(name.startswith("divff") for name in sys.modules)
-start = time.process_time()
+before = len(sys.modules)
 import divff_nerfstudio.registry, divff_nerfstudio.data.epic_diff
-print(time.process_time() - start)
+print(before, len(sys.modules) - before)
 print([name for name in ("open_clip", "skimage", "sklearn", "transformers") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    seconds, heavy = done.stdout.splitlines()
-    assert float(seconds) < 1.0 and heavy == "[]"
+    counts, heavy = done.stdout.splitlines()
+    before, more = map(int, counts.split())
+    assert 0 < more < before / 8 and heavy == "[]", "what takes the time of a start is the number of modules"
