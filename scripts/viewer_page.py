@@ -60,7 +60,12 @@ class ViewerServer:
     @property
     def alive(self) -> bool:
         """Whether it runs, and no thread of it has died."""
-        return self.process.poll() is None and "Exception in thread" not in self.log.read_text()
+        return self.process.poll() is None and "Exception in thread" not in self.said
+
+    @property
+    def said(self) -> str:
+        """All that it has printed."""
+        return self.log.read_text("utf-8", errors="replace")
 
 
 @contextlib.contextmanager
@@ -92,13 +97,15 @@ def serve(
     try:
         end = time.monotonic() + PATIENCE
         # These lines come last, once the viewer is ready to render; before them its port is open already.
-        while not any(line in log.read_text() for line in ("disabled local writer", "Step (% Done)")):
+        server = ViewerServer(process, f"http://127.0.0.1:{port}", log)
+        while not any(line in server.said for line in ("disabled local writer", "Step (% Done)")):
             if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"{' '.join(words)} opened no viewer:\n{log.read_text()[-3000:]}")
+                raise RuntimeError(f"{' '.join(words)} opened no viewer:\n{server.said[-3000:]}")
             time.sleep(0.2)
         # Where another program has taken the port meanwhile, the viewer has looked for the next one, and tells it.
-        told = re.search(r"HTTP\W+http://[\w.]+:(\d+)", log.read_text())
-        yield ViewerServer(process, f"http://127.0.0.1:{told[1] if told else port}", log)
+        if told := re.search(r"HTTP\W+http://[\w.]+:(\d+)", server.said):
+            server.url = f"http://127.0.0.1:{told[1]}"
+        yield server
     finally:
         process.terminate()
         try:

@@ -120,7 +120,7 @@ def panel(page: ViewerPage, server: ViewerServer) -> Iterator[ViewerPage]:
     # The line of state tells of the frame if that has changed, else that nothing is asked.
     page.wait(lambda: re.search("Type what to look for|Frame 0 at time", page.text), "the idle line")
     yield page
-    assert server.alive, server.log.read_text()[-3000:]
+    assert server.alive, server.said[-3000:]
     assert page.dialogs == []
 
 
@@ -353,11 +353,11 @@ def test_a_question_while_training_runs(trained: Scene, chromium: Any) -> None:
         panel.ask("mug")
 
         def steps() -> list[str]:
-            return re.findall(r"(\d+) \(\d+\.\d+%\)", server.log.read_text())
+            return re.findall(r"(\d+) \(\d+\.\d+%\)", server.said)
 
         before = len(steps())
         panel.box("Question").fill("sleeve")
         panel.wait(lambda: "sleeve" in panel.drawings, "the answer while training")
         panel.wait(lambda: len(steps()) > before, "training to go on")
         panel.page.close()
-        assert server.alive, server.log.read_text()[-3000:]
+        assert server.alive, server.said[-3000:]
