@@ -91,14 +91,21 @@ def serve(
         port = free.getsockname()[1]
     program = Path(sys.executable).with_name(str(command[0]))
     words = [str(program), *map(str, command[1:]), port_option, str(port)]
-    with log.open("wb") as file:
-        env = {**(env or os.environ), "PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(words, cwd=log.parent, env=env, stdout=file, stderr=subprocess.STDOUT)
+    env = {**(env or os.environ), "PYTHONUNBUFFERED": "1"}
+
+    def start() -> subprocess.Popen[bytes]:
+        with log.open("wb") as file:
+            return subprocess.Popen(words, cwd=log.parent, env=env, stdout=file, stderr=subprocess.STDOUT)
+
+    process = start()
     try:
         end = time.monotonic() + PATIENCE
         # These lines come last, once the viewer is ready to render; before them its port is open already.
         server = ViewerServer(process, f"http://127.0.0.1:{port}", log)
         while not any(line in server.said for line in ("disabled local writer", "Step (% Done)")):
+            if process.poll() is not None and "psutil.NoSuchProcess" in server.said:
+                # viser looks at all processes of the machine, and fails where one ends meanwhile.
+                server.process = process = start()
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"{' '.join(words)} opened no viewer:\n{server.said[-3000:]}")
             time.sleep(0.2)
