@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Optional
 
 import numpy as np
 import torch
 import tyro
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
@@ -28,6 +29,7 @@ from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.data.rays import camera_directions, pixel_areas, pixel_grid
 from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
+from divff_nerfstudio.evidence.labels import labels
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES
 from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, store_root
 from divff_nerfstudio.option_ranges import Rays
@@ -189,6 +191,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
     def __init__(self, config: DivFFDataManagerConfig, *args: Any, **kwargs: Any):
         self.feature_stores: dict[str, FeatureStore] = {}
         self._hotspots: FeatureStore | None = None
+        self._uses_evidence = False
         self.feature_start_step = 0
         if config.camera_res_scale_factor != 1.0:
             raise SceneError("camera-res-scale-factor must be 1: scale the scene's frames and intrinsics instead.")
@@ -250,6 +253,20 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
             )
         self.feature_stores["hotspot"] = hotspots
 
+    def use_evidence(self) -> None:
+        """Adds to training batches what the frames tell of what moves: "evidence", see `evidence.labels`."""
+        self._uses_evidence = True
+
+    @cached_property
+    def _evidence(self) -> UInt8[Tensor, "frames height width 2"] | None:
+        """Labels of the training frames, looked for when training begins."""
+        if not self._uses_evidence:
+            return None
+        dataset = self.train_dataset
+        CONSOLE.print("Looking for what moves: each place in all frames that see it.")
+        found = labels(dataset.scene, dataset.scene_indices.numpy(), self.feature_stores.get("image"), self.device)
+        return None if found is None else torch.from_numpy(found)
+
     def with_features(self, step: int) -> bool:
         """Whether training batches of this step carry feature targets."""
         return bool(self.feature_stores) and step >= self.feature_start_step
@@ -259,7 +276,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
 
         Returns:
             The rays (with times, nears, fars, and "camera_directions" in their metadata), and a batch of "image"
-            (R x 3, 0..1), "indices" (R x 3: camera, row, column) and, from `feature_start_step` on, "features".
+            (R x 3, 0..1), "indices" (R x 3: camera, row, column), after `use_evidence` "evidence" (R x 2: chances of
+            dynamic layer and actor) and, from `feature_start_step` on, "features".
         """
         assert self.train_pixel_sampler is not None
         self.train_count += 1
@@ -267,6 +285,9 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         batch: dict[str, Any] = dict(drawn)
         if self.with_features(step):
             batch["features"] = self._feature_targets(drawn["indices"])
+        if self._evidence is not None:
+            camera, row, column = drawn["indices"].unbind(-1)
+            batch["evidence"] = self._evidence[camera, row, column].to(self.device).float() / 255
         return rays, batch
 
     def next_eval(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
@@ -372,7 +393,8 @@ class FrameDataManager(DivFFDataManager):
 
         Returns:
             Its camera, with a time, and a batch of "image" (all pixels row by row, R x 3, 0..1), "image_idx",
-            "frame_index" (in the scene) and, from `feature_start_step` on, "features" of its "pixels".
+            "frame_index" (in the scene), after `use_evidence` "evidence" and, from `feature_start_step` on, "features"
+            of its "pixels".
         """
         self.train_count += 1
         dataset, frames = self.train_dataset, len(self.train_dataset)
@@ -384,6 +406,8 @@ class FrameDataManager(DivFFDataManager):
             "image_idx": index,
             "frame_index": int(dataset.scene_indices[index]),
         }
+        if self._evidence is not None:
+            batch["evidence"] = self._evidence[index].reshape(-1, 2).to(self.device).float() / 255
         if self.with_features(step):
             pixels = torch.randperm(self._area)[: self.config.feature_pixels]
             width = dataset.scene.width

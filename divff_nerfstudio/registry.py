@@ -10,7 +10,9 @@ from nerfstudio.plugins.types import MethodSpecification
 
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig, FrameDataManagerConfig
+from divff_nerfstudio.fields.layered import LayeredFieldConfig
 from divff_nerfstudio.guard import guard_configs
+from divff_nerfstudio.models.divff import DivFFModelConfig
 from divff_nerfstudio.models.paper import PublishedModelConfig
 from divff_nerfstudio.models.schedule import StagedCosineConfig
 from divff_nerfstudio.models.splat.model import SplatModelConfig
@@ -35,7 +37,9 @@ divff = MethodSpecification(
         steps_per_eval_all_images=100000,
         steps_per_save=1000,
         pipeline=DivFFPipelineConfig(
-            datamanager=DivFFDataManagerConfig(train_num_rays_per_batch=None, eval_num_rays_per_batch=1024)
+            datamanager=DivFFDataManagerConfig(train_num_rays_per_batch=None, eval_num_rays_per_batch=1024),
+            # Off where a config.yml does not name it: runs of earlier versions do not have it.
+            model=DivFFModelConfig(fields=LayeredFieldConfig(carried=True)),
         ),
         optimizers={
             "grids": _optimizer(1e-2, 0.1),

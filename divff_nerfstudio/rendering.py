@@ -192,6 +192,32 @@ def points_of(rays: RayBundle, samples: RaySamples) -> SamplePoints:
     return points_at(rays, midpoints(samples))
 
 
+def head_positions(
+    positions: Float[Tensor, "rays samples 3"],
+    times: Float[Tensor, "rays 1"],
+    filmed: Float[Tensor, "frames"],
+    poses: Float[Tensor, "frames 3 4"],
+) -> Float[Tensor, "rays samples 3"]:
+    """Points in the frame of the camera that filmed, wherever they are looked at from.
+
+    Args:
+        positions: World, in scene units.
+        times: When, in [0, 1].
+        filmed: Times of the frames, ascending.
+        poses: Their cameras to world; between two of them the pose is between theirs.
+    """
+    later = torch.searchsorted(filmed, times[:, 0].contiguous()).clamp(1, max(1, len(filmed) - 1))
+    later = later.clamp_max(len(filmed) - 1)
+    earlier = (later - 1).clamp_min(0)
+    span = (filmed[later] - filmed[earlier]).clamp_min(1e-9)
+    share = ((times[:, 0] - filmed[earlier]) / span).clamp(0, 1)[:, None, None]
+    pose = torch.lerp(poses[earlier], poses[later], share)
+    right = F.normalize(pose[..., 0], dim=-1)
+    back = F.normalize(torch.linalg.cross(right, pose[..., 1], dim=-1), dim=-1)
+    axes = torch.stack((right, torch.linalg.cross(back, right, dim=-1), back), -1)
+    return (positions - pose[:, None, :, 3]) @ axes
+
+
 def points_at(rays: RayBundle, depths: Float[Tensor, "rays samples"]) -> SamplePoints:
     """World and camera positions at distances along rays, in scene units."""
     distances = depths[..., None]

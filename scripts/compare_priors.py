@@ -26,6 +26,8 @@ PUBLISHED: dict[str, Any] = {
     "fields.largest_uncertainty": 10.0,
     "fields.shadow": False,
     "fields.permanence": False,
+    "fields.carried": False,
+    "evidence_weight": 0.0,
 }
 """The published priors alone: uncertainty without bound, and a penalty on the moving layers' mean density."""
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -36,6 +38,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without mask cost": {"mask_weight": 0.0},
     "without persistence": {"persistence_weight": 0.0},
     "without permanence": {"fields.permanence": False},
+    "without evidence": {"evidence_weight": 0.0},
+    "without carried": {"fields.carried": False},
     "without shadow": {"fields.shadow": False},
 }
 SCORES = ("psnr", "psnr_static_room", "moving_ap", "moving_ap_ever", "actor_ap", "dynamic_ap", "dynamic_ap_ever")
@@ -60,7 +64,7 @@ class ComparePriors:
         """Runs the variants one after the other."""
         results = {}
         for name in self.variants:
-            results[name] = self._run(VARIANTS[name])
+            results[name] = scores_of(self.data, self.steps, self.seed, VARIANTS[name])
             with atomic_path(self.output) as temporary:
                 temporary.write_text(json.dumps({"steps": self.steps, "results": results}, indent=2))
         CONSOLE.print("| priors | " + " | ".join(SCORES) + " | CPU-seconds |")
@@ -69,38 +73,59 @@ class ComparePriors:
             numbers = [f"{scores[key]:.2f}" if key in scores else "-" for key in (*SCORES, "cpu_seconds")]
             CONSOLE.print(f"| {name} | " + " | ".join(numbers) + " |")
 
-    def _run(self, overrides: dict[str, Any]) -> dict[str, float]:
-        from nerfstudio.engine.trainer import writer
 
-        from divff_nerfstudio.registry import divff
-        from divff_nerfstudio.trainer import DivFFTrainerConfig
+def scores_of(
+    data: Path,
+    steps: int,
+    seed: int,
+    overrides: dict[str, Any],
+    features: str = "none",
+    wanted: tuple[str, ...] = SCORES,
+) -> dict[str, float]:
+    """Trains the method divff on a scene and evaluates it on the held-out frames.
 
-        config = copy.deepcopy(divff.config)
-        assert isinstance(config, DivFFTrainerConfig)
-        config.max_num_iterations = self.steps
-        config.vis = "tensorboard"
-        config.steps_per_eval_image = config.steps_per_eval_batch = config.steps_per_save = 10 * self.steps
-        config.pipeline.datamanager.data = self.data
-        config.pipeline.datamanager.features = "none"
-        for path, value in overrides.items():
-            *parents, last = path.split(".")
-            target: Any = config.pipeline.model
-            for parent in parents:
-                target = getattr(target, parent)
-            setattr(target, last, value)
-        with tempfile.TemporaryDirectory() as folder:
-            config.output_dir, config.timestamp = Path(folder), "compared"
-            config.settle()
-            torch.manual_seed(self.seed)
-            trainer = config.setup()
-            trainer.setup(test_mode="test")
-            start = time.process_time()
-            trainer.train()
-            seconds = time.process_time() - start
-            scores = trainer.pipeline.get_average_eval_image_metrics()
-            writer.EVENT_WRITERS.clear()
-            writer.EVENT_STORAGE.clear()
-        return {key: scores[key] for key in SCORES if key in scores} | {"cpu_seconds": seconds}
+    Args:
+        data: The scene's folder.
+        steps: Training steps.
+        seed: Of the training.
+        overrides: Values of the model's options by dotted name.
+        features: As the option of the data manager.
+        wanted: Names of scores.
+
+    Returns:
+        Those of them that there are, and "cpu_seconds" of the training.
+    """
+    from nerfstudio.engine.trainer import writer
+
+    from divff_nerfstudio.registry import divff
+    from divff_nerfstudio.trainer import DivFFTrainerConfig
+
+    config = copy.deepcopy(divff.config)
+    assert isinstance(config, DivFFTrainerConfig)
+    config.max_num_iterations = steps
+    config.vis = "tensorboard"
+    config.steps_per_eval_image = config.steps_per_eval_batch = config.steps_per_save = 10 * steps
+    config.pipeline.datamanager.data = data
+    config.pipeline.datamanager.features = features
+    for path, value in overrides.items():
+        *parents, last = path.split(".")
+        target: Any = config.pipeline.model
+        for parent in parents:
+            target = getattr(target, parent)
+        setattr(target, last, value)
+    with tempfile.TemporaryDirectory() as folder:
+        config.output_dir, config.timestamp = Path(folder), "compared"
+        config.settle()
+        torch.manual_seed(seed)
+        trainer = config.setup()
+        trainer.setup(test_mode="test")
+        start = time.process_time()
+        trainer.train()
+        seconds = time.process_time() - start
+        scores = trainer.pipeline.get_average_eval_image_metrics()
+        writer.EVENT_WRITERS.clear()
+        writer.EVENT_STORAGE.clear()
+    return {key: scores[key] for key in wanted if key in scores} | {"cpu_seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.models.base import PICTURES, nearest_frame
 from divff_nerfstudio.models.divff import DivFFModel, DivFFModelConfig
 from divff_nerfstudio.pipeline import CheckpointError, DivFFPipeline
+from divff_nerfstudio.rendering import head_positions
 
 CHANNELS = {
     **dict.fromkeys(PICTURES, 1),
@@ -321,6 +322,85 @@ def test_shadow_darkens_the_room_under_the_actor_only():
     bright = model.get_outputs_for_camera(camera())
     torch.nn.init.constant_(last.bias, 20.0)
     assert torch.equal(bright["rgb"], model.get_outputs_for_camera(camera())["rgb"])
+
+
+def test_the_static_layer_does_not_learn_what_moves():
+    model = make_model(features=False)
+    model.train()
+    model.update_to_step(STATIC_UNTIL - 1)
+    batch = batch_of()
+    shows = torch.stack((torch.arange(16) % 2, torch.zeros(16)), -1).float()
+    torch.manual_seed(0)
+    told = model.get_loss_dict(model(bundle(model)), {**batch, "evidence": shows})["photometric"]
+    other = {**batch, "image": torch.where(shows[:, :1] > 0, 1 - batch["image"], batch["image"])}
+    torch.manual_seed(0)
+    assert torch.equal(told, model.get_loss_dict(model(bundle(model)), {**other, "evidence": shows})["photometric"])
+    torch.manual_seed(0)
+    assert not torch.equal(told, model.get_loss_dict(model(bundle(model)), batch)["photometric"])
+
+
+def test_evidence_opens_the_layer_that_it_names():
+    model = make_model(features=False)
+    for layer, chances in enumerate(((1.0, 0.0), (0.0, 1.0))):
+        model.train()
+        model.update_to_step(STATIC_UNTIL)
+        torch.manual_seed(0)
+        outputs = model(bundle(model))
+        masks = list(outputs["masks"].values())
+        for mask in masks:
+            mask.retain_grad()
+        losses = model.get_loss_dict(outputs, {**batch_of(), "evidence": torch.tensor([chances]).expand(16, 2)})
+        losses["evidence"].backward()
+        assert (masks[layer].grad < 0).all() and (masks[1 - layer].grad > 0).all()
+
+
+def carrying() -> DivFFModel:
+    """A tiny model whose hands carry all that the actor's field draws."""
+    torch.manual_seed(0)
+    config = tiny_run.shrink(DivFFModelConfig())
+    config.fields.implementation, config.fields.carried = "planes", True
+    config.static_until, config.heads_from, config.joint_from = 1, 1000, 1000
+    poses = torch.eye(4)[:3].repeat(3, 1, 1)
+    poses[:, 0, 3] = torch.tensor([0.0, 0.5, 1.0])
+    times = torch.linspace(0, 1, 3)
+    metadata = {"times": times, "nears": 0.5 + times, "fars": 3 + times, "poses": poses}
+    model = config.setup(
+        scene_box=SceneBox(torch.tensor([[-3.0, -3, -5], [3, 3, 1]])), num_train_data=3, metadata=metadata
+    )
+    assert isinstance(model, DivFFModel)
+    last = model.field.actor.network.layers[-1]
+    assert isinstance(last, torch.nn.Linear)
+    torch.nn.init.zeros_(last.weight[-1])
+    torch.nn.init.constant_(last.bias[-1:], 30.0)
+    torch.nn.init.constant_(last.bias[:1], 3.0)
+    model.update_to_step(1)
+    return model
+
+
+def test_what_is_carried_is_dynamic_and_stays_where_the_hands_were():
+    model = carrying()
+    filmed = model.get_outputs_for_camera(camera(0.5, x=0.5))
+    assert filmed["mask_actor"].max() < 1e-4 and filmed["mask_dynamic"].mean() > 0.5
+    model.visibility.hide_actor = True
+    assert torch.allclose(model.get_outputs_for_camera(camera(0.5, x=0.5))["mask_dynamic"], filmed["mask_dynamic"])
+    elsewhere = model.get_outputs_for_camera(camera(0.5, x=0.0))["mask_dynamic"]
+    assert not torch.allclose(elsewhere, filmed["mask_dynamic"], atol=1e-3)
+
+
+def test_points_before_the_camera_that_filmed():
+    poses = torch.eye(4)[:3].repeat(2, 1, 1)
+    turned = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])
+    poses[1, :, :3], poses[1, :, 3] = turned, torch.tensor([2.0, 0, 0])
+    points = torch.randn(3, 4, 3)
+    found = head_positions(points, torch.tensor([[0.2], [0.8], [0.5]]), torch.tensor([0.2, 0.8]), poses)
+    assert torch.allclose(found[0], points[0])
+    assert torch.allclose(found[1], (points[1] - poses[1, :, 3]) @ turned, atol=1e-6)
+    half = found[2] - found[2, :1]
+    assert torch.allclose(half.norm(dim=-1), (points[2] - points[2, :1]).norm(dim=-1), atol=1e-5)  # rigid
+    early = head_positions(points, torch.full((3, 1), -0.1), torch.tensor([0.2, 0.8]), poses)
+    assert torch.allclose(early, points)
+    alone = head_positions(points, torch.full((3, 1), 0.4), torch.tensor([0.2]), poses[:1])
+    assert torch.allclose(alone, points)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -16,11 +17,15 @@ from divff_nerfstudio.fields.layers import LayerSamples, SamplePoints
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.fields.time_code import LowRankTimeCode
 
+CARRIED = -2.0
+"""Raw share at which the actor's field starts to count as carried."""
+
 
 class ActorField(nn.Module):
     """Density, colour and uncertainty of places in front of the camera at times.
 
-    A smooth network on few octaves and low-rank time codes: it can follow two arms and cannot draw the room.
+    A smooth network on few octaves and low-rank time codes: it can follow two arms and cannot draw the room. What hands
+    carry moves with them and is drawn with them; a share of the density says that it is an object.
 
     Args:
         space: The scene's units.
@@ -30,6 +35,7 @@ class ActorField(nn.Module):
         time_octaves: Frequencies of the time code.
         density_shift: Start of the raw density.
         largest_uncertainty: Bound of the uncertainty.
+        carries: Whether there is such a share.
     """
 
     def __init__(
@@ -41,18 +47,20 @@ class ActorField(nn.Module):
         time_octaves: int,
         density_shift: float,
         largest_uncertainty: float,
+        carries: bool = False,
     ):
         super().__init__()
         self.space = space
         self.density_shift = density_shift
         self.largest_uncertainty = largest_uncertainty
+        self.carries = carries
         self.encoding = positional_encoding(3, octaves)
         self.time_code = LowRankTimeCode(time_octaves)
         self.network = MLP(
             self.encoding.get_out_dim() + self.time_code.out_dim,
             num_layers=4,
             layer_width=hidden,
-            out_dim=5 + encoding_dim,
+            out_dim=5 + encoding_dim + carries,
         )
 
     def encode(self, camera_positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points dim"]:
@@ -60,10 +68,13 @@ class ActorField(nn.Module):
         return self.encoding(camera_positions / self.space.length)
 
     def forward(self, points: SamplePoints) -> LayerSamples:
-        """The layer at samples."""
+        """The layer at samples, what is carried included."""
         codes = points.per_sample(self.time_code(points.times))
         raw = self.network(torch.cat((self.encode(points.camera_positions.reshape(-1, 3)), codes), -1))
-        return moving_layer(raw, points, self.space, self.density_shift, self.largest_uncertainty)
+        if not self.carries:
+            return moving_layer(raw, points, self.space, self.density_shift, self.largest_uncertainty)
+        found = moving_layer(raw[:, :-1], points, self.space, self.density_shift, self.largest_uncertainty)
+        return replace(found, carried=torch.sigmoid(raw[:, -1] + CARRIED).view(found.density.shape))
 
 
 class CastsShadow(Protocol):

@@ -79,14 +79,28 @@ class DynamicField(nn.Module):
         assert static.permanence is not None
         presence = torch.sigmoid(raw[:, -1]).view(comes.density.shape)
         leaves = static.density * (1 - static.permanence) * presence
-        density = comes.density + leaves
-        share = (leaves / (density + 1e-6))[..., None]
-        return LayerSamples(
-            density=density,
-            rgb=torch.lerp(comes.rgb, static.rgb, share),
-            encoding=torch.lerp(comes.encoding, static.encoding, share),
-            uncertainty=comes.uncertainty,
-        )
+        return mixed(comes, static, leaves)
+
+
+def mixed(layer: LayerSamples, other: LayerSamples, density: Float[Tensor, "rays samples"]) -> LayerSamples:
+    """A layer with something added to it.
+
+    Args:
+        layer: The layer.
+        other: What has the colours and encodings of what is added.
+        density: Density of what is added, in 1 / scene unit.
+    """
+    total = layer.density + density
+    share = (density / (total + 1e-6))[..., None]
+    uncertainty = layer.uncertainty
+    if uncertainty is not None and other.uncertainty is not None:
+        uncertainty = torch.lerp(uncertainty, other.uncertainty, share[..., 0])
+    return LayerSamples(
+        density=total,
+        rgb=torch.lerp(layer.rgb, other.rgb, share),
+        encoding=torch.lerp(layer.encoding, other.encoding, share),
+        uncertainty=uncertainty,
+    )
 
 
 def moving_layer(

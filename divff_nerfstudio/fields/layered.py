@@ -12,7 +12,7 @@ from nerfstudio.configs.base_config import InstantiateConfig
 from torch import Tensor, nn
 
 from divff_nerfstudio.fields.actor import ActorField, ActorShadow
-from divff_nerfstudio.fields.dynamic import DynamicField
+from divff_nerfstudio.fields.dynamic import DynamicField, mixed
 from divff_nerfstudio.fields.encodings import Implementation
 from divff_nerfstudio.fields.layers import Layer, LayerSamples, SamplePoints
 from divff_nerfstudio.fields.proposal import ProposalField
@@ -55,6 +55,8 @@ class LayeredFieldConfig(InstantiateConfig):
     """Bound of the uncertainty of a sample's colour; unbounded, it explains the actor away."""
     permanence: bool = True
     """Let the dynamic layer take away what the static layer has kept."""
+    carried: bool = False
+    """Let what the hands carry be drawn in the actor's space and count as dynamic."""
     shadow: bool = True
     """Model the actor's shadow, which darkens the static layer."""
 
@@ -102,6 +104,7 @@ class LayeredField(nn.Module):
             octaves,
             config.density_shift,
             config.largest_uncertainty,
+            config.carried,
         )
         self.actor_shadow = ActorShadow(self.actor, config.hidden) if config.shadow else None
 
@@ -125,7 +128,23 @@ class LayeredField(nn.Module):
             found["dynamic"] = self.dynamic(points, static if leaves else None)
         if "actor" in layers:
             found["actor"] = self.actor(points)
+        if self.config.carried and {"dynamic", "actor"} & {*layers}:
+            self._hand_over(points, found)
         return found
+
+    def _hand_over(self, points: SamplePoints, found: dict[Layer, LayerSamples]) -> None:
+        """Gives what the actor carries to the dynamic layer, where the camera was that filmed it."""
+        actor = found.get("actor")
+        if actor is not None:
+            assert actor.carried is not None
+            found["actor"] = replace(actor, density=actor.density * (1 - actor.carried), carried=None)
+        if "dynamic" not in found:
+            return
+        if actor is None or points.head_positions is not None:
+            head = points.camera_positions if points.head_positions is None else points.head_positions
+            actor = self.actor(replace(points, camera_positions=head))
+        assert actor.carried is not None
+        found["dynamic"] = mixed(found["dynamic"], actor, actor.density * actor.carried)
 
     def dynamic_density(
         self, positions: Float[Tensor, "points 3"], times: Float[Tensor, "points moments"]

@@ -27,6 +27,8 @@ class LayerSamples:
     """Standard deviation of the colour; the static layer has none."""
     permanence: Float[Tensor, "rays samples"] | None = None
     """Share of the density that is never taken away; the static layer alone has it."""
+    carried: Float[Tensor, "rays samples"] | None = None
+    """Share of the density that belongs to what the hands carry; the actor alone has it."""
 
 
 @dataclass
@@ -41,6 +43,8 @@ class SamplePoints:
     """Unit directions of the rays in the world."""
     times: Float[Tensor, "rays 1"]
     """Times of the rays in [0, 1]."""
+    head_positions: Float[Tensor, "rays samples 3"] | None = None
+    """The same points in the frame of the camera that filmed at that time, where the ray's camera is another."""
 
     def per_sample(self, per_ray: Float[Tensor, "rays dim"]) -> Float[Tensor, "points dim"]:
         """Repeats what is per ray for each of its samples, flattened."""

@@ -130,6 +130,7 @@ class LayeredModel(Model):
     train_times: Tensor
     train_nears: Tensor
     train_fars: Tensor
+    train_poses: Tensor
 
     def populate_modules(self) -> None:
         """Takes over the training frames' times, nears and fars."""
@@ -409,6 +410,8 @@ class LayeredModel(Model):
         if not self.training:
             error = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"][..., 0])
             return {"photometric": error}
+        if "evidence" in batch:
+            outputs["evidence"] = batch["evidence"].to(self.device)
         losses = {} if self.geometry_frozen else self._geometry_losses(outputs, target)
         if _CODE in outputs and "features" in batch:
             losses |= self._feature_losses(outputs[_CODE], batch["features"])

@@ -17,11 +17,18 @@ from divff_nerfstudio.fields.semantic_heads import SemanticHeads, SemanticHeadsC
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.models.base import LayeredModel, LayeredModelConfig, pictures_of
 from divff_nerfstudio.models.schedule import PhasesConfig, Schedule
-from divff_nerfstudio.models.separation import persistence_loss, proposal_loss, shadow_loss, uncertain_photometric
+from divff_nerfstudio.models.separation import (
+    evidence_loss,
+    persistence_loss,
+    proposal_loss,
+    shadow_loss,
+    uncertain_photometric,
+)
 from divff_nerfstudio.rendering import (
     accumulate,
     composite,
     expected_depth,
+    head_positions,
     midpoints,
     points_of,
     ray_uncertainty,
@@ -29,7 +36,7 @@ from divff_nerfstudio.rendering import (
     transmittance,
     weights_alone,
 )
-from divff_nerfstudio.schema import Positive, Size, Weight
+from divff_nerfstudio.schema import Positive, Share, Size, Weight
 
 
 @dataclass
@@ -73,6 +80,11 @@ class DivFFModelConfig(PhasesConfig, LayeredModelConfig):
     """Points at which it is measured, per step."""
     persistence_moments: Size = 8
     """Moments at which it is measured, per point."""
+    evidence_weight: Weight = 0.3
+    """Weight of `evidence_loss`: what the frames tell of what moves before anything is trained, see docs/separation.md.
+    0: nothing is looked for."""
+    evidence_against: Share = 0.9
+    """Weight, in it, of a layer's mask where it is not (Layered Motion Fusion: 1.0 against 1.1)."""
     static_weight: Weight = 3.0
     """Weight of the static layer's own absolute error where nothing moves: without it, a shadow over everything and a
     room that is brighter by as much look the same."""
@@ -155,6 +167,9 @@ class DivFFModel(LayeredModel):
         )
         assert samples.deltas is not None
         points, distances = points_of(rays, samples), midpoints(samples)
+        if self.config.fields.carried and not self.training:
+            assert rays.times is not None
+            points.head_positions = head_positions(points.positions, rays.times, self.train_times, self.train_poses)
         fields = self.field(points, layers, all_at_rest=self.static_only)
         composited = composite({layer: fields[layer].density for layer in layers}, samples.deltas[..., 0])
         shares = {layer: accumulate(composited.weights[layer], fields[layer].rgb) for layer in layers}
@@ -215,8 +230,11 @@ class DivFFModel(LayeredModel):
         config = self.config
         losses = {"proposal": config.proposal_weight * proposal_loss(*outputs["proposal"])}
         losses["enclosure"] = config.enclosure_weight * (1 - outputs["enclosed"]).mean()
+        evidence = outputs.get("evidence")
+        room = torch.ones_like(target[:, 0]) if evidence is None else 1 - evidence.sum(-1)
         if self.static_only:
-            losses["photometric"] = config.photometric_static_weight * (outputs["rgb"] - target).abs().mean()
+            error = (outputs["rgb"] - target).abs().mean(-1)
+            losses["photometric"] = config.photometric_static_weight * (room * error).mean()
             return losses
         losses["photometric"] = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"])
         densities, masks = outputs["densities"], outputs["masks"]
@@ -226,12 +244,15 @@ class DivFFModel(LayeredModel):
         )
         moving = torch.stack(list(masks.values())).sum(0)
         losses["mask"] = config.mask_weight * self.schedule.ramp(self.step) * moving.mean()
-        apart = (1 - moving.detach()).clamp_min(0) * (outputs["rgb_static"] - target).abs().mean(-1)
+        apart = room * (1 - moving.detach()).clamp_min(0) * (outputs["rgb_static"] - target).abs().mean(-1)
         losses["static"] = config.static_weight * apart.mean()
+        if evidence is not None:
+            pull = evidence_loss(masks.values(), evidence, config.evidence_against)
+            losses["evidence"] = config.evidence_weight * pull
         if config.fields.shadow:
             losses["shadow"] = config.shadow_weight * shadow_loss(
                 outputs["shadow"],
-                moving,
+                moving * room,
                 outputs["rgb_static"],
                 target,
                 config.shadow_tolerance,

@@ -24,7 +24,7 @@ from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.models.base import LayeredModel, LayeredModelConfig, RenderError
 from divff_nerfstudio.models.schedule import PhasesConfig
-from divff_nerfstudio.models.separation import shadow_loss, structural_loss, uncertain_photometric
+from divff_nerfstudio.models.separation import evidence_loss, shadow_loss, structural_loss, uncertain_photometric
 from divff_nerfstudio.models.splat.density import DensityConfig, Observation, append, discard, refine, row_optimizers
 from divff_nerfstudio.models.splat.gaussians import (
     ActorGaussians,
@@ -39,7 +39,7 @@ from divff_nerfstudio.models.splat.points import find_points, random_points, rea
 from divff_nerfstudio.models.splat.rasterise import rasterization
 from divff_nerfstudio.models.splat.seeds import Residuals, actor_seeds, dynamic_seeds
 from divff_nerfstudio.models.splat.views import View
-from divff_nerfstudio.schema import Amount, Count, Octaves, Positive, Size, Weight
+from divff_nerfstudio.schema import Amount, Count, Octaves, Positive, Share, Size, Weight
 from divff_nerfstudio.training_folder import TrainingError
 
 ROW_GROUPS = {
@@ -123,6 +123,10 @@ class SplatModelConfig(PhasesConfig, LayeredModelConfig):
     """Moments at which lives are looked at."""
     motion_weight: Weight = 0.01
     """Weight of the dynamic Gaussians' mean motion within their lives: what can rest, rests."""
+    evidence_weight: Weight = 0.0
+    """Weight of `evidence_loss`, as in divff; 0: nothing is looked for."""
+    evidence_against: Share = 0.9
+    """Weight, in it, of a layer's mask where it is not."""
     static_weight: Weight = 3.0
     """Weight of the static layer's own absolute error where nothing moves."""
     enclosure_weight: Weight = 0.1
@@ -574,18 +578,24 @@ class SplatModel(LayeredModel):
     def _geometry_losses(self, outputs: dict[str, Any], target: Tensor) -> dict[str, Tensor]:
         config = self.config
         losses = {"enclosure": config.enclosure_weight * (1 - outputs["enclosed"]).mean()}
+        evidence = outputs.get("evidence")
+        room = torch.ones_like(target[:, 0]) if evidence is None else 1 - evidence.sum(-1)
         if self.static_only:
-            losses["photometric"] = config.photometric_static_weight * (outputs["rgb"] - target).abs().mean()
+            error = (outputs["rgb"] - target).abs().mean(-1)
+            losses["photometric"] = config.photometric_static_weight * (room * error).mean()
             return losses
         losses["photometric"] = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"])
         losses["structure"] = config.structural_weight * structural_loss(outputs["rgb"], target, *outputs["size"])
         moving = torch.stack(list(outputs["masks"].values())).sum(0)
         losses["mask"] = config.mask_weight * self.schedule.ramp(self.step) * moving.mean()
-        apart = (1 - moving.detach()).clamp_min(0) * (outputs["rgb_static"] - target).abs().mean(-1)
+        apart = room * (1 - moving.detach()).clamp_min(0) * (outputs["rgb_static"] - target).abs().mean(-1)
         losses["static"] = config.static_weight * apart.mean()
+        if evidence is not None:
+            pull = evidence_loss(outputs["masks"].values(), evidence, config.evidence_against)
+            losses["evidence"] = config.evidence_weight * pull
         if self.actor_shadow is not None:
             losses["shadow"] = config.shadow_weight * shadow_loss(
-                outputs["shadow"], moving, outputs["rgb_static"], target, config.shadow_tolerance
+                outputs["shadow"], moving * room, outputs["rgb_static"], target, config.shadow_tolerance
             )
         if outputs["lasting"] is not None:
             losses["persistence"] = config.persistence_weight * outputs["lasting"].mean()

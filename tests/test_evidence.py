@@ -1,0 +1,205 @@
+"""What frames tell of what moves: a wall, a box that is there for a while, and a hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_tiny_scene
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from divff_nerfstudio.data.scene import load_scene
+from divff_nerfstudio.datamanager import DivFFDataManagerConfig
+from divff_nerfstudio.evidence import labels as labels_module
+from divff_nerfstudio.evidence.labels import labels
+from divff_nerfstudio.evidence.sightings import Views, _rests, settle_tolerance, sightings
+from divff_nerfstudio.evidence.votes import alike, vote
+from divff_nerfstudio.models.separation import evidence_loss
+
+HEIGHT, WIDTH, FOCAL, FRAMES = 32, 48, 40.0, 30
+WALL, BOX = 4.0, 3.0
+ROOM, OBJECT, HAND = 0, 1, 2
+
+
+def film(first: int, last: int, seed: int = 0, noise: float = 0.0) -> tuple[Views, np.ndarray]:
+    """A camera that moves along a coloured wall; a red box before it from frame `first` to before `last`; a hand.
+
+    Returns:
+        The frames, and what each pixel shows.
+    """
+    random = np.random.default_rng(seed)
+    texture = random.uniform(0.1, 0.9, (8, 14, 3))
+    large = np.asarray(
+        [Image.fromarray((255 * texture[..., c]).astype(np.uint8)).resize((420, 240), 3) for c in range(3)]
+    )
+    row, column = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    x, y = (column - WIDTH / 2) / FOCAL, -(row - HEIGHT / 2) / FOCAL
+    pictures, poses, shows = [], [], []
+    for frame in range(FRAMES):
+        pose = np.eye(4)[:3]
+        pose[:2, 3] = 0.5 * np.sin(frame * 0.7), 0.3 * np.cos(frame * 0.45)
+        at = np.stack((x * WALL + pose[0, 3], y * WALL + pose[1, 3]), -1)
+        rows, columns = ((at[..., 1] + 3) * 40).astype(int) % 240, ((at[..., 0] + 5) * 42).astype(int) % 420
+        picture, what = large[:, rows, columns].transpose(1, 2, 0) / 255.0, np.zeros((HEIGHT, WIDTH), int)
+        box = (abs(x * BOX + pose[0, 3]) < 0.35) & (abs(y * BOX + pose[1, 3]) < 0.3) & (first <= frame < last)
+        picture[box], what[box] = (0.95, 0.05, 0.1), OBJECT
+        left, top = random.integers(0, WIDTH - 10), random.integers(HEIGHT // 2, HEIGHT - 8)
+        picture[top : top + 8, left : left + 10], what[top : top + 8, left : left + 10] = (0.1, 0.95, 0.2), HAND
+        pictures.append(picture + random.normal(0, noise, picture.shape) if noise else picture)
+        poses.append(pose)
+        shows.append(what)
+    colours = torch.from_numpy(np.stack(pictures)).float().clamp(0, 1)
+    return Views(
+        colours, torch.from_numpy(np.stack(poses)).float(), (FOCAL, FOCAL, WIDTH / 2, HEIGHT / 2), 2.0, 5.0
+    ), np.stack(shows)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(moved=st.integers(9, 21), comes=st.booleans(), seed=st.integers(0, 9), noise=st.sampled_from((0.0, 0.02)))
+def test_a_box_rests_a_hand_does_not_and_the_wall_is_always_there(moved: int, comes: bool, seed: int, noise: float):
+    first, last = (moved, FRAMES) if comes else (0, moved)
+    views, shows = film(first, last, seed, noise)
+    others = list(range(FRAMES))
+    tolerance = settle_tolerance(views, others, 2)
+    kept: dict[int, list] = {ROOM: [], OBJECT: [], HAND: []}
+    rests: dict[int, list] = {ROOM: [], OBJECT: [], HAND: []}
+    for frame in range(first + 1, last - 1, 3):
+        found = sightings(views, frame, others, 1, tolerance)
+        for what in (ROOM, OBJECT, HAND):
+            kept[what].extend(found.kept[torch.from_numpy(shows[frame] == what)].tolist())
+            rests[what].extend(found.rests[torch.from_numpy(shows[frame] == what)].tolist())
+    assert np.median(kept[ROOM]) > 0.9
+    assert np.median(kept[HAND]) < 0.4
+    assert np.median(kept[OBJECT]) < (last - first) / FRAMES + 0.1
+    assert np.median(rests[OBJECT]) > 1.5 * np.median(rests[HAND])
+
+
+def test_noise_settles_the_tolerance():
+    others = list(range(FRAMES))
+    clean, noisy = (settle_tolerance(film(0, 15, noise=noise)[0], others, 1) for noise in (0.0, 0.1))
+    assert clean < noisy
+
+
+def test_a_place_that_few_frames_see_is_not_accused():
+    views, _ = film(0, FRAMES)
+    found = sightings(views, 3, [0, 1, 2, 4, 5], 2, 0.04)
+    assert (found.kept == 1).all()
+    alone = sightings(views, 3, [3], 2, 0.04)
+    assert (alone.kept == 1).all() and (alone.rests == 0).all()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(("same", "other", "unseen")), min_size=1, max_size=12), st.integers(0, 12))
+def test_rests_is_the_best_interval_around_a_frame(seen: list[str], before: int):
+    before = min(before, len(seen))
+    same = torch.tensor([float(word == "same") for word in seen])[:, None, None]
+    visible = torch.tensor([float(word != "unseen") for word in seen])[:, None, None]
+    found = float(_rests(same, visible, before))
+    chance = min(max(float(same.sum() / visible.sum().clamp_min(1)), 0.03), 0.5)
+    ratio = {"same": np.log(0.85 / chance), "other": np.log(0.15 / (1 - chance)), "unseen": 0.0}
+    sums = [sum(ratio[word] for word in seen[i:j]) for i in range(before + 1) for j in range(before, len(seen) + 1)]
+    assert found == pytest.approx(max(sums), abs=1e-4)
+
+
+def test_a_segment_decides_with_those_that_look_like_it():
+    segments = np.array([[[0, 0, 1, -1]], [[2, 2, 3, -1]]])
+    looks = np.array([[1.0, 0], [0, 1], [1, 0], [0, 1]], np.float32)
+    moves = np.array([[[0.9, 0.3, 0.0, 0.7]], [[0.6, 0.6, 0.2, 0.1]]])
+    rests = np.array([[[1.0, 0.0, 0.5, 0.4]], [[0.0, 0.5, 0.5, 0.2]]])
+    voted, resting = vote(segments, looks, 0.1, moves, rests)
+    assert voted[0, 0].tolist() == pytest.approx([(0.9 + 0.6 + 0.6) / 3, (0.3 + 0.6 + 0.6) / 3, 0.1 / 3, 0.7])
+    kind = (0.9 + 0.3) / 2.4
+    assert resting[0, 0, 0] == pytest.approx((0.9 / 1.2 + 2 * kind) / 3)
+    assert resting[1, 0, 3] == 0.2
+    none, _ = vote(np.full((1, 1, 2), -1), looks, 0.1, moves[:1, :, :2], rests[:1, :, :2])
+    assert np.array_equal(none, moves[:1, :, :2])
+
+
+def test_what_looks_alike():
+    rows = np.array([[0.0, 0], [3, 4]])
+    assert alike(rows, rows, 5.0) == pytest.approx(np.array([[1, np.exp(-0.5)], [np.exp(-0.5), 1]]))
+
+
+def test_evidence_pulls_where_it_is_sure():
+    mask = torch.tensor([0.2, 0.2, 0.2], requires_grad=True)
+    loss = evidence_loss([mask], torch.tensor([[1.0], [0.5], [0.0]]), against=0.5)
+    assert loss.item() == pytest.approx((-np.log(0.2) - 0.5 * np.log(0.8)) / 3)
+    loss.backward()
+    assert mask.grad is not None
+    assert mask.grad[0] < 0 and mask.grad[1] == 0 and mask.grad[2] > 0
+    wrong = evidence_loss([torch.tensor([0.0]), torch.tensor([1.0])], torch.tensor([[1.0, 0.0]]), 1.0)
+    assert wrong.item() == pytest.approx(-2 * np.log(1e-3), rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def filmed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A scene on the disk of such a film, and what its pixels show."""
+    root = write_tiny_scene(tmp_path_factory.mktemp("filmed") / "scene", frames=FRAMES, extras=False)
+    views, shows = film(0, 18)
+    meta = json.loads((root / "meta.json").read_text())
+    meta["intrinsics"] = [[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]]
+    meta |= {"image_w": WIDTH, "image_h": HEIGHT, "ids_val": meta["ids_test"][1:2], "ids_test": meta["ids_test"][:1]}
+    meta["ids_train"] = [i for i in meta["ids_all"] if i not in meta["ids_val"] + meta["ids_test"]]
+    for number, i in enumerate(meta["ids_all"]):
+        meta["poses"][str(i)] = views.poses[number].tolist()
+        meta["nears"][str(i)], meta["fars"][str(i)] = views.near, views.far
+        picture = (views.pictures[number].numpy() * 255).round().astype(np.uint8)
+        Image.fromarray(picture).save(root / "frames" / meta["images"][str(i)])
+    (root / "meta.json").write_text(json.dumps(meta))
+    return root, shows
+
+
+def test_labels_of_a_scene(filmed: tuple[Path, np.ndarray]):
+    root, shows = filmed
+    scene = load_scene(root)
+    train = scene.splits["train"]
+    found = labels(scene, train, None)
+    assert found is not None and found.shape == (len(train), HEIGHT, WIDTH, 2) and found.dtype == np.uint8
+    assert (found.astype(int).sum(-1) <= 256).all()
+    what, (dynamic, actor) = shows[train], found.transpose(3, 0, 1, 2) / 255
+    assert np.median((dynamic + actor)[what == ROOM]) < 0.1
+    assert np.median(dynamic[what == OBJECT]) > 0.6
+    assert np.median(actor[what == HAND]) > 0.6
+
+
+def test_labels_are_kept_and_made_again_where_they_are_damaged(filmed, monkeypatch: pytest.MonkeyPatch):
+    scene = load_scene(filmed[0])
+    train = scene.splits["train"]
+    first = labels(scene, train, None)
+    assert first is not None
+    kept = list(filmed[0].glob("**/evidence-*.npy"))
+    assert len(kept) == 1
+    kept[0].write_bytes(kept[0].read_bytes()[:-5])
+    again = labels(scene, train, None)
+    assert again is not None and np.array_equal(first, again) and np.array_equal(np.load(kept[0]), first)
+    monkeypatch.setattr(labels_module, "_labels", lambda *_: pytest.fail("computed though it was kept"))
+    last = labels(scene, train, None)
+    assert last is not None and np.array_equal(first, last)
+    with pytest.raises(pytest.fail.Exception):  # other frames, other labels
+        labels(scene, train[:-1], None)
+
+
+def test_a_short_video_tells_nothing(tiny_scene: Path):
+    scene = load_scene(tiny_scene)
+    assert labels(scene, scene.splits["train"], None) is None
+
+
+def test_batches_carry_the_evidence_of_their_pixels(filmed: tuple[Path, np.ndarray]):
+    config = DivFFDataManagerConfig(data=filmed[0], features="none", train_num_rays_per_batch=32)
+    data = config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+    data.use_evidence()
+    _, batch = data.next_train(0)
+    other = config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+    assert "evidence" not in other.next_train(0)[1]
+    scene = data.train_dataset.scene
+    expected = labels(scene, scene.splits["train"], None)
+    assert expected is not None
+    camera, row, column = batch["indices"].unbind(-1)
+    assert torch.equal(
+        (batch["evidence"] * 255).round().to(torch.uint8), torch.from_numpy(expected)[camera, row, column]
+    )
