@@ -80,7 +80,7 @@ class DivFFModelConfig(PhasesConfig, LayeredModelConfig):
     """Points at which it is measured, per step."""
     persistence_moments: Size = 8
     """Moments at which it is measured, per point."""
-    evidence_weight: Weight = 0.3
+    evidence_weight: Weight = 1.0
     """Weight of `evidence_loss`: what the frames tell of what moves before anything is trained, see docs/separation.md.
     0: nothing is looked for."""
     evidence_against: Share = 0.9
