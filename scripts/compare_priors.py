@@ -11,7 +11,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -79,7 +79,7 @@ def scores_of(
     steps: int,
     seed: int,
     overrides: dict[str, Any],
-    features: str = "none",
+    features: Literal["all", "auto", "none"] = "none",
     wanted: tuple[str, ...] = SCORES,
 ) -> dict[str, float]:
     """Trains the method divff on a scene and evaluates it on the held-out frames.

@@ -354,6 +354,19 @@ def test_evidence_opens_the_layer_that_it_names():
         assert (masks[layer].grad < 0).all() and (masks[1 - layer].grad > 0).all()
 
 
+def test_evidence_of_colours_counts_less():
+    losses = []
+    for features in (True, False):
+        model = make_model(features=features)
+        model.train()
+        model.update_to_step(STATIC_UNTIL)
+        masks = {layer: torch.full((16,), 0.2) for layer in ("dynamic", "actor")}
+        full = {**model(bundle(model)), "masks": masks}
+        batch = {"image": torch.rand(16, 3), "evidence": torch.linspace(0, 0.5, 32).view(16, 2)}
+        losses.append(float(model.get_loss_dict(full, batch)["evidence"].detach()))
+    assert losses[1] == pytest.approx(model.config.evidence_of_colours * losses[0])
+
+
 def carrying() -> DivFFModel:
     """A tiny model whose hands carry all that the actor's field draws."""
     torch.manual_seed(0)

@@ -83,6 +83,8 @@ class DivFFModelConfig(PhasesConfig, LayeredModelConfig):
     evidence_weight: Weight = 1.0
     """Weight of `evidence_loss`: what the frames tell of what moves before anything is trained, see docs/separation.md.
     0: nothing is looked for."""
+    evidence_of_colours: Share = 0.3
+    """Share of that weight where no segments of image features are trained, whose votes make the evidence surer."""
     evidence_against: Share = 0.9
     """Weight, in it, of a layer's mask where it is not (Layered Motion Fusion: 1.0 against 1.1)."""
     static_weight: Weight = 3.0
@@ -248,7 +250,9 @@ class DivFFModel(LayeredModel):
         losses["static"] = config.static_weight * apart.mean()
         if evidence is not None:
             pull = evidence_loss(masks.values(), evidence, config.evidence_against)
-            losses["evidence"] = config.evidence_weight * pull
+            voted = self.semantic is not None and "image" in self.semantic.kinds
+            trust = 1.0 if voted else config.evidence_of_colours
+            losses["evidence"] = config.evidence_weight * trust * pull
         if config.fields.shadow:
             losses["shadow"] = config.shadow_weight * shadow_loss(
                 outputs["shadow"],
