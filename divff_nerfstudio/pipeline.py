@@ -78,7 +78,7 @@ class DivFFPipeline(VanillaPipeline):
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)  # pyright: ignore
         if config.model.hotspot_weight > 0 and test_mode == "val":
             self.datamanager.use_hotspots()
-        if getattr(config.model, "evidence_weight", 0.0) > 0:
+        if getattr(config.model, "evidence", "off") == "on":
             self.datamanager.use_evidence()
         stores = self.datamanager.feature_stores
         self.datamanager.feature_start_step = self.model.schedule.heads_from

@@ -10,7 +10,6 @@ from nerfstudio.plugins.types import MethodSpecification
 
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig, FrameDataManagerConfig
-from divff_nerfstudio.fields.layered import LayeredFieldConfig
 from divff_nerfstudio.guard import guard_configs
 from divff_nerfstudio.models.divff import DivFFModelConfig
 from divff_nerfstudio.models.paper import PublishedModelConfig
@@ -38,8 +37,7 @@ divff = MethodSpecification(
         steps_per_save=1000,
         pipeline=DivFFPipelineConfig(
             datamanager=DivFFDataManagerConfig(train_num_rays_per_batch=None, eval_num_rays_per_batch=1024),
-            # Off where a config.yml does not name it: runs of earlier versions do not have it.
-            model=DivFFModelConfig(fields=LayeredFieldConfig(carried=True)),
+            model=DivFFModelConfig(evidence="auto"),  # off where a config.yml of an earlier version does not name it
         ),
         optimizers={
             "grids": _optimizer(1e-2, 0.1),

@@ -26,8 +26,7 @@ PUBLISHED: dict[str, Any] = {
     "fields.largest_uncertainty": 10.0,
     "fields.shadow": False,
     "fields.permanence": False,
-    "fields.carried": False,
-    "evidence_weight": 0.0,
+    "evidence": "off",
 }
 """The published priors alone: uncertainty without bound, and a penalty on the moving layers' mean density."""
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -38,8 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without mask cost": {"mask_weight": 0.0},
     "without persistence": {"persistence_weight": 0.0},
     "without permanence": {"fields.permanence": False},
-    "without evidence": {"evidence_weight": 0.0},
-    "without carried": {"fields.carried": False},
+    "with evidence": {"evidence": "on"},
     "without shadow": {"fields.shadow": False},
 }
 SCORES = ("psnr", "psnr_static_room", "moving_ap", "moving_ap_ever", "actor_ap", "dynamic_ap", "dynamic_ap_ever")

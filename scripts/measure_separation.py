@@ -21,9 +21,9 @@ from divff_nerfstudio.atomic import atomic_path
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "without evidence": {"evidence_weight": 0.0},
-    "without carried": {"fields.carried": False},
-    "without both": {"evidence_weight": 0.0, "fields.carried": False},
+    "evidence": {"evidence": "on"},
+    "evidence and carried": {"evidence": "on", "fields.carried": True},
+    "neither": {"evidence": "off"},
 }
 SCORES = (
     "psnr",

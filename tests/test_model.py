@@ -354,17 +354,18 @@ def test_evidence_opens_the_layer_that_it_names():
         assert (masks[layer].grad < 0).all() and (masks[1 - layer].grad > 0).all()
 
 
-def test_evidence_of_colours_counts_less():
-    losses = []
-    for features in (True, False):
-        model = make_model(features=features)
-        model.train()
-        model.update_to_step(STATIC_UNTIL)
-        masks = {layer: torch.full((16,), 0.2) for layer in ("dynamic", "actor")}
-        full = {**model(bundle(model)), "masks": masks}
-        batch = {"image": torch.rand(16, 3), "evidence": torch.linspace(0, 0.5, 32).view(16, 2)}
-        losses.append(float(model.get_loss_dict(full, batch)["evidence"].detach()))
-    assert losses[1] == pytest.approx(model.config.evidence_of_colours * losses[0])
+@pytest.mark.parametrize(("features", "expected"), [("all", "on"), ("auto", "off"), ("none", "off")])
+def test_what_moves_is_looked_for_where_segments_vote(tiny_scene: Path, tmp_path: Path, features, expected: str):
+    config = tiny_run.config(tiny_scene, tmp_path)
+    model = config.pipeline.model
+    assert isinstance(model, DivFFModelConfig)
+    config.pipeline.datamanager.features = features
+    model.evidence = "auto"
+    config.settle()
+    assert model.evidence == expected and model.fields.carried == (expected == "on")
+    model.evidence = "off"
+    config.settle()
+    assert model.evidence == "off"
 
 
 def carrying() -> DivFFModel:

@@ -59,9 +59,9 @@ def test_options_of_an_earlier_version_mean_what_they_meant(method: str) -> None
     (registered,) = (config for config in our_configs() if config.method_name == method)
     read = read_config(CONFIGS / f"{method}.yml", our_configs())
     read.machine.device_type = registered.machine.device_type
-    if method == "divff":  # nothing was carried in their networks
-        assert not read.pipeline.model.fields.carried
-        read.pipeline.model.fields.carried = True
+    if method == "divff":  # nothing was looked for in them, and their networks carry nothing
+        assert read.pipeline.model.evidence == "off" and not read.pipeline.model.fields.carried
+        read.pipeline.model.evidence = "auto"
     assert read == registered
 
 

@@ -80,11 +80,11 @@ class DivFFModelConfig(PhasesConfig, LayeredModelConfig):
     """Points at which it is measured, per step."""
     persistence_moments: Size = 8
     """Moments at which it is measured, per point."""
+    evidence: Literal["off", "on", "auto"] = "off"
+    """Whether what moves is looked for before anything is trained, see docs/separation.md. "auto" is settled when training
+    starts: on, and with it `fields.carried`, where there are features, whose segments decide as one."""
     evidence_weight: Weight = 1.0
-    """Weight of `evidence_loss`: what the frames tell of what moves before anything is trained, see docs/separation.md.
-    0: nothing is looked for."""
-    evidence_of_colours: Share = 0.3
-    """Share of that weight where no segments of image features are trained, whose votes make the evidence surer."""
+    """Weight of `evidence_loss`, with evidence."""
     evidence_against: Share = 0.9
     """Weight, in it, of a layer's mask where it is not (Layered Motion Fusion: 1.0 against 1.1)."""
     static_weight: Weight = 3.0
@@ -106,6 +106,10 @@ class DivFFModelConfig(PhasesConfig, LayeredModelConfig):
         steps = steps or self.steps_by_device[device]
         data.train_num_rays_per_batch = data.train_num_rays_per_batch or self.rays_by_device[device]
         self.settle_phases(steps)
+        if self.evidence == "auto":
+            voted = data.features == "all" or (data.features == "auto" and data.survey()[1])
+            self.evidence = "on" if voted else "off"
+            self.fields.carried = self.fields.carried or voted
         return steps
 
     def staged(self) -> Schedule:
@@ -250,9 +254,7 @@ class DivFFModel(LayeredModel):
         losses["static"] = config.static_weight * apart.mean()
         if evidence is not None:
             pull = evidence_loss(masks.values(), evidence, config.evidence_against)
-            voted = self.semantic is not None and "image" in self.semantic.kinds
-            trust = 1.0 if voted else config.evidence_of_colours
-            losses["evidence"] = config.evidence_weight * trust * pull
+            losses["evidence"] = config.evidence_weight * pull
         if config.fields.shadow:
             losses["shadow"] = config.shadow_weight * shadow_loss(
                 outputs["shadow"],

@@ -123,8 +123,10 @@ class SplatModelConfig(PhasesConfig, LayeredModelConfig):
     """Moments at which lives are looked at."""
     motion_weight: Weight = 0.01
     """Weight of the dynamic Gaussians' mean motion within their lives: what can rest, rests."""
-    evidence_weight: Weight = 0.0
-    """Weight of `evidence_loss`, as in divff; 0: nothing is looked for."""
+    evidence: Literal["off", "on"] = "off"
+    """Whether what moves is looked for before anything is trained, as in divff."""
+    evidence_weight: Weight = 1.0
+    """Weight of `evidence_loss`, with evidence."""
     evidence_against: Share = 0.9
     """Weight, in it, of a layer's mask where it is not."""
     static_weight: Weight = 3.0
