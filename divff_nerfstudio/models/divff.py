@@ -81,8 +81,8 @@ class DivFFModelConfig(PhasesConfig, LayeredModelConfig):
     persistence_moments: Size = 8
     """Moments at which it is measured, per point."""
     evidence: Literal["off", "on", "auto"] = "off"
-    """Whether what moves is looked for before anything is trained, see docs/separation.md. "auto" is settled when training
-    starts: on, and with it `fields.carried`, where there are features, whose segments decide as one."""
+    """Whether what moves is looked for before anything is trained, see docs/separation.md. "auto" is settled when
+    training starts: on, and with it `fields.carried`, where there are features, whose segments decide as one."""
     evidence_weight: Weight = 1.0
     """Weight of `evidence_loss`, with evidence."""
     evidence_against: Share = 0.9
