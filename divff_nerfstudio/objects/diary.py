@@ -1,0 +1,132 @@
+"""The diary of a scene: what was moved, when, from where to where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from divff_nerfstudio.objects.things import Move, Thing, Things
+
+_SAME_PLACE = 0.5
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Tells frames' times."""
+
+    frame_ids: Sequence[int]
+    """Id of each frame."""
+    numbers: Sequence[int]
+    """Number of each frame in the video."""
+    times: Sequence[float]
+    """Time of each frame, 0 to 1."""
+    fps: float | None = None
+    """Frames of the video in a second, if known."""
+
+    def seconds(self, frame: int) -> float | None:
+        """Seconds from the scene's first frame to one; None where nobody knows the video's speed."""
+        return None if self.fps is None else (int(self.numbers[frame]) - int(self.numbers[0])) / self.fps
+
+    def told(self, frame: int) -> str:
+        """A frame's time in words."""
+        seconds = self.seconds(frame)
+        return f"frame {self.frame_ids[frame]}" if seconds is None else f"{seconds:.1f} s"
+
+    def data(self, frame: int) -> dict[str, Any]:
+        """A frame's time as plain data."""
+        found = {"frame": int(self.frame_ids[frame]), "time": float(self.times[frame])}
+        seconds = self.seconds(frame)
+        return found if seconds is None else found | {"seconds": seconds}
+
+    def latest_before(self, seconds: float) -> int | None:
+        """Index of the last frame before a number of seconds; None if there is none."""
+        known = [frame for frame in range(len(self.frame_ids)) if (self.seconds(frame) or 0.0) < seconds]
+        return known[-1] if known else None
+
+
+@dataclass(frozen=True)
+class Event:
+    """Somebody has moved something."""
+
+    thing: Thing
+    """What."""
+    move: Move
+    """When, and from where to where."""
+    source: Thing | None
+    """What it stood by before, if anything rests near it."""
+    target: Thing | None
+    """What it stands by after."""
+    returned: bool
+    """Whether it was put back where it had been."""
+
+    def data(self, clock: Clock) -> dict[str, Any]:
+        """The event as plain data; points are world coordinates."""
+        return {
+            "thing": self.thing.number,
+            "name": self.thing.name,
+            "start": clock.data(self.move.start),
+            "end": clock.data(self.move.end),
+            "from": self.move.source.tolist(),
+            "to": self.move.target.tolist(),
+            "distance": self.move.distance,
+            "from_beside": self.source.number if self.source else None,
+            "to_beside": self.target.number if self.target else None,
+            "put_back": self.returned,
+            "path": [clock.data(frame) | {"point": list(point)} for frame, point in self.move.path],
+        }
+
+    def told(self, clock: Clock) -> str:
+        """The event as a sentence."""
+        when = f"{clock.told(self.move.start)} to {clock.told(self.move.end)}"
+        if self.returned:
+            return f"{when}: {called(self.thing)} is taken and put back{_beside(self.source)}."
+        return (
+            f"{when}: {called(self.thing)} is moved {self.move.distance:.2g} scene units"
+            f"{_beside(self.source, 'from ')}{_beside(self.target, 'to ')}."
+        )
+
+
+def diary(things: Things) -> list[Event]:
+    """All that is moved, in the order of time."""
+    found = []
+    for thing in things.things:
+        for move in thing.moves:
+            returned = move.distance < _SAME_PLACE * thing.size and bool(move.path)
+            beside = (landmark(things, thing, point) for point in (move.source, move.target))
+            found.append(Event(thing, move, *beside, returned))
+    return sorted(found, key=lambda event: (event.move.start, event.thing.number))
+
+
+def landmark(things: Things, thing: Thing, point: Float[np.ndarray, "3"]) -> Thing | None:
+    """What something at a place stands by: of the things that are never moved and do not fill the room, the nearest.
+
+    Args:
+        things: All things.
+        thing: What stands there.
+        point: The place, world coordinates.
+
+    Returns:
+        None if nothing is nearer than the room is deep by a quarter.
+    """
+    room = float(np.median(things.distances))
+    nearest, least = None, room / 4
+    for other in things.things:
+        if other is thing or other.movable or not other.rests or other.size > room / 2:
+            continue
+        far = float(np.linalg.norm(other.rests[0].points - point, axis=1).min())
+        if far < least:
+            nearest, least = other, far
+    return nearest
+
+
+def called(thing: Thing) -> str:
+    """What a thing is called: its name, if it has one, and its number."""
+    return f"the {thing.name} (thing {thing.number})" if thing.name else f"thing {thing.number}"
+
+
+def _beside(thing: Thing | None, before: str = "") -> str:
+    return "" if thing is None else f", {before}beside {called(thing)}"

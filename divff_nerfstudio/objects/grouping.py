@@ -1,0 +1,162 @@
+"""Groups the segments of all frames into things: frame by frame, by features and by the places where things lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial import cKDTree
+
+from divff_nerfstudio.objects.likeness import Likeness, covered, learn_likeness
+from divff_nerfstudio.objects.sightings import Sighting
+
+REACH = 0.03
+"""Points are at one place if they are nearer to each other than this share of the room's depth."""
+_HERE = 3.0
+_ELSEWHERE = -1.5
+_FAR = -4.0
+_SPEED = 0.25
+_MOST_POINTS = 768
+_PART = 0.5
+_SAME_PLACE = 0.5
+
+
+@dataclass
+class Group:
+    """Segments that are taken for one thing."""
+
+    sightings: list[Sighting] = field(default_factory=list)
+    """In the order of time; a frame may have several."""
+    feature: Float[np.ndarray, "dim"] | None = None
+    """Sum of the centred features."""
+    points: Float[np.ndarray, "points 3"] = field(default_factory=lambda: np.zeros((0, 3), np.float32))
+    """Where it lies now."""
+    _tree: cKDTree | None = None
+
+    @property
+    def last(self) -> Sighting:
+        """The latest segment."""
+        return self.sightings[-1]
+
+    @property
+    def frames(self) -> list[int]:
+        """Indices of the frames that show it."""
+        return sorted({sighting.frame for sighting in self.sightings})
+
+    @property
+    def tree(self) -> cKDTree:
+        """Its points, to search in."""
+        if self._tree is None:
+            self._tree = cKDTree(self.points)
+        return self._tree
+
+    @property
+    def direction(self) -> Float[np.ndarray, "dim"]:
+        """Mean of its centred features, of unit length."""
+        assert self.feature is not None
+        return self.feature / max(float(np.linalg.norm(self.feature)), 1e-9)
+
+    def add(self, sighting: Sighting, feature: Float[np.ndarray, "dim"], here: bool) -> None:
+        """Takes in a segment.
+
+        Args:
+            sighting: The segment.
+            feature: Its centred feature.
+            here: Whether it lies where the thing lay; else the thing lies there from now on.
+        """
+        self.sightings.append(sighting)
+        self.feature = feature.copy() if self.feature is None else self.feature + feature
+        points = np.concatenate((self.points, sighting.points)) if here else sighting.points
+        if len(points) > _MOST_POINTS:
+            points = points[np.linspace(0, len(points) - 1, _MOST_POINTS).round().astype(int)]
+        self.points, self._tree = points, None
+
+
+class Grouping:
+    """Groups segments, frame by frame.
+
+    In each frame, segments and things are matched one to one so that the sum of what speaks for the pairs is largest:
+    how alike their features are, by what similarities say in this scene (`Likeness`), and whether the segment lies
+    where the thing lay. A segment for which no thing speaks begins a new one; one that was left over because its
+    thing has a larger part in the frame joins it.
+
+    Args:
+        frames: The segments of each frame.
+        reach: Points nearer to each other than this are at one place, scene units.
+    """
+
+    def __init__(self, frames: Sequence[Sequence[Sighting]], reach: float):
+        self.reach = reach
+        self.likeness: Likeness = learn_likeness(frames, reach)
+        self.groups: list[Group] = []
+        for sightings in frames:
+            if sightings:
+                self._match(sightings)
+        self._merge()
+
+    def _match(self, sightings: Sequence[Sighting]) -> None:
+        """Gives each segment of a frame to a thing."""
+        features = self.likeness.centred(np.stack([sighting.feature for sighting in sightings]).astype(np.float64))
+        own = [None] * len(sightings)
+        if self.groups:
+            alike, here = self._compared(sightings, features)
+            speaks = alike + here
+            for row, column in zip(*linear_sum_assignment(-np.maximum(speaks, 0)), strict=True):
+                if speaks[row, column] > 0:
+                    own[row] = column
+            for row, chosen in enumerate(own):
+                if chosen is None:
+                    lies = (here[row] > _HERE * _PART) & (alike[row] > 0)
+                    if lies.any():
+                        own[row] = int(np.argmax(np.where(lies, speaks[row], -np.inf)))
+        for row, sighting in enumerate(sightings):
+            chosen = own[row]
+            if chosen is None:
+                self.groups.append(Group())
+            group = self.groups[-1 if chosen is None else chosen]
+            group.add(sighting, features[row], bool(chosen is not None and here[row, chosen] > 0))
+
+    def _compared(
+        self, sightings: Sequence[Sighting], features: Float[np.ndarray, "n dim"]
+    ) -> tuple[Float[np.ndarray, "n groups"], Float[np.ndarray, "n groups"]]:
+        """What features and what places say for each pair of segment and thing."""
+        alike = self.likeness.evidence(features @ np.stack([group.direction for group in self.groups]).T)
+        place = np.empty_like(alike)
+        for row, sighting in enumerate(sightings):
+            for column, group in enumerate(self.groups):
+                place[row, column] = self._place(sighting, group) if alike[row, column] > -_HERE else _FAR
+        return alike, place
+
+    def _place(self, sighting: Sighting, group: Group) -> float:
+        """What the place says: it lies where the thing lay, near it, or where it may have been carried."""
+        share = covered(sighting.points, group.tree, self.reach)
+        if share > 0.2:
+            return _HERE * min(1.0, 0.3 + share)
+        apart = float(np.linalg.norm(sighting.centre - group.last.centre))
+        passed = sighting.frame - group.last.frame
+        return _ELSEWHERE if apart < _SPEED * sighting.depth * max(passed, 1) else _FAR
+
+    def _merge(self) -> None:
+        """Puts together what lies at one place with features of one thing."""
+        merged = True
+        while merged:
+            merged = False
+            for first in sorted(self.groups, key=lambda group: -len(group.sightings)):
+                for second in self.groups:
+                    if second is first or first not in self.groups or not self._one(first, second):
+                        continue
+                    both = sorted([*first.sightings, *second.sightings], key=lambda sighting: sighting.frame)
+                    first.sightings, first.feature = both, first.feature + second.feature
+                    first.points, first._tree = np.concatenate((first.points, second.points)), None
+                    self.groups = [group for group in self.groups if group is not second]
+                    merged = True
+                    break
+
+    def _one(self, first: Group, second: Group) -> bool:
+        alike = float(self.likeness.evidence(np.array(first.direction @ second.direction)))
+        if alike <= 0 or len(second.sightings) > len(first.sightings):
+            return False
+        return covered(second.points, first.tree, self.reach) > _SAME_PLACE

@@ -1,0 +1,103 @@
+"""How alike the features of one thing are in this scene, and those of different things: learned from the scene itself.
+
+Segments that cover each other's place in neighbouring frames are one thing; segments of the same frame are different
+ones. From these pairs comes how much a similarity says, whatever the encoder and however close together its features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.spatial import cKDTree
+
+from divff_nerfstudio.objects.sightings import Sighting
+
+_COVERED = 0.5
+_LEAST_PAIRS = 8
+_MOST_EVIDENCE = 8.0
+_LEAST_SPREAD = 0.04
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What similarities of features say."""
+
+    mean: Float[np.ndarray, "dim"]
+    """What all features have in common; it is taken off before they are compared."""
+    same: tuple[float, float]
+    """Mean and spread of the similarity of one thing's features."""
+    other: tuple[float, float]
+    """The same of different things'."""
+
+    def centred(self, features: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
+        """Features without what all have in common, of unit length."""
+        rest = features - self.mean
+        return rest / np.maximum(np.linalg.norm(rest, axis=-1, keepdims=True), 1e-9)
+
+    def evidence(self, similarity: Float[np.ndarray, "*bs"]) -> Float[np.ndarray, "*bs"]:
+        """Log of how many times likelier similarities of centred features are of one thing than of two.
+
+        It grows with the similarity everywhere, and never beyond bounds, since a place can say more than any feature.
+        """
+        (near, narrow), (far, wide) = self.same, self.other
+        clipped = np.clip(similarity, far, near)
+        alike = -0.5 * ((clipped - near) / narrow) ** 2 - np.log(narrow)
+        unlike = -0.5 * ((clipped - far) / wide) ** 2 - np.log(wide)
+        return np.clip(alike - unlike, -_MOST_EVIDENCE, _MOST_EVIDENCE)
+
+
+def learn_likeness(frames: Sequence[Sequence[Sighting]], reach: float) -> Likeness:
+    """Learns from a scene what similarities of its features say.
+
+    Args:
+        frames: The segments of each frame.
+        reach: Points nearer to each other than this are at one place, scene units.
+    """
+    everything = np.stack([sighting.feature for frame in frames for sighting in frame]).astype(np.float64)
+    likeness = Likeness(everything.mean(0), (1.0, _LEAST_SPREAD), (0.0, 1.0))
+    centred = iter(np.split(likeness.centred(everything), np.cumsum([len(frame) for frame in frames])[:-1]))
+    same, other, before = [], [], None
+    for frame in frames:
+        features = next(centred)
+        trees = [cKDTree(sighting.points) for sighting in frame]
+        if len(frame) > 1:
+            similar = features @ features.T
+            other.append(similar[np.triu_indices(len(frame), 1)])
+        if before is not None:
+            same.append(_paired(before, (frame, features, trees), reach))
+        before = frame, features, trees
+    return Likeness(
+        likeness.mean,
+        _spread(np.concatenate(same) if same else np.zeros(0), (0.9, 0.1)),
+        _spread(np.concatenate(other) if other else np.zeros(0), (0.0, 0.3)),
+    )
+
+
+def covered(points: Float[np.ndarray, "n 3"], tree: cKDTree, reach: float) -> float:
+    """Share of points that have one of a tree's points near them."""
+    return float((tree.query(points, distance_upper_bound=reach)[0] < np.inf).mean())
+
+
+def _paired(before: tuple, after: tuple, reach: float) -> Float[np.ndarray, "pairs"]:
+    """Similarities of the segments of two frames that cover each other's place."""
+    found = []
+    for mine, feature, tree in zip(*before, strict=True):
+        for theirs, other, its in zip(*after, strict=True):
+            apart = np.abs(mine.centre - theirs.centre).max()
+            if apart > reach + max(np.ptp(mine.points, axis=0).max(), np.ptp(theirs.points, axis=0).max()):
+                continue
+            both = min(covered(mine.points, its, reach), covered(theirs.points, tree, reach))
+            if both > _COVERED:
+                found.append(float(feature @ other))
+    return np.array(found)
+
+
+def _spread(values: Float[np.ndarray, "n"], usual: tuple[float, float]) -> tuple[float, float]:
+    """Median and robust spread of similarities; the usual ones where there are too few."""
+    if len(values) < _LEAST_PAIRS:
+        return usual
+    middle = float(np.median(values))
+    return middle, max(1.48 * float(np.median(np.abs(values - middle))), _LEAST_SPREAD)

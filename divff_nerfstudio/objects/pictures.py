@@ -1,0 +1,143 @@
+"""Pictures of things: a sheet with a crop of each, and a plan of the room seen from above with their paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from divff_nerfstudio.files import atomic_path
+from divff_nerfstudio.objects.diary import Clock, Event
+from divff_nerfstudio.objects.things import Thing, Things
+
+_MARGIN = 0.25
+_MOST = 60
+_CLOUD = 20000
+
+
+def crop(frame: UInt8[np.ndarray, "height width 3"], box: Sequence[int], scale: tuple[float, float]) -> np.ndarray:
+    """The part of a frame around a box.
+
+    Args:
+        frame: The frame.
+        box: First row and column and those behind the last, at the size of the looks.
+        scale: Rows and columns of the frame for one of the looks.
+    """
+    top, left, bottom, right = (edge * scale[i % 2] for i, edge in enumerate(box))
+    more = _MARGIN * max(bottom - top, right - left)
+    rows = slice(max(int(top - more), 0), int(np.ceil(bottom + more)))
+    columns = slice(max(int(left - more), 0), int(np.ceil(right + more)))
+    return frame[rows, columns]
+
+
+def contact_sheet(
+    path: Path, things: Things, clock: Clock, picture: Callable[[int], UInt8[np.ndarray, "height width 3"]]
+) -> Path:
+    """Draws each thing as the frame that shows it best shows it, with its number, name and when it is seen.
+
+    Args:
+        path: The picture's file.
+        things: The things; the first sixty are drawn.
+        clock: Tells when.
+        picture: Gives the frame of an index.
+    """
+    from matplotlib.figure import Figure
+
+    shown = things.things[:_MOST]
+    columns = min(6, max(len(shown), 1))
+    rows = max(1, -(-len(shown) // columns))
+    figure = Figure(figsize=(2.1 * columns, 2.3 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, thing in zip(grid.flat, shown, strict=False):
+        best = thing.portrait
+        frame = picture(best.frame)
+        scale = frame.shape[0] / things.owners.shape[1], frame.shape[1] / things.owners.shape[2]
+        axes.imshow(crop(frame, best.box, scale))
+        moved = f", moved {len(thing.moves)}x" if thing.moves else ""
+        axes.set_title(f"{thing.number} {thing.name}\n{len(thing.frames)} frames{moved}", fontsize=8)
+    return _save(figure, path)
+
+
+def plan(path: Path, things: Things, events: Sequence[Event], clock: Clock) -> Path:
+    """Draws the room from above: what was seen of it, the camera's way, and the paths of what was moved.
+
+    Above is where the cameras' upper side points on average.
+
+    Args:
+        path: The picture's file.
+        things: All things.
+        events: The diary.
+        clock: Tells when.
+    """
+    from matplotlib.figure import Figure
+
+    flat, height = _from_above(things)
+    cloud = np.concatenate([rest.points for thing in things.things for rest in thing.rests])
+    cloud = cloud[:: max(1, len(cloud) // _CLOUD)]
+    order = np.argsort(height(cloud))
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes: Any = figure.subplots()
+    axes.scatter(*flat(cloud[order]).T, c=height(cloud[order]), cmap="Greys_r", s=2, linewidths=0)
+    cameras = flat(np.stack([camera.pose[:, 3] for camera in things.cameras]))
+    axes.plot(*cameras.T, "-", color="tab:cyan", linewidth=1, label="the camera's way")
+    colours = [f"C{i}" for i in range(10) if i != 9]
+    moved = list(dict.fromkeys(event.thing.number for event in events))
+    for event in events:
+        colour = colours[moved.index(event.thing.number) % len(colours)]
+        way = flat(np.stack([event.move.source, *(np.array(p) for _, p in event.move.path), event.move.target]))
+        label = (
+            f"{event.thing.number} {event.thing.name}, {clock.told(event.move.start)} to {clock.told(event.move.end)}"
+        )
+        axes.plot(*way.T, "-", color=colour, linewidth=1.5, label=label)
+        axes.plot(*way[0], "o", color=colour, markerfacecolor="white", markersize=7)
+        axes.plot(*way[-1], "o", color=colour, markersize=7)
+    for thing in things.things:
+        if thing.rests and not thing.moves and thing.size < 0.5 * float(np.median(things.distances)):
+            x, y = flat(thing.rests[0].point)
+            axes.annotate(f"{thing.number} {thing.name}".strip(), (x, y), fontsize=6, color="tab:brown", ha="center")
+    axes.set_aspect("equal")
+    axes.set(title="The room from above", xlabel="scene units", ylabel="scene units")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
+    return _save(figure, path)
+
+
+def _from_above(things: Things) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]:
+    """What turns points into coordinates of the plan (right and ahead of the mean camera), and into heights."""
+    poses = np.stack([camera.pose for camera in things.cameras])
+    up = _unit(poses[:, :, 1].mean(0))
+    ahead = -poses[:, :, 2].mean(0)
+    ahead = _unit(ahead - (ahead @ up) * up)
+    right = np.cross(ahead, up)
+    axes = np.stack([right, ahead], axis=-1)
+    return lambda points: points @ axes, lambda points: points @ up
+
+
+def _unit(vector: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3"]:
+    return vector / max(float(np.linalg.norm(vector)), 1e-9)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    return path
+
+
+def save_crop(path: Path, thing: Thing, frame: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]) -> Path:
+    """Writes what shows a thing best.
+
+    Args:
+        path: The picture's file.
+        thing: The thing.
+        frame: The frame of its portrait.
+        size: Height and width of the looks.
+    """
+    scale = frame.shape[0] / size[0], frame.shape[1] / size[1]
+    with atomic_path(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(crop(frame, thing.portrait.box, scale))).save(temporary, format="png")
+    return path

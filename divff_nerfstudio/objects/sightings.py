@@ -1,0 +1,169 @@
+"""What single frames show: each stored segment with its feature and its place in the room."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt16
+from scipy.ndimage import binary_dilation
+
+NO_FEATURE = 65535
+LEAST_PIXELS = 6
+"""Segments of fewer pixels are left out: their depth is that of their surroundings."""
+_SAMPLES = 48
+_ACTOR = 0.5
+_TOUCHED = 0.1
+_NEXT = 2
+_SPREAD = 4.0
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A segment of a frame."""
+
+    frame: int
+    """Index of the frame."""
+    row: int
+    """Row of the frame's part of the store."""
+    feature: Float[np.ndarray, "dim"]
+    """Its feature, of unit length."""
+    points: Float[np.ndarray, "samples 3"]
+    """Points of its surface, world coordinates."""
+    box: tuple[int, int, int, int]
+    """First row and column, and those behind the last, in the frame."""
+    area: int
+    """Its pixels in the frame."""
+    depth: float
+    """Median distance from the camera, scene units."""
+    cut: bool
+    """Whether the picture's border cuts it off."""
+    touched: bool = False
+    """Whether the actor is next to it."""
+
+    @property
+    def centre(self) -> Float[np.ndarray, "3"]:
+        """Median of its points."""
+        return np.median(self.points, axis=0)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A frame: what it shows where."""
+
+    frame: int
+    """Index of the frame."""
+    index: UInt16[np.ndarray, "height width"]
+    """Row of the frame's part of the store at each pixel; 65535: none."""
+    table: Float[np.ndarray, "n dim"]
+    """That part of the store, embeddings of unit length."""
+    points: Float[np.ndarray, "height width 3"]
+    """Where each pixel's ray meets the scene, world coordinates."""
+    distance: Float[np.ndarray, "height width"]
+    """How far that is from the camera."""
+    actor: Float[np.ndarray, "height width"]
+    """The actor's share of each pixel."""
+
+
+def enlarged(index: UInt16[np.ndarray, "h w"], height: int, width: int) -> UInt16[np.ndarray, "height width"]:
+    """A store's index at the pixels' centres of a frame of another size."""
+    rows = (2 * np.arange(height) + 1) * index.shape[0] // (2 * height)
+    columns = (2 * np.arange(width) + 1) * index.shape[1] // (2 * width)
+    return index[rows[:, None], columns]
+
+
+def sightings(look: Look, least: int = LEAST_PIXELS) -> list[Sighting]:
+    """The segments of a frame that are not the actor's.
+
+    Args:
+        look: The frame.
+        least: Segments of fewer pixels are left out.
+    """
+    height, width = look.index.shape
+    flat = look.index.ravel()
+    actor = look.actor > _ACTOR
+    order = np.argsort(flat, kind="stable")
+    starts = np.flatnonzero(np.diff(flat[order], prepend=-1))
+    found = []
+    for pixels in np.split(order, starts[1:]):
+        row = int(flat[pixels[0]])
+        if row == NO_FEATURE or len(pixels) < least or look.actor.ravel()[pixels].mean() > _ACTOR:
+            continue
+        rows, columns = np.divmod(pixels, width)
+        box = int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1
+        inside = _inside(look.index, rows, columns)
+        distance = look.distance.ravel()[inside]
+        points = look.points.reshape(-1, 3)[_near_median(inside, distance)]
+        found.append(
+            Sighting(
+                frame=look.frame,
+                row=row,
+                feature=look.table[row],
+                points=points.astype(np.float32),
+                box=box,
+                area=len(pixels),
+                depth=float(np.median(distance)),
+                cut=_cut(box, height, width),
+                touched=_touched(look.index == row, actor, box),
+            )
+        )
+    return found
+
+
+def _inside(index: np.ndarray, rows: Int[np.ndarray, "n"], columns: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
+    """Flat indices of the pixels all of whose neighbours belong to the segment, too, if enough do: depth is soft at
+    edges."""
+    height, width = index.shape
+    kept = np.ones(len(rows), bool)
+    for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+        near = np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)
+        kept &= index[near] == index[rows, columns]
+    pixels = rows * width + columns
+    return pixels[kept] if kept.sum() >= LEAST_PIXELS else pixels
+
+
+def _near_median(pixels: Int[np.ndarray, "n"], distance: Float[np.ndarray, "n"]) -> Int[np.ndarray, "samples"]:
+    """Evenly spaced pixels of a segment, without those whose depth is far off the others'."""
+    middle = np.median(distance)
+    off = np.abs(distance - middle)
+    kept = pixels[off <= max(_SPREAD * float(np.median(off)), 0.02 * middle)]
+    return kept[np.linspace(0, len(kept) - 1, min(_SAMPLES, len(kept))).round().astype(int)]
+
+
+def _cut(box: Sequence[int], height: int, width: int) -> bool:
+    return box[0] == 0 or box[1] == 0 or box[2] == height or box[3] == width
+
+
+def _touched(own: Bool[np.ndarray, "height width"], actor: Bool[np.ndarray, "height width"], box: Sequence[int]) -> bool:
+    """Whether a tenth of the pixels around a segment are the actor's."""
+    around = tuple(slice(max(first - _NEXT, 0), last + _NEXT) for first, last in zip(box[:2], box[2:], strict=True))
+    ring = binary_dilation(own[around], iterations=_NEXT) & ~own[around]
+    return bool(actor[around][ring].mean() > _TOUCHED) if ring.any() else False
+
+
+def visible(
+    points: Float[np.ndarray, "n 3"],
+    camera_to_world: Float[np.ndarray, "3 4"],
+    intrinsics: Float[np.ndarray, "3 3"],
+    size: tuple[int, int],
+) -> tuple[Int[np.ndarray, "n 2"], Float[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+    """Where points are in a picture.
+
+    Args:
+        points: World coordinates.
+        camera_to_world: Pose (OpenGL).
+        intrinsics: Pinhole camera, in pixels.
+        size: Height and width of the picture.
+
+    Returns:
+        Row and column of each, how far it is from the camera, and whether it is in the picture.
+    """
+    local = (points - camera_to_world[:, 3]) @ camera_to_world[:, :3]
+    ahead = -local[:, 2]
+    safe = np.maximum(ahead, 1e-9)
+    columns = np.floor(intrinsics[0, 2] + intrinsics[0, 0] * local[:, 0] / safe)
+    rows = np.floor(intrinsics[1, 2] - intrinsics[1, 1] * local[:, 1] / safe)
+    seen = (ahead > 0) & (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
+    pixels = np.stack([np.where(seen, rows, 0), np.where(seen, columns, 0)], -1).astype(np.int64)
+    return pixels, np.linalg.norm(local, axis=-1), seen

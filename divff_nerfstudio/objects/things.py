@@ -1,0 +1,270 @@
+"""Things of a scene: what they look like, where they rest and when they are moved, in all frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, Int16
+from scipy.spatial import cKDTree
+
+from divff_nerfstudio.objects.grouping import REACH, Grouping
+from divff_nerfstudio.objects.likeness import Likeness
+from divff_nerfstudio.objects.sightings import Look, Sighting, sightings, visible
+from divff_nerfstudio.objects.spans import Rest, Spot, rests, size, spots
+
+LEAST_FRAMES = 3
+"""What fewer frames show is no thing."""
+_SEEN = 0.3
+_LEFT = 0.5
+_WHOLE = 0.5
+_ALIKE = 2.5
+_ROOM = 0.5
+_HIDDEN = 3
+_NEAR = 2
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Where a frame was taken from, at the size of its look."""
+
+    pose: Float[np.ndarray, "3 4"]
+    """Camera-to-world (OpenGL)."""
+    intrinsics: Float[np.ndarray, "3 3"]
+    """Pinhole camera, in pixels."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """A thing is moved."""
+
+    start: int
+    """Index of the last frame that shows it at its old place."""
+    end: int
+    """Index of the first frame that shows it at its new place, or of the last that shows it at all."""
+    source: Float[np.ndarray, "3"]
+    """Its old place, world coordinates."""
+    target: Float[np.ndarray, "3"]
+    """Its new place."""
+    path: tuple[tuple[int, tuple[float, float, float]], ...] = ()
+    """Index of each frame that shows it on its way, and where."""
+
+    @property
+    def distance(self) -> float:
+        """How far apart the places are, scene units."""
+        return float(np.linalg.norm(self.target - self.source))
+
+
+@dataclass
+class Thing:
+    """Something that several frames show."""
+
+    number: int
+    """Counts the things of a scene from 1 on."""
+    sightings: tuple[Sighting, ...]
+    """The segments that show it, in the order of time."""
+    rests: tuple[Rest, ...] = ()
+    """Where it lies, and when."""
+    moves: tuple[Move, ...] = ()
+    """When it is moved."""
+    name: str = ""
+    """What it is called, if a text encoder has been asked."""
+
+    @cached_property
+    def spots(self) -> list[Spot]:
+        """Where each frame shows it."""
+        return spots(self.sightings)
+
+    @cached_property
+    def feature(self) -> Float[np.ndarray, "dim"]:
+        """Mean of its features, each frame's weighted by the square root of its area, of unit length."""
+        weights = np.sqrt([sighting.area for sighting in self.sightings])
+        mean = (np.stack([sighting.feature for sighting in self.sightings]) * weights[:, None]).sum(0)
+        return mean / max(float(np.linalg.norm(mean)), 1e-9)
+
+    @cached_property
+    def size(self) -> float:
+        """Diagonal of what a frame shows of it, scene units."""
+        return size(self.spots)
+
+    @property
+    def frames(self) -> list[int]:
+        """Indices of the frames that show it."""
+        return [spot.frame for spot in self.spots]
+
+    @property
+    def portrait(self) -> Sighting:
+        """The segment that shows it best: large, and not cut off by the picture's border."""
+        return max(self.sightings, key=lambda sighting: (not sighting.cut, sighting.area))
+
+    @property
+    def movable(self) -> bool:
+        """Whether it is ever moved."""
+        return bool(self.moves)
+
+    def place(self, frame: int) -> Float[np.ndarray, "3"]:
+        """Where it is in a frame: at its resting place, on its way between two, or where it was last (or will first
+        be) seen."""
+        for rest in self.rests:
+            if rest.first <= frame <= rest.last:
+                return rest.point
+        on_way = {at: np.array(point) for move in self.moves for at, point in move.path}
+        if frame in on_way:
+            return on_way[frame]
+        known = {rest.last: rest.point for rest in self.rests if rest.last < frame} | {
+            at: point for at, point in on_way.items() if at < frame
+        }
+        return known[max(known)] if known else self.rests[0].point
+
+    def spans(self, count: int) -> list[tuple[str, int, int]]:
+        """What happens to it from the first frame to the last: "rests", "carried" or "out of sight".
+
+        Args:
+            count: How many frames there are.
+
+        Returns:
+            Each with the indices of its first and last frame, in the order of time, without gaps.
+        """
+        states = np.full(count, "out of sight", dtype=object)
+        for before, after in pairwise(self.frames):
+            if after - before <= _HIDDEN:
+                states[before : after + 1] = "rests"
+        states[self.frames] = "rests"
+        for move in self.moves:
+            states[move.start + 1 : move.end] = "carried"
+        edges = [0, *(i for i in range(1, count) if states[i] != states[i - 1]), count]
+        return [(str(states[a]), a, b - 1) for a, b in pairwise(edges)]
+
+
+@dataclass
+class Things:
+    """All things of a scene."""
+
+    things: list[Thing]
+    """In the order of the number of frames that show them."""
+    owners: Int16[np.ndarray, "frames height width"]
+    """Number of the thing at each pixel of each frame; 0: none."""
+    distances: Float32[np.ndarray, "frames height width"]
+    """How far each pixel's point is from the camera, scene units."""
+    cameras: Sequence[Camera]
+    """The frames' cameras."""
+    reach: float
+    """Points nearer to each other than this are at one place, scene units."""
+    likeness: Likeness | None = None
+    """What similarities of features say here; None where there are no things."""
+
+    def alike(self, thing: Thing) -> list[int]:
+        """Numbers of the things whose features might be of the same thing, itself among them."""
+        assert self.likeness is not None
+        centred = self.likeness.centred(np.stack([other.feature for other in self.things]))
+        own = self.likeness.centred(thing.feature[None])[0]
+        evidence = self.likeness.evidence(centred @ own)
+        return [other.number for other, says in zip(self.things, evidence, strict=True) if says > 0 or other is thing]
+
+    def at(self, frame: int, row: int, column: int) -> Thing | None:
+        """The thing at a pixel of a frame, at the size of the looks."""
+        number = int(self.owners[frame, row, column])
+        return next((thing for thing in self.things if thing.number == number), None)
+
+
+def find_things(looks: Sequence[Look], cameras: Sequence[Camera]) -> Things:
+    """Groups what all frames show into things, and finds out when they are moved.
+
+    Args:
+        looks: The frames, in the order of time.
+        cameras: Their cameras.
+    """
+    frames = [sightings(look) for look in looks]
+    height, width = looks[0].index.shape if looks else (0, 0)
+    owners = np.zeros((len(looks), height, width), np.int16)
+    distances = np.stack([look.distance for look in looks]).astype(np.float32)
+    depths = [sighting.depth for frame in frames for sighting in frame]
+    if not depths:
+        return Things([], owners, distances, cameras, 0.0)
+    reach = REACH * float(np.median(depths))
+    grouping = Grouping(frames, reach)
+    groups = [group for group in grouping.groups if len(group.frames) >= LEAST_FRAMES]
+    groups.sort(key=lambda group: -len(group.frames))
+    things = [Thing(number, tuple(group.sightings)) for number, group in enumerate(groups, 1)]
+    for thing in things:
+        for sighting in thing.sightings:
+            owners[sighting.frame][looks[sighting.frame].index == sighting.row] = thing.number
+    found = Things(things, owners, distances, cameras, reach, grouping.likeness)
+    for thing in things:
+        _follow(thing, found)
+    return found
+
+
+def _follow(thing: Thing, things: Things) -> None:
+    """Finds out where a thing rests and when it is moved."""
+    lain = rests(thing.spots, things.reach) or [Rest((thing.spots[0],))]
+    kept, moves = [lain[0]], []
+    for rest in lain[1:]:
+        if not _moved(thing, kept[-1], rest, things):
+            kept[-1] = Rest((*kept[-1].spots, *rest.spots))
+            continue
+        before = kept[-1]
+        path = tuple(
+            (spot.frame, tuple(spot.centre.tolist())) for spot in thing.spots if before.last < spot.frame < rest.first
+        )
+        moves.append(Move(before.last, rest.first, before.point, rest.point, path))
+        kept.append(rest)
+    thing.rests, thing.moves = tuple(kept), tuple(moves)
+
+
+def _moved(thing: Thing, before: Rest, after: Rest, things: Things) -> bool:
+    """Whether a thing has left a place for another, or another part of the same is seen.
+
+    It has left if the frames that show the old place afterwards show something else there. If none shows it, a thing
+    has still moved if it is seen whole at both places, as large here as there; what the picture's border cuts off, or
+    what fills the room, has not. Somebody must have had it: the actor is next to it as it goes or comes, or nobody has
+    seen it go.
+    """
+    if not _handled(thing, before, after):
+        return False
+    if thing.size > _ROOM * float(np.median(things.distances)):
+        return False
+    left = _left(thing, before, after, things)
+    if left is not None:
+        return left > _LEFT
+    whole = all(np.mean([spot.cut for spot in rest.spots]) < _WHOLE for rest in (before, after))
+    sizes = size(before.spots), size(after.spots)
+    return bool(whole and max(sizes) < _ALIKE * max(min(sizes), 1e-9))
+
+
+def _handled(thing: Thing, before: Rest, after: Rest) -> bool:
+    """Whether the actor was next to a thing between two rests, or it was out of sight."""
+    way = [spot for spot in thing.spots if before.last - _NEAR <= spot.frame <= after.first + _NEAR]
+    unseen = (after.first - before.last) - sum(before.last < spot.frame <= after.first for spot in way)
+    return any(spot.touched for spot in way) or unseen > _HIDDEN
+
+
+def _left(thing: Thing, before: Rest, after: Rest, things: Things) -> float | None:
+    """Share of the frames from one rest on that show something unlike a thing where it lay and lies no more.
+
+    Returns:
+        None where the places are nearly the same, or no frame shows the former one.
+    """
+    far = cKDTree(after.points).query(before.points)[0] > 2 * things.reach
+    if far.mean() < _SEEN:
+        return None
+    points = before.points[far][:: max(1, int(far.sum()) // 64)]
+    alike = things.alike(thing)
+    shown = []
+    for frame in range(after.first, after.last + 1):
+        camera = things.cameras[frame]
+        pixels, away, seen = visible(points, camera.pose, camera.intrinsics, things.distances.shape[1:])
+        rows, columns = pixels.T
+        owners = things.owners[frame, rows, columns]
+        seen &= (things.distances[frame, rows, columns] > away - 2 * things.reach) & (owners > 0)
+        if seen.mean() > _SEEN:
+            shown.append(float(np.isin(owners[seen], alike).mean()) < 1 - _LEFT)
+    return float(np.mean(shown)) if shown else None
+
+
+def shown_pixels(things: Things, thing: Thing, frame: int) -> Int[np.ndarray, "n 2"]:
+    """Rows and columns of a thing in a frame, at the size of the looks."""
+    return np.argwhere(things.owners[frame] == thing.number)
