@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from divff_nerfstudio.query import Query, QueryConfig
+from divff_nerfstudio.query import EXAMPLE_NAME, Query, QueryConfig
 
 if TYPE_CHECKING:
     from divff_nerfstudio.features.store import FeatureStore
@@ -95,7 +95,8 @@ class Calibration:
         order = np.argsort(frames, kind="stable")
         self.features = self.features[order]
         self._starts = np.flatnonzero(np.diff(np.asarray(frames)[order], prepend=-1))
-        self._verdicts: dict[tuple[str, QueryConfig], Verdict] = {}
+        self._verdicts: dict[str, Verdict] = {}
+        self._asked_of: QueryConfig | None = None
 
     @cached_property
     def phrases(self) -> Float[np.ndarray, "common dim"]:
@@ -128,25 +129,27 @@ class Calibration:
         """What the scene says of phrases.
 
         Args:
-            phrases: What is asked.
+            phrases: What is asked; an example that was pointed at is in the scene.
 
         Raises:
             QueryError: If the text encoder does not work.
         """
-        config = self.query.config
-        missing = [phrase for phrase in dict.fromkeys(phrases) if (phrase, config) not in self._key_of(config)]
+        known = self._known()
+        known.update({phrase: Verdict(phrase, 1.0, 0.0, 0.5) for phrase in phrases if EXAMPLE_NAME.fullmatch(phrase)})
+        missing = [phrase for phrase in dict.fromkeys(phrases) if phrase not in known]
         if missing:
             embeddings = _unit(self.query.embeddings(self.kind, missing).numpy())
             sure = self._sure(_unit(embeddings - self.phrases_mean))
             relevancies = self._relevancies(missing)
             for i, phrase in enumerate(missing):
-                threshold = self._threshold(relevancies[:, i])
-                self._verdicts[phrase, config] = Verdict(phrase, float(sure[i]), self.needed, threshold)
-        return [self._verdicts[phrase, config] for phrase in phrases]
+                known[phrase] = Verdict(phrase, float(sure[i]), self.needed, self._threshold(relevancies[:, i]))
+        return [known[phrase] for phrase in phrases]
 
-    def _key_of(self, config: QueryConfig) -> dict[tuple[str, QueryConfig], Verdict]:
-        """Verdicts under a configuration of the query; those under others are forgotten."""
-        self._verdicts = {key: verdict for key, verdict in self._verdicts.items() if key[1] == config}
+    def _known(self) -> dict[str, Verdict]:
+        """Verdicts under the query's negatives, temperature and prefix; those under others are forgotten."""
+        config = replace(self.query.config, text="", threshold=0.5, strength=1.0, contour=None, presets=())
+        if config != self._asked_of:
+            self._verdicts, self._asked_of = {}, config
         return self._verdicts
 
     def _relevancies(self, phrases: Sequence[str]) -> Float[np.ndarray, "rows phrases"]:
@@ -166,6 +169,16 @@ class Calibration:
         scores = (self._centred[0] @ phrases.T - mean[:, None]) / spread[:, None]
         best = -np.sort(-np.maximum.reduceat(scores, self._starts, axis=0), axis=0)
         return best[:TOP_FRAMES].mean(axis=0)
+
+    def likeness(self, features: Float[np.ndarray, "n dim"], phrases: Sequence[str]) -> Float[np.ndarray, "n phrases"]:
+        """How like features are to phrases, each without what all segments, or all phrases, have in common.
+
+        Args:
+            features: Features of unit length.
+            phrases: The phrases.
+        """
+        embeddings = _unit(self.query.embeddings(self.kind, list(phrases)).numpy())
+        return _unit(features - self.mean) @ _unit(embeddings - self.phrases_mean).T
 
     def masks(
         self,
@@ -189,8 +202,8 @@ class Calibration:
         centred = _unit(pixels - self.mean)
         common = self._centred[1]
         rivals = centred @ common.T
-        for i in range(len(phrases)):
-            own = channels == i
+        for i, phrase in enumerate(phrases):
+            own = (channels == i) & (EXAMPLE_NAME.fullmatch(phrase) is None)
             others = asked[i] @ common.T < SYNONYM
             if own.any() and others.any():
                 lead = rivals[own][:, others].max(axis=1) - centred[own] @ asked[i]

@@ -41,7 +41,8 @@ class Layout:
 
 def _both(*tasks: str) -> tuple[str, ...]:
     """Scores of classes under both conventions."""
-    return tuple(f"{task}_{key}" for task in tasks for key in ("miou", "ap_published", "miou_sound", "ap", "miou_loo"))
+    keys = ("miou", "ap_published", "miou_sound", "ap", "miou_auto", "miou_loo")
+    return tuple(f"{task}_{key}" for task in tasks for key in keys)
 
 
 LAYOUTS = {

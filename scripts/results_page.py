@@ -22,7 +22,7 @@ from divff_nerfstudio.features.oracle import ORACLE
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FACTS = ("Features", "Training steps", "Training", "Evaluation", "Hardware")
 FACTS_HEAD = ("Run", "Method", "Features", "Steps", "Training", "Evaluation", "Hardware")
-CLASS_SCORES = ("ap", "miou", "miou_sound", "miou_loo")
+CLASS_SCORES = ("ap", "miou", "miou_sound", "miou_auto", "miou_loo")
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Pictures and masks": (
         "psnr",

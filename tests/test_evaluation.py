@@ -281,6 +281,9 @@ def test_baselines_see_training_frames_and_are_scored_alike(scene_root):
 class KnownFeatures:
     """A feature store that knows what each frame shows; the actor has no feature."""
 
+    table = np.zeros((0, 6), np.float16)
+    """Nothing is stored, so that nothing is fitted to the scene."""
+
     def frame_features(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
         index = np.where(small_scene.object_masks(frame)[..., 0], 1, 0).astype(np.uint16)
         index[small_scene.layers(frame) == 2] = 65535

@@ -38,6 +38,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "evaluate": ("divff_nerfstudio.cli.evaluate:EvaluateConfig", "score a trained scene on its test frames"),
     "query": ("divff_nerfstudio.cli.query:QueryCommandConfig", "ask a trained scene in words"),
+    "objects": ("divff_nerfstudio.cli.things:ObjectsConfig", "find the things of a trained scene"),
+    "diary": ("divff_nerfstudio.cli.things:DiaryConfig", "tell what was moved, when, from where to where"),
     "video": ("divff_nerfstudio.cli.video:VideoConfig", "write a video of a trained scene"),
     "export": (
         "divff_nerfstudio.cli.export:ExportConfig",

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import track
 
 from divff_nerfstudio.atomic import atomic_path
-from divff_nerfstudio.evaluation.answers import Answer, Features, asked_kind
+from divff_nerfstudio.cli.things import answers_when
+from divff_nerfstudio.evaluation.answers import Answer, Features, asked_kind, judged
 from divff_nerfstudio.evaluation.figures import save_picture
 from divff_nerfstudio.evaluation.runs import open_scene
 from divff_nerfstudio.evaluation.tables import write_csv
@@ -26,7 +27,7 @@ from divff_nerfstudio.evaluation.tracks import follow, save_plot
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene
 from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint, read_camera
 from divff_nerfstudio.outputs import check_output_folder
-from divff_nerfstudio.schema import Amount, Count, Share, Words
+from divff_nerfstudio.schema import Amount, Count, Positive, Share, Words
 
 
 @dataclass
@@ -52,11 +53,18 @@ class QueryCommandConfig:
     features: Features = "image"
     """Which features answer."""
     threshold: Optional[Share] = None  # noqa: UP045
-    """Relevancy above which a pixel belongs to the mask; by default 0.7 for image and 0.54 for video features."""
+    """Relevancy above which a pixel belongs to the mask; by default one that fits the scene, which also
+    tells whether the thing is in the scene at all."""
     hide: tuple[MovingLayer, ...] = ()
     """Layers to leave out: actor, dynamic."""
     over_time: bool = False
     """Follow each thing over the whole video: when it moves, and where it is, as a plot and CSV."""
+    when: bool = False
+    """Tell where the thing was at all times: its spans and places, from the scene's things (see `divff objects`)."""
+    before: Optional[Positive] = None  # noqa: UP045
+    """With --when, where it was last seen before so many seconds (with --fps), or before a time from 0 to 1."""
+    fps: Optional[Positive] = None  # noqa: UP045
+    """Frames of the video in a second, so that --when tells and takes seconds."""
     moments: Count = 20
     """How many moments --over-time looks at, evenly spaced."""
     data: Optional[Path] = None  # noqa: UP045
@@ -66,6 +74,10 @@ class QueryCommandConfig:
         """Runs the command."""
         if self.over_time and (self.time is not None or self.frame is not None or self.camera is not None):
             raise EvaluationError("--over-time looks at all times: leave --time, --frame and --camera out.")
+        if self.when:
+            return self._when()
+        if self.before is not None or self.fps is not None:
+            raise EvaluationError("--before and --fps belong to --when: give it, or leave them out.")
         if self.time is not None and self.frame is not None:
             raise EvaluationError(
                 "--time and --frame both name a moment: leave one of them out (--fixed names a viewpoint at a --time)."
@@ -95,6 +107,8 @@ class QueryCommandConfig:
         answers = []
         for kind, phrase in asked:
             answer = view.ask(phrase, kind, self.threshold)
+            if self.threshold is None:
+                answer = judged(answer, view, trained.calibration(kind))
             base = self.output / file_name(phrase, kind)
             answers.append(answer.summary() | {"files": save_answer(base, answer)})
         assert view.camera.times is not None
@@ -107,6 +121,16 @@ class QueryCommandConfig:
             "hidden": list(self.hide),
             "answers": answers,
         }
+
+    def _when(self) -> dict:
+        """Where the things are at all times, and when they were moved."""
+        if self.over_time or any(each is not None for each in (self.time, self.frame, self.camera, self.fixed)):
+            raise EvaluationError(
+                "--when looks at all frames: leave --over-time, --time, --frame, --camera and --fixed out."
+            )
+        content = answers_when(self.load_config, self.data, self.text, self.output, self.fps, self.before)
+        sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
+        return content
 
     def _follow(self, trained: TrainedScene, asked: Sequence[tuple[str, str]]) -> dict:
         """Where the things are at all times."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from divff_nerfstudio.calibration import Calibration, Verdict, in_view
 from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD
 from divff_nerfstudio.query import OVERLAY_OFFSET, QueryError, overlay
+
+if TYPE_CHECKING:
+    from divff_nerfstudio.evaluation.trained_scene import View
 
 THRESHOLDS: Mapping[str, float] = {"image": OBJECT_THRESHOLD, "video": AFFORDANCE_THRESHOLD}
 """Relevancy above which a pixel belongs to the mask, by kind of features (DIV-FF)."""
@@ -47,6 +51,10 @@ class Answer:
     """How much of that pixel is the static layer, the dynamic one, the actor."""
     rgb: Float[np.ndarray, "height width 3"]
     """The view, 0..1."""
+    verdict: Verdict | None = None
+    """What the whole scene says of the phrase, where it has been asked."""
+    fitted: Bool[np.ndarray, "height width"] | None = None
+    """The pixels that are the thing, by a threshold that fits the scene; None: those above `threshold`."""
 
     @property
     def score(self) -> float:
@@ -60,8 +68,17 @@ class Answer:
 
     @property
     def mask(self) -> Bool[np.ndarray, "height width"]:
-        """The pixels above the threshold."""
-        return self.relevancy > self.threshold
+        """The pixels that are the thing."""
+        return self.relevancy > self.threshold if self.fitted is None else self.fitted
+
+    @property
+    def state(self) -> str | None:
+        """ "in view", "in the scene, not in view" or "not in the scene"; None where nobody knows."""
+        if self.verdict is None:
+            return None
+        if not self.verdict.in_scene:
+            return "not in the scene"
+        return "in view" if in_view(self.mask) else "in the scene, not in view"
 
     @cached_property
     def overlay(self) -> Float[np.ndarray, "height width 3"]:
@@ -76,6 +93,7 @@ class Answer:
             "features": self.kind,
             "score": self.score,
             "threshold": self.threshold,
+            "state": self.state,
             "area": float(self.mask.mean()),
             "pixel": [self.row, self.column],
             "point": list(self.point),
@@ -83,6 +101,24 @@ class Answer:
             "layer": self.layer,
             "shares": self.shares,
         }
+
+
+def judged(answer: Answer, view: View, calibration: Calibration | None) -> Answer:
+    """An answer with a threshold that fits the scene, and with what the whole scene says of its phrase.
+
+    Args:
+        answer: The answer.
+        view: The view that it is of.
+        calibration: That of the kind of features that answered; None: the answer stays as it is.
+    """
+    features = view.features(answer.kind)
+    if calibration is None or features is None:
+        return answer
+    (verdict,) = calibration.verdicts([answer.phrase])
+    mask = calibration.masks(features, answer.relevancy[..., None], [answer.phrase])[..., 0]
+    if not verdict.in_scene:
+        mask = np.zeros_like(mask)
+    return replace(answer, threshold=verdict.threshold, verdict=verdict, fitted=mask)
 
 
 def asked_kind(typed: str, usual: str) -> tuple[str, str]:

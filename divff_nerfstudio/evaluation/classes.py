@@ -37,6 +37,7 @@ class ClassScores:
         self.annotated_frames = np.zeros(len(self.names), np.int64)
         self._counts = np.zeros((2, len(self.names), 3), np.int64)  # absent or present; class; TP, FP, FN
         self._histograms = np.zeros((2, len(self.names), 2, _BINS), np.int64)  # ...; class; negative or positive; score
+        self._auto: np.ndarray | None = None  # class; TP, FP, FN
         self._above: list[np.ndarray] = []  # per frame: class; false or true positives; level
         self._positives: list[np.ndarray] = []  # per frame: class
 
@@ -50,6 +51,7 @@ class ClassScores:
         scores: Float[np.ndarray, "height width classes"],
         truth: Bool[np.ndarray, "height width classes"],
         where: Bool[np.ndarray, "height width"] | None = None,
+        masks: Bool[np.ndarray, "height width classes"] | None = None,
     ) -> ClassTable:
         """Adds an annotated frame.
 
@@ -57,6 +59,7 @@ class ClassScores:
             scores: Relevancies in [0, 1].
             truth: Masks of the classes; a class without a pixel is absent from the frame.
             where: The pixels to look at; None: all.
+            masks: What counts as found at thresholds that fit the scene (`calibration`), in all frames or in none.
 
         Returns:
             Of this frame alone, for each class "pixels" (marked), "found" (pixels above the threshold), "iou" there
@@ -66,6 +69,10 @@ class ClassScores:
             raise ValueError(f"scores {scores.shape} and masks {truth.shape} need {len(self.names)} classes alike")
         where = np.ones(scores.shape[:2], bool) if where is None else where
         scores, truth = scores[where], truth[where]
+        if masks is not None:
+            auto = masks[where]
+            counted = np.stack([(auto & truth).sum(0), (auto & ~truth).sum(0), (~auto & truth).sum(0)], axis=-1)
+            self._auto = counted if self._auto is None else self._auto + counted
         found, present = scores > self.threshold, truth.any(axis=0).astype(int)
         self.annotated_frames += present
         counts = np.stack([(found & truth).sum(0), (found & ~truth).sum(0), (~found & truth).sum(0)], axis=-1)
@@ -95,8 +102,8 @@ class ClassScores:
         Returns:
             For each class "frames" (that have it), "iou" and "ap_published" (published); if a frame has it also
             "iou_sound", "ap" (of all pixels of all annotated frames together), "iou_oracle" with "threshold_oracle"
-            (the threshold that is best for it on these very frames: an upper bound, no result) and, if
-            `left_out_thresholds` has any, "iou_loo" at those.
+            (the threshold that is best for it on these very frames: an upper bound, no result), if
+            `left_out_thresholds` has any, "iou_loo" at those and, if frames came with masks, "iou_auto" of these.
         """
         thresholds = self.left_out_thresholds()
         held_out = self._left_out_counts(thresholds) if thresholds else None
@@ -118,19 +125,22 @@ class ClassScores:
                 }
                 if held_out is not None:
                     scores[name]["iou_loo"] = _iou(held_out[i])
+                if self._auto is not None:
+                    scores[name]["iou_auto"] = _iou(self._auto[i])
         return scores
 
     def totals(self) -> dict[str, float]:
         """Means over the classes.
 
         Returns:
-            "miou" and "ap_published" (published), "miou_sound", "ap", "miou_loo" and "miou_oracle"; nothing if no frame
-            was added, and only the published ones, which are 0, if no frame has any of the classes.
+            "miou" and "ap_published" (published), "miou_sound", "ap", "miou_loo", "miou_oracle" and, where masks came,
+            "miou_auto"; nothing if no frame was added, and only the published ones, which are 0, if no frame has any of
+            the classes.
         """
         if not self.frames or not self.names:
             return {}
         scores, totals = self.per_class().values(), {}
-        for name in ("iou", "ap_published", "iou_sound", "ap", "iou_loo", "iou_oracle"):
+        for name in ("iou", "ap_published", "iou_sound", "ap", "iou_auto", "iou_loo", "iou_oracle"):
             values = [score[name] for score in scores if name in score]
             if values:
                 totals[f"m{name}" if name.startswith("iou") else name] = float(np.mean(values))

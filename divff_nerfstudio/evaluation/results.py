@@ -53,6 +53,8 @@ class FrameResult:
     """What only a renderer of the scene knows, if there is one."""
     relevancies: dict[str, Float[np.ndarray, "height width classes"]] = field(default_factory=dict)
     """By name of the task, where the frame is annotated for it."""
+    masks: dict[str, Bool[np.ndarray, "height width classes"]] = field(default_factory=dict)
+    """By name of the task, what belongs to each class at thresholds that fit the scene, where these are known."""
     shown: dict[tuple[str, str], Float[np.ndarray, "height width"]] = field(default_factory=dict)
     """Relevancy of phrases that nobody has annotated, by kind of features and phrase."""
     scores: dict[str, float] = field(default_factory=dict)

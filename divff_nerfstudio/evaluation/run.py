@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
@@ -83,7 +83,7 @@ class _Scored:
         result.scores = frame_scores(result) if self.pictures else {}
         for name, relevancies in result.relevancies.items():
             masks = self.tasks[name].annotations.masks[result.index]
-            result.classes[name] = self.classes[name].add(relevancies, masks)
+            result.classes[name] = self.classes[name].add(relevancies, masks, masks=result.masks.get(name))
             self.annotated[name].append(result.frame_id)
         self.frames[result.frame_id] = result.scores
         self.frame_classes[result.frame_id] = result.classes
@@ -286,6 +286,11 @@ def _shown(
     scene, view = trained.scene, trained.render(camera)
     annotated = {name for task in tasks.values() for name in task.annotations.names}
     others = [phrase for phrase in queries if phrase not in annotated]
+    relevancies = {
+        task.name: view.relevancies(task.kind, task.annotations.names)
+        for task in tasks.values()
+        if index in task.annotations.masks and view.features(task.kind) is not None
+    }
     return FrameResult(
         index=index,
         frame_id=int(scene.frame_ids[index]),
@@ -294,13 +299,25 @@ def _shown(
         nearest=scene.frame(trained.nearest_trained(index)) / np.float32(255),
         moving=moving_mask(scene, index),
         truth=trained.truth,
-        relevancies={
-            task.name: view.relevancies(task.kind, task.annotations.names)
-            for task in tasks.values()
-            if index in task.annotations.masks and view.features(task.kind) is not None
-        },
+        relevancies=relevancies,
+        masks=_calibrated(trained, view, relevancies, tasks),
         shown=_unannotated(view, others),
     )
+
+
+def _calibrated(
+    trained: TrainedScene,
+    view: View,
+    relevancies: Mapping[str, Float[np.ndarray, "height width classes"]],
+    tasks: Mapping[str, Task],
+) -> dict[str, Bool[np.ndarray, "height width classes"]]:
+    """What belongs to each class at thresholds that fit the scene, by name of the task."""
+    found = {}
+    for name, relevancy in relevancies.items():
+        calibration, features = trained.calibration(tasks[name].kind), view.features(tasks[name].kind)
+        if calibration is not None and features is not None:
+            found[name] = calibration.masks(features, relevancy, tasks[name].annotations.names)
+    return found
 
 
 def _unannotated(view: View, phrases: Sequence[str]) -> dict[tuple[str, str], Float[np.ndarray, "height width"]]:
@@ -320,4 +337,6 @@ def _by_baseline(baseline: Baseline, result: FrameResult, tasks: Mapping[str, Ta
         for name, task in tasks.items()
         if result.index in task.annotations.masks and (relevancies := baseline.relevancies(result, task)) is not None
     }
-    return replace(result, outputs=baseline.outputs(result), relevancies=found, shown={}, scores={}, classes={})
+    return replace(
+        result, outputs=baseline.outputs(result), relevancies=found, masks={}, shown={}, scores={}, classes={}
+    )

@@ -166,6 +166,11 @@ _CLASS_SCORES = {
         "at the fixed threshold; asked only where annotated, never annotated is 0",
     ),
     "miou_sound": (", sound", "mIoU", "at the fixed threshold; every class in every annotated frame"),
+    "miou_auto": (
+        ", fitted",
+        "mIoU",
+        "in every annotated frame, at thresholds that fit the scene, found without annotations",
+    ),
     "miou_loo": (
         ", left out",
         "mIoU",

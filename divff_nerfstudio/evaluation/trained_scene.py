@@ -15,6 +15,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.model_components.renderers import background_color_override_context
 from torch import Tensor
 
+from divff_nerfstudio.calibration import Calibration, calibration
 from divff_nerfstudio.data.annotations import GroundTruth, ground_truth
 from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.errors import DivffError
@@ -119,6 +120,7 @@ class TrainedScene:
 
     def __init__(self, model: Renderer, datamanager: DivFFDataManager, query: Query):
         self.model, self.datamanager, self.query = model, datamanager, query
+        self._calibrations: dict[str, Calibration | None] = {}
         self.scene: Scene = datamanager.train_dataset.metadata["scene"]
 
     @cached_property
@@ -149,6 +151,13 @@ class TrainedScene:
     def stores(self) -> Mapping[str, FeatureStore]:
         """The scene's feature stores by kind."""
         return getattr(self.datamanager, "feature_stores", {})
+
+    def calibration(self, kind: str) -> Calibration | None:
+        """What fits answers of a kind of features to the scene; None where its stored features do not tell."""
+        if kind not in self._calibrations:
+            store = self.stores.get(kind)
+            self._calibrations[kind] = None if store is None else calibration(self.query, kind, store)
+        return self._calibrations[kind]
 
     @cached_property
     def truth(self) -> GroundTruth | None:

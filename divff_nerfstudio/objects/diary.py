@@ -42,9 +42,13 @@ class Clock:
         seconds = self.seconds(frame)
         return found if seconds is None else found | {"seconds": seconds}
 
-    def latest_before(self, seconds: float) -> int | None:
-        """Index of the last frame before a number of seconds; None if there is none."""
-        known = [frame for frame in range(len(self.frame_ids)) if (self.seconds(frame) or 0.0) < seconds]
+    def latest_before(self, when: float) -> int | None:
+        """Index of the last frame before a moment: seconds where the video's speed is known, else a time from 0 to 1.
+
+        Returns:
+            None if there is none.
+        """
+        known = [i for i, time in enumerate(self.times) if (time if self.fps is None else self.seconds(i) or 0) < when]
         return known[-1] if known else None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from divff_nerfstudio.files import atomic_path
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.objects.diary import Clock, Event
 from divff_nerfstudio.objects.things import Thing, Things
 

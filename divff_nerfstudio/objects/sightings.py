@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt16
@@ -41,6 +41,10 @@ class Sighting:
     """Whether the picture's border cuts it off."""
     touched: bool = False
     """Whether the actor is next to it."""
+    actor: float = 0.0
+    """The actor's share of its pixels."""
+    eye: Float[np.ndarray, "3"] = field(default_factory=lambda: np.zeros(3))
+    """Where the camera is, world coordinates."""
 
     @property
     def centre(self) -> Float[np.ndarray, "3"]:
@@ -64,6 +68,8 @@ class Look:
     """How far that is from the camera."""
     actor: Float[np.ndarray, "height width"]
     """The actor's share of each pixel."""
+    eye: Float[np.ndarray, "3"]
+    """Where the camera is, world coordinates."""
 
 
 def enlarged(index: UInt16[np.ndarray, "h w"], height: int, width: int) -> UInt16[np.ndarray, "height width"]:
@@ -74,7 +80,7 @@ def enlarged(index: UInt16[np.ndarray, "h w"], height: int, width: int) -> UInt1
 
 
 def sightings(look: Look, least: int = LEAST_PIXELS) -> list[Sighting]:
-    """The segments of a frame that are not the actor's.
+    """The segments of a frame.
 
     Args:
         look: The frame.
@@ -88,7 +94,7 @@ def sightings(look: Look, least: int = LEAST_PIXELS) -> list[Sighting]:
     found = []
     for pixels in np.split(order, starts[1:]):
         row = int(flat[pixels[0]])
-        if row == NO_FEATURE or len(pixels) < least or look.actor.ravel()[pixels].mean() > _ACTOR:
+        if row == NO_FEATURE or len(pixels) < least:
             continue
         rows, columns = np.divmod(pixels, width)
         box = int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1
@@ -106,6 +112,8 @@ def sightings(look: Look, least: int = LEAST_PIXELS) -> list[Sighting]:
                 depth=float(np.median(distance)),
                 cut=_cut(box, height, width),
                 touched=_touched(look.index == row, actor, box),
+                actor=float(look.actor.ravel()[pixels].mean()),
+                eye=look.eye,
             )
         )
     return found
@@ -135,7 +143,9 @@ def _cut(box: Sequence[int], height: int, width: int) -> bool:
     return box[0] == 0 or box[1] == 0 or box[2] == height or box[3] == width
 
 
-def _touched(own: Bool[np.ndarray, "height width"], actor: Bool[np.ndarray, "height width"], box: Sequence[int]) -> bool:
+def _touched(
+    own: Bool[np.ndarray, "height width"], actor: Bool[np.ndarray, "height width"], box: Sequence[int]
+) -> bool:
     """Whether a tenth of the pixels around a segment are the actor's."""
     around = tuple(slice(max(first - _NEXT, 0), last + _NEXT) for first, last in zip(box[:2], box[2:], strict=True))
     ring = binary_dilation(own[around], iterations=_NEXT) & ~own[around]

@@ -21,6 +21,7 @@ _STRAYS = 2
 _HELD = 0.6
 _DISPLACED = 3
 _STEP = 0.3
+_AWAY = 0.6
 """Share of its size by which a thing must be displaced before its place is another."""
 
 
@@ -34,13 +35,22 @@ class Spot:
     """Points of its surface, world coordinates."""
     cut: bool
     """Whether it is cut off by the picture's border."""
-    touched: bool = False
+    touched: bool
     """Whether the actor is next to it."""
+    eye: Float[np.ndarray, "3"]
+    """Where the camera is, world coordinates."""
 
     @cached_property
     def centre(self) -> Float[np.ndarray, "3"]:
         """Median of its points."""
         return np.median(self.points, axis=0)
+
+    def off(self, point: Float[np.ndarray, "3"]) -> float:
+        """How far it is from a point across the line of sight, scene units: along it, rendered depth is not sure."""
+        sight = self.centre - self.eye
+        sight = sight / max(float(np.linalg.norm(sight)), 1e-9)
+        to = point - self.eye
+        return float(np.linalg.norm(to - (to @ sight) * sight))
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,13 @@ def spots(sightings: Sequence[Sighting]) -> list[Spot]:
     for sighting in sightings:
         frames.setdefault(sighting.frame, []).append(sighting)
     return [
-        Spot(frame, np.concatenate([each.points for each in own]), any(each.cut for each in own), any(each.touched for each in own))
+        Spot(
+            frame,
+            np.concatenate([each.points for each in own]),
+            any(each.cut for each in own),
+            any(each.touched for each in own),
+            own[0].eye,
+        )
         for frame, own in sorted(frames.items())
     ]
 
@@ -99,8 +115,8 @@ def rests(seen: Sequence[Spot], reach: float) -> list[Rest]:
     """The spans in which a thing rests.
 
     A thing rests while its middle stays within a part of its size, or nearly all of what is seen of it lies where it
-    lay; a few frames that say otherwise are strays. While the actor holds it, it does not rest, however still it is
-    held. Rests that follow each other at one place are one, unless it was seen elsewhere in between.
+    lay; a few frames that say otherwise are strays. Rests that follow each other at one place are one, unless the actor
+    had it elsewhere in between, and if it is put back, it has not rested there.
 
     Args:
         seen: What each frame shows of it, in the order of time.
@@ -108,19 +124,26 @@ def rests(seen: Sequence[Spot], reach: float) -> list[Rest]:
     """
     if not seen:
         return []
-    step = max(_STEP * size(seen), reach)
+    long = size(seen)
+    step, far = max(_STEP * long, reach), max(_AWAY * long, 3 * reach)
     found: list[Rest] = []
     for run in _runs(seen, step, reach):
         rest = Rest(tuple(seen[i] for i in run))
         at_ends = run[0] == 0 or run[-1] >= len(seen) - 1
         if len(run) < (_LEAST_AT_ENDS if at_ends else LEAST_SIGHTINGS):
             continue
-        before = found[-1] if found else None
-        if before is not None and _one_place(before, rest, step, reach) and not _taken(seen, before, rest, step):
-            found[-1] = Rest((*before.spots, *rest.spots))
-        elif at_ends or np.mean([spot.touched for spot in rest.spots]) < _HELD:
+        if len(found) > 1 and _held(found[-1]) and _one_place(found[-2], rest, step, reach):
+            found.pop()
+        if found and _one_place(found[-1], rest, step, reach) and not _taken(seen, found[-1], rest, far):
+            found[-1] = Rest((*found[-1].spots, *rest.spots))
+        else:
             found.append(rest)
     return found
+
+
+def _held(rest: Rest) -> bool:
+    """Whether the actor was next to a thing nearly all the time."""
+    return float(np.mean([spot.touched for spot in rest.spots])) >= _HELD
 
 
 def _runs(seen: Sequence[Spot], step: float, reach: float) -> list[list[int]]:
@@ -137,7 +160,7 @@ def _run(seen: Sequence[Spot], start: int, step: float, reach: float) -> list[in
     run, strays = [start], 0
     for i in range(start + 1, len(seen)):
         centres = np.stack([seen[j].centre for j in run[-24:]])
-        near = float(np.linalg.norm(seen[i].centre - np.median(centres, axis=0))) < step
+        near = seen[i].off(np.median(centres, axis=0)) < step
         before = run[:-4] or run
         if near or _covers([seen[j] for j in before[:: max(1, len(before) // 8)]], seen[i], reach):
             run.append(i)
@@ -155,18 +178,18 @@ def _covers(before: Sequence[Spot], spot: Spot, reach: float) -> bool:
 
 def _one_place(first: Rest, second: Rest, step: float, reach: float) -> bool:
     """Whether two rests are at one place."""
-    if float(np.linalg.norm(first.point - second.point)) < step:
+    apart = (
+        np.median([spot.off(one.point) for spot in other.spots]) for one, other in ((first, second), (second, first))
+    )
+    if max(apart) < step:
         return True
-    return _COVERED < max(
-        covered(second.points, cKDTree(first.points), reach), covered(first.points, cKDTree(second.points), reach)
+    return (
+        max(covered(second.points, cKDTree(first.points), reach), covered(first.points, cKDTree(second.points), reach))
+        > _COVERED
     )
 
 
-def _taken(seen: Sequence[Spot], before: Rest, after: Rest, step: float) -> bool:
+def _taken(seen: Sequence[Spot], before: Rest, after: Rest, far: float) -> bool:
     """Whether the actor has had a thing elsewhere between two rests."""
-    away = [
-        spot.touched
-        for spot in seen
-        if before.last < spot.frame < after.first and float(np.linalg.norm(spot.centre - before.point)) > step
-    ]
+    away = [spot.touched for spot in seen if before.last < spot.frame < after.first and spot.off(before.point) > far]
     return sum(away) >= _DISPLACED

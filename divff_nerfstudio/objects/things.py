@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Int16
 from scipy.spatial import cKDTree
 
-from divff_nerfstudio.objects.grouping import REACH, Grouping
+from divff_nerfstudio.objects.grouping import REACH, Group, Grouping
 from divff_nerfstudio.objects.likeness import Likeness
 from divff_nerfstudio.objects.sightings import Look, Sighting, sightings, visible
 from divff_nerfstudio.objects.spans import Rest, Spot, rests, size, spots
@@ -25,6 +25,7 @@ _ALIKE = 2.5
 _ROOM = 0.5
 _HIDDEN = 3
 _NEAR = 2
+_ACTOR = 0.35
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def find_things(looks: Sequence[Look], cameras: Sequence[Camera]) -> Things:
         return Things([], owners, distances, cameras, 0.0)
     reach = REACH * float(np.median(depths))
     grouping = Grouping(frames, reach)
-    groups = [group for group in grouping.groups if len(group.frames) >= LEAST_FRAMES]
+    groups = [group for group in grouping.groups if len(group.frames) >= LEAST_FRAMES and not _is_actor(group)]
     groups.sort(key=lambda group: -len(group.frames))
     things = [Thing(number, tuple(group.sightings)) for number, group in enumerate(groups, 1)]
     for thing in things:
@@ -196,6 +197,11 @@ def find_things(looks: Sequence[Look], cameras: Sequence[Camera]) -> Things:
     for thing in things:
         _follow(thing, found)
     return found
+
+
+def _is_actor(group: Group) -> bool:
+    """Whether segments are the actor's; what the actor holds now and then is not, though its layer may show it."""
+    return float(np.mean([sighting.actor for sighting in group.sightings])) > _ACTOR
 
 
 def _follow(thing: Thing, things: Things) -> None:
@@ -219,27 +225,30 @@ def _moved(thing: Thing, before: Rest, after: Rest, things: Things) -> bool:
     """Whether a thing has left a place for another, or another part of the same is seen.
 
     It has left if the frames that show the old place afterwards show something else there. If none shows it, a thing
-    has still moved if it is seen whole at both places, as large here as there; what the picture's border cuts off, or
-    what fills the room, has not. Somebody must have had it: the actor is next to it as it goes or comes, or nobody has
-    seen it go.
+    has still moved if it is seen all the way, with the actor next to it, and whole at both places, as large here as
+    there; what the picture's border cuts off, or what fills the room, has not. Somebody must have had it: the actor is
+    next to it as it goes or comes, or nobody has seen it go.
     """
-    if not _handled(thing, before, after):
+    touched, unseen = _handled(thing, before, after)
+    if not touched and not unseen:
         return False
     if thing.size > _ROOM * float(np.median(things.distances)):
         return False
     left = _left(thing, before, after, things)
     if left is not None:
         return left > _LEFT
-    whole = all(np.mean([spot.cut for spot in rest.spots]) < _WHOLE for rest in (before, after))
+    whole = (
+        touched and not unseen and all(np.mean([spot.cut for spot in rest.spots]) < _WHOLE for rest in (before, after))
+    )
     sizes = size(before.spots), size(after.spots)
     return bool(whole and max(sizes) < _ALIKE * max(min(sizes), 1e-9))
 
 
-def _handled(thing: Thing, before: Rest, after: Rest) -> bool:
-    """Whether the actor was next to a thing between two rests, or it was out of sight."""
+def _handled(thing: Thing, before: Rest, after: Rest) -> tuple[bool, bool]:
+    """Whether the actor was next to a thing between two rests, and whether it was out of sight."""
     way = [spot for spot in thing.spots if before.last - _NEAR <= spot.frame <= after.first + _NEAR]
     unseen = (after.first - before.last) - sum(before.last < spot.frame <= after.first for spot in way)
-    return any(spot.touched for spot in way) or unseen > _HIDDEN
+    return any(spot.touched for spot in way), unseen > _HIDDEN
 
 
 def _left(thing: Thing, before: Rest, after: Rest, things: Things) -> float | None:

@@ -1,0 +1,192 @@
+"""The door for notebooks and robots: a trained run as a scene that can be looked at and asked, NumPy in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from nerfstudio.cameras.cameras import Cameras
+
+from divff_nerfstudio.evaluation.answers import Answer, judged
+from divff_nerfstudio.evaluation.looks import KIND, things_of
+from divff_nerfstudio.evaluation.naming import name_things
+from divff_nerfstudio.evaluation.runs import load_run
+from divff_nerfstudio.evaluation.trained_scene import MovingLayer, TrainedScene, View
+from divff_nerfstudio.objects.diary import Clock, Event, diary
+from divff_nerfstudio.objects.things import Thing, Things
+
+KEPT = "things"
+"""Folder beside a run's config.yml in which rendered depths are kept."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A rendered view."""
+
+    rgb: Float[np.ndarray, "height width 3"]
+    """Colours, 0 to 1."""
+    depth: Float[np.ndarray, "height width"]
+    """Distance along the rays, scene units."""
+    layers: dict[str, Float[np.ndarray, "height width"]]
+    """Shares of the layers "static", "dynamic" and "actor" in each pixel."""
+    points: Float[np.ndarray, "height width 3"]
+    """Where each pixel's ray meets the scene, world coordinates."""
+
+
+class Scene:
+    """A trained run, opened by `open_run`.
+
+    Moments are given as the id of a frame (a whole number) or as a time from 0 to 1 (a broken one).
+
+    Args:
+        trained: The scene.
+        kept: File in which rendered depths are kept; None: nowhere.
+
+    Attributes:
+        names: What things may be called, to be set before they are first asked for; none: common things that the scene
+            is sure to have.
+    """
+
+    def __init__(self, trained: TrainedScene, kept: Path | None = None):
+        self.trained = trained
+        self.names: tuple[str, ...] = ()
+        self._kept = kept
+
+    @property
+    def frame_ids(self) -> list[int]:
+        """Ids of the scene's frames, ascending."""
+        return [int(i) for i in self.trained.scene.frame_ids]
+
+    @property
+    def camera_to_worlds(self) -> Float[np.ndarray, "frames 3 4"]:
+        """The frames' poses: columns right, up, back, position (OpenGL)."""
+        return self.trained.scene.camera_to_worlds
+
+    def frame(self, frame_id: int) -> np.ndarray:
+        """A frame as it was filmed, (height, width, 3) of whole numbers up to 255."""
+        return self.trained.scene.frame(self.trained.scene.index_of(frame_id))
+
+    def render(
+        self,
+        moment: int | float,
+        camera_to_world: Float[np.ndarray, "3 4"] | None = None,
+        hide: Sequence[MovingLayer] = (),
+    ) -> Picture:
+        """What a camera sees.
+
+        Args:
+            moment: Id of a frame, or a time.
+            camera_to_world: Pose of the camera (OpenGL), with the frames' own lens; None: that of the frame.
+            hide: Layers to leave out: "actor", "dynamic".
+        """
+        view = self._view(moment, camera_to_world, hide)
+        outputs = {name: picture.numpy() for name, picture in view.outputs.items()}
+        moving = {layer: outputs[f"mask_{layer}"][..., 0] for layer in ("dynamic", "actor")}
+        static = np.maximum(outputs["accumulation"][..., 0] - sum(moving.values()), 0)
+        return Picture(outputs["rgb"], outputs["depth"][..., 0], {"static": static} | moving, view.points.numpy())
+
+    def ask(
+        self,
+        phrase: str,
+        moment: int | float,
+        camera_to_world: Float[np.ndarray, "3 4"] | None = None,
+        features: str = KIND,
+        hide: Sequence[MovingLayer] = (),
+    ) -> Answer:
+        """Where a phrase is in what a camera sees, and whether it is in the scene at all.
+
+        Args:
+            phrase: What to look for.
+            moment: Id of a frame, or a time.
+            camera_to_world: As for `render`.
+            features: Which features answer, "image" (what is it?) or "video" (what can be done there?).
+            hide: As for `render`.
+
+        Returns:
+            Among others its `state`, `mask`, `relevancy`, `point` and `score`.
+
+        Raises:
+            QueryError: If there are no such features, or their text encoder does not work.
+        """
+        view = self._view(moment, camera_to_world, hide)
+        return judged(view.ask(phrase, features), view, self.trained.calibration(features))
+
+    @cached_property
+    def found(self) -> Things:
+        """All things with what is needed to look into them; found at the first use."""
+        things = things_of(self.trained, self._kept)
+        name_things(things, self.trained.calibration(KIND), self.names)
+        return things
+
+    def objects(self) -> list[Thing]:
+        """The things of the scene, those that most frames show first."""
+        return self.found.things
+
+    def diary(self) -> list[Event]:
+        """What was moved, in the order of time."""
+        return diary(self.found)
+
+    def clock(self, fps: float | None = None) -> Clock:
+        """Tells the times of frames by their index.
+
+        Args:
+            fps: Frames of the video in a second; None: nothing is told in seconds.
+        """
+        scene = self.trained.scene
+        return Clock(self.frame_ids, scene.video_numbers.tolist(), self.trained.times.tolist(), fps)
+
+    def matching(self, phrase: str) -> list[Thing]:
+        """The things that a phrase means: those that are as like it as the likeliest, or nearly so; none if the scene
+        does not have what it names.
+
+        Raises:
+            QueryError: If there are no such features, or their text encoder does not work.
+        """
+        calibration = self.trained.calibration(KIND)
+        if calibration is None or not self.found.things or not calibration.verdicts([phrase])[0].in_scene:
+            return []
+        features = np.stack([thing.feature for thing in self.found.things])
+        like = calibration.likeness(features, [phrase])[:, 0]
+        others = float(np.median(like))
+        near = like >= others + 0.85 * (float(like.max()) - others)
+        return [self.found.things[i] for i in np.argsort(-like, kind="stable") if near[i]]
+
+    def mask(self, thing: Thing, frame_id: int) -> Bool[np.ndarray, "height width"]:
+        """The pixels of a frame that show a thing, at the frame's size."""
+        index = self.trained.scene.index_of(frame_id)
+        own = self.found.owners[index] == thing.number
+        height, width = self.trained.scene.height, self.trained.scene.width
+        rows = (2 * np.arange(height) + 1) * own.shape[0] // (2 * height)
+        columns = (2 * np.arange(width) + 1) * own.shape[1] // (2 * width)
+        return own[rows[:, None], columns]
+
+    def _view(
+        self, moment: int | float, camera_to_world: Float[np.ndarray, "3 4"] | None, hide: Sequence[MovingLayer]
+    ) -> View:
+        frame, time = (moment, None) if isinstance(moment, (int, np.integer)) else (None, float(moment))
+        camera: Cameras | None = None
+        if camera_to_world is not None:
+            camera = self.trained.cameras[:1]
+            camera.camera_to_worlds = torch.as_tensor(np.asarray(camera_to_world), dtype=torch.float32)[None, :3]
+        return self.trained.view(frame=frame, time=time, camera=camera, hide=hide)
+
+
+def open_run(load_config: Path | str, data: Path | str | None = None) -> Scene:
+    """Opens a trained run.
+
+    Args:
+        load_config: The run's config.yml.
+        data: Folder of its scene, if that is no longer where the config.yml says.
+
+    Raises:
+        DivffError: If it cannot be opened; the message says why, and what to do.
+    """
+    path = Path(load_config)
+    run = load_run(path, None if data is None else Path(data))
+    trained = TrainedScene(run.pipeline.model, run.pipeline.datamanager, run.pipeline.query)
+    return Scene(trained, path.resolve().parent / KEPT / f"looks-{run.step}.npz")

@@ -1,0 +1,150 @@
+"""The frames of a trained scene as things are found in them: stored segments, and rendered depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.progress import track
+
+from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.data.ground_truth import read_npz_array
+from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedScene
+from divff_nerfstudio.features.store import FeatureStore
+from divff_nerfstudio.objects.sightings import Look, enlarged
+from divff_nerfstudio.objects.things import Camera, Things, find_things
+
+KIND = "image"
+HEIGHT = 72
+"""Higher frames are looked at in this height: things are found by their middles, not by their edges."""
+_FLAT = np.float32
+
+
+def things_of(trained: TrainedScene, kept: Path | None = None) -> Things:
+    """Finds the things of a trained scene.
+
+    Args:
+        trained: The scene.
+        kept: File in which rendered depths are kept from one call to the next; None: nowhere.
+
+    Raises:
+        EvaluationError: If there are no stored segments to group.
+    """
+    store = segments_of(trained)
+    cameras = look_cameras(trained.scene)
+    size = look_size(trained.scene)
+    distances, actors = rendered(trained, size, kept)
+    looks = [look_of(store, i, camera, size, distances[i], actors[i]) for i, camera in enumerate(cameras)]
+    return find_things(looks, cameras)
+
+
+def segments_of(trained: TrainedScene) -> FeatureStore:
+    """The store of the scene's segments.
+
+    Raises:
+        EvaluationError: If it has none.
+    """
+    store = trained.stores.get(KIND)
+    if store is None or not len(store.table):
+        raise EvaluationError(
+            f"{trained.scene.root} has no stored {KIND} features, whose segments are the pieces of things: run "
+            "`divff extract --sources segments`."
+        )
+    if store.header.shared_index:
+        raise EvaluationError(
+            f"{store.directory} holds features on a fixed grid, where things need segments: run `divff extract "
+            "--sources segments`."
+        )
+    return store
+
+
+def look_size(scene: Scene) -> tuple[int, int]:
+    """Height and width in which frames are looked at."""
+    height = min(scene.height, HEIGHT)
+    return height, max(1, round(scene.width * height / scene.height))
+
+
+def look_cameras(scene: Scene) -> list[Camera]:
+    """The frames' cameras, at the size of the looks."""
+    height, width = look_size(scene)
+    scale = np.array([[width / scene.width], [height / scene.height], [1.0]])
+    intrinsics = scene.intrinsics.astype(np.float64) * scale
+    return [Camera(pose.astype(np.float64), intrinsics) for pose in scene.camera_to_worlds]
+
+
+def look_of(
+    store: FeatureStore,
+    frame: int,
+    camera: Camera,
+    size: tuple[int, int],
+    distance: Float[np.ndarray, "height width"],
+    actor: Float[np.ndarray, "height width"],
+) -> Look:
+    """A frame as things are found in it.
+
+    Args:
+        store: The scene's segments.
+        frame: Index of the frame.
+        camera: Its camera.
+        size: Height and width of the look.
+        distance: How far each pixel's point is from the camera, along the ray.
+        actor: The actor's share of each pixel.
+    """
+    index, table = store.frame_features(frame)
+    with torch.no_grad():
+        embeddings = store.decode(torch.from_numpy(table)).cpu().numpy()
+    embeddings = embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-9)
+    directions = ray_directions(camera, size)
+    points = camera.pose[:, 3] + directions * distance[..., None]
+    return Look(frame, enlarged(index, *size), embeddings, points, distance, actor, camera.pose[:, 3])
+
+
+def ray_directions(camera: Camera, size: tuple[int, int]) -> Float[np.ndarray, "height width 3"]:
+    """Unit directions of the rays through pixels' centres, world coordinates."""
+    rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
+    right = (columns - camera.intrinsics[0, 2]) / camera.intrinsics[0, 0]
+    up = -(rows - camera.intrinsics[1, 2]) / camera.intrinsics[1, 1]
+    local = np.stack([right, up, -np.ones_like(rows)], axis=-1)
+    return local / np.linalg.norm(local, axis=-1, keepdims=True) @ camera.pose[:, :3].T
+
+
+def rendered(
+    trained: TrainedScene, size: tuple[int, int], kept: Path | None
+) -> tuple[Float[np.ndarray, "frames height width"], Float[np.ndarray, "frames height width"]]:
+    """Depths along the rays, and the actor's shares, of all frames as the model renders them.
+
+    Args:
+        trained: The scene.
+        size: Height and width.
+        kept: File in which they are kept; one that is damaged, or of other sizes, is written anew.
+    """
+    shape = len(trained.scene), *size
+    if kept is not None and kept.is_file():
+        try:
+            return read_npz_array(kept, "distance", shape, _FLAT), read_npz_array(kept, "actor", shape, _FLAT)
+        except SceneError:
+            CONSOLE.print(f"[yellow]{kept} is not of this scene and is written anew.", soft_wrap=True)
+    distances, actors = np.empty(shape, _FLAT), np.empty(shape, _FLAT)
+    shown: Iterable[int] = range(len(trained.scene))
+    for i in track(shown, "Looking at the frames ...", console=CONSOLE, transient=True):
+        distances[i], actors[i] = _rendered_frame(trained, i, size)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(kept) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, distance=distances, actor=actors)
+    return distances, actors
+
+
+def _rendered_frame(trained: TrainedScene, index: int, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    camera = trained.camera_at(index, float(trained.times[index]))
+    for name, scale in (("fx", 1), ("cx", 1), ("fy", 0), ("cy", 0)):
+        ratio = size[scale] / (trained.scene.height, trained.scene.width)[scale]
+        setattr(camera, name, getattr(camera, name) * ratio)
+    camera.height, camera.width = camera.height.clone().fill_(size[0]), camera.width.clone().fill_(size[1])
+    view = trained.render(camera)
+    return view.outputs["depth"][..., 0].numpy(), view.outputs["mask_actor"][..., 0].numpy()

@@ -1,0 +1,187 @@
+"""Things over time: grouped, followed, told; a scene of boxes of which a hand moves two, with stored segments."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import moved_scene
+import numpy as np
+import pytest
+from moved_scene import ARM, BOWL, FRAMES, HEIGHT, MUG, STEP, WIDTH
+from PIL import Image
+
+from divff_nerfstudio.cli.things import last_seen, table, thing_data, told
+from divff_nerfstudio.features.oracle import phrase_code
+from divff_nerfstudio.objects.diary import Clock, diary
+from divff_nerfstudio.objects.pictures import contact_sheet, plan
+from divff_nerfstudio.objects.sightings import Look, enlarged, sightings, visible
+from divff_nerfstudio.objects.things import Camera, find_things
+
+NAMES = ("nothing", "wall", "mug", "bowl", "arm")
+INTRINSICS = np.array([[30.0, 0, WIDTH / 2], [0, 30.0, HEIGHT / 2], [0, 0, 1]])
+
+
+def hand(number: int) -> list[tuple[int, np.ndarray]]:
+    """A hand beside whatever is being moved."""
+    for thing in (MUG, BOWL):
+        start, end = next(entry["motion"][0] for entry in moved_scene.INSTANCES if entry["id"] == thing)
+        if start - STEP <= number <= end + STEP:
+            where = moved_scene.pose(thing, number)[:, 3] + (0.0, -0.35, 0.1)
+            return [(ARM, np.column_stack((np.eye(3), where)))]
+    return []
+
+
+def looks(noise: float = 0.0, depth_noise: float = 0.0, with_hand: bool = True, still: bool = False) -> list[Look]:
+    random, found = np.random.default_rng(0), []
+    codes = np.stack([phrase_code(name) for name in NAMES])
+    for i in range(FRAMES):
+        number = 0 if still else STEP * i
+        view = moved_scene.camera_to_world(STEP * i)
+        origins, directions, _ = moved_scene.rays(view)
+        shown = [*moved_scene.bodies(number), *(hand(number) if with_hand else [])]
+        distance, hit = moved_scene.cast(origins, directions, shown)
+        distance = distance * (1 + depth_noise * random.standard_normal())
+        features = codes + noise * random.standard_normal(codes.shape)
+        features /= np.linalg.norm(features, axis=-1, keepdims=True)
+        index = np.where(hit > 0, hit, 65535).astype(np.uint16)
+        points = origins + directions * distance[..., None]
+        found.append(Look(i, index, features, points, distance, (hit == ARM).astype(float), view[:, 3]))
+    return found
+
+
+def cameras() -> list[Camera]:
+    return [Camera(moved_scene.camera_to_world(STEP * i), INTRINSICS) for i in range(FRAMES)]
+
+
+def clock(fps: float | None = 10.0) -> Clock:
+    return Clock(range(FRAMES), [STEP * i for i in range(FRAMES)], np.linspace(0, 1, FRAMES).tolist(), fps)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return find_things(looks(), cameras())
+
+
+def named(things, name):
+    code = phrase_code(name)
+    return max(things.things, key=lambda thing: float(thing.feature @ code))
+
+
+def test_each_thing_is_found_once(found):
+    assert len(found.things) == 3  # and the hand is none
+    assert [len(thing.frames) for thing in found.things] == [FRAMES] * 3
+    for name in ("wall", "mug", "bowl"):
+        assert float(named(found, name).feature @ phrase_code(name)) > 0.99
+
+
+@pytest.mark.parametrize(("name", "thing", "start", "end"), [("mug", MUG, 5, 7), ("bowl", BOWL, 10, 11)])
+def test_moves_are_told_when_and_where(found, name, thing, start, end):
+    (move,) = named(found, name).moves
+    assert (move.start, move.end) == (start, end)
+    for after, point in ((False, move.source), (True, move.target)):
+        near = moved_scene.place(thing, after)[:, 3] + (0, 0, max(moved_scene.HALVES[thing]))
+        assert np.linalg.norm(point - near) < 0.25
+    assert move.distance == pytest.approx(np.linalg.norm(np.subtract(*moved_scene.PLACES[thing])), abs=0.25)
+
+
+def test_what_stays_is_not_moved(found):
+    assert named(found, "wall").moves == ()
+    assert all(thing.moves == () for thing in find_things(looks(still=True), cameras()).things)
+
+
+@pytest.mark.parametrize("options", [{"noise": 0.06}, {"depth_noise": 0.04}, {"noise": 0.04, "depth_noise": 0.02}])
+def test_noise_moves_nothing_and_hides_no_move(options):
+    noisy = find_things(looks(**options), cameras())
+    moves = {name: [(move.start, move.end) for move in named(noisy, name).moves] for name in ("wall", "mug", "bowl")}
+    assert moves == {"wall": [], "mug": [(5, 7)], "bowl": [(10, 11)]}
+    assert all(thing.moves == () for thing in find_things(looks(still=True, **options), cameras()).things)
+
+
+def test_nothing_moves_by_itself():
+    """What is elsewhere without a hand near it, in full view, is a fault of the grouping and no event."""
+    assert diary(find_things(looks(with_hand=False), cameras())) == []
+
+
+def test_the_place_at_any_frame(found):
+    mug = named(found, "mug")
+    for frame in range(FRAMES):
+        where = moved_scene.pose(MUG, STEP * frame)[:, 3]
+        assert np.linalg.norm(mug.place(frame) - where) < 0.5
+    spans = mug.spans(FRAMES)
+    assert spans == [("rests", 0, 5), ("carried", 6, 6), ("rests", 7, FRAMES - 1)]
+    assert mug.spans(FRAMES + 4)[-1] == ("out of sight", FRAMES, FRAMES + 3)
+
+
+def test_the_diary_as_text_and_data(found):
+    events = diary(found)
+    assert [event.thing for event in events] == [named(found, "mug"), named(found, "bowl")]
+    named(found, "mug").name = "mug"
+    text = told(events, clock())
+    assert text.splitlines()[0].startswith("5.0 s to 7.0 s: the mug (thing ") and text.count("\n") == 2
+    assert told(events, clock(None)).startswith("frame 5 to frame 7:")
+    assert told([], clock()) == "Nothing is moved.\n"
+    data = json.loads(json.dumps(events[0].data(clock()), allow_nan=False))
+    assert data["start"]["seconds"] == 5 and data["end"]["frame"] == 7 and data["distance"] > 1
+
+
+def test_last_seen_before_a_moment(found):
+    mug = named(found, "mug")
+    seen = last_seen([mug], clock(), 6.0)
+    assert seen is not None and seen["frame"] == 5 and np.allclose(seen["point"], mug.rests[0].point)
+    assert last_seen([mug], clock(), 0.0) is None and last_seen([], clock(), 6.0) is None
+    late = last_seen([mug], clock(None), 0.99)
+    assert late is not None and late["frame"] == FRAMES - 2
+
+
+def test_pictures_and_tables_are_written(found, tmp_path):
+    events, frames = diary(found), np.zeros((FRAMES, 2 * HEIGHT, 2 * WIDTH, 3), np.uint8)
+    for path in (
+        contact_sheet(tmp_path / "things.png", found, clock(), lambda i: frames[i]),
+        plan(tmp_path / "plan.png", found, events, clock()),
+    ):
+        assert np.asarray(Image.open(path).convert("L")).std() > 5
+    assert len(table(found.things, clock()).splitlines()) == 4
+    for thing in found.things:
+        json.dumps(thing_data(thing, clock()), allow_nan=False)
+
+
+def test_a_scene_without_segments_has_no_things():
+    empty = [
+        Look(i, np.full((4, 6), 65535, np.uint16), np.zeros((0, 8)), np.zeros((4, 6, 3)), np.ones((4, 6)),
+             np.zeros((4, 6)), np.zeros(3))
+        for i in range(3)
+    ]  # fmt: skip
+    found = find_things(empty, cameras()[:3])
+    assert found.things == [] and diary(found) == [] and found.at(0, 1, 1) is None
+
+
+def test_a_pixel_gives_its_thing(found):
+    rows, columns = np.nonzero(looks()[0].index == MUG)
+    assert found.at(0, int(rows[0]), int(columns[0])) is named(found, "mug")
+
+
+def test_an_index_is_enlarged_at_pixels_centres():
+    index = np.arange(6, dtype=np.uint16).reshape(2, 3)
+    assert (enlarged(index, 4, 6) == np.repeat(np.repeat(index, 2, 0), 2, 1)).all()
+    assert (enlarged(index, 2, 3) == index).all()
+
+
+def test_points_project_to_their_pixels():
+    look, camera = looks()[3], cameras()[3]
+    pixels, far, seen = visible(look.points.reshape(-1, 3), camera.pose, camera.intrinsics, (HEIGHT, WIDTH))
+    solid = look.distance.ravel() > 0
+    assert seen[solid].all()
+    assert (pixels[solid] == np.argwhere(np.ones((HEIGHT, WIDTH)))[solid]).mean() > 0.99
+    assert np.allclose(far[solid], look.distance.ravel()[solid])
+    behind = (camera.pose[:, 3] + camera.pose[:, 2])[None]
+    assert not visible(behind, camera.pose, camera.intrinsics, (HEIGHT, WIDTH))[2].any()
+
+
+def test_small_segments_are_left_out():
+    look = looks()[0]
+    index = look.index.copy()
+    index[index == MUG] = moved_scene.WALL
+    index[0, :3] = MUG
+    small = sightings(SimpleNamespace(**{**look.__dict__, "index": index}))
+    assert {sighting.row for sighting in small} == {moved_scene.WALL, BOWL}
