@@ -8,7 +8,8 @@ if sys.argv[:1] == ["-m"] and not getattr(sys.flags, "safe_path", False):
     # `python -m divff_nerfstudio.…` would import from the working directory, which may be a stranger's folder.
     del sys.path[0]
 
-from typing import TYPE_CHECKING, Any  # noqa: E402 - not before the line above
+# Not before the lines above.
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from divff_nerfstudio.evaluation.door import Scene, open_run

@@ -30,7 +30,7 @@ from torch import Tensor
 from divff_nerfstudio.query import EXAMPLE_NAME, Query, QueryConfig
 
 if TYPE_CHECKING:
-    from divff_nerfstudio.features.store import FeatureStore
+    from divff_nerfstudio.features.store.reader import FeatureStore
 
 BETWEEN = 0.6
 """Where the threshold lies between the level of the usual segment (0) and of a phrase's best ones (1)."""

@@ -30,7 +30,7 @@ from divff_nerfstudio.evaluation.found_things import score_things
 from divff_nerfstudio.evaluation.looks import look_cameras, look_of, look_size, ray_directions
 from divff_nerfstudio.evaluation.places import LEAST_PIXELS, Places
 from divff_nerfstudio.features.oracle import canonical
-from divff_nerfstudio.features.store import FeatureStore
+from divff_nerfstudio.features.store.reader import FeatureStore
 from divff_nerfstudio.features.text import text_encoder
 from divff_nerfstudio.objects.sightings import enlarged
 from divff_nerfstudio.objects.things import Things, find_things

@@ -15,7 +15,7 @@ from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.data.ground_truth import read_npz_array
 from divff_nerfstudio.data.scene import Scene, SceneError
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedScene
-from divff_nerfstudio.features.store import FeatureStore
+from divff_nerfstudio.features.store.reader import FeatureStore
 from divff_nerfstudio.objects.sightings import Look, enlarged
 from divff_nerfstudio.objects.things import Camera, Things, find_things
 

@@ -52,7 +52,7 @@ class Clock:
         return known[-1] if known else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Event:
     """Somebody has moved something."""
 

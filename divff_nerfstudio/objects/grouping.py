@@ -24,7 +24,7 @@ _PART = 0.5
 _SAME_PLACE = 0.5
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """Segments that are taken for one thing."""
 
@@ -35,6 +35,7 @@ class Group:
     points: Float[np.ndarray, "points 3"] = field(default_factory=lambda: np.zeros((0, 3), np.float32))
     """Where it lies now."""
     _tree: cKDTree | None = None
+    _box: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def last(self) -> Sighting:
@@ -52,6 +53,26 @@ class Group:
         if self._tree is None:
             self._tree = cKDTree(self.points)
         return self._tree
+
+    def absorb(self, other: Group) -> None:
+        """Takes in another group at the same place."""
+        assert self.feature is not None and other.feature is not None
+        self.sightings = sorted([*self.sightings, *other.sightings], key=lambda sighting: sighting.frame)
+        self.feature = self.feature + other.feature
+        self.lie(np.concatenate((self.points, other.points)))
+
+    def covers(self, points: Float[np.ndarray, "n 3"], reach: float) -> float:
+        """Share of points that have one of its own near them."""
+        if self._box is None:
+            self._box = self.points.min(axis=0), self.points.max(axis=0)
+        low, high = self._box
+        if (points.min(axis=0) > high + reach).any() or (points.max(axis=0) < low - reach).any():
+            return 0.0
+        return covered(points, self.tree, reach)
+
+    def lie(self, points: Float[np.ndarray, "n 3"]) -> None:
+        """Says where it lies."""
+        self.points, self._tree, self._box = points, None, None
 
     @property
     def direction(self) -> Float[np.ndarray, "dim"]:
@@ -72,7 +93,7 @@ class Group:
         points = np.concatenate((self.points, sighting.points)) if here else sighting.points
         if len(points) > _MOST_POINTS:
             points = points[np.linspace(0, len(points) - 1, _MOST_POINTS).round().astype(int)]
-        self.points, self._tree = points, None
+        self.lie(points)
 
 
 class Grouping:
@@ -132,7 +153,7 @@ class Grouping:
 
     def _place(self, sighting: Sighting, group: Group) -> float:
         """What the place says: it lies where the thing lay, near it, or where it may have been carried."""
-        share = covered(sighting.points, group.tree, self.reach)
+        share = group.covers(sighting.points, self.reach)
         if share > 0.2:
             return _HERE * min(1.0, 0.3 + share)
         apart = float(np.linalg.norm(sighting.centre - group.last.centre))
@@ -140,23 +161,18 @@ class Grouping:
         return _ELSEWHERE if apart < _SPEED * sighting.depth * max(passed, 1) else _FAR
 
     def _merge(self) -> None:
-        """Puts together what lies at one place with features of one thing."""
-        merged = True
-        while merged:
-            merged = False
-            for first in sorted(self.groups, key=lambda group: -len(group.sightings)):
-                for second in self.groups:
-                    if second is first or first not in self.groups or not self._one(first, second):
-                        continue
-                    both = sorted([*first.sightings, *second.sightings], key=lambda sighting: sighting.frame)
-                    first.sightings, first.feature = both, first.feature + second.feature
-                    first.points, first._tree = np.concatenate((first.points, second.points)), None
-                    self.groups = [group for group in self.groups if group is not second]
-                    merged = True
-                    break
+        """Puts together what lies at one place with features of one thing, until nothing more does."""
+        before = 0
+        while before != len(self.groups):
+            before, kept = len(self.groups), list[Group]()
+            for group in sorted(self.groups, key=lambda group: -len(group.sightings)):
+                larger = next((other for other in kept if self._one(other, group)), None)
+                if larger is None:
+                    kept.append(group)
+                else:
+                    larger.absorb(group)
+            self.groups = kept
 
     def _one(self, first: Group, second: Group) -> bool:
         alike = float(self.likeness.evidence(np.array(first.direction @ second.direction)))
-        if alike <= 0 or len(second.sightings) > len(first.sightings):
-            return False
-        return covered(second.points, first.tree, self.reach) > _SAME_PLACE
+        return alike > 0 and first.covers(second.points, self.reach) > _SAME_PLACE

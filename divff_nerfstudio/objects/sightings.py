@@ -19,7 +19,7 @@ _NEXT = 2
 _SPREAD = 4.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sighting:
     """A segment of a frame."""
 
@@ -52,7 +52,7 @@ class Sighting:
         return np.median(self.points, axis=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Look:
     """A frame: what it shows where."""
 

@@ -25,7 +25,7 @@ _AWAY = 0.6
 """Share of its size by which a thing must be displaced before its place is another."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spot:
     """What one frame shows of a thing."""
 
@@ -53,7 +53,7 @@ class Spot:
         return float(np.linalg.norm(to - (to @ sight) * sight))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rest:
     """A span in which a thing lies at one place."""
 

@@ -28,7 +28,7 @@ _NEAR = 2
 _ACTOR = 0.35
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Camera:
     """Where a frame was taken from, at the size of its look."""
 
@@ -38,7 +38,7 @@ class Camera:
     """Pinhole camera, in pixels."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Move:
     """A thing is moved."""
 
@@ -59,7 +59,7 @@ class Move:
         return float(np.linalg.norm(self.target - self.source))
 
 
-@dataclass
+@dataclass(eq=False)
 class Thing:
     """Something that several frames show."""
 
@@ -140,7 +140,7 @@ class Thing:
         return [(str(states[a]), a, b - 1) for a, b in pairwise(edges)]
 
 
-@dataclass
+@dataclass(eq=False)
 class Things:
     """All things of a scene."""
 
