@@ -10,8 +10,6 @@ ends within a second of it, each counted once; what is left of the moves is fals
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Int
 
@@ -88,14 +86,17 @@ def _found_once(
     if objects:
         scores["things_found_once"] = float(np.mean([once[number] for number in objects]))
     if asked:
-        scores |= {"things_instances_found_once": float(np.mean([*once.values()])), "things_pieces": np.mean(pieces)}
+        scores |= {
+            "things_instances_found_once": float(np.mean([*once.values()])),
+            "things_pieces": float(np.mean(pieces)),
+        }
     if len(second):
         scores["things_merged"] = float((second >= _MERGED * shown.sum(axis=1)).mean())
     return scores
 
 
 def _events(
-    things: Things, moved: MovedObjects, own: Int[np.ndarray, "things"], numbers: Sequence[int], fps: float
+    things: Things, moved: MovedObjects, own: Int[np.ndarray, "things"], numbers: Int[np.ndarray, "frames"], fps: float
 ) -> dict[str, float]:
     last = int(numbers[-1])
     true = [(thing.instance.id, *span) for thing in moved.objects for span in thing.instance.motion if span[0] < last]

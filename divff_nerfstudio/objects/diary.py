@@ -100,8 +100,8 @@ def diary(things: Things) -> list[Event]:
     for thing in things.things:
         for move in thing.moves:
             returned = move.distance < _SAME_PLACE * thing.size and bool(move.path)
-            beside = (landmark(things, thing, point) for point in (move.source, move.target))
-            found.append(Event(thing, move, *beside, returned))
+            source, target = (landmark(things, thing, point) for point in (move.source, move.target))
+            found.append(Event(thing, move, source, target, returned))
     return sorted(found, key=lambda event: (event.move.start, event.thing.number))
 
 

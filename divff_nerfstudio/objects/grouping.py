@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from divff_nerfstudio.objects.likeness import Likeness, covered, learn_likeness
 from divff_nerfstudio.objects.sightings import Sighting
@@ -34,7 +34,7 @@ class Group:
     """Sum of the centred features."""
     points: Float[np.ndarray, "points 3"] = field(default_factory=lambda: np.zeros((0, 3), np.float32))
     """Where it lies now."""
-    _tree: cKDTree | None = None
+    _tree: KDTree | None = None
     _box: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
@@ -48,10 +48,10 @@ class Group:
         return sorted({sighting.frame for sighting in self.sightings})
 
     @property
-    def tree(self) -> cKDTree:
+    def tree(self) -> KDTree:
         """Its points, to search in."""
         if self._tree is None:
-            self._tree = cKDTree(self.points)
+            self._tree = KDTree(self.points)
         return self._tree
 
     def absorb(self, other: Group) -> None:
@@ -121,13 +121,14 @@ class Grouping:
     def _match(self, sightings: Sequence[Sighting]) -> None:
         """Gives each segment of a frame to a thing."""
         features = self.likeness.centred(np.stack([sighting.feature for sighting in sightings]).astype(np.float64))
-        own = [None] * len(sightings)
+        own: list[int | None] = [None] * len(sightings)
+        here = np.zeros((len(sightings), len(self.groups)))
         if self.groups:
             alike, here = self._compared(sightings, features)
             speaks = alike + here
             for row, column in zip(*linear_sum_assignment(-np.maximum(speaks, 0)), strict=True):
                 if speaks[row, column] > 0:
-                    own[row] = column
+                    own[row] = int(column)
             for row, chosen in enumerate(own):
                 if chosen is None:
                     lies = (here[row] > _HERE * _PART) & (alike[row] > 0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from divff_nerfstudio.objects.sightings import Sighting
 
@@ -62,7 +62,7 @@ def learn_likeness(frames: Sequence[Sequence[Sighting]], reach: float) -> Likene
     same, other, before = [], [], None
     for frame in frames:
         features = next(centred)
-        trees = [cKDTree(sighting.points) for sighting in frame]
+        trees = [KDTree(sighting.points) for sighting in frame]
         if len(frame) > 1:
             similar = features @ features.T
             other.append(similar[np.triu_indices(len(frame), 1)])
@@ -76,7 +76,7 @@ def learn_likeness(frames: Sequence[Sequence[Sighting]], reach: float) -> Likene
     )
 
 
-def covered(points: Float[np.ndarray, "n 3"], tree: cKDTree, reach: float) -> float:
+def covered(points: Float[np.ndarray, "n 3"], tree: KDTree, reach: float) -> float:
     """Share of points that have one of a tree's points near them."""
     return float((tree.query(points, distance_upper_bound=reach)[0] < np.inf).mean())
 

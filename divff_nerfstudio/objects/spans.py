@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from divff_nerfstudio.objects.likeness import covered
 from divff_nerfstudio.objects.sightings import Sighting
@@ -173,7 +173,7 @@ def _run(seen: Sequence[Spot], start: int, step: float, reach: float) -> list[in
 def _covers(before: Sequence[Spot], spot: Spot, reach: float) -> bool:
     """Whether nearly all of what is seen of a thing lies where it lay before."""
     points = np.concatenate([each.points for each in before])
-    return covered(spot.points, cKDTree(points), reach) > _COVERED
+    return covered(spot.points, KDTree(points), reach) > _COVERED
 
 
 def _one_place(first: Rest, second: Rest, step: float, reach: float) -> bool:
@@ -184,7 +184,7 @@ def _one_place(first: Rest, second: Rest, step: float, reach: float) -> bool:
     if max(apart) < step:
         return True
     return (
-        max(covered(second.points, cKDTree(first.points), reach), covered(first.points, cKDTree(second.points), reach))
+        max(covered(second.points, KDTree(first.points), reach), covered(first.points, KDTree(second.points), reach))
         > _COVERED
     )
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int16
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from divff_nerfstudio.objects.grouping import REACH, Group, Grouping
 from divff_nerfstudio.objects.likeness import Likeness
@@ -257,15 +257,15 @@ def _left(thing: Thing, before: Rest, after: Rest, things: Things) -> float | No
     Returns:
         None where the places are nearly the same, or no frame shows the former one.
     """
-    far = cKDTree(after.points).query(before.points)[0] > 2 * things.reach
+    far = KDTree(after.points).query(before.points)[0] > 2 * things.reach
     if far.mean() < _SEEN:
         return None
     points = before.points[far][:: max(1, int(far.sum()) // 64)]
-    alike = things.alike(thing)
-    shown = []
+    alike, shown = things.alike(thing), []
+    _, height, width = things.distances.shape
     for frame in range(after.first, after.last + 1):
         camera = things.cameras[frame]
-        pixels, away, seen = visible(points, camera.pose, camera.intrinsics, things.distances.shape[1:])
+        pixels, away, seen = visible(points, camera.pose, camera.intrinsics, (height, width))
         rows, columns = pixels.T
         owners = things.owners[frame, rows, columns]
         seen &= (things.distances[frame, rows, columns] > away - 2 * things.reach) & (owners > 0)
