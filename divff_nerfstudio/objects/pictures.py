@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.objects.diary import Clock, Event
@@ -91,9 +90,8 @@ def plan(path: Path, things: Things, events: Sequence[Event], clock: Clock) -> P
     for event in events:
         colour = colours[moved.index(event.thing.number) % len(colours)]
         way = flat(np.stack([event.move.source, *(np.array(p) for _, p in event.move.path), event.move.target]))
-        label = (
-            f"{event.thing.number} {event.thing.name}, {clock.told(event.move.start)} to {clock.told(event.move.end)}"
-        )
+        name = f"{event.thing.number} {event.thing.name}".strip()
+        label = f"{name}, {clock.told(event.move.start)} to {clock.told(event.move.end)}"
         axes.plot(*way.T, "-", color=colour, linewidth=1.5, label=label)
         axes.plot(*way[0], "o", color=colour, markerfacecolor="white", markersize=7)
         axes.plot(*way[-1], "o", color=colour, markersize=7)
@@ -125,19 +123,4 @@ def _unit(vector: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3"]:
 def _save(figure: Any, path: Path) -> Path:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
-    return path
-
-
-def save_crop(path: Path, thing: Thing, frame: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]) -> Path:
-    """Writes what shows a thing best.
-
-    Args:
-        path: The picture's file.
-        thing: The thing.
-        frame: The frame of its portrait.
-        size: Height and width of the looks.
-    """
-    scale = frame.shape[0] / size[0], frame.shape[1] / size[1]
-    with atomic_path(path) as temporary:
-        Image.fromarray(np.ascontiguousarray(crop(frame, thing.portrait.box, scale))).save(temporary, format="png")
     return path

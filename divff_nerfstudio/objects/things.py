@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int16
+from jaxtyping import Float, Float32, Int16
 from scipy.spatial import KDTree
 
 from divff_nerfstudio.objects.grouping import REACH, Group, Grouping
@@ -272,8 +272,3 @@ def _left(thing: Thing, before: Rest, after: Rest, things: Things) -> float | No
         if seen.mean() > _SEEN:
             shown.append(float(np.isin(owners[seen], alike).mean()) < 1 - _LEFT)
     return float(np.mean(shown)) if shown else None
-
-
-def shown_pixels(things: Things, thing: Thing, frame: int) -> Int[np.ndarray, "n 2"]:
-    """Rows and columns of a thing in a frame, at the size of the looks."""
-    return np.argwhere(things.owners[frame] == thing.number)
