@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.objects.diary import Clock, Event
-from divff_nerfstudio.objects.things import Thing, Things
+from divff_nerfstudio.objects.things import Things
 
 _MARGIN = 0.25
 _MOST = 60
