@@ -18,8 +18,8 @@ else:
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"cv2": "opencv-python-headless", "google": "protobuf"}
 """Packages of modules that several packages bring."""
-OPTIONAL = {"gdown"}
-"""Imported where it is there; otherwise a sentence says how to install it."""
+OPTIONAL = {"gdown", "triton"}
+"""Imported where they are there; otherwise a sentence says how to install them."""
 
 
 def imported(folder: Path) -> dict[str, set[str]]:

@@ -59,7 +59,7 @@ class XClip:
         try:
             from transformers import AutoImageProcessor, CLIPTokenizer
 
-            options = {"trust_remote_code": False, "local_files_only": is_cache_only(name)}
+            options: Any = {"trust_remote_code": False, "local_files_only": is_cache_only(name)}
             statistics: Any = AutoImageProcessor.from_pretrained(name, **options)
             self._tokenizer = CLIPTokenizer.from_pretrained(name, **options)
         except Exception as error:  # whatever a download or a hub may raise

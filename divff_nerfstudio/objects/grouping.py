@@ -50,9 +50,8 @@ class Group:
     @property
     def tree(self) -> KDTree:
         """Its points, to search in."""
-        if self._tree is None:
-            self._tree = KDTree(self.points)
-        return self._tree
+        tree = self._tree = self._tree or KDTree(self.points)
+        return tree
 
     def absorb(self, other: Group) -> None:
         """Takes in another group at the same place."""
