@@ -25,6 +25,11 @@ def user_cache_dir(scene_root: Path | str) -> Path:
     return _cache_base() / f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}"
 
 
+def features_dir(scene_root: Path) -> Path:
+    """Place for the features of a scene: in its folder, or in `user_cache_dir` where that must not be written to."""
+    return (scene_root if is_writable(scene_root) else user_cache_dir(scene_root)) / "features"
+
+
 def weights_dir() -> Path:
     """Place for weights of other people's models, ``weights`` in `_cache_base`. It is not made here."""
     return _cache_base() / "weights"

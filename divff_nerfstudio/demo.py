@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import sys
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from rich.markup import escape
 
 from divff_nerfstudio import __version__
 from divff_nerfstudio.features.sources import DEMO_SOURCES
+from divff_nerfstudio.heartbeat import peak_memory
 from divff_nerfstudio.schema import Count, Words, split_words
 from divff_nerfstudio.stages import Stage, run_module, run_stages, words_to_resume
 
@@ -195,13 +195,3 @@ class Demo:
             self.report,
             Report(scene.name, introduction, evaluation, gallery, facts, targets, self.video, commands),
         )
-
-
-def peak_memory() -> int | None:
-    """Largest resident memory of this process or of any that it has started and ended, in bytes; None on Windows."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

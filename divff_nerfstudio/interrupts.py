@@ -29,12 +29,14 @@ def say_at_once(text: str) -> None:
 
 
 @contextlib.contextmanager
-def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handled(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers, numbers: Sequence[int] = SIGNALS
+) -> Iterator[None]:
     """Has a handler called on Ctrl-C and SIGTERM while the block runs; elsewhere than in the main thread none is."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    usual = {number: signal.signal(number, handler) for number in SIGNALS}
+    usual = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

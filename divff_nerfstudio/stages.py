@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -45,6 +45,9 @@ class Stage:
     """Names of the stages whose files it uses; None: all before it."""
     typed: str = ""
     """The command that it runs, as a user would type it, where it is one."""
+    check: Optional[Callable[[], Optional[str]]] = None  # noqa: UP045
+    """Says what is wrong with what it has left, None where nothing is: what is wrong is not finished, however it ended.
+    """
 
     def needs(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
         """Names of the stages whose files it uses, among those before it."""
@@ -52,7 +55,11 @@ class Stage:
 
 
 def run_stages(
-    stages: Sequence[Stage], markers: Path, seconds: dict[str, float] | None = None, keep_going: bool = False
+    stages: Sequence[Stage],
+    markers: Path,
+    seconds: dict[str, float] | None = None,
+    keep_going: bool = False,
+    only: Collection[str] | None = None,
 ) -> None:
     """Runs stages one after the other, leaving out those that an earlier call has finished.
 
@@ -63,6 +70,7 @@ def run_stages(
         markers: Folder where a file says of each finished stage with which settings, and how long it took.
         seconds: Gets, as they finish, the seconds that each stage took, in this call or an earlier one.
         keep_going: Where a stage fails, go on with those that do not use it, and raise at the end.
+        only: Names of those that are run; of the others, those that use one of them are then not finished any more.
 
     Raises:
         DivffError: What a stage raised; with `keep_going` a StageError that names all that failed. A StageError, too,
@@ -70,13 +78,17 @@ def run_stages(
     """
     busy = StageError(f"Another process works on the stages in {markers.parent}: wait for it, or end it.")
     with locked(markers, busy, keep=False):
-        _run_all(stages, markers, {} if seconds is None else seconds, keep_going)
+        _run_all(stages, markers, {} if seconds is None else seconds, keep_going, only)
 
 
-def _run_all(stages: Sequence[Stage], markers: Path, seconds: dict[str, float], keep_going: bool) -> None:
+def _run_all(
+    stages: Sequence[Stage], markers: Path, seconds: dict[str, float], keep_going: bool, only: Collection[str] | None
+) -> None:
     failed: dict[str, DivffError] = {}
     left_out = 0
     for number, stage in enumerate(stages, start=1):
+        if only is not None and stage.name not in only:
+            continue
         title = f"{number}/{len(stages)} {stage.name}: {stage.purpose}"
         if any(name in failed for name in stage.needs(stages[: number - 1])):
             CONSOLE.print(f"[yellow]{escape(title)}[/] is left out: what it needs did not succeed.")
@@ -110,7 +122,12 @@ def finished_seconds(stage: Stage, markers: Path) -> float | None:
     """How long a stage took when it was finished; None if it is to be done (again)."""
     marker = _read(_marker(stage, markers))
     done = marker is not None and marker.settings == _settings(stage) and stage.leaves.exists()
-    return marker.seconds if marker is not None and done else None
+    return marker.seconds if marker is not None and done and fault_of(stage) is None else None
+
+
+def fault_of(stage: Stage) -> str | None:
+    """What is wrong with what a stage has left, in words; None where nothing is that can be told."""
+    return None if stage.check is None else stage.check()
 
 
 def _run(stage: Stage, later: Sequence[Stage], markers: Path) -> float:
@@ -125,6 +142,8 @@ def _run(stage: Stage, later: Sequence[Stage], markers: Path) -> float:
     start = time.perf_counter()
     stage.run()
     seconds = time.perf_counter() - start
+    if (fault := fault_of(stage)) is not None:
+        raise StageError(f"{stage.name} has ended, and yet {fault}: see what it says above, and start it again.")
     with atomic_path(_marker(stage, markers)) as temporary:
         temporary.write_text(json.dumps({"settings": _settings(stage), "seconds": seconds}), encoding="utf-8")
     return seconds

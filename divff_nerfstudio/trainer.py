@@ -24,6 +24,7 @@ from divff_nerfstudio.checkpoints import CheckpointError, read_checkpoint
 from divff_nerfstudio.curves import have_patience
 from divff_nerfstudio.features.store import IMPORTED
 from divff_nerfstudio.finite import FiniteWatch
+from divff_nerfstudio.heartbeat import beat
 from divff_nerfstudio.interrupts import exit_status, handled, say_at_once
 from divff_nerfstudio.launch import RunConfig
 from divff_nerfstudio.option_ranges import check_config
@@ -194,6 +195,7 @@ class DivFFTrainer(Trainer):
         found = super().train_iteration(step)
         self._trained = step
         self._require_finite(self._watch.look(step, found[1], self.pipeline.named_parameters()))
+        beat(step + 1, self._start_step + self.config.max_num_iterations, found[0].detach())
         return found
 
     def _require_finite(self, broken: str | None) -> None:

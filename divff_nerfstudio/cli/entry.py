@@ -45,6 +45,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "divff_nerfstudio.cli.export:ExportConfig",
         "write a trained scene as points or as Gaussians",
     ),
+    "batch": ("divff_nerfstudio.cli.batch:BatchConfig", "take many scenes through all of that, as jobs"),
+    "batch status": ("divff_nerfstudio.cli.batch_status:BatchStatusConfig", "tell how far a batch is"),
     "view": ("divff_nerfstudio.cli.view:ViewConfig", "open the viewer, for this machine alone"),
 }
 """Each subcommand's dataclass, which has a method `main`, and what it does. Only the one asked for is imported."""
@@ -61,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Ctrl-C, or 143 after SIGTERM.
     """
     typed = sys.argv[1:] if arguments is None else list(arguments)
-    name = _parser().parse_args(typed[:1]).command
+    name = " ".join(typed[:2])  # a command of two words, or of one
+    if name not in COMMANDS:
+        name = _parser().parse_args(typed[:1]).command
+    typed = typed[len(name.split()) :]
     module, _, attribute = COMMANDS[name][0].partition(":")
 
     import tyro
@@ -74,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with handled(raise_once()):
             config = getattr(importlib.import_module(module), attribute)
-            options = tyro.cli(config, args=typed[1:], prog=f"divff {name}", description=inspect.getdoc(config))
+            options = tyro.cli(config, args=typed, prog=f"divff {name}", description=inspect.getdoc(config))
             check_options(options)
             options.main()
     except (OSError, MemoryError, RuntimeError) as error:
@@ -94,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """The parser of the first word."""
-    lines = (f"  {name:<12}{purpose}" for name, (_, purpose) in COMMANDS.items())
+    lines = (f"  {name:<14}{purpose}" for name, (_, purpose) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="divff",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -20,6 +20,7 @@ from divff_nerfstudio.data.annotations import GroundTruth, ground_truth
 from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.answers import Answer, answer_about
+from divff_nerfstudio.heartbeat import beat
 from divff_nerfstudio.query import Query, QueryError
 from divff_nerfstudio.viewer.camera_paths import Crop
 
@@ -240,6 +241,7 @@ class TrainedScene:
             return {}
 
         camera = camera.to(self.datamanager.device)
+        beat()
         with neutral(self.model, keep, hide), torch.no_grad():
             if crop is None:
                 outputs = self.model.get_outputs_for_camera(camera)

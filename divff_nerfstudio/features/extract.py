@@ -38,6 +38,7 @@ from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES, FeatureSource, source_class, source_name
 from divff_nerfstudio.features.store import FeatureWriter, store_root
 from divff_nerfstudio.features.xclip import XClipSourceConfig, load_xclip
+from divff_nerfstudio.heartbeat import beat
 from divff_nerfstudio.schema import Words, check_options
 
 
@@ -210,6 +211,7 @@ def _fill(store: FeatureWriter, source: FeatureSource, name: str, progress: Prog
         except ValueError as error:
             raise DivffError(f"The source {source.name} gave no usable features of frame {frame}: {error}") from error
         progress.advance(task)
+        beat(frame + 1, len(source.pictures.scene))
     source.note = note
     if source.row_length:
         note("putting together")

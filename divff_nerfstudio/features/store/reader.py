@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt16
 from torch import Tensor
 
 from divff_nerfstudio.arrays import ArrayFaultError, open_array
-from divff_nerfstudio.cache_dirs import is_writable, user_cache_dir
+from divff_nerfstudio.cache_dirs import features_dir
 from divff_nerfstudio.features.autoencoder import Autoencoder, load_autoencoder
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def store_root(scene: Scene, override: Path | None = None) -> Path:
     """
     if override is not None:
         return Path(override)
-    return (scene.root if is_writable(scene.root) else user_cache_dir(scene.root)) / "features"
+    return features_dir(scene.root)
 
 
 def _as_numpy(values: Tensor | np.ndarray) -> np.ndarray:

@@ -1,0 +1,204 @@
+"""One HTML page about a batch, which needs no other file: a table over the scenes, their curves, pictures and links."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import math
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from PIL import Image, UnidentifiedImageError
+
+from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.batch.contents import Scores, read_scores
+from divff_nerfstudio.batch.records import LOG, RunRecord, scene_folder
+from divff_nerfstudio.batch.status import BatchStatus, SceneStatus, summary, told_duration
+from divff_nerfstudio.errors import DivffError
+
+SHOWN = ("psnr", "ssim", "lpips", "moving_ap", "actor_ap", "dynamic_ap", "object_ap", "affordance_ap")
+"""Scores in the table, of those that any scene has."""
+_POINTS = 150
+_THUMBNAIL = (320, 200)
+_STYLE = """
+:root { --ground: #f6f7f9; --card: #fff; --ink: #1b1f27; --faded: #626b7a; --line: #e2e5ea; --mark: #2257c5;
+  --good: #17803d; --bad: #b3401f; }
+@media (prefers-color-scheme: dark) { :root { --ground: #15171c; --card: #1e2128; --ink: #e9ebf0; --faded: #9aa3b2;
+  --line: #30343d; --mark: #8ab0ff; --good: #62c787; --bad: #ef8f6c; } }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1280px; margin: 0 auto; padding: 36px 24px 64px; }
+h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 12px; } a { color: var(--mark); }
+.faded { color: var(--faded); } .finished { color: var(--good); } .failed { color: var(--bad); }
+.wide { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
+table { border-collapse: collapse; width: 100%; } td.number, th.number { text-align: right; white-space: nowrap; }
+th, td { padding: 7px 12px; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-size: 12px; color: var(--faded); white-space: nowrap; } td { overflow-wrap: anywhere; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 14px; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; }
+.card img { width: 100%; border-radius: 6px; display: block; } .card svg { width: 100%; height: 90px; display: block; }
+polyline { fill: none; stroke: var(--mark); stroke-width: 1.5; vector-effect: non-scaling-stroke; }
+"""
+
+
+def save_page(path: Path, status: BatchStatus, batch: Path) -> None:
+    """Writes the page.
+
+    Args:
+        path: Where it goes; links are seen from there.
+        status: Where the scenes stand.
+        batch: The batch's folder.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(batch_page(status, batch, path.parent), encoding="utf-8")
+
+
+def batch_page(status: BatchStatus, batch: Path, folder: Path) -> str:
+    """The page as HTML; every text in it is escaped.
+
+    Args:
+        status: Where the scenes stand.
+        batch: The batch's folder.
+        folder: Where the page will lie.
+    """
+    scored = [(scene, run, _scores(run)) for scene in status.scenes for run in scene.record.runs or (None,)]
+    columns = [name for name in SHOWN if any(scores and name in scores.totals for _, _, scores in scored)]
+    rows = "".join(_row(scene, run, scores, columns, batch, folder) for scene, run, scores in scored)
+    numbers = "".join(f"<th class=number>{escape(name)}" for name in columns)
+    head = f"<tr><th>Scene<th>Method<th>Standing<th class=number>Time{numbers}<th>Files<th>What went wrong</tr>"
+    cards = "".join(_card(scene, run) for scene, run, _ in scored if run is not None)
+    title = f"Batch of {Path(status.record.manifest).name}"
+    return (
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"
+        f"<h1>{escape(title)}</h1><p class=faded>{escape(summary(status))}</p>"
+        f"<div class=wide><table>{head}{_means(scored, columns)}{rows}</table></div>"
+        f"<h2>Curves and pictures</h2><div class=cards>{cards}</div></main></body></html>\n"
+    )
+
+
+_Scored = tuple[SceneStatus, "RunRecord | None", "Scores | None"]
+
+
+def _means(scored: Sequence[_Scored], columns: Sequence[str]) -> str:
+    """A row for each method with the means over its scenes, where there are several."""
+    rows = []
+    for method in dict.fromkeys(run.method for _, run, _ in scored if run is not None):
+        found = [scores.totals for _, run, scores in scored if run is not None and run.method == method and scores]
+        if len(found) < 2:
+            continue
+        cells = ""
+        for name in columns:
+            values = [totals[name] for totals in found if name in totals]
+            cells += f"<td class=number>{sum(values) / len(values):.3f}</td>" if values else "<td></td>"
+        rows.append(f"<tr><td>mean of {len(found)}</td><td>{escape(method)}</td><td></td><td></td>{cells}<td><td></tr>")
+    return "".join(rows)
+
+
+def _row(
+    scene: SceneStatus,
+    run: RunRecord | None,
+    scores: Scores | None,
+    columns: Sequence[str],
+    batch: Path,
+    folder: Path,
+) -> str:
+    values = [scores.totals.get(name) if scores is not None else None for name in columns]
+    numbers = "".join(f"<td class=number>{'' if value is None else format(value, '.3f')}</td>" for value in values)
+    links = []
+    if run is not None and run.scores is not None:
+        links.append(_link(Path(run.scores) / "report.html", "report", folder))
+    if run is not None:
+        links.append(_link(Path(run.run) / "config.yml", "run", folder))
+    links.append(_link(scene_folder(batch, scene.record.name) / LOG, "log", folder))
+    took = told_duration(sum(scene.state.seconds.values())) if scene.state.seconds else ""
+    return (
+        f"<tr><td>{escape(scene.record.name)}</td><td>{escape(run.method if run is not None else '')}</td>"
+        f"<td class={escape(scene.standing)}>{escape(scene.standing)}</td><td class=number>{escape(took)}</td>{numbers}"
+        f"<td>{' '.join(filter(None, links))}</td><td>{escape(scene.state.sentence)}</td></tr>"
+    )
+
+
+def _link(path: Path, text: str, folder: Path) -> str:
+    if not path.is_file():
+        return ""
+    relative = Path(os.path.relpath(path, folder)).as_posix()
+    return f"<a href='{escape(quote(relative))}'>{escape(text)}</a>"
+
+
+def _scores(run: RunRecord | None) -> Scores | None:
+    if run is None or run.scores is None:
+        return None
+    with contextlib.suppress(DivffError):
+        return read_scores(Path(run.scores))
+    return None
+
+
+def _card(scene: SceneStatus, run: RunRecord) -> str:
+    """A scene's picture and curve, where it has them."""
+    picture, curve = _picture(run), _curve(loss_curve(Path(run.run)))
+    if not picture and not curve:
+        return ""
+    name = f"{scene.record.name}, {run.method}"
+    return f"<div class=card><b>{escape(name)}</b>{picture}{curve}</div>"
+
+
+def _picture(run: RunRecord) -> str:
+    """A small picture of a figure of the evaluation."""
+    figures = sorted((Path(run.scores) / "frames").glob("*.png")) if run.scores is not None else []
+    for path in figures[:1]:
+        with contextlib.suppress(OSError, UnidentifiedImageError, ValueError), Image.open(path) as picture:
+            small = picture.convert("RGB")
+            small.thumbnail(_THUMBNAIL)
+            packed = io.BytesIO()
+            small.save(packed, format="JPEG", quality=80)
+            data = base64.b64encode(packed.getvalue()).decode()
+            return f"<img alt='{escape(path.stem)}' src='data:image/jpeg;base64,{data}'>"
+    return ""
+
+
+def loss_curve(run: Path) -> list[tuple[int, float]]:
+    """Step and loss of a training, from its event files; empty where they do not tell."""
+    paths = sorted(run.glob("events.out.tfevents.*"))
+    if not paths:
+        return []
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    found: dict[int, float] = {}
+    for path in paths:
+        with contextlib.suppress(Exception):  # what a killed training has left may be cut short anywhere
+            event: Any
+            for event in EventFileLoader(str(path)).Load():
+                for value in event.summary.value:
+                    if value.tag == "Train Loss" and math.isfinite(number := _number(value)):
+                        found[event.step] = number
+    points = sorted(found.items())
+    return points[:: max(1, len(points) // _POINTS)]
+
+
+def _number(value: object) -> float:
+    """A scalar of an event file, in either of the forms that there are."""
+    tensor = getattr(value, "tensor", None)
+    floats = list(tensor.float_val) if tensor is not None else []
+    return float(floats[0]) if floats else float(getattr(value, "simple_value", math.nan))
+
+
+def _curve(points: Sequence[tuple[int, float]]) -> str:
+    """The loss over the steps as a line, on a logarithmic scale."""
+    positive = [(step, math.log10(loss)) for step, loss in points if loss > 0]
+    if len(positive) < 2:
+        return ""
+    first, last = positive[0][0], positive[-1][0]
+    low, high = min(y for _, y in positive), max(y for _, y in positive)
+    width, height = max(last - first, 1), max(high - low, 1e-9)
+    dots = " ".join(f"{300 * (x - first) / width:.1f},{80 - 75 * (y - low) / height:.1f}" for x, y in positive)
+    words = f"loss {10**high:.3g} to {10**low:.3g}, {last + 1} steps"
+    return (
+        f"<svg viewBox='0 0 300 85' preserveAspectRatio=none role=img aria-label='{escape(words)}'>"
+        f"<polyline points='{dots}'/></svg><span class=faded>{escape(words)}</span>"
+    )

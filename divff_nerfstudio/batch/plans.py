@@ -1,0 +1,184 @@
+"""What is done for a scene: steps, each a command that a user could type, with what tells that it is finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from divff_nerfstudio.batch.contents import (
+    FeaturesAreWhole,
+    PointsAreWhole,
+    SceneIsWhole,
+    ScoresAreWhole,
+    TrainingIsWhole,
+    option,
+)
+from divff_nerfstudio.batch.manifest import Manifest, Needs, SceneEntry, StepName
+from divff_nerfstudio.stages import Stage
+
+PROGRAMS = {"divff_nerfstudio.cli": "divff", "nerfstudio.scripts.train": "ns-train"}
+"""What is typed to run a module."""
+PASSING = ("--overwrite", "--wait")
+"""Options of `divff extract` that do not change what it gives."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of a scene's."""
+
+    name: str
+    """What it is called among the scene's steps, as "train-divff"."""
+    kind: StepName
+    """What kind of step it is."""
+    purpose: str
+    """What it does, in words."""
+    module: str
+    """Module that is run as a program."""
+    words: tuple[str, ...]
+    """What follows it on the command line."""
+    leaves: Path
+    """A file of it that the next steps need."""
+    check: Callable[[], str | None]
+    """Says what is wrong with what it has left."""
+    needs: Needs = field(default_factory=Needs)
+    """What it needs of a machine."""
+    after: tuple[str, ...] = ()
+    """Names of the steps whose files it uses."""
+    requires: Callable[[], str | None] | None = None
+    """Says what is wrong with what it reads, so that nothing heavy is started for it."""
+    resumes: Path | None = None
+    """Folder of a run whose last checkpoint it goes on from."""
+
+    @property
+    def typed(self) -> str:
+        """The command as a user would type it."""
+        return shlex.join((PROGRAMS.get(self.module, f"python -m {self.module}"), *self.words))
+
+    def stage(self, run: Callable[[Step], object]) -> Stage:
+        """The step for `run_stages`.
+
+        Args:
+            run: Runs it; raises if it does not succeed.
+        """
+        settings = {"command": [self.module, *(word for word in self.words if word not in PASSING)]}
+        after = self.after
+        return Stage(self.name, self.purpose, lambda: run(self), self.leaves, settings, after, self.typed, self.check)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is done for a scene."""
+
+    name: str
+    """What the scene is called."""
+    folder: Path
+    """Where notes about it lie: heartbeat, log, what is finished."""
+    base: Path
+    """Folder in which its commands are run."""
+    steps: tuple[Step, ...]
+    """The steps in their order."""
+
+    @property
+    def phases(self) -> list[tuple[Step, ...]]:
+        """Steps that follow each other and need the same of a machine: each phase is a job."""
+        phases: list[tuple[Step, ...]] = []
+        for step in self.steps:
+            if phases and phases[-1][-1].needs == step.needs:
+                phases[-1] = (*phases[-1], step)
+            else:
+                phases.append((step,))
+        return phases
+
+    @property
+    def runs(self) -> list[Path]:
+        """Folders of its trainings."""
+        return [step.resumes for step in self.steps if step.resumes is not None]
+
+
+def plans_of(manifest: Manifest, output: Path, usual: Needs) -> list[Plan]:
+    """What is done for each scene of a manifest.
+
+    Args:
+        manifest: The manifest.
+        output: The batch's folder.
+        usual: What steps need where nothing is said.
+    """
+    return [_plan(entry, manifest.base, output.resolve(), usual) for entry in manifest.entries]
+
+
+def _plan(entry: SceneEntry, base: Path, output: Path, usual: Needs) -> Plan:
+    steps: list[Step] = []
+    needs = {step: entry.needs[step].over(usual) for step in entry.steps}
+    if "convert" in entry.steps:
+        steps.append(_convert(entry, needs["convert"]))
+    if "extract" in entry.steps:
+        steps.append(_extract(entry, base, needs["extract"], _names(steps)))
+    for method in entry.methods if "train" in entry.steps else ():
+        train = _train(entry, method, needs["train"], output, _names(steps, ("convert", "extract")))
+        steps.append(train)
+        if "evaluate" in entry.steps:
+            steps.append(_evaluate(entry, method, needs["evaluate"], output, train))
+        if "export" in entry.steps:
+            steps.append(_export(entry, method, needs["export"], output, train))
+    return Plan(entry.name, output / "scenes" / entry.name, base, tuple(steps))
+
+
+def _names(steps: Sequence[Step], kinds: Sequence[str] | None = None) -> tuple[str, ...]:
+    return tuple(step.name for step in steps if kinds is None or step.kind in kinds)
+
+
+def _convert(entry: SceneEntry, needs: Needs) -> Step:
+    kind, source, *rest = entry.words["convert"]
+    words = ("convert", kind, source, str(entry.scene), *rest)
+    check, meta = SceneIsWhole(entry.scene), entry.scene / "meta.json"
+    return Step("convert", "convert", "a scene folder", "divff_nerfstudio.cli", words, meta, check, needs)
+
+
+def _extract(entry: SceneEntry, base: Path, needs: Needs, after: tuple[str, ...]) -> Step:
+    own = entry.words["extract"]
+    words = ("extract", "--data", str(entry.scene), "--wait", *own)
+    given = option(own, "--output")
+    root = base / given[0] if given else None
+    wanted = tuple(option(own, "--sources")) or ("image", "video", "regulariser")
+    check, meta = FeaturesAreWhole(entry.scene, root, wanted), entry.scene / "meta.json"
+    purpose = "features of every frame"
+    scene = SceneIsWhole(entry.scene)
+    return Step("extract", "extract", purpose, "divff_nerfstudio.cli", words, meta, check, needs, after, scene)
+
+
+def _train(entry: SceneEntry, method: str, needs: Needs, output: Path, after: tuple[str, ...]) -> Step:
+    """A training; with other options it has another folder, so that no foreign checkpoint is resumed."""
+    own = entry.words["train"]
+    said = [word for word in entry.words["extract"] if word not in PASSING] if "extract" in entry.steps else []
+    stamp = hashlib.sha256(json.dumps([str(entry.scene), said, own]).encode()).hexdigest()[:8]
+    run = output / "runs" / entry.name / method / stamp
+    words = (
+        *(method, "--data", str(entry.scene), "--output-dir", str(output / "runs")),
+        *("--experiment-name", entry.name, "--timestamp", stamp, "--vis", "tensorboard", *own),
+    )
+    check, leaves = TrainingIsWhole(run), run / "config.yml"
+    name, module = f"train-{method}", "nerfstudio.scripts.train"
+    scene = SceneIsWhole(entry.scene)
+    return Step(name, "train", f"training of {method}", module, words, leaves, check, needs, after, scene, run)
+
+
+def _evaluate(entry: SceneEntry, method: str, needs: Needs, output: Path, train: Step) -> Step:
+    folder = output / "scores" / entry.name / method
+    words = ("evaluate", "--load-config", str(train.leaves), "--output", str(folder), *entry.words["evaluate"])
+    check, leaves = ScoresAreWhole(folder), folder / "scores.json"
+    name, purpose = f"evaluate-{method}", f"scores of {method}"
+    return Step(name, "evaluate", purpose, "divff_nerfstudio.cli", words, leaves, check, needs, (train.name,))
+
+
+def _export(entry: SceneEntry, method: str, needs: Needs, output: Path, train: Step) -> Step:
+    own = entry.words["export"]
+    folder = output / "exports" / entry.name / method
+    path = folder if option(own, "--what") == ["gaussians"] else folder / "pointcloud.ply"
+    words = ("export", "--load-config", str(train.leaves), "--output", str(path), *own)
+    name, purpose = f"export-{method}", f"an export of {method}"
+    check = PointsAreWhole(path)
+    return Step(name, "export", purpose, "divff_nerfstudio.cli", words, path, check, needs, (train.name,))

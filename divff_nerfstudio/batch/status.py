@@ -1,0 +1,184 @@
+"""Where the scenes of a batch stand, as a table, from what lies in its folder: no batch need be at work."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from divff_nerfstudio.batch.records import (
+    HEARTBEAT,
+    BatchRecord,
+    Heartbeat,
+    SceneRecord,
+    State,
+    batch_record,
+    read_record,
+    scene_folder,
+    states,
+)
+from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.locks import take_lock
+
+COLOURS = {"finished": "green", "running": "cyan", "waiting": "default", "failed": "red", "interrupted": "yellow"}
+
+
+@dataclass(frozen=True)
+class SceneStatus:
+    """Where a scene stands."""
+
+    record: SceneRecord
+    """What it is."""
+    state: State
+    """Where it stands, as the batch has it."""
+    standing: str
+    """The same in a word; "interrupted" where it was being worked at and no batch is at work any more."""
+    sign: Heartbeat | None
+    """The last sign of life of its job."""
+
+    @property
+    def progress(self) -> str:
+        """What is being done, and how far that is."""
+        if self.standing not in ("running", "interrupted") or self.sign is None:
+            return f"{len(self.state.seconds)} of {len(self.record.steps)} steps"
+        beat = self.sign.beat
+        if beat is None:
+            return self.sign.step
+        told = f"{self.sign.step} {beat.done}" + (f" of {beat.of}" if beat.of else "")
+        return told + (f", loss {beat.loss:.4g}" if beat.loss is not None else "")
+
+    @property
+    def memory(self) -> str:
+        """The largest memory of its command, and on the card."""
+        beat = None if self.sign is None or self.standing != "running" else self.sign.beat
+        sizes = () if beat is None else (beat.memory, beat.card_memory)
+        return " + ".join(f"{size / 2**30:.1f}" for size in sizes if size is not None)
+
+
+@dataclass(frozen=True)
+class BatchStatus:
+    """Where a batch stands."""
+
+    record: BatchRecord
+    """What it is made of."""
+    at_work: bool
+    """Whether one is at work in its folder."""
+    scenes: tuple[SceneStatus, ...]
+    """Its scenes."""
+    now: float
+    """When this was looked at, in seconds since 1970."""
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many scenes stand how."""
+        return Counter(scene.standing for scene in self.scenes)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest will take if it goes as what is finished has gone; None where nothing tells that."""
+        times = _mean_seconds(scene.state.seconds for scene in self.scenes)
+        left = 0.0
+        for scene in self.scenes:
+            if scene.standing in ("finished", "failed"):
+                continue
+            for step in scene.record.steps:
+                if step in scene.state.seconds:
+                    continue
+                if step not in times:
+                    return None
+                left += times[step] * (1 - _share(scene, step))
+        return left / max(1, min(self.record.at_once, len(self.scenes))) if self.at_work else None
+
+
+def batch_status(folder: Path) -> BatchStatus:
+    """Looks at a batch's folder.
+
+    Raises:
+        DivffError: If it is none of a batch.
+    """
+    record = batch_record(folder)
+    found, at_work = states(folder, record), is_at_work(folder)
+    scenes = []
+    for scene in record.scenes:
+        state = found[scene.name]
+        standing = "interrupted" if state.standing == "running" and not at_work else state.standing
+        sign = read_record(scene_folder(folder, scene.name) / HEARTBEAT, Heartbeat)
+        scenes.append(SceneStatus(scene, state, standing, sign))
+    return BatchStatus(record, at_work, tuple(scenes), time.time())
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a batch is at work in a folder."""
+    busy = DivffError("at work")
+    try:
+        take_lock(folder / "batch", busy).release()
+    except (DivffError, OSError) as error:
+        return error is busy
+    return False
+
+
+def _mean_seconds(all_seconds: object) -> Mapping[str, float]:
+    """The mean time of each step, over the scenes that have it behind them."""
+    sums: dict[str, list[float]] = {}
+    for seconds in all_seconds:  # pyright: ignore[reportGeneralTypeIssues]
+        for step, value in seconds.items():
+            sums.setdefault(step, []).append(value)
+    return {step: sum(values) / len(values) for step, values in sums.items()}
+
+
+def _share(scene: SceneStatus, step: str) -> float:
+    """How much of a step is done."""
+    sign = scene.sign
+    if sign is None or sign.step != step or sign.beat is None or not sign.beat.of:
+        return 0.0
+    return min(1.0, sign.beat.done / sign.beat.of)
+
+
+def status_table(status: BatchStatus) -> Table:
+    """The scenes as a table."""
+    table = Table(caption=escape(summary(status)), caption_justify="left")
+    for name in ("Scene", "Standing", "At", "Tried", "Memory, GB", "Last sign", "What went wrong"):
+        table.add_column(name, overflow="fold")
+    for scene in status.scenes:
+        age = ""
+        if scene.sign is not None and scene.standing == "running":
+            age = f"{max(0.0, status.now - scene.sign.at):.0f} s ago"
+        table.add_row(
+            escape(scene.record.name),
+            f"[{COLOURS[scene.standing]}]{scene.standing}[/]",
+            escape(scene.progress),
+            str(scene.state.attempts or ""),
+            scene.memory,
+            age,
+            escape(scene.state.sentence),
+        )
+    return table
+
+
+def summary(status: BatchStatus) -> str:
+    """How many scenes stand how, and when the rest may be finished."""
+    parts = [f"{count} {standing}" for standing, count in sorted(status.counts.items())]
+    text = f"{len(status.scenes)} scenes: {', '.join(parts)}."
+    left = status.seconds_left
+    if not status.at_work:
+        rest = status.counts["finished"] < len(status.scenes)
+        return text + (" No batch is at work here: start the same line again, and it goes on." if rest else "")
+    if left is None:
+        return text + " When it will be finished cannot be told before each step was done once."
+    return text + f" It will be finished in about {told_duration(left)}, if the rest is like what is done."
+
+
+def told_duration(seconds: float) -> str:
+    """A duration in words: "3 h 20 min"."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    days, hours = minutes // 1440, minutes // 60
+    if days > 1:
+        return f"{days} days {hours % 24} h"
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"

@@ -1,0 +1,261 @@
+"""Jobs by submitit: processes on this machine, and arrays of Slurm."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import importlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from divff_nerfstudio.batch.engines import EngineError, Handle, Room, working_in
+from divff_nerfstudio.batch.manifest import Needs
+from divff_nerfstudio.batch.records import HEARTBEAT, Heartbeat, read_record
+from divff_nerfstudio.batch.worker import Job, end_program, run_job
+from divff_nerfstudio.interrupts import handled
+
+_WEEK = 7 * 24 * 60
+_SLURM_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Call:
+    """A job as submitit calls it; after a time-out, or where it gives way to another, it is called again."""
+
+    job: Job
+    """The job."""
+
+    def __call__(self) -> None:
+        """Does the job."""
+        run_job(self.job)
+
+    def checkpoint(self) -> Any:
+        """Called shortly before a time-out: the command saves what it has, and the job is queued again."""
+        end_program(self.job)
+        return _submitit().helpers.DelayedSubmission(self)
+
+
+def _submitit() -> Any:
+    try:
+        return importlib.import_module("submitit")
+    except ImportError:
+        raise EngineError(
+            "Batches need the package submitit, which is not installed: uv pip install submitit (or the extra `batch`)."
+        ) from None
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Has processes that are started ignore Ctrl-C, which reaches all of a terminal: the batch ends its jobs itself."""
+    with handled(signal.SIG_IGN, (signal.SIGINT,)):
+        yield
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A job that was started on this machine."""
+
+    given: Any
+    """What submitit knows it by."""
+    job: Job
+    """The job."""
+    cards: tuple[str, ...]
+    """Its cards."""
+
+
+class LocalEngine:
+    """Runs jobs on this machine, as many at once as its cores, its memory and its cards allow.
+
+    Args:
+        folder: Where submitit's files lie.
+        room: What there is for them.
+        at_once: How many run at once, at most; None: as many as there is room for.
+    """
+
+    settle = 1.0
+
+    def __init__(self, folder: Path, room: Room, at_once: int | None = None):
+        self._folder, self._room, self._at_once = folder, room, at_once
+        with working_in(folder):
+            self._executor = _submitit().LocalExecutor(folder)
+        self._jobs: dict[Handle, _Running] = {}
+
+    def refuse(self, needs: Needs) -> str | None:
+        """See `Engine`."""
+        for what, asked, there in (
+            ("cores", needs.cpus or 0, self._room.cpus),
+            ("GB of memory", needs.gigabytes or 0, self._room.gigabytes),
+            ("cards", needs.gpus or 0, len(self._room.cards)),
+        ):
+            if asked > there:
+                return f"it asks for {asked:g} {what}, and this machine has {there:g} free"
+        return None
+
+    def submit(self, jobs: Sequence[Job]) -> list[tuple[Job, Handle]]:
+        """See `Engine`."""
+        taken = []
+        for job in jobs:
+            cards = self._place(job.needs)
+            if cards is None:
+                break  # those behind it wait, too: a large job would never have its turn otherwise
+            environment = (("CUDA_VISIBLE_DEVICES", ",".join(cards)),)
+            minutes = job.needs.minutes or _WEEK
+            self._executor.update_parameters(timeout_min=minutes, signal_delay_s=int(job.patience.grace) + 10)
+            with working_in(self._folder), _deaf_to_ctrl_c():
+                given = self._executor.submit(Call(replace(job, environment=(*job.environment, *environment))))
+            self._jobs[given.job_id] = _Running(given, job, cards)
+            taken.append((job, given.job_id))
+        return taken
+
+    def _place(self, needs: Needs) -> tuple[str, ...] | None:
+        """The cards for a job; None where there is no room for it now."""
+        if self._at_once is not None and len(self._jobs) >= self._at_once:
+            return None
+        running = list(self._jobs.values())
+        busy = {card for each in running for card in each.cards}
+        free = [card for card in self._room.cards if card not in busy]
+        cpus = self._room.cpus - sum(each.job.needs.cpus or 0 for each in running)
+        gigabytes = self._room.gigabytes - sum(each.job.needs.gigabytes or 0 for each in running)
+        if (needs.gpus or 0) > len(free) or (needs.cpus or 0) > cpus or (needs.gigabytes or 0) > gigabytes:
+            return None
+        return tuple(free[: needs.gpus or 0])
+
+    def over(self, handles: Sequence[Handle]) -> set[Handle]:
+        """See `Engine`."""
+        ended = {handle for handle in handles if handle not in self._jobs or self._jobs[handle].given.done()}
+        for handle in ended:
+            self._jobs.pop(handle, None)
+        return ended
+
+    def reason(self, handle: Handle) -> str | None:
+        """See `Engine`: what has happened stands in the job's outcome."""
+        return None
+
+    def end(self, handle: Handle) -> None:
+        """See `Engine`: submitit's process passes the signal on to the job."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(handle), signal.SIGTERM)
+
+    def kill(self, handle: Handle) -> None:
+        """See `Engine`: without the job, submitit's process ends, too."""
+        if handle not in self._jobs:
+            return
+        job = self._jobs[handle].job
+        sign = read_record(job.plan.folder / HEARTBEAT, Heartbeat)
+        process = sign.process if sign is not None and sign.job == job.id else int(handle)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+    def close(self) -> None:
+        """See `Engine`."""
+
+
+class SlurmEngine:
+    """Hands jobs to Slurm, those with equal needs as one array.
+
+    Args:
+        folder: Where submitit's files lie, on a disk that all machines see.
+        options: What else Slurm is told, each as NAME=VALUE: partition=gpu, account=lab.
+        at_once: How many of an array run at once, at most; None: as many as Slurm lets.
+    """
+
+    settle = 30.0
+
+    def __init__(self, folder: Path, options: Sequence[str] = (), at_once: int | None = None):
+        if shutil.which("sbatch") is None or shutil.which("squeue") is None:
+            raise EngineError("There is no Slurm here (no sbatch): start the batch where jobs are submitted from.")
+        self._folder, self._at_once = folder, at_once
+        self._options = dict(map(_named, options))
+        with working_in(folder):
+            self._executor = _submitit().SlurmExecutor(folder, max_num_timeout=20)
+
+    def refuse(self, needs: Needs) -> str | None:
+        """See `Engine`: Slurm refuses at the submission what no partition has."""
+        return None
+
+    def submit(self, jobs: Sequence[Job]) -> list[tuple[Job, Handle]]:
+        """See `Engine`."""
+        groups: dict[Needs, list[Job]] = {}
+        for job in jobs:
+            groups.setdefault(job.needs, []).append(job)
+        taken = []
+        for needs, group in groups.items():
+            self._tell(needs, int(group[0].patience.grace) + 30)
+            try:
+                with working_in(self._folder):
+                    given = self._given(group)
+            except (subprocess.CalledProcessError, _submitit().core.utils.FailedJobError) as error:
+                raise EngineError(f"Slurm refuses the jobs ({_short(error)}): mend the needs, or --slurm.") from None
+            taken += [(job, each.job_id) for job, each in zip(group, given, strict=True)]
+        return taken
+
+    def _given(self, group: Sequence[Job]) -> list[Any]:
+        with self._executor.batch():
+            return [self._executor.submit(Call(job)) for job in group]
+
+    def _tell(self, needs: Needs, delay: int) -> None:
+        """Sets what the next jobs need."""
+        said: dict[str, Any] = {"job_name": "divff", "time": needs.minutes or 24 * 60, "signal_delay_s": delay}
+        said |= {"cpus_per_task": needs.cpus} if needs.cpus else {}
+        said |= {"mem": f"{round(needs.gigabytes * 1024)}M"} if needs.gigabytes else {}
+        said |= {"gpus_per_node": needs.gpus} if needs.gpus else {}
+        said |= {"array_parallelism": self._at_once} if self._at_once else {}
+        known = set(_submitit().SlurmExecutor._valid_parameters())
+        more = {key: value for key, value in self._options.items() if key not in known}
+        try:
+            self._executor.update_parameters(
+                **said,
+                **{key: value for key, value in self._options.items() if key in known},
+                additional_parameters={"requeue": True, **more},
+            )
+        except (TypeError, ValueError) as error:
+            raise EngineError(f"--slurm is not as Slurm takes it ({_short(error)}): mend it.") from None
+
+    def over(self, handles: Sequence[Handle]) -> set[Handle]:
+        """See `Engine`; while Slurm does not answer, nothing is over."""
+        found = _slurm("squeue", "--noheader", "--array", "--format=%i", f"--user={getpass.getuser()}")
+        return set() if found is None else set(handles) - set(found.split())
+
+    def reason(self, handle: Handle) -> str | None:
+        """See `Engine`."""
+        found = re.search(r"\bJobState=(\S+)", _slurm("scontrol", "show", "job", "--oneliner", handle) or "")
+        return found[1] if found else None
+
+    def end(self, handle: Handle) -> None:
+        """See `Engine`: Slurm sends SIGTERM, and after its KillWait SIGKILL."""
+        _slurm("scancel", handle)
+
+    def kill(self, handle: Handle) -> None:
+        """See `Engine`."""
+        _slurm("scancel", "--signal=KILL", handle)
+
+    def close(self) -> None:
+        """See `Engine`."""
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[a-z][a-z_-]*", name):
+        raise EngineError(f"--slurm {text} is no NAME=VALUE: write for example partition=gpu.")
+    return name.replace("-", "_"), value
+
+
+def _slurm(*command: str) -> str | None:
+    """What a command of Slurm's prints; None where it fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SLURM_SECONDS).stdout
+    except (OSError, subprocess.SubprocessError):
+        time.sleep(1)
+        return None
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(getattr(error, "stderr", None) or error).split())[:300]

@@ -1,0 +1,224 @@
+"""Batches: eight scenes by each engine, one broken, one killed, one that hangs; and what is kept of what was ended."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import slurm_node
+from batch_scenes import FAULTS, OFTEN, eight, scene, starts
+
+from divff_nerfstudio.batch.engines import Engine, Room
+from divff_nerfstudio.batch.manifest import Needs
+from divff_nerfstudio.batch.processes import Patience
+from divff_nerfstudio.batch.records import HEARTBEAT, Heartbeat, read_record
+from divff_nerfstudio.batch.run import BatchOptions, run_batch
+from divff_nerfstudio.batch.status import batch_status
+from divff_nerfstudio.batch.submitit_engines import LocalEngine
+from divff_nerfstudio.batch.supervision import Limits, Supervisor
+from divff_nerfstudio.batch.worker import Job, run_job
+from divff_nerfstudio.errors import DivffError
+
+LIMITS = Limits(attempts=2, patience=Patience(silence=6, grace=1), poll=0.1)
+TESTS = Path(__file__).parent
+RUN = """
+import pickle, sys
+from divff_nerfstudio.batch.worker import run_job
+run_job(pickle.load(sys.stdin.buffer))
+"""
+
+
+@pytest.fixture(autouse=True)
+def found_by_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the jobs' processes import what stands beside this file."""
+    paths = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Waits until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Engine]:
+    pytest.importorskip("submitit")
+    engine = LocalEngine(tmp_path / "jobs", Room(4, 4.0, ()))
+    yield engine
+    engine.close()
+
+
+def check_eight(folder: Path, engine: Engine) -> None:
+    """Runs eight scenes and looks at what has become of each."""
+    plans = eight(folder)
+    states = Supervisor(plans, engine, LIMITS).run()
+    failed = {name: state.sentence for name, state in states.items() if state.standing == "failed"}
+    assert failed.keys() == {"3-broken", "4-empty"}
+    assert failed["3-broken"] == "The scene's frame 7 is broken: copy it anew."
+    assert "status 0" in failed["4-empty"] and "result0 is not there" in failed["4-empty"]
+    assert all(state.standing == "finished" for name, state in states.items() if name not in failed)
+    for plan, kind in zip(plans, FAULTS, strict=True):
+        assert starts(plan) == OFTEN.get(kind, 1), plan.name
+    again = Supervisor(plans, engine, LIMITS).run()
+    assert {name for name, state in again.items() if state.standing == "failed"} == failed.keys()
+    assert starts(plans[0]) == 1
+
+
+def test_eight_scenes_by_processes_of_this_machine(tmp_path: Path, local: Engine):
+    check_eight(tmp_path, local)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_eight_scenes_by_ray(tmp_path: Path):
+    from divff_nerfstudio.batch.ray_engine import RayEngine
+
+    engine = RayEngine(tmp_path / "jobs", room=Room(4, 4.0, ()))
+    try:
+        check_eight(tmp_path, engine)
+    finally:
+        engine.close()
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    pytest.importorskip("submitit")
+    from divff_nerfstudio.batch.submitit_engines import SlurmEngine
+
+    if not slurm_node.is_installed():
+        pytest.skip("Slurm (slurmctld, slurmd, munge) is not installed here, or this is no administrator")
+    with slurm_node.one_node(tmp_path / "slurm") as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        engine = SlurmEngine(tmp_path / "jobs")
+        engine.settle = 3.0
+        yield engine
+
+
+def test_eight_scenes_by_slurm(tmp_path: Path, slurm: Engine):
+    check_eight(tmp_path, slurm)
+
+
+def test_slurm_queues_again_what_has_run_out_of_time(tmp_path: Path, slurm: Engine):
+    """The signal that Slurm sends before the time is over: the command saves what it has, and is started again."""
+    plan = scene(tmp_path, "slow", "slow")
+    ((_, handle),) = slurm.submit([Job("one", plan, 0, Patience(120, 20))])
+    wait_for((tmp_path / "slow" / "began").exists)
+    subprocess.run(["scancel", "--signal=USR2", handle], check=True)
+    wait_for((tmp_path / "slow" / "result0.saved").exists)
+    (tmp_path / "slow" / "go-on").touch()
+    wait_for(plan.steps[1].leaves.exists, 240)
+    assert starts(plan) == 2
+    wait_for(lambda: slurm.over([handle]) == {handle})
+    assert slurm.reason(handle) == "COMPLETED"
+
+
+def test_a_job_is_finished_by_what_it_leaves(tmp_path: Path, local: Engine):
+    plans = [scene(tmp_path, "late", "late"), scene(tmp_path, "memory", "memory", Needs(cpus=1, gigabytes=2))]
+    states = Supervisor(plans, local, LIMITS).run()
+    assert states["late"].standing == "finished"
+    assert (
+        "CUDA out of memory" in states["memory"].sentence and "more than the 2 asked for" in states["memory"].sentence
+    )
+    assert "train-num-rays-per-batch" in states["memory"].sentence and starts(plans[1]) == 1
+    plans[0].steps[0].leaves.write_text("cut sh")
+    assert Supervisor(plans[:1], local, LIMITS).run()["late"].standing == "finished"
+    assert starts(plans[0]) == 2
+
+
+def test_phases_are_jobs_of_their_own_and_a_step_done_again_takes_the_later_ones_with_it(tmp_path: Path, local: Engine):
+    plan = scene(tmp_path, "phased", "well", steps=2)
+    small, large = plan.steps[0], plan.steps[1]
+    object.__setattr__(large, "needs", Needs(cpus=2))
+    assert [len(phase) for phase in plan.phases] == [1, 1]
+    assert Supervisor([plan], local, LIMITS).run()["phased"].standing == "finished"
+    small.leaves.unlink()
+    assert Supervisor([plan], local, LIMITS).run()["phased"].standing == "finished"
+    assert len(large.leaves.with_name("result1.starts").read_text()) == 2
+
+
+def test_only_as_many_jobs_run_as_there_is_room_for(tmp_path: Path):
+    pytest.importorskip("submitit")
+    engine = LocalEngine(tmp_path / "jobs", Room(3, 4.0, ("0", "GPU-7")))
+    kinds = [Needs(cpus=1, gigabytes=1, gpus=1)] * 3
+    jobs = [Job(str(i), scene(tmp_path, f"s{i}", "slow", needs), 0) for i, needs in enumerate(kinds)]
+    taken = engine.submit(jobs)
+    assert [job.id for job, _ in taken] == ["0", "1"]
+    assert engine.submit(jobs[2:]) == []
+    assert "2 free" in (engine.refuse(Needs(gpus=3)) or "") and engine.refuse(Needs(cpus=3)) is None
+    handles = [handle for _, handle in taken]
+    wait_for(lambda: all((tmp_path / f"s{i}" / "began").exists() for i in range(2)))
+    for handle in handles:
+        engine.end(handle)
+    wait_for(lambda: engine.over(handles) == set(handles))
+    assert all((tmp_path / f"s{i}" / "result0.saved").exists() for i in range(2))
+
+
+def test_an_interruption_ends_all_in_order_and_the_next_batch_goes_on(tmp_path: Path, local: Engine):
+    plans = [scene(tmp_path, "slow", "slow"), scene(tmp_path, "other", "slow")]
+
+    def interrupt() -> None:
+        wait_for(lambda: all((tmp_path / plan.name / "began").exists() for plan in plans))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    options = BatchOptions(silence=60, grace=10, poll=0.1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(plans, local, tmp_path, options, "manifest.csv")
+    assert all((tmp_path / plan.name / "result0.saved").exists() for plan in plans)
+    status = batch_status(tmp_path)
+    assert not status.at_work and status.counts == {"waiting": 2}
+    for plan in plans:
+        (tmp_path / plan.name / "go-on").touch()
+    run_batch(plans, local, tmp_path, options, "manifest.csv")
+    assert batch_status(tmp_path).counts == {"finished": 2}
+    assert "finished" in (tmp_path / "index.html").read_text()
+
+
+def test_two_batches_in_one_folder_are_refused(tmp_path: Path, local: Engine):
+    plan = scene(tmp_path, "slow", "slow")
+    options = BatchOptions(poll=0.1)
+    first = threading.Thread(target=run_batch, args=([plan], local, tmp_path, options, "a.csv"), daemon=True)
+    first.start()
+    wait_for(lambda: (sign := read_record(plan.folder / HEARTBEAT, Heartbeat)) is not None and sign.beat is not None)
+    with pytest.raises(DivffError, match="Another batch is at work"):
+        run_batch([plan], local, tmp_path, options, "b.csv")
+    status = batch_status(tmp_path)
+    assert status.at_work and status.counts == {"running": 1} and status.record.manifest == "a.csv"
+    sign = status.scenes[0].sign
+    assert sign is not None and sign.beat is not None
+    assert (sign.beat.done, sign.beat.of, sign.beat.loss) == (1, 2, 0.5) and sign.beat.memory
+    (tmp_path / "slow" / "go-on").touch()
+    first.join()
+
+
+def test_what_a_killed_job_has_left_is_ended_before_the_next_attempt(tmp_path: Path):
+    plan = scene(tmp_path, "slow", "slow")
+    job = Job("one", plan, 0, Patience(60, 1))
+    code = (
+        "import pickle, sys; from divff_nerfstudio.batch.worker import run_job; run_job(pickle.load(sys.stdin.buffer))"
+    )
+
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(pickle.dumps(job))
+        process.stdin.close()
+        wait_for(lambda: (tmp_path / "slow" / "began").exists() and (plan.folder / "program").exists())
+        process.kill()
+    wait_for((tmp_path / "slow" / "result0.saved").exists)  # it has got SIGTERM, as its job was gone
+    (tmp_path / "slow" / "go-on").touch()
+    run_job(Job("two", plan, 0, Patience(60, 1)))
+    sign = read_record(plan.folder / HEARTBEAT, Heartbeat)
+    assert sign is not None and sign.job == "two" and plan.steps[1].leaves.read_text() == "whole"

@@ -1,0 +1,166 @@
+"""`divff batch` and `divff batch status` with the real commands: a scene that is trained, and one that is broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from conftest import write_tiny_scene
+from tiny_run import write_features
+
+from divff_nerfstudio import cli
+from divff_nerfstudio.batch.contents import (
+    FeaturesAreWhole,
+    PointsAreWhole,
+    SceneIsWhole,
+    ScoresAreWhole,
+    TrainingIsWhole,
+    option,
+)
+from divff_nerfstudio.batch.manifest import ManifestError, read_manifest
+from divff_nerfstudio.batch.page import batch_page
+from divff_nerfstudio.batch.records import (
+    LOG,
+    BatchRecord,
+    RunRecord,
+    SceneRecord,
+    State,
+    scene_folder,
+    states,
+    write_record,
+)
+from divff_nerfstudio.batch.status import batch_status, summary, told_duration
+from divff_nerfstudio.cli.batch import check_options_of
+
+SMALL = (
+    "--max-num-iterations 3 --machine.device-type cpu --pipeline.datamanager.features none "
+    "--pipeline.datamanager.train-num-rays-per-batch 32 --pipeline.model.fields.static-resolutions 8 "
+    "--pipeline.model.fields.dynamic-resolutions 8 --pipeline.model.num-samples 4 "
+    "--pipeline.model.num-proposal-samples 6"
+)
+
+
+def test_scenes_are_trained_and_scored_and_a_broken_one_stops_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("submitit")
+    write_tiny_scene(tmp_path / "good")
+    broken = write_tiny_scene(tmp_path / "broken")
+    (broken / "meta.json").write_text("{}")
+    manifest = tmp_path / "all.csv"
+    manifest.write_text(
+        f"scene,steps,train,evaluate\ngood,train evaluate,{SMALL},--tasks masks\nbroken,train,{SMALL},\n"
+    )
+    output = tmp_path / "out"
+    line = ["batch", str(manifest), "--output", str(output), "--poll", "0.2", "--gigabytes", "0.5", "--cpus", "1"]
+    assert cli.main(line) == 1
+    told = capsys.readouterr()
+    assert re.search(r"1 of 2 scenes have failed, the first is broken: \S*meta\.json", told.err)
+    found = states(output, batch_status(output).record)
+    assert found["good"].standing == "finished" and set(found["good"].seconds) == {"train-divff", "evaluate-divff"}
+    page = (output / "index.html").read_text()
+    assert "1 failed, 1 finished" in page and "scores/good/divff/report.html" in page and "data:image/jpeg" in page
+    run = Path(batch_status(output).record.scenes[0].runs[0].run)
+    checkpoint = next((run / "nerfstudio_models").glob("*.ckpt"))
+    assert TrainingIsWhole(run)() is None and ScoresAreWhole(output / "scores" / "good" / "divff")() is None
+    assert cli.main(["batch", "status", str(output)]) == 0
+    assert "finished" in capsys.readouterr().out
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    assert "cut short" in (TrainingIsWhole(run)() or "")
+
+
+def test_faults_of_options_are_told_before_anything_is_done(tmp_path: Path):
+    (tmp_path / "all.csv").write_text("scene,evaluate\nA,\nB,--tasks masks --frmes 3\nC,--frames x\n")
+    with pytest.raises(ManifestError) as told:
+        check_options_of(read_manifest(tmp_path / "all.csv"))
+    assert re.search(r"line 3: evaluate .*frmes", str(told.value)) and "line 4: evaluate" in str(told.value)
+
+
+def test_a_dry_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "all.yaml").write_text("scenes: [A, B]\n")
+    assert cli.main(["batch", str(tmp_path / "all.yaml"), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert "divff extract --data" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_batch_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["batch", "status", str(tmp_path)]) == 1
+    assert "give the --output of a `divff batch`" in " ".join(capsys.readouterr().err.split())
+
+
+def test_contents_tell_what_is_whole(tmp_path: Path):
+    root = write_tiny_scene(tmp_path / "scene")
+    assert SceneIsWhole(root)() is None
+    next((root / "frames").iterdir()).write_bytes(b"")
+    assert "missing or empty" in (SceneIsWhole(root)() or "")
+    assert "lacks the features image" in (FeaturesAreWhole(root, None, ("image",))() or "")
+    assert "no checkpoint" in (TrainingIsWhole(tmp_path)() or "") or "does not tell" in (
+        TrainingIsWhole(tmp_path)() or ""
+    )
+    (tmp_path / "scores.json").write_text('{"facts": {"Scene": "a"}, "totals": {}}')
+    assert "totals" in (ScoresAreWhole(tmp_path)() or "")
+    (tmp_path / "scores.json").write_text('{"facts": {"Scene": "a"}, "totals": {"psnr": 20.0}}')
+    (tmp_path / "report.html").write_text("<html>")
+    assert "cut short" in (ScoresAreWhole(tmp_path)() or "")
+    ply = "ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nend_header\n1\n"
+    (tmp_path / "a.ply").write_text(ply)
+    assert "no whole PLY" in (PointsAreWhole(tmp_path / "a.ply")() or "")
+    (tmp_path / "a.ply").write_text(ply + "2\n")
+    assert PointsAreWhole(tmp_path / "a.ply")() is None and PointsAreWhole(tmp_path)() is None
+    assert option(["--a", "1", "2", "--b=3", "--a", "4"], "--a") == ["4"] and option(["--b=3"], "--b") == ["3"]
+
+
+def test_features_must_be_of_all_frames_and_not_cut_short(tmp_path: Path):
+    root = write_tiny_scene(tmp_path / "scene")
+    write_features(root, tmp_path / "encoder")
+    assert FeaturesAreWhole(root, None, ("image", "video", "regulariser", "my.module:Source"))() is None
+    assert "lacks the features hotspot" in (FeaturesAreWhole(root, None, ("hotspot",))() or "")
+    index = root / "features" / "video" / "index.npy"
+    whole = index.read_bytes()
+    index.write_bytes(whole[:-3])
+    assert "index.npy" in (FeaturesAreWhole(root, None, ("image",))() or "")
+    index.write_bytes(whole)
+    meta = json.loads((root / "meta.json").read_text())
+    meta["ids_all"] = meta["ids_all"][:-1]
+    for split in ("ids_train", "ids_val", "ids_test"):
+        meta[split] = [i for i in meta[split] if i in meta["ids_all"]]
+    (root / "meta.json").write_text(json.dumps(meta))
+    assert "of other frames" in (FeaturesAreWhole(root, None, ("image",))() or "")
+
+
+def a_batch(folder: Path, **found: State) -> None:
+    """Notes of a batch, with scenes in some states."""
+    scenes = [
+        SceneRecord(
+            name=name,
+            scene="/s",
+            steps=["extract", "train"],
+            runs=[RunRecord(method="<b>divff</b>", run=str(folder), scores=str(folder))],
+        )
+        for name in found
+    ]
+    record = BatchRecord(manifest="/x/<script>.csv", engine="local", began=0.0, at_once=2, scenes=scenes)
+    write_record(folder / "batch.json", record)
+    for name, state in found.items():
+        write_record(scene_folder(folder, name) / "state.json", state)
+
+
+def test_the_page_escapes_all_texts(tmp_path: Path):
+    a_batch(tmp_path, a=State(standing="failed", sentence="<img src=x onerror=alert(1)> & 'more'"))
+    (scene_folder(tmp_path, "a") / LOG).write_text("")
+    page = batch_page(batch_status(tmp_path), tmp_path, tmp_path)
+    assert "<img src=x" not in page and "&lt;img src=x" in page and "<script>" not in page and "<b>divff" not in page
+    assert f"scenes/a/{LOG}" in page and os.fspath(tmp_path) not in page
+
+
+def test_the_end_is_told_from_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    done = State(standing="finished", seconds={"extract": 100.0, "train": 1100.0})
+    a_batch(tmp_path, a=done, b=State(seconds={"extract": 90.0}), c=State(), d=State(standing="running"))
+    status = batch_status(tmp_path)
+    assert status.counts == {"finished": 1, "waiting": 2, "interrupted": 1} and "start the same line again" in summary(
+        status
+    )
+    monkeypatch.setattr("divff_nerfstudio.batch.status.is_at_work", lambda folder: True)
+    left = batch_status(tmp_path).seconds_left
+    assert left == pytest.approx((1100 + 2 * (95 + 1100)) / 2)
+    assert [told_duration(value) for value in (20, 150, 7300, 200000)] == ["20 s", "2 min", "2 h 2 min", "2 days 7 h"]
