@@ -14,14 +14,7 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.heartbeat import Beat
 from divff_nerfstudio.schema import Amount, Record, Weight, Words, read_json
 
-HEARTBEAT, OUTCOME, STATE, LOG, BATCH, SIGNS = (
-    "heartbeat.json",
-    "outcome.json",
-    "state.json",
-    "log.txt",
-    "batch.json",
-    "signs.json",
-)
+HEARTBEAT, OUTCOME, STATE, LOG, BATCH = "heartbeat.json", "outcome.json", "state.json", "log.txt", "batch.json"
 """Names of files in a scene's folder; that of the batch lies in its own folder."""
 End = Literal["finished", "failed", "hung", "killed", "memory", "ended"]
 """How a job has ended: its commands' work is done; one of them has failed, has given no sign of life, was killed, or

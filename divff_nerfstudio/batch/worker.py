@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,14 +22,13 @@ from divff_nerfstudio.batch.records import (
     HEARTBEAT,
     LOG,
     OUTCOME,
-    SIGNS,
     End,
     Heartbeat,
     Outcome,
     write_record,
 )
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.heartbeat import SECONDS, Beat
+from divff_nerfstudio.heartbeat import Beat
 from divff_nerfstudio.interrupts import TerminatedError, handled
 from divff_nerfstudio.locks import locked
 from divff_nerfstudio.plugins import module_command
@@ -43,6 +43,8 @@ SMALLER: dict[StepName, str] = {
     "export": "lower --cloud.views in its export options",
 }
 """What to do where memory is not enough for a step, besides giving it more."""
+SIGN_SECONDS = 5.0
+"""Time between two signs of life of a job, which lie on a disk that all jobs share."""
 _LACKS = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|std::bad_alloc|\bMemoryError\b|memory is not enough|"
     r"oom[-_ ]kill",
@@ -127,8 +129,8 @@ class Worker:
 
     def __init__(self, job: Job):
         self.job, self.folder = job, job.plan.folder
-        self._count, self._last, self._beat = 0, float("-inf"), None
-        self._step = ""
+        self._count, self._last, self._step = 0, float("-inf"), ""
+        self._told: tuple[str, bool] | None = None
 
     def run(self) -> None:
         """Does the steps that are not finished.
@@ -146,11 +148,12 @@ class Worker:
             run_stages(stages, self.folder / "stages", only={step.name for step in self.job.steps})
 
     def give_sign(self, program: int | None = None, beat: Beat | None = None) -> None:
-        """Writes a sign of life of the job, if the last one is some time ago or there is news."""
+        """Writes a sign of life of the job, if the last is some time ago or its step has begun, or begun to tell."""
         now = time.monotonic()
-        if now - self._last < SECONDS and beat == self._beat:
+        news = (self._step, beat is None)
+        if now - self._last < SIGN_SECONDS and news == self._told:
             return
-        self._count, self._last, self._beat = self._count + 1, now, beat
+        self._count, self._last, self._told = self._count + 1, now, news
         sign = Heartbeat(
             job=self.job.id,
             count=self._count,
@@ -179,15 +182,16 @@ class Worker:
         before = _stamp(step.leaves)
         words = (*step.words[:1], *resumed, *step.words[1:])
         self._note(f"\n$ {step.typed}\n")
-        ended = watch(
-            module_command(step.module, *words),
-            self.job.plan.base,
-            self.folder / LOG,
-            self.folder / SIGNS,
-            self.job.patience,
-            self._look,
-            dict(self.job.environment),
-        )
+        with tempfile.TemporaryDirectory(prefix="divff-") as own:  # on this machine's own disk
+            ended = watch(
+                module_command(step.module, *words),
+                self.job.plan.base,
+                self.folder / LOG,
+                Path(own) / "signs.json",
+                self.job.patience,
+                self._look,
+                dict(self.job.environment),
+            )
         (self.folder / PROGRAM).unlink(missing_ok=True)
         fault = step.check()
         if fault is None and (ended.status == 0 or _stamp(step.leaves) != before):
