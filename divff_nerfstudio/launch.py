@@ -92,8 +92,13 @@ class RunConfig(TrainerConfig):
 
         Raises:
             TrainingError: If the folder cannot be written, or what was trained before would be lost, or scenes shall be
-                read in another layout.
+                read in another layout, or by several processes.
         """
+        if self.machine.num_devices * self.machine.num_machines != 1:
+            raise TrainingError(
+                f"{self.method_name} trains a scene in one process: leave --machine.num-devices and "
+                "--machine.num-machines out, and give each card a scene of its own with `divff batch`."
+            )
         parser: Any = self.pipeline.datamanager.dataparser  # pyright: ignore[reportAttributeAccessIssue]
         if not isinstance(parser, EpicDiffDataParserConfig):
             raise TrainingError(
@@ -102,11 +107,8 @@ class RunConfig(TrainerConfig):
             )
         resolve_places(self)
         self.settle()
-        if self.machine.machine_rank == 0:
-            end_in_order()
-            self.claim()
-        processes = self.machine.num_devices * self.machine.num_machines
-        if processes > 1 or self.folder is None or not self.folder.resumed:
+        end_in_order()
+        if not self.claim().resumed:
             self.write_config()
 
     def claim(self) -> RunFolder:

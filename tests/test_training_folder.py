@@ -56,6 +56,16 @@ def test_the_second_training_is_refused_before_it_writes(tiny_scene, tmp_path):
     assert (first.get_base_dir() / "config.yml").read_bytes() == text
 
 
+@pytest.mark.parametrize("machine", [{"num_devices": 2}, {"num_machines": 2}, {"num_devices": 0}])
+def test_several_cards_for_one_scene_are_refused_before_anything_is_written(tiny_scene, tmp_path, machine):
+    several = config(tiny_scene, tmp_path / "runs")
+    for name, value in machine.items():
+        setattr(several.machine, name, value)
+    with pytest.raises(TrainingError, match=r"in one process: leave --machine.num-devices .*`divff batch`"):
+        several.save_config()
+    assert not (tmp_path / "runs").exists()
+
+
 def test_two_that_begin_in_one_second_get_folders_of_their_own(tiny_scene, tmp_path, monkeypatch):
     class Clock:
         @staticmethod
