@@ -195,6 +195,7 @@ class DivFFTrainer(Trainer):
         found = super().train_iteration(step)
         self._trained = step
         self._require_finite(self._watch.look(step, found[1], self.pipeline.named_parameters()))
+        assert self.config.max_num_iterations is not None
         beat(step + 1, self._start_step + self.config.max_num_iterations, found[0].detach())
         return found
 
