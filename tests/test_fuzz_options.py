@@ -169,8 +169,8 @@ def test_what_is_no_file_is_refused(name, tmp_path):
             read(tmp_path / path)
 
 
-def options_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and types of the numbers that can be typed."""
+def options_of(kind: type, path: str = "", prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Where the numbers that can be typed lie in a configuration, what they are typed as, and their types."""
     hints = get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
@@ -178,9 +178,11 @@ def options_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             continue
         inner = next((part for part in (hint, *get_args(hint)) if _holds_options(part)), None)
         if inner is not None:
-            yield from options_of(inner, f"{prefix}{field.name}.")  # pyright: ignore
+            unnamed = any(getattr(part, "name", None) == "" for part in get_args(hint))
+            typed = prefix if unnamed else f"{prefix}{field.name}."
+            yield from options_of(inner, f"{path}{field.name}.", typed)  # pyright: ignore
         elif _number(hint):
-            yield prefix + field.name, hint
+            yield path + field.name, "--" + (prefix + field.name).replace("_", "-"), hint
 
 
 def _holds_options(hint: Any) -> bool:
@@ -201,6 +203,10 @@ REQUIRED = {
     "export": ("--load-config", "a"),
     "evaluate": ("--load-config", "a"),
     "view": ("--load-config", "a"),
+    "objects": ("--load-config", "a"),
+    "diary": ("--load-config", "a"),
+    "batch": ("a", "--output", "b"),
+    "batch status": ("a",),
     "demo": (),
     "demo-scene": ("out",),
     "download": ("epic-diff", "--root", "out"),
@@ -240,8 +246,7 @@ def test_numbers_out_of_range_are_refused(command, capsys):
     kind = getattr(importlib.import_module(module), name)
     usual = tyro.cli(kind, args=REQUIRED[command])
     check_options(usual)
-    for i, (option, hint) in enumerate(options_of(kind)):
-        flag = "--" + option.replace("_", "-")
+    for i, (option, flag, hint) in enumerate(options_of(kind)):
         for typed in TYPED:
             try:
                 if i < 3:

@@ -164,7 +164,7 @@ def test_crops_answer_where_the_encoder_is_known(tmp_path, monkeypatch):
     wanted = Wanted(tasks=("objects", "affordances"), baselines=("lerf",))
 
     def scores(entry):
-        datamanager.feature_stores = {"image": SimpleNamespace(header=SimpleNamespace(text_encoder=entry))}
+        datamanager.feature_stores = {"image": SimpleNamespace(header=SimpleNamespace(text_encoder=entry), table=())}
         return evaluate(small_scene.KnowingModel(), datamanager, small_scene.make_query(), wanted=wanted)
 
     found = scores({"encoder": "colours"}).baselines["lerf"]

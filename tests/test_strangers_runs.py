@@ -106,8 +106,9 @@ def test_a_relative_scene_is_found_from_any_folder(folder: Path, monkeypatch: py
 
 def test_a_new_run_names_its_places_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = tmp_path / "work"
-    for name in ("tiny", "features", "video"):
-        (work / name).mkdir(parents=True)
+    write_tiny_scene(work / "tiny", extras=False)
+    for name in ("features", "video"):
+        (work / name).mkdir()
     monkeypatch.chdir(work)
     config = tiny_run.config(Path("tiny"), Path("../out"))
     config.pipeline.datamanager.feature_dir = Path("features")
