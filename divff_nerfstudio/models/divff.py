@@ -83,7 +83,7 @@ class DivFFModelConfig(PhasesConfig, LayeredModelConfig):
     evidence: Literal["off", "on", "auto"] = "off"
     """Whether what moves is looked for before anything is trained, see docs/separation.md. "auto" is settled when
     training starts: on, and with it `fields.carried`, where there are features, whose segments decide as one."""
-    evidence_weight: Weight = 1.0
+    evidence_weight: Weight = 3.0
     """Weight of `evidence_loss`, with evidence."""
     evidence_against: Share = 0.9
     """Weight, in it, of a layer's mask where it is not (Layered Motion Fusion: 1.0 against 1.1)."""
