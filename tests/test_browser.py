@@ -228,7 +228,9 @@ def test_a_click_says_what_is_there(panel: ViewerPage, own: Any) -> None:
     assert said[2] == max(shares, key=shares.__getitem__)
     assert panel.box("Question").input_value() == said[1]
     panel.wait(lambda: said[1] in panel.drawings, "the point in the legend")
-    assert coloured(seen)[int(down * seen.shape[0]), int(across * seen.shape[1])]
+    row, col = int(down * seen.shape[0]), int(across * seen.shape[1])
+    # The pixel itself may lie under the mark of the best point.
+    assert coloured(seen)[row - 20 : row + 21, col - 20 : col + 21].mean() > 0.5
 
 
 def test_several_questions_have_a_legend_marks_and_a_plot_over_time(panel: ViewerPage) -> None:
