@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import stat
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -45,6 +47,40 @@ def open_array(path: Path, dtype: Any, dimensions: int) -> np.memmap:
     if path.stat().st_size != array.offset + array.nbytes:
         raise ArrayFaultError("is truncated or damaged")
     return array
+
+
+def create_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """Maps a new .npy file, to be filled.
+
+    Raises:
+        OSError: If it cannot be written, or there is no room for all of it: a mapped page that finds the disk full
+            later kills the process.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with path.open("rb+") as file:
+        take_room(file, array.offset + array.nbytes)
+    return array
+
+
+def scratch_array(folder: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """Maps a new file without a name, which goes away with its last user.
+
+    Raises:
+        OSError: As `create_array`.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        take_room(file, math.prod(shape) * np.dtype(dtype).itemsize)
+        return np.memmap(file, dtype, "w+", shape=shape)
+
+
+def take_room(file: IO[bytes], size: int) -> None:
+    """Has the disk set so many bytes of a file apart, where it can.
+
+    Raises:
+        OSError: If it has not so many.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -258,14 +258,20 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         self._uses_evidence = True
 
     @cached_property
-    def _evidence(self) -> UInt8[Tensor, "frames height width 2"] | None:
-        """Labels of the training frames, looked for when training begins."""
+    def _labels(self) -> UInt8[np.ndarray, "frames height width 2"] | None:
+        """What was found to move in the training frames, looked for when training begins, memory-mapped."""
         if not self._uses_evidence:
             return None
-        dataset = self.train_dataset
-        CONSOLE.print("Looking for what moves: each place in all frames that see it.")
-        found = labels(dataset.scene, dataset.scene_indices.numpy(), self.feature_stores.get("image"), self.device)
-        return None if found is None else torch.from_numpy(found)
+        dataset, store = self.train_dataset, self.feature_stores.get("image")
+        found = labels(dataset.scene, dataset.scene_indices.numpy(), store, self.device)
+        return None if found is None else np.asarray(found)  # a memmap's own indexing costs more at each look-up
+
+    def _evidence(self, *place: Int[Tensor, "..."] | int) -> Float[Tensor, "rays 2"] | None:
+        """Chances of dynamic layer and actor at pixels (frame, row, column) of training frames, or of whole frames."""
+        if self._labels is None:
+            return None
+        found = np.array(self._labels[tuple(np.asarray(part) for part in place)])
+        return torch.from_numpy(found.reshape(-1, 2)).to(self.device).float() / 255
 
     def with_features(self, step: int) -> bool:
         """Whether training batches of this step carry feature targets."""
@@ -285,9 +291,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         batch: dict[str, Any] = dict(drawn)
         if self.with_features(step):
             batch["features"] = self._feature_targets(drawn["indices"])
-        if self._evidence is not None:
-            camera, row, column = drawn["indices"].unbind(-1)
-            batch["evidence"] = self._evidence[camera, row, column].to(self.device).float() / 255
+        if (evidence := self._evidence(*drawn["indices"].unbind(-1))) is not None:
+            batch["evidence"] = evidence
         return rays, batch
 
     def next_eval(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
@@ -406,8 +411,8 @@ class FrameDataManager(DivFFDataManager):
             "image_idx": index,
             "frame_index": int(dataset.scene_indices[index]),
         }
-        if self._evidence is not None:
-            batch["evidence"] = self._evidence[index].reshape(-1, 2).to(self.device).float() / 255
+        if (evidence := self._evidence(index)) is not None:
+            batch["evidence"] = evidence
         if self.with_features(step):
             pixels = torch.randperm(self._area)[: self.config.feature_pixels]
             width = dataset.scene.width

@@ -21,6 +21,7 @@ from divff_nerfstudio.features.pca import fit_feature_basis
 from divff_nerfstudio.features.text import text_encoder
 from divff_nerfstudio.models.base import LayeredModel, LayeredModelConfig
 from divff_nerfstudio.models.divff import DivFFModelConfig
+from divff_nerfstudio.models.separation import SeparationConfig
 from divff_nerfstudio.option_ranges import check_config
 from divff_nerfstudio.query import QueryConfig, build_query
 from divff_nerfstudio.render_options import check_eval_options, check_render_options
@@ -78,7 +79,7 @@ class DivFFPipeline(VanillaPipeline):
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)  # pyright: ignore
         if config.model.hotspot_weight > 0 and test_mode == "val":
             self.datamanager.use_hotspots()
-        if getattr(config.model, "evidence", "off") == "on":
+        if isinstance(config.model, SeparationConfig) and config.model.evidence == "on":
             self.datamanager.use_evidence()
         stores = self.datamanager.feature_stores
         self.datamanager.feature_start_step = self.model.schedule.heads_from

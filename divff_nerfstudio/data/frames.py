@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from divff_nerfstudio.arrays import ArrayFaultError, open_array
+from divff_nerfstudio.arrays import ArrayFaultError, create_array, open_array
 from divff_nerfstudio.atomic import atomic_path, remove_unfinished
 from divff_nerfstudio.cache_dirs import is_writable, user_cache_dir
 from divff_nerfstudio.errors import DivffError
@@ -196,11 +196,11 @@ def open_frames(
     """
     shape = (len(paths), height, width, 3)
     cache = cache_folder(root) / f"frames-{_fingerprint(paths, width, height)}.npy"
-    if (frames := _open_cache(cache, shape)) is not None:
+    if (frames := open_cache(cache, shape)) is not None:
         return frames
     try:
         with _alone_with(cache):
-            if (frames := _open_cache(cache, shape)) is not None:
+            if (frames := open_cache(cache, shape)) is not None:
                 return frames
             remove_unfinished(cache.parent, "frames-*")
             with atomic_path(cache) as temporary:
@@ -211,7 +211,7 @@ def open_frames(
             "name another folder in the environment variable DIVFF_CACHE_DIR."
         ) from error
     _remove_old(cache.parent, cache)
-    frames = _open_cache(cache, shape)
+    frames = open_cache(cache, shape)
     if frames is None:
         raise SceneError(f"{cache} changed while it was written: start again when no other process edits the scene.")
     return frames
@@ -223,7 +223,8 @@ def _alone_with(cache: Path) -> AbstractContextManager[None]:
     return locked(cache.with_name("frames"), busy, waiting=lambda: None, keep=False)
 
 
-def _open_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def open_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Maps bytes that were derived from a scene; None where there is no whole file of that shape."""
     try:
         frames = open_array(cache, np.uint8, len(shape))
     except (OSError, ArrayFaultError):
@@ -232,10 +233,7 @@ def _open_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _decode_all(target: Path, paths: Sequence[Path], shape: tuple[int, ...]) -> None:
-    frames = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # at once: a mapped page that finds the disk full later kills the process
-        with target.open("rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, target.stat().st_size)
+    frames = create_array(target, np.uint8, shape)
 
     def decode(index: int) -> None:
         frame = decode_frame(paths[index])

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-from dataclasses import asdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
+from nerfstudio.utils.rich_utils import get_progress
 
+from divff_nerfstudio.arrays import create_array, scratch_array
 from divff_nerfstudio.atomic import atomic_path
-from divff_nerfstudio.data.frames import cache_folder
+from divff_nerfstudio.data.frames import SceneError, cache_folder, open_cache
 from divff_nerfstudio.data.scene import Scene
-from divff_nerfstudio.evidence.sightings import LEAST_FRAMES, Views, settle_tolerance, sightings
-from divff_nerfstudio.evidence.votes import vote
+from divff_nerfstudio.evidence.sightings import LEAST_FRAMES, Asked, Views, settle_tolerance, sightings
+from divff_nerfstudio.evidence.votes import count, decide, of_kinds
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import NO_FEATURE, FeatureStore
 
 Labels = UInt8[np.ndarray, "frames height width 2"]
 """Chances of dynamic layer and actor, in 1/255, of the training frames in their order."""
 
-_VERSION = 1
+_VERSION = 2
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2
-_OTHERS = 72
+_VIEWS = 72
 """Frames in which a place is looked for, at most, spread over the video."""
+_TRIED = 4
+"""Frames from which the tolerance is settled."""
+_ASKED_SEGMENTS = 8192
+"""Segments that are asked what things of their looks do, at most, spread over the video."""
 _KEPT, _KEPT_WIDTH = 0.85, 0.05
 """Share of the frames in which the room looks the same, nearly, and how sharp that bound is."""
 _RESTS, _RESTS_WIDTH = 0.29, 0.06
@@ -45,7 +51,7 @@ _COLOUR_SPREAD = 4.0
 def labels(
     scene: Scene, indices: Int[np.ndarray, "frames"], store: FeatureStore | None, device: torch.device | str = "cpu"
 ) -> Labels | None:
-    """The labels of a scene's training frames, computed once and kept in the scene's cache.
+    """The labels of a scene's training frames, computed once and kept in the scene's cache, memory-mapped.
 
     Args:
         scene: The scene.
@@ -55,94 +61,172 @@ def labels(
 
     Returns:
         Labels; None for a video so short that places are not seen often enough.
+
+    Raises:
+        SceneError: If they cannot be kept.
     """
     if len(indices) <= LEAST_FRAMES:
         return None
     shape = (len(indices), scene.height, scene.width, 2)
     path = cache_folder(scene.root) / f"evidence-{_fingerprint(scene, indices, store)}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        kept = np.load(path, allow_pickle=False)
-        if kept.shape == shape and kept.dtype == np.uint8:
-            return kept
-    found = _labels(scene, indices, store, device)
-    with contextlib.suppress(OSError), atomic_path(path) as temporary:  # what cannot be kept is computed again
-        np.save(temporary, found)
+    if (kept := open_cache(path, shape)) is not None:
+        return kept
+    try:
+        with atomic_path(path) as temporary:
+            _write(create_array(temporary, np.uint8, shape), scene, indices, store, device, path.parent)
+    except OSError as error:
+        raise SceneError(
+            f"What was found to move cannot be kept in {path.parent} ({error.strerror or error}): make room there, or "
+            "name another folder in the environment variable DIVFF_CACHE_DIR."
+        ) from error
+    found = open_cache(path, shape)
+    assert found is not None
     return found
 
 
-def _labels(
-    scene: Scene, indices: Int[np.ndarray, "frames"], store: FeatureStore | None, device: torch.device | str
-) -> Labels:
-    pictures = np.asarray(scene.frames)[indices]
-    kept, rests = _seen(scene, indices, pictures, device)
-    moves = _logistic((_KEPT - kept) / _KEPT_WIDTH)
-    resting = _logistic((rests - _RESTS) / _RESTS_WIDTH)
-    segments, looks, spread = _of_colours(pictures) if store is None else _of_features(scene, indices, store)
-    moves, resting = vote(segments, looks, spread, moves, resting)
-    moves = _logistic((moves - _SURE) / _SURE_WIDTH)
-    resting = _logistic((resting - _OBJECT) / _OBJECT_WIDTH)
-    return np.round(255 * np.stack((moves * resting, moves * (1 - resting)), -1)).astype(np.uint8)
+def _write(
+    found: Labels,
+    scene: Scene,
+    indices: np.ndarray,
+    store: FeatureStore | None,
+    device: torch.device | str,
+    folder: Path,
+) -> None:
+    """Computes the labels, one frame at a time in two rounds: what each frame sees, and what segments make of it."""
+    things = _Colours() if store is None else _Stored(store)
+    views, asked = _views(scene, indices, device)
+    tried = [asked((2 * i + 1) * len(indices) // (2 * _TRIED)) for i in range(_TRIED)]
+    tolerance = settle_tolerance(views, tried, _STRIDE)
+    rows, columns = ((side + _STRIDE - 1) // _STRIDE for side in views.size)
+    seen = scratch_array(folder, np.float32, (len(indices), 2, rows, columns))
+    segments = scratch_array(folder, np.int32, found.shape[:3])
+    votes = []
+    with get_progress("Looking for what moves") as progress:
+        for k in progress.track(range(len(indices))):
+            seen[k] = torch.stack(sightings(views, asked(k), _STRIDE, tolerance)).cpu().numpy()
+            segments[k], number = things.split(scene, int(indices[k]))
+            votes.append(count(segments[k], number, *_chances(seen[k], found.shape[1:3])))
+    others, theirs = _asked_segments(scene, indices, segments, things, votes)
+    for k, own in enumerate(votes):
+        chances = _chances(seen[k], found.shape[1:3])
+        kinds = of_kinds(things.looks(scene, int(indices[k]), segments[k]), others, theirs, things.spread)
+        moves, resting = decide(segments[k], own, kinds, *chances)
+        moves = _logistic((moves - _SURE) / _SURE_WIDTH)
+        resting = _logistic((resting - _OBJECT) / _OBJECT_WIDTH)
+        found[k] = np.round(255 * np.stack((moves * resting, moves * (1 - resting)), -1)).astype(np.uint8)
 
 
-def _seen(
-    scene: Scene, indices: np.ndarray, pictures: np.ndarray, device: torch.device | str
-) -> tuple[Float[np.ndarray, "frames height width"], Float[np.ndarray, "frames height width"]]:
-    """`sightings` of all training frames, at the frames' own size."""
+def _views(scene: Scene, indices: np.ndarray, device: torch.device | str) -> tuple[Views, Callable[[int], Asked]]:
+    """The frames to look at, in their working size, and what gives any of the training frames by its place."""
     factor = max(1, round((scene.height * scene.width / _WORKING_PIXELS) ** 0.5))
     size = max(1, scene.height // factor), max(1, scene.width // factor)
-    small = torch.cat(
-        [
-            F.interpolate(torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255, size=size, mode="area")
-            for part in np.array_split(pictures, max(1, len(pictures) // 16))
-        ]
-    ).permute(0, 2, 3, 1)
     across, down = size[1] / scene.width, size[0] / scene.height
     fx, cx, fy, cy = scene.intrinsics[[0, 0, 1, 1], [0, 2, 1, 2]].tolist()
+
+    def asked(place: int) -> Asked:
+        picture = torch.from_numpy(scene.frame(int(indices[place]))).permute(2, 0, 1)[None].float() / 255
+        small = F.interpolate(picture, size=size, mode="area")[0].permute(1, 2, 0)
+        return Asked(place, small.to(device), torch.from_numpy(scene.camera_to_worlds[indices[place]]).to(device))
+
+    places = np.unique(np.linspace(0, len(indices) - 1, min(_VIEWS, len(indices))).round().astype(int)).tolist()
+    frames = [asked(place) for place in places]
     views = Views(
-        small.to(device),
-        torch.from_numpy(scene.camera_to_worlds[indices]).to(device),
+        places,
+        torch.stack([frame.picture for frame in frames]),
+        torch.stack([frame.pose for frame in frames]),
         (fx * across, fy * down, cx * across, cy * down),
         float(np.median(scene.nears[indices])),
         float(np.median(scene.fars[indices])),
     )
-    others = np.unique(np.linspace(0, len(indices) - 1, min(_OTHERS, len(indices))).round().astype(int)).tolist()
-    tolerance = settle_tolerance(views, others, _STRIDE)
-    parts = [torch.stack(sightings(views, frame, others, _STRIDE, tolerance)) for frame in range(len(indices))]
-    full = F.interpolate(torch.stack(parts), size=(scene.height, scene.width), mode="nearest").cpu().numpy()
-    return full[:, 0], full[:, 1]
+    return views, asked
 
 
-def _of_features(
-    scene: Scene, indices: np.ndarray, store: FeatureStore
-) -> tuple[Int[np.ndarray, "frames height width"], Float[np.ndarray, "segments dim"], float]:
-    """Segments and their features, of unit length."""
-    rows, columns = ((np.arange(side) + 0.5) / side for side in (scene.height, scene.width))
-    segments, looks, count = [], [], 0
-    for frame in indices:
-        index, table = store.frame_features(int(frame))
+def _chances(
+    seen: Float[np.ndarray, "2 rows columns"], size: tuple[int, int]
+) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
+    """Chance of each pixel of a frame that it moves, and that it rests if so, from its sightings."""
+    kept, rests = F.interpolate(torch.from_numpy(seen)[None], size=size, mode="nearest")[0].numpy()
+    return _logistic((_KEPT - kept) / _KEPT_WIDTH), _logistic((rests - _RESTS) / _RESTS_WIDTH)
+
+
+def _asked_segments(
+    scene: Scene, indices: np.ndarray, segments: np.ndarray, things: _Things, votes: list[np.ndarray]
+) -> tuple[Float[np.ndarray, "asked dim"], Float[np.ndarray, "asked 3"]]:
+    """Looks and votes of segments spread over the video, all where there are few."""
+    first = np.concatenate(([0], np.cumsum([len(own) for own in votes])))
+    chosen = np.unique(np.linspace(0, first[-1] - 1, min(_ASKED_SEGMENTS, first[-1])).round().astype(int))
+    looks, theirs = [], []
+    for k, own in enumerate(votes):
+        local = chosen[(chosen >= first[k]) & (chosen < first[k + 1])] - first[k]
+        if len(local):
+            looks.append(things.looks(scene, int(indices[k]), segments[k])[local])
+            theirs.append(own[local])
+    return (np.concatenate(looks), np.concatenate(theirs)) if looks else (np.zeros((0, 1)), np.zeros((0, 3)))
+
+
+class _Things(Protocol):
+    """What votes together."""
+
+    spread: float
+    """Distance of looks of one thing."""
+
+    def split(self, scene: Scene, frame: int) -> tuple[Int[np.ndarray, "height width"], int]:
+        """The segment of each pixel of a frame, -1 where there is none, and how many there are."""
+        ...
+
+    def looks(
+        self, scene: Scene, frame: int, segments: Int[np.ndarray, "height width"]
+    ) -> Float[np.ndarray, "segments dim"]:
+        """How they look."""
+        ...
+
+
+class _Stored:
+    """Segments with stored features, which are their looks."""
+
+    spread = _FEATURE_SPREAD
+
+    def __init__(self, store: FeatureStore):
+        self._store = store
+
+    def split(self, scene: Scene, frame: int) -> tuple[Int[np.ndarray, "height width"], int]:
+        """See `_Things`."""
+        index, table = self._store.frame_features(frame)
+        rows, columns = ((np.arange(side) + 0.5) / side for side in (scene.height, scene.width))
         local = index[(rows * index.shape[0]).astype(int)[:, None], (columns * index.shape[1]).astype(int)]
-        segments.append(np.where(local == NO_FEATURE, -1, local.astype(np.int64) + count))
-        looks.append(table / np.maximum(np.linalg.norm(table, axis=-1, keepdims=True), 1e-6))
-        count += len(table)
-    return np.stack(segments), np.concatenate(looks), _FEATURE_SPREAD
+        return np.where(local == NO_FEATURE, -1, local.astype(np.int32)), len(table)
+
+    def looks(
+        self, scene: Scene, frame: int, segments: Int[np.ndarray, "height width"]
+    ) -> Float[np.ndarray, "segments dim"]:
+        """Features of unit length."""
+        del scene, segments
+        table = self._store.frame_features(frame)[1]
+        return table / np.maximum(np.linalg.norm(table, axis=-1, keepdims=True), 1e-6)
 
 
-def _of_colours(
-    pictures: UInt8[np.ndarray, "frames height width 3"],
-) -> tuple[Int[np.ndarray, "frames height width"], Float[np.ndarray, "segments 3"], float]:
-    """Regions of one colour and their mean colours."""
-    from skimage.color import rgb2lab
+class _Colours:
+    """Regions of one colour, which look like their mean colour (CIELAB)."""
 
-    segmenter = ColourSegmenterConfig().setup()
-    segments, looks, count = [], [], 0
-    for picture in pictures:
-        found = segmenter.segment(picture)
-        number, colours = int(found.max()) + 1, rgb2lab(picture).reshape(-1, 3)
-        sums = [np.bincount(found.ravel(), colours[:, channel], number) for channel in range(3)]
-        looks.append(np.stack(sums, -1) / np.bincount(found.ravel(), minlength=number)[:, None])
-        segments.append(found + count)
-        count += number
-    return np.stack(segments), np.concatenate(looks), _COLOUR_SPREAD
+    spread = _COLOUR_SPREAD
+
+    def __init__(self):
+        self._segmenter = ColourSegmenterConfig().setup()
+
+    def split(self, scene: Scene, frame: int) -> tuple[Int[np.ndarray, "height width"], int]:
+        """See `_Things`."""
+        segments = self._segmenter.segment(scene.frame(frame))
+        return segments, int(segments.max()) + 1
+
+    def looks(
+        self, scene: Scene, frame: int, segments: Int[np.ndarray, "height width"]
+    ) -> Float[np.ndarray, "segments 3"]:
+        """Mean colours."""
+        from skimage.color import rgb2lab
+
+        colours = rgb2lab(scene.frame(frame)).reshape(-1, 3)
+        sums = [np.bincount(segments.ravel(), colours[:, channel]) for channel in range(3)]
+        return (np.stack(sums, -1) / np.bincount(segments.ravel())[:, None]).astype(np.float32)
 
 
 def _logistic(values: np.ndarray) -> np.ndarray:
@@ -150,13 +234,9 @@ def _logistic(values: np.ndarray) -> np.ndarray:
 
 
 def _fingerprint(scene: Scene, indices: np.ndarray, store: FeatureStore | None) -> str:
-    """Changes with anything that labels are made from."""
-    digest = hashlib.sha256(f"evidence {_VERSION}".encode())
+    """Changes with anything that labels are made from; of frames and features, with their files' sizes and times."""
+    frames = Path(cast(np.memmap, scene.frames).filename or "").name  # it changes with any of them
+    digest = hashlib.sha256(f"evidence {_VERSION} {frames} {'' if store is None else store.seal}".encode())
     for part in (indices, scene.camera_to_worlds, scene.nears, scene.fars, scene.intrinsics):
         digest.update(np.ascontiguousarray(part).tobytes())
-    for frame in indices:
-        digest.update(np.ascontiguousarray(scene.frames[frame]).tobytes())
-    if store is not None:
-        digest.update(json.dumps(asdict(store.header), sort_keys=True).encode())
-        digest.update(np.ascontiguousarray(store.table).tobytes())
     return digest.hexdigest()[:20]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -36,11 +37,13 @@ class Sightings(NamedTuple):
 
 @dataclass(frozen=True)
 class Views:
-    """Frames in the order of time, with their cameras."""
+    """Frames in which places are looked for, with their cameras."""
 
-    pictures: Float[Tensor, "frames height width 3"]
+    numbers: Sequence[int]
+    """Their places in the order of time, ascending."""
+    pictures: Float[Tensor, "views height width 3"]
     """Colours in [0, 1]."""
-    poses: Float[Tensor, "frames 3 4"]
+    poses: Float[Tensor, "views 3 4"]
     """Camera to world: columns right, up, back, position."""
     intrinsics: Sequence[float]
     """fx, fy, cx, cy in pixels of the pictures."""
@@ -54,60 +57,74 @@ class Views:
         """Height and width."""
         return int(self.pictures.shape[1]), int(self.pictures.shape[2])
 
+    @cached_property
+    def ranges(self) -> tuple[Float[Tensor, "views pixels 3"], Float[Tensor, "views pixels 3"]]:
+        """Least and largest colours of each pixel and its eight neighbours: a sweep meets no pixel in its middle."""
+        padded = F.pad(self.pictures.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="replicate")
+        least, largest = -F.max_pool2d(-padded, 3, 1), F.max_pool2d(padded, 3, 1)
+        return least.flatten(2).permute(0, 2, 1), largest.flatten(2).permute(0, 2, 1)
 
-def sightings(views: Views, frame: int, others: Sequence[int], stride: int, tolerance: float) -> Sightings:
+
+class Asked(NamedTuple):
+    """A frame whose pixels are asked about."""
+
+    number: int
+    """Its place in the order of time."""
+    picture: Float[Tensor, "height width 3"]
+    """Of the size of the views' pictures."""
+    pose: Float[Tensor, "3 4"]
+    """Camera to world."""
+
+
+def sightings(views: Views, asked: Asked, stride: int, tolerance: float) -> Sightings:
     """Looks at the places that a frame's pixels may show in other frames.
 
     Args:
-        views: All frames.
-        frame: Whose pixels are asked about.
-        others: The frames to look at, in the order of time.
+        views: The frames to look at; the asked one, if it is among them, is passed over.
+        asked: Whose pixels are asked about.
         stride: Every which row and column of pixels is asked about.
         tolerance: Largest difference of a colour to the range of colours around the place in another frame.
 
     Returns:
         Of the asked pixels, (rows, columns).
     """
-    rows, columns, points, own = _places(views, frame, stride)
-    others = [other for other in others if other != frame]
+    rows, columns, points, own = _places(views, asked, stride)
+    others = [view for view, number in enumerate(views.numbers) if number != asked.number]
     pixels = len(own)
     same = torch.zeros(len(others), pixels * DEPTHS, device=points.device)
     seen = torch.zeros_like(same)
     colours = own[:, None].expand(-1, DEPTHS, -1).reshape(-1, 3)
-    for row, other in enumerate(others):
-        inside, at = _project(views, other, points)
-        low, high = _ranges(views.pictures[other])
-        differs = torch.maximum(low[at] - colours, colours - high[at]).amax(-1)
+    low, high = views.ranges
+    for row, view in enumerate(others):
+        inside, at = _project(views, view, points)
+        differs = torch.maximum(low[view, at] - colours, colours - high[view, at]).amax(-1)
         seen[row] = inside.float()
         same[row] = (inside & (differs <= tolerance)).float()
     count = seen.sum(0)
     share = torch.where(count >= LEAST_FRAMES, same.sum(0) / count.clamp_min(1), 0.0).view(pixels, DEPTHS)
     kept = torch.where((count.view(pixels, DEPTHS) >= LEAST_FRAMES).any(-1), share.amax(-1), 1.0)
-    before = sum(other < frame for other in others)
+    before = sum(views.numbers[view] < asked.number for view in others)
     rests = _rests(same.view(-1, pixels, DEPTHS), seen.view(-1, pixels, DEPTHS), before) / max(1, len(others))
     return Sightings(kept.view(rows, columns), rests.view(rows, columns))
 
 
-def settle_tolerance(views: Views, others: Sequence[int], stride: int, frames: int = 4) -> float:
+def settle_tolerance(views: Views, tried: Sequence[Asked], stride: int) -> float:
     """The least tolerance at which half of a few frames' pixels look the same nearly everywhere: the pictures' noise.
 
     Args:
-        views: All frames.
-        others: See `sightings`.
+        views: See `sightings`.
+        tried: The frames.
         stride: See `sightings`.
-        frames: How many frames are tried.
     """
-    count = len(views.pictures)
-    tried = [(2 * i + 1) * count // (2 * frames) for i in range(min(frames, count))]
     for tolerance in _TOLERANCES:
-        kept = torch.cat([sightings(views, frame, others, 2 * stride, tolerance).kept.flatten() for frame in tried])
+        kept = torch.cat([sightings(views, asked, 2 * stride, tolerance).kept.flatten() for asked in tried])
         if float(kept.median()) >= _SETTLED:
             return tolerance
     return _TOLERANCES[-1]
 
 
 def _places(
-    views: Views, frame: int, stride: int
+    views: Views, asked: Asked, stride: int
 ) -> tuple[int, int, Float[Tensor, "points 3"], Float[Tensor, "pixels 3"]]:
     """Rows and columns of asked pixels, the places that they may show (all depths of a pixel together), and colours."""
     height, width = views.size
@@ -119,28 +136,20 @@ def _places(
     directions = torch.stack(((column + 0.5 - cx) / fx, -(row + 0.5 - cy) / fy, -torch.ones_like(row)), -1)
     inverse = torch.linspace(1 / (NEARER * views.near), 1 / (FARTHER * views.far), DEPTHS, device=device)
     local = directions.reshape(-1, 1, 3) / inverse[:, None]
-    pose = views.poses[frame]
-    points = (local @ pose[:, :3].T + pose[:, 3]).reshape(-1, 3)
-    return row.shape[0], row.shape[1], points, views.pictures[frame, row, column].reshape(-1, 3)
+    points = (local @ asked.pose[:, :3].T + asked.pose[:, 3]).reshape(-1, 3)
+    return row.shape[0], row.shape[1], points, asked.picture[row, column].reshape(-1, 3)
 
 
-def _project(views: Views, frame: int, points: Float[Tensor, "points 3"]) -> tuple[Bool[Tensor, "points"], Tensor]:
-    """Which places a frame sees, and the number of the pixel where."""
+def _project(views: Views, view: int, points: Float[Tensor, "points 3"]) -> tuple[Bool[Tensor, "points"], Tensor]:
+    """Which places a view sees, and the number of the pixel where."""
     height, width = views.size
     fx, fy, cx, cy = views.intrinsics
-    pose = views.poses[frame]
+    pose = views.poses[view]
     x, y, z = ((points - pose[:, 3]) @ pose[:, :3]).unbind(-1)
     depth = (-z).clamp_min(1e-6 * views.near)
     column, row = fx * x / depth + cx, -fy * y / depth + cy
     inside = (-z > 0.3 * views.near) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
     return inside, row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
-
-
-def _ranges(picture: Float[Tensor, "height width 3"]) -> tuple[Float[Tensor, "p 3"], Float[Tensor, "p 3"]]:
-    """Least and largest colours of each pixel and its eight neighbours: a sweep meets no pixel in its middle."""
-    padded = F.pad(picture.permute(2, 0, 1)[None], (1, 1, 1, 1), mode="replicate")
-    high, low = F.max_pool2d(padded, 3, 1), -F.max_pool2d(-padded, 3, 1)
-    return low[0].permute(1, 2, 0).reshape(-1, 3), high[0].permute(1, 2, 0).reshape(-1, 3)
 
 
 def _rests(

@@ -24,49 +24,66 @@ def alike(
     return np.exp(-np.maximum(squares, 0) / (2 * spread**2))
 
 
-def vote(
-    segments: Int[np.ndarray, "frames height width"],
-    looks: Float[np.ndarray, "segments dim"],
-    spread: float,
-    moves: Float[np.ndarray, "frames height width"],
-    rests: Float[np.ndarray, "frames height width"],
-) -> tuple[Float[np.ndarray, "frames height width"], Float[np.ndarray, "frames height width"]]:
-    """Lets pixels vote.
+def count(
+    segments: Int[np.ndarray, "height width"],
+    number: int,
+    moves: Float[np.ndarray, "height width"],
+    rests: Float[np.ndarray, "height width"],
+) -> Float[np.ndarray, "segments 3"]:
+    """Counts a frame's votes.
 
     Args:
-        segments: Number of each pixel's segment, over all frames; -1 where there is none, whose pixels stand alone.
-        looks: How each segment looks: a feature, or a colour.
-        spread: See `alike`.
+        segments: Number of each pixel's segment in the frame; -1 where there is none.
+        number: How many there are.
         moves: Chance of each pixel that it shows something that is not always there.
         rests: Of what so moves, the chance that it rests around that time.
 
     Returns:
-        Both after the vote.
+        For each segment the pixels, those that move, and those that move and rest.
     """
-    flat, inside = segments.reshape(-1), segments.reshape(-1) >= 0
+    inside, parts = segments >= 0, (np.ones_like(moves), moves, moves * rests)
+    return np.stack([np.bincount(segments[inside], part[inside], number) for part in parts], -1)
+
+
+def of_kinds(
+    looks: Float[np.ndarray, "segments dim"],
+    others: Float[np.ndarray, "others dim"],
+    votes: Float[np.ndarray, "others 3"],
+    spread: float,
+) -> Float[np.ndarray, "segments 3"]:
+    """The votes of all that looks like each segment.
+
+    Args:
+        looks: How segments look: features, or colours.
+        others: How those look that are asked.
+        votes: Theirs.
+        spread: See `alike`.
+    """
+    found = np.zeros((len(looks), 3))
+    for start in range(0, len(looks), _BLOCK):
+        found[start : start + _BLOCK] = alike(looks[start : start + _BLOCK], others, spread) @ votes
+    return found
+
+
+def decide(
+    segments: Int[np.ndarray, "height width"],
+    own: Float[np.ndarray, "segments 3"],
+    kinds: Float[np.ndarray, "segments 3"],
+    moves: Float[np.ndarray, "height width"],
+    rests: Float[np.ndarray, "height width"],
+) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
+    """What becomes of a frame's `moves` and `rests` by the votes of its segments (`count`) and `of_kinds`.
+
+    Pixels without a segment stand alone.
+    """
+    inside = segments >= 0
     if not inside.any():
         return moves, rests
-    count = len(looks)
-
-    def total(values: np.ndarray) -> np.ndarray:
-        return np.bincount(flat[inside], values.reshape(-1)[inside], count)
-
-    area, moving, resting = total(np.ones_like(moves)), total(moves), total(moves * rests)
-    sums = np.zeros((count, 3))
-    columns = np.stack((area, moving, resting), -1)
-    looks = np.asarray(looks, np.float32)
-    for start in range(0, count, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        sums[block] = alike(looks[block], looks, spread) @ columns
-    own_moves, own_rests = _ratio(moving, area), _ratio(resting, moving)
-    kind_moves, kind_rests = _ratio(sums[:, 1], sums[:, 0]), _ratio(sums[:, 2], sums[:, 1])
-    place = np.where(inside, flat, 0)
-    voted_moves = _PIXEL * moves.reshape(-1) + (_SEGMENT * own_moves + _KIND * kind_moves)[place]
-    voted_rests = (own_rests + 2 * kind_rests)[place] / 3  # what is carried now rests at other times
-    return (
-        np.where(inside, voted_moves, moves.reshape(-1)).reshape(moves.shape),
-        np.where(inside, voted_rests, rests.reshape(-1)).reshape(rests.shape),
-    )
+    voted = _SEGMENT * _ratio(own[:, 1], own[:, 0]) + _KIND * _ratio(kinds[:, 1], kinds[:, 0])
+    # What is carried now rests at other times.
+    resting = (_ratio(own[:, 2], own[:, 1]) + 2 * _ratio(kinds[:, 2], kinds[:, 1])) / 3
+    place = np.where(inside, segments, 0)
+    return np.where(inside, _PIXEL * moves + voted[place], moves), np.where(inside, resting[place], rests)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

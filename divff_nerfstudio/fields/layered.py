@@ -56,7 +56,7 @@ class LayeredFieldConfig(InstantiateConfig):
     permanence: bool = True
     """Let the dynamic layer take away what the static layer has kept."""
     carried: bool = False
-    """Let what the hands carry be drawn in the actor's space and count as dynamic."""
+    """Let what the hands carry be drawn in the actor's space and count as dynamic; comes with `evidence` "auto"."""
     shadow: bool = True
     """Model the actor's shadow, which darkens the static layer."""
 

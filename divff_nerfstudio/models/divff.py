@@ -18,10 +18,11 @@ from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.models.base import LayeredModel, LayeredModelConfig, pictures_of
 from divff_nerfstudio.models.schedule import PhasesConfig, Schedule
 from divff_nerfstudio.models.separation import (
-    evidence_loss,
+    SeparationConfig,
+    layer_losses,
     persistence_loss,
     proposal_loss,
-    shadow_loss,
+    room_loss,
     uncertain_photometric,
 )
 from divff_nerfstudio.rendering import (
@@ -36,11 +37,11 @@ from divff_nerfstudio.rendering import (
     transmittance,
     weights_alone,
 )
-from divff_nerfstudio.schema import Positive, Share, Size, Weight
+from divff_nerfstudio.schema import Positive, Size, Weight
 
 
 @dataclass
-class DivFFModelConfig(PhasesConfig, LayeredModelConfig):
+class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Options of the default model."""
 
     steps_by_device: ClassVar[Mapping[str, int]] = {"cuda": 20000, "cpu": 5000}
@@ -62,40 +63,18 @@ class DivFFModelConfig(PhasesConfig, LayeredModelConfig):
     """Where rays start, in units of their frame's near: the actor is closer than the room."""
     farthest: Positive = 1.25
     """Where rays end, in units of their frame's far, which is measured along the optical axis."""
-    least_uncertainty: Positive = 0.03
-    """Standard deviation of the colours of the static layer (DIV-FF)."""
-    photometric_static_weight: Weight = 10.0
-    """Weight of the absolute error while the static layer is trained alone."""
     proposal_weight: Weight = 10.0
     """Weight of the proposal's loss."""
     dynamic_density_weight: Weight = 0.01
     """Weight of the dynamic layer's mean density (DIV-FF)."""
     actor_density_weight: Weight = 0.003
     """Weight of the actor's mean density (DIV-FF)."""
-    mask_weight: Weight = 0.1
-    """Cost of a ray that a moving layer explains; it rises over a quarter of the geometry, from static-first on."""
     persistence_weight: Weight = 0.3
     """Weight of `persistence_loss`."""
     persistence_points: Size = 256
     """Points at which it is measured, per step."""
     persistence_moments: Size = 8
     """Moments at which it is measured, per point."""
-    evidence: Literal["off", "on", "auto"] = "off"
-    """Whether what moves is looked for before anything is trained, see docs/separation.md. "auto" is settled when
-    training starts: on, and with it `fields.carried`, where there are features, whose segments decide as one."""
-    evidence_weight: Weight = 3.0
-    """Weight of `evidence_loss`, with evidence."""
-    evidence_against: Share = 0.9
-    """Weight, in it, of a layer's mask where it is not (Layered Motion Fusion: 1.0 against 1.1)."""
-    static_weight: Weight = 3.0
-    """Weight of the static layer's own absolute error where nothing moves: without it, a shadow over everything and a
-    room that is brighter by as much look the same."""
-    enclosure_weight: Weight = 0.1
-    """Weight of rays that leave the static layer: a room is closed, also behind the actor."""
-    shadow_weight: Weight = 3.0
-    """Weight of `shadow_loss`."""
-    shadow_tolerance: Positive = 0.04
-    """How far, in colour, a shadowed room may be from a darker multiple of itself."""
     regulariser_weight: Weight = 0.3
     """Weight of the regulariser's loss."""
     rgb_while_heads: Literal["off", "on"] = "off"
@@ -106,10 +85,8 @@ class DivFFModelConfig(PhasesConfig, LayeredModelConfig):
         steps = steps or self.steps_by_device[device]
         data.train_num_rays_per_batch = data.train_num_rays_per_batch or self.rays_by_device[device]
         self.settle_phases(steps)
-        if self.evidence == "auto":
-            voted = data.features == "all" or (data.features == "auto" and data.survey()[1])
-            self.evidence = "on" if voted else "off"
-            self.fields.carried = self.fields.carried or voted
+        if self.settle_evidence(data):
+            self.fields.carried = True
         return steps
 
     def staged(self) -> Schedule:
@@ -237,32 +214,24 @@ class DivFFModel(LayeredModel):
         losses = {"proposal": config.proposal_weight * proposal_loss(*outputs["proposal"])}
         losses["enclosure"] = config.enclosure_weight * (1 - outputs["enclosed"]).mean()
         evidence = outputs.get("evidence")
-        room = torch.ones_like(target[:, 0]) if evidence is None else 1 - evidence.sum(-1)
         if self.static_only:
-            error = (outputs["rgb"] - target).abs().mean(-1)
-            losses["photometric"] = config.photometric_static_weight * (room * error).mean()
+            losses["photometric"] = room_loss(config, outputs["rgb"], target, evidence)
             return losses
         losses["photometric"] = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"])
-        densities, masks = outputs["densities"], outputs["masks"]
+        densities = outputs["densities"]
         losses["density"] = (
             config.dynamic_density_weight * densities["dynamic"].mean()
             + config.actor_density_weight * densities["actor"].mean()
         )
-        moving = torch.stack(list(masks.values())).sum(0)
-        losses["mask"] = config.mask_weight * self.schedule.ramp(self.step) * moving.mean()
-        apart = room * (1 - moving.detach()).clamp_min(0) * (outputs["rgb_static"] - target).abs().mean(-1)
-        losses["static"] = config.static_weight * apart.mean()
-        if evidence is not None:
-            pull = evidence_loss(masks.values(), evidence, config.evidence_against)
-            losses["evidence"] = config.evidence_weight * pull
-        if config.fields.shadow:
-            losses["shadow"] = config.shadow_weight * shadow_loss(
-                outputs["shadow"],
-                moving * room,
-                outputs["rgb_static"],
-                target,
-                config.shadow_tolerance,
-            )
+        losses |= layer_losses(
+            config,
+            self.schedule.ramp(self.step),
+            outputs["masks"],
+            outputs["rgb_static"],
+            outputs["shadow"] if config.fields.shadow else None,
+            target,
+            evidence,
+        )
         if config.persistence_weight > 0:
             losses["persistence"] = config.persistence_weight * self._persistence(outputs)
         return losses

@@ -2,16 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from nerfstudio.cameras.rays import RaySamples
+from nerfstudio.configs.base_config import PrintableConfig
 from nerfstudio.model_components.losses import lossfun_outer, ray_samples_to_sdist
 from torch import Tensor
 
+from divff_nerfstudio.datamanager import DivFFDataManagerConfig
+from divff_nerfstudio.fields.layers import Layer
 from divff_nerfstudio.rendering import ProposalSamples
+from divff_nerfstudio.schema import Positive, Share, Weight
+
+
+@dataclass
+class SeparationConfig(PrintableConfig):
+    """Options of what tells the layers apart, for fields and Gaussians."""
+
+    least_uncertainty: Positive = 0.03
+    """Standard deviation of the colours of the static layer (DIV-FF)."""
+    photometric_static_weight: Weight = 10.0
+    """Weight of the absolute error while the static layer is trained alone."""
+    mask_weight: Weight = 0.1
+    """Cost of a pixel that a moving layer explains; it rises over a quarter of the geometry, from static-first on."""
+    evidence: Literal["off", "on", "auto"] = "off"
+    """Whether what moves is looked for before anything is trained, see docs/separation.md. "auto" is settled when
+    training starts: on where there are features, whose segments decide as one."""
+    evidence_weight: Weight = 3.0
+    """Weight of `evidence_loss`, with evidence."""
+    evidence_against: Share = 0.9
+    """Weight, in it, of a layer's mask where it is not (Layered Motion Fusion: 1.0 against 1.1)."""
+    static_weight: Weight = 3.0
+    """Weight of the static layer's own absolute error where nothing moves: without it, a shadow over everything and a
+    room that is brighter by as much look the same."""
+    enclosure_weight: Weight = 0.1
+    """Weight of pixels that see through the static layer: a room is closed, also behind the actor."""
+    shadow_weight: Weight = 3.0
+    """Weight of `shadow_loss`."""
+    shadow_tolerance: Positive = 0.04
+    """How far, in colour, a shadowed room may be from a darker multiple of itself."""
+
+    def settle_evidence(self, data: DivFFDataManagerConfig) -> bool:
+        """Settles "auto"; whether it was that and is now on."""
+        if self.evidence != "auto":
+            return False
+        voted = data.features == "all" or (data.features == "auto" and data.survey()[1])
+        self.evidence = "on" if voted else "off"
+        return voted
+
+
+def room_loss(
+    config: SeparationConfig,
+    rgb: Float[Tensor, "rays 3"],
+    target: Float[Tensor, "rays 3"],
+    evidence: Float[Tensor, "rays 2"] | None,
+) -> Float[Tensor, ""]:
+    """What the static layer alone is trained by: its absolute error, where no evidence is of something that moves."""
+    error = (rgb - target).abs().mean(-1)
+    return config.photometric_static_weight * (_room(target, evidence) * error).mean()
+
+
+def layer_losses(
+    config: SeparationConfig,
+    ramp: float,
+    masks: Mapping[Layer, Float[Tensor, "rays"]],
+    rgb_static: Float[Tensor, "rays 3"],
+    shadow: Float[Tensor, "rays"] | None,
+    target: Float[Tensor, "rays 3"],
+    evidence: Float[Tensor, "rays 2"] | None,
+) -> dict[str, Float[Tensor, ""]]:
+    """What tells the layers apart once all are trained, weighed.
+
+    Args:
+        config: The weights.
+        ramp: Share of the cost of moving masks that is due.
+        masks: Shares of dynamic layer and actor in each pixel, in this order.
+        rgb_static: Colour of the static layer alone, unshadowed.
+        shadow: Share of its light that the actor takes; None: no shadow is modelled.
+        target: Colour seen.
+        evidence: Chances that the pixel shows dynamic layer and actor; None: nothing was looked for.
+    """
+    moving, room = torch.stack(list(masks.values())).sum(0), _room(target, evidence)
+    losses = {"mask": config.mask_weight * ramp * moving.mean()}
+    apart = room * (1 - moving.detach()).clamp_min(0) * (rgb_static - target).abs().mean(-1)
+    losses["static"] = config.static_weight * apart.mean()
+    if evidence is not None:
+        losses["evidence"] = config.evidence_weight * evidence_loss(masks.values(), evidence, config.evidence_against)
+    if shadow is not None:
+        taken = shadow_loss(shadow, moving * room, rgb_static, target, config.shadow_tolerance)
+        losses["shadow"] = config.shadow_weight * taken
+    return losses
+
+
+def _room(target: Float[Tensor, "rays 3"], evidence: Float[Tensor, "rays 2"] | None) -> Float[Tensor, "rays"]:
+    """Chance that a pixel shows the room."""
+    return torch.ones_like(target[:, 0]) if evidence is None else 1 - evidence.sum(-1)
 
 
 def uncertain_photometric(

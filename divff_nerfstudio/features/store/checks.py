@@ -88,17 +88,25 @@ def check_table(table: np.ndarray, unit_length: bool) -> None:
                 raise ArrayFaultError("has features that are not of unit length")
 
 
-def checked_before(directory: Path, names: tuple[str, ...]) -> tuple[bool, str]:
-    """Whether these files of a store were found sound as they are now, and what to call that."""
+def seal_of(directory: Path, names: tuple[str, ...]) -> str:
+    """What to call these files of a store as they are now: it changes when one of them is written to or exchanged.
+
+    Raises:
+        OSError: If one of them cannot be looked at.
+    """
     digest = hashlib.sha256(b"1")
     for name in names:
         status = (directory / name).stat()
         digest.update(f"{name} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}\n".encode())
-    seal = digest.hexdigest()
+    return digest.hexdigest()
+
+
+def checked_before(directory: Path, seal: str) -> bool:
+    """Whether a store was found sound as it is now."""
     try:
-        return _seal(directory).read_text() == seal, seal
+        return _seal(directory).read_text() == seal
     except (OSError, ValueError):
-        return False, seal
+        return False
 
 
 def remember_checked(directory: Path, seal: str) -> None:

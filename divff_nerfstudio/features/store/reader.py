@@ -24,6 +24,7 @@ from divff_nerfstudio.features.store.checks import (
     check_table,
     checked_before,
     remember_checked,
+    seal_of,
 )
 from divff_nerfstudio.features.store.header import (
     HEADER,
@@ -34,6 +35,8 @@ from divff_nerfstudio.features.store.header import (
     FeatureStoreError,
     StoreHeader,
 )
+
+_FILES = (HEADER, TABLE, OFFSETS, INDEX)
 
 
 def store_root(scene: Scene, override: Path | None = None) -> Path:
@@ -93,8 +96,8 @@ class FeatureStore:
         try:
             for name, dtype, axes in ((TABLE, np.float16, 2), (OFFSETS, np.int64, 1), (INDEX, np.uint16, 3)):
                 arrays[name] = open_array(directory / name, dtype, axes)
-            sound, seal = checked_before(directory, (HEADER, TABLE, OFFSETS, INDEX))
-            if not sound:
+            seal = seal_of(directory, _FILES)
+            if not checked_before(directory, seal):
                 name = OFFSETS
                 check_offsets(arrays[OFFSETS], frames, len(arrays[TABLE]))
                 name = INDEX
@@ -119,6 +122,11 @@ class FeatureStore:
             if store._autoencoder.code_dim != header.dimension:
                 raise refuse(header.decoder, f"does not decode codes of length {header.dimension}")
         return store
+
+    @property
+    def seal(self) -> str:
+        """Changes with the content, by sizes and times of the files."""
+        return seal_of(self.directory, _FILES)
 
     @property
     def table(self) -> Float[np.ndarray, "R D"]:

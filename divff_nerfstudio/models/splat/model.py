@@ -24,7 +24,13 @@ from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.models.base import LayeredModel, LayeredModelConfig, RenderError
 from divff_nerfstudio.models.schedule import PhasesConfig
-from divff_nerfstudio.models.separation import evidence_loss, shadow_loss, structural_loss, uncertain_photometric
+from divff_nerfstudio.models.separation import (
+    SeparationConfig,
+    layer_losses,
+    room_loss,
+    structural_loss,
+    uncertain_photometric,
+)
 from divff_nerfstudio.models.splat.density import DensityConfig, Observation, append, discard, refine, row_optimizers
 from divff_nerfstudio.models.splat.gaussians import (
     ActorGaussians,
@@ -39,7 +45,7 @@ from divff_nerfstudio.models.splat.points import find_points, random_points, rea
 from divff_nerfstudio.models.splat.rasterise import rasterization
 from divff_nerfstudio.models.splat.seeds import Residuals, actor_seeds, dynamic_seeds
 from divff_nerfstudio.models.splat.views import View
-from divff_nerfstudio.schema import Amount, Count, Octaves, Positive, Share, Size, Weight
+from divff_nerfstudio.schema import Amount, Count, Octaves, Positive, Size, Weight
 from divff_nerfstudio.training_folder import TrainingError
 
 ROW_GROUPS = {
@@ -56,7 +62,7 @@ class DivergenceError(DivffError):
 
 
 @dataclass
-class SplatModelConfig(PhasesConfig, LayeredModelConfig):
+class SplatModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Options of the model of Gaussians."""
 
     steps_by_device: ClassVar[Mapping[str, int]] = {"cuda": 15000, "cpu": 3000}
@@ -107,36 +113,16 @@ class SplatModelConfig(PhasesConfig, LayeredModelConfig):
     """Bound of a Gaussian's uncertainty."""
     heads: SplatHeadsConfig = field(default_factory=SplatHeadsConfig)
     """Sizes of the feature codes and their decoders."""
-    least_uncertainty: Positive = 0.03
-    """Standard deviation of the colours of the static layer (DIV-FF)."""
-    photometric_static_weight: Weight = 10.0
-    """Weight of the absolute error while the static layer is trained alone."""
     structural_weight: Weight = 1.0
     """Weight of `structural_loss` once all layers are trained."""
     opacity_weight: Weight = 0.01
     """Weight of the moving layers' mean opacity."""
-    mask_weight: Weight = 0.1
-    """Cost of a pixel that a moving layer explains; it rises over a quarter of the geometry, from static-first on."""
     persistence_weight: Weight = 0.3
     """Cost of a pixel explained by a dynamic Gaussian that lives at all moments: such things are static."""
     persistence_moments: Size = 8
     """Moments at which lives are looked at."""
     motion_weight: Weight = 0.01
     """Weight of the dynamic Gaussians' mean motion within their lives: what can rest, rests."""
-    evidence: Literal["off", "on"] = "off"
-    """Whether what moves is looked for before anything is trained, as in divff."""
-    evidence_weight: Weight = 1.0
-    """Weight of `evidence_loss`, with evidence."""
-    evidence_against: Share = 0.9
-    """Weight, in it, of a layer's mask where it is not."""
-    static_weight: Weight = 3.0
-    """Weight of the static layer's own absolute error where nothing moves."""
-    enclosure_weight: Weight = 0.1
-    """Weight of pixels that see through the static layer: a room is closed, also behind the actor."""
-    shadow_weight: Weight = 3.0
-    """Weight of `shadow_loss`."""
-    shadow_tolerance: Positive = 0.04
-    """How far, in colour, a shadowed room may be from a darker multiple of itself."""
     regulariser_weight: Weight = 0.3
     """Weight of the regulariser's loss."""
 
@@ -146,7 +132,7 @@ class SplatModelConfig(PhasesConfig, LayeredModelConfig):
         Raises:
             TrainingError: If the file of points is missing.
         """
-        del data
+        self.settle_evidence(data)
         if self.points is not None and not self.points.is_file():
             raise TrainingError(f"{self.points} does not exist: give a PLY file or COLMAP's points3D as points.")
         for name, count in self.gaussians_by_device[device].items():
@@ -581,24 +567,20 @@ class SplatModel(LayeredModel):
         config = self.config
         losses = {"enclosure": config.enclosure_weight * (1 - outputs["enclosed"]).mean()}
         evidence = outputs.get("evidence")
-        room = torch.ones_like(target[:, 0]) if evidence is None else 1 - evidence.sum(-1)
         if self.static_only:
-            error = (outputs["rgb"] - target).abs().mean(-1)
-            losses["photometric"] = config.photometric_static_weight * (room * error).mean()
+            losses["photometric"] = room_loss(config, outputs["rgb"], target, evidence)
             return losses
         losses["photometric"] = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"])
         losses["structure"] = config.structural_weight * structural_loss(outputs["rgb"], target, *outputs["size"])
-        moving = torch.stack(list(outputs["masks"].values())).sum(0)
-        losses["mask"] = config.mask_weight * self.schedule.ramp(self.step) * moving.mean()
-        apart = room * (1 - moving.detach()).clamp_min(0) * (outputs["rgb_static"] - target).abs().mean(-1)
-        losses["static"] = config.static_weight * apart.mean()
-        if evidence is not None:
-            pull = evidence_loss(outputs["masks"].values(), evidence, config.evidence_against)
-            losses["evidence"] = config.evidence_weight * pull
-        if self.actor_shadow is not None:
-            losses["shadow"] = config.shadow_weight * shadow_loss(
-                outputs["shadow"], moving * room, outputs["rgb_static"], target, config.shadow_tolerance
-            )
+        losses |= layer_losses(
+            config,
+            self.schedule.ramp(self.step),
+            outputs["masks"],
+            outputs["rgb_static"],
+            None if self.actor_shadow is None else outputs["shadow"],
+            target,
+            evidence,
+        )
         if outputs["lasting"] is not None:
             losses["persistence"] = config.persistence_weight * outputs["lasting"].mean()
         opacities = [each.opacities for layer, each in outputs["splats"].items() if layer != "static"]
