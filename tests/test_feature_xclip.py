@@ -85,3 +85,9 @@ def test_a_model_that_is_not_to_be_had(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(EncoderError, match=r"--xclip\.weights|model's own"):
         load_xclip(str(tmp_path), CPU)
+
+
+def test_a_folder_may_be_named_from_ones_home(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setenv("USERPROFILE", str(folder.parent))
+    assert load_xclip(f"~/{folder.name}", CPU).fingerprint == load_xclip(str(folder), CPU).fingerprint

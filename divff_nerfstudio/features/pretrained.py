@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,6 @@ def unreachable_hub() -> str | None:
     return f"{constants.ENDPOINT} cannot be reached or HF_HUB_OFFLINE is set, and the cache has no sound copy"
 
 
-def is_cache_only(name: str) -> bool:
-    """Whether what is called `name` can be had from the hub's cache alone: it is no folder, and the hub is silent."""
-    return not Path(name).expanduser().is_dir() and unreachable_hub() is not None
-
-
 def cached_file(repository: str, *names: str) -> Path | None:
     """The first of several files of a repository of the hub that its cache on this machine holds; None: it has none."""
     from huggingface_hub import try_to_load_from_cache
@@ -89,8 +84,7 @@ def load_pretrained(model_class: str, name: str, option: str) -> Any:
         raise EncoderError(
             f"{name} needs the package transformers ({error}): pip install 'divff-nerfstudio[features]'."
         ) from None
-    folder = Path(name).expanduser()
-    place = folder if folder.is_dir() else None
+    place = _folder(name)
     absent = unreachable_hub() if place is None else None
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
@@ -111,6 +105,39 @@ def load_pretrained(model_class: str, name: str, option: str) -> Any:
     if lacking:
         raise EncoderError(_remedy(place, name, f"they lack {lacking[0]} and {len(lacking) - 1} more", option))
     return model.eval().requires_grad_(False)
+
+
+def load_companions(classes: Sequence[str], name: str, option: str) -> list[Any]:
+    """Loads what belongs to a model of transformers: what prepares its pictures and its texts.
+
+    Args:
+        classes: Their classes in transformers, such as "CLIPTokenizer".
+        name: See `load_pretrained`.
+        option: See `load_pretrained`.
+
+    Raises:
+        EncoderError: If one of them is not to be had.
+    """
+    place = _folder(name)
+    cache_only = place is None and unreachable_hub() is not None
+    try:
+        import transformers
+
+        options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": cache_only}
+        return [getattr(transformers, each).from_pretrained(str(place or name), **options) for each in classes]
+    except Exception as error:  # whatever a download or a hub may raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise EncoderError(
+            f"What belongs to {name} cannot be had ({reason}): fetch preprocessor_config.json, vocab.json, merges.txt "
+            f"and tokenizer_config.json from https://huggingface.co/{name}, put them beside its weights, and give "
+            f"{option} FOLDER."
+        ) from error
+
+
+def _folder(name: str) -> Path | None:
+    """The folder that a model is read from; None: `name` is its name on the hub."""
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else None
 
 
 def _remedy(place: Path | None, name: str, reason: str, option: str) -> str:

@@ -17,7 +17,7 @@ from divff_nerfstudio.features.clip_source import ClipSource, ClipSourceConfig
 from divff_nerfstudio.features.clips import ClipPreprocessing
 from divff_nerfstudio.features.encoders import EncoderError, weights_fingerprint
 from divff_nerfstudio.features.pictures import Pictures
-from divff_nerfstudio.features.pretrained import is_cache_only, load_pretrained
+from divff_nerfstudio.features.pretrained import load_companions, load_pretrained
 from divff_nerfstudio.features.text import PhraseEncoder
 from divff_nerfstudio.schema import Amount, Size
 
@@ -56,19 +56,7 @@ class XClip:
     def __init__(self, name: str, device: torch.device):
         self.model = load_pretrained("XCLIPModel", name, _OPTION)
         self.fingerprint = weights_fingerprint(self.model)
-        try:
-            from transformers import AutoImageProcessor, CLIPTokenizer
-
-            options: Any = {"trust_remote_code": False, "local_files_only": is_cache_only(name)}
-            statistics: Any = AutoImageProcessor.from_pretrained(name, **options)
-            self._tokenizer = CLIPTokenizer.from_pretrained(name, **options)
-        except Exception as error:  # whatever a download or a hub may raise
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise EncoderError(
-                f"What belongs to {name} cannot be had ({reason}): fetch preprocessor_config.json, vocab.json, "
-                f"merges.txt and tokenizer_config.json from https://huggingface.co/{name}, put them beside its "
-                f"weights, and give {_OPTION} FOLDER."
-            ) from error
+        statistics, self._tokenizer = load_companions(("AutoImageProcessor", "CLIPTokenizer"), name, _OPTION)
         self._prepare = ClipPreprocessing(tuple(statistics.image_mean), tuple(statistics.image_std))
         vision = self.model.config.vision_config
         self.frames, self.image_size = int(vision.num_frames), int(vision.image_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torchvision.ops import box_convert, nms
 
 from divff_nerfstudio.evaluation.baselines import Baseline, at_threshold
 from divff_nerfstudio.evaluation.results import FrameResult, Task
-from divff_nerfstudio.features.pretrained import EncoderError, is_cache_only, load_pretrained
+from divff_nerfstudio.features.pretrained import load_companions, load_pretrained
 from divff_nerfstudio.features.sam import SamSegmenter
 
 MOST = 20
@@ -22,6 +22,7 @@ OVERLAP = 0.5
 """Of two boxes of a class with a larger IoU the better one stays."""
 LEAST = 1e-3
 """Boxes with a lower score are left out."""
+_OPTION = "--models.owl"
 
 
 class Owl:
@@ -36,20 +37,8 @@ class Owl:
     """
 
     def __init__(self, name: str, device: torch.device):
-        self.model = load_pretrained("AutoModelForZeroShotObjectDetection", name, "--models.owl").to(device)
-        try:
-            from transformers import AutoProcessor
-
-            self._processor: Any = AutoProcessor.from_pretrained(
-                name, trust_remote_code=False, local_files_only=is_cache_only(name)
-            )
-        except Exception as error:  # whatever a download or a hub may raise
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise EncoderError(
-                f"What belongs to {name} cannot be had ({reason}): fetch preprocessor_config.json, vocab.json, "
-                f"merges.txt and tokenizer_config.json from https://huggingface.co/{name}, put them beside its "
-                "weights, and give --models.owl FOLDER."
-            ) from error
+        self.model = load_pretrained("AutoModelForZeroShotObjectDetection", name, _OPTION).to(device)
+        (self._processor,) = load_companions(("AutoProcessor",), name, _OPTION)
         self._padded = self.model.config.model_type == "owlv2"
         self.device = device
 
