@@ -7,6 +7,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -17,6 +18,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 from test_convert import convert
 
+from divff_nerfstudio.cli import convert as command
 from divff_nerfstudio.cli import main
 from divff_nerfstudio.convert import alignment
 from divff_nerfstudio.convert.hands import open_hands
@@ -131,6 +133,16 @@ def test_hands_are_masked_by_boxes_and_by_pictures(tmp_path):
             open_hands(path)
     with pytest.raises(ConvertError, match="missing"):
         open_hands(tmp_path / "none.json")
+
+
+def test_a_scene_of_a_video_is_opened_before_it_takes_its_place(tmp_path, video, monkeypatch, capsys):
+    posed = SimpleNamespace(numbers=[1], selected=lambda options: posed)
+    monkeypatch.setattr(command, "StructureFromMotion", lambda *_: SimpleNamespace(run=lambda say: None))
+    monkeypatch.setattr(command, "read_colmap", lambda *_: posed)
+    monkeypatch.setattr(command, "write_scene", lambda folder, *_: (folder / "meta.json").write_text("{"))
+    assert convert(["video", str(video)], tmp_path / "scene") == 1
+    assert "meta.json" in capsys.readouterr().err
+    assert not (tmp_path / "scene").exists()
 
 
 def test_names_are_sorted_as_people_do():

@@ -58,18 +58,23 @@ def _settings(kind: str, options: SceneOptions, *paths: Path, **more: Any) -> di
 def _convert(
     posed: PosedFrames, source: FrameSource, output: Path, options: SceneOptions, settings: dict[str, Any]
 ) -> None:
-    """Writes a scene folder of a reconstruction and opens it, so that a fault is found here and not in training."""
+    """Makes a scene folder of a reconstruction."""
     for note in posed.notes:
         _say(note)
     posed = posed.selected(options)
     with staged(output, settings, options.overwrite) as folder:
-        write_scene(folder, posed, source, options)
-        load_scene(folder)
+        _write(folder, posed, source, options)
     _report(output)
 
 
+def _write(folder: Path, posed: PosedFrames, source: FrameSource, options: SceneOptions) -> None:
+    """Writes a scene and opens it, so that a fault is found before it takes its place, and not in training."""
+    write_scene(folder, posed, source, options)
+    load_scene(folder)
+
+
 def _report(output: Path) -> None:
-    scene = load_scene(output)
+    scene = load_scene(output, check_frames=False)
     held = ", ".join(f"{len(indices)} {split}" for split, indices in scene.splits.items())
     _say(
         f"{output}: {len(scene)} frames of {scene.width}x{scene.height} ({held}), "
@@ -207,7 +212,7 @@ class VideoToScene:
             images = FolderFrames.of_folder(work / "images")
             posed = read_colmap(model, images, "number").selected(self.scene)
             _say(f"{len(posed.numbers)} of {len(images.numbers)} frames have a pose.")
-            write_scene(folder, posed, video, self.scene)
+            _write(folder, posed, video, self.scene)
             shutil.rmtree(work)
         _report(self.output)
 
