@@ -222,3 +222,34 @@ def require_shapes(path: Path | str, what: str, found: Mapping[str, Shape], expe
     if any(faults.values()):
         listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)
         raise CheckpointError(f"{path} is no {what} ({listed}): give one that is.")
+
+
+def sizes_of(tensors: Mapping[str, Tensor], anchors: Mapping[str, tuple[str | None, ...]]) -> dict[str, int]:
+    """Sizes of a network that its weights tell.
+
+    Args:
+        tensors: Weights by name.
+        anchors: For some weights, what the length of each of their axes is called; None: of no meaning here.
+
+    Returns:
+        Sizes by what they are called. A weight that is missing, or has not the right number of axes, tells none.
+    """
+    found: dict[str, int] = {}
+    for name, axes in anchors.items():
+        if name in tensors and tensors[name].ndim == len(axes):
+            sizes = zip(axes, tensors[name].shape, strict=True)
+            found.update({axis: size for axis, size in sizes if axis is not None})
+    return found
+
+
+def layers_of(tensors: Mapping[str, Tensor], pattern: str) -> set[int]:
+    """Numbers of the layers that weights belong to.
+
+    Their count says how many layers there are, not the highest: a file may number one as it likes.
+
+    Args:
+        tensors: Weights by name.
+        pattern: How a layer's names begin, with its number as a group.
+    """
+    matches = (re.match(pattern, name) for name in tensors)
+    return {int(match[1]) for match in matches if match}

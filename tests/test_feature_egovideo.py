@@ -155,6 +155,17 @@ def test_the_published_layout_is_known_to_the_last_key(parity_dir, monkeypatch, 
     assert all(name in str(error.value) for name in lost)
 
 
+@pytest.mark.parametrize("number", ["9999", "999999999", "9" * 5000])
+def test_a_layer_with_a_high_number_is_one_layer(weights, number):
+    tensors = {name: value for name, value in EgoVideoWeights(weights)._tensors.items() if ".layer.2." not in name}
+    extra = {
+        f"visual.blocks.{number}.x": torch.zeros(1),
+        f"textual.encoder.layer.{number}.crossattention.x": torch.zeros(1),
+    }
+    shape = infer_shape(tensors | extra)
+    assert shape.depth <= SHAPE.depth + 1 and shape.text_layers <= SHAPE.text_layers + 1
+
+
 def test_every_fault_of_a_file_is_in_one_message(tmp_path):
     changes = {
         "visual.blocks.1.ls2.gamma": None,

@@ -13,7 +13,7 @@ from divff_nerfstudio.checkpoints import CheckpointError
 from divff_nerfstudio.evaluation.baselines.models import BaselineModels
 from divff_nerfstudio.evaluation.baselines.ooal import baseline as ooal_baseline
 from divff_nerfstudio.evaluation.baselines.ooal.network import Ooal, unused_shapes
-from divff_nerfstudio.evaluation.baselines.ooal.shape import OoalShape
+from divff_nerfstudio.evaluation.baselines.ooal.shape import OoalShape, infer_shape
 from divff_nerfstudio.evaluation.baselines.ooal.text import TokenRows, prompt_ids
 from divff_nerfstudio.evaluation.baselines.ooal.weights import SEEN, UNSEEN, find_weights, load_ooal, trained_names
 from divff_nerfstudio.evaluation.run import Wanted, evaluate
@@ -99,6 +99,15 @@ def test_all_faults_of_a_file_are_named_at_once(state, weights, tmp_path):
     torch.save(state, tmp_path / "flat.pth")
     flat, wrapped = load_ooal(tmp_path / "flat.pth", **HEADS), load_ooal(weights, **HEADS)
     assert all(torch.equal(a, b) for a, b in zip(flat.parameters(), wrapped.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("number", ["9999", "999999999", "9" * 5000])
+def test_a_layer_with_a_high_number_is_one_layer(state, tmp_path, number):
+    strange = f"dino_model.blocks.{number}.x"
+    torch.save(state | {strange: torch.zeros(1)}, tmp_path / "strange.pth")
+    assert infer_shape(state | {strange: torch.zeros(1)}).depth <= TINY.depth + 1
+    with pytest.raises(CheckpointError, match=strange):
+        load_ooal(tmp_path / "strange.pth", **HEADS)
 
 
 def test_missing_weights_are_said(tmp_path, own_cache):

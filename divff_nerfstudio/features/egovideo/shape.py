@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
+
+from divff_nerfstudio.checkpoints import layers_of, sizes_of
 
 
 @dataclass(frozen=True)
@@ -108,27 +109,14 @@ def infer_shape(
         pool_heads: Attention heads of its pooling.
         text_heads: Attention heads of the text tower.
     """
-    found: dict[str, int] = {}
-    for name, axes in _ANCHORS.items():
-        if name in tensors and tensors[name].ndim == len(axes):
-            sizes = zip(axes, tensors[name].shape, strict=True)
-            found.update({axis: size for axis, size in sizes if axis is not None})
+    found = sizes_of(tensors, _ANCHORS)
     shape = replace(PUBLISHED, **found, frames=frames, heads=heads, pool_heads=pool_heads, text_heads=text_heads)
-    depth = _count(tensors, r"visual\.blocks\.(\d+)\.")
-    layers = _count(tensors, r"textual\.encoder\.layer\.(\d+)\.")
-    fused = _numbers(tensors, r"textual\.encoder\.layer\.(\d+)\.crossattention\.")
+    depth = len(layers_of(tensors, r"visual\.blocks\.(\d{1,4})\."))
+    layers = len(layers_of(tensors, r"textual\.encoder\.layer\.(\d{1,4})\."))
+    fused = layers_of(tensors, r"textual\.encoder\.layer\.(\d{1,4})\.crossattention\.")
     # A file that ends early has the published width all the same.
     if shape.width == PUBLISHED.width:
         depth = max(depth, PUBLISHED.depth)
     if shape.text_width == PUBLISHED.text_width and not fused:
         layers = PUBLISHED.text_layers
-    return replace(shape, depth=depth, text_layers=min(fused, default=layers))
-
-
-def _numbers(tensors: Mapping[str, Tensor], pattern: str) -> set[int]:
-    matches = (re.match(pattern, name) for name in tensors)
-    return {int(match[1]) for match in matches if match}
-
-
-def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    return max(_numbers(tensors, pattern), default=-1) + 1
+    return replace(shape, depth=depth, text_layers=min({layers} | fused))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from divff_nerfstudio.checkpoints import layers_of, sizes_of
 
 DECODER_HEADS = 8
 """Attention heads of the decoder, whatever its width."""
@@ -59,7 +60,31 @@ class OoalShape:
         return round((self.positions - 1) ** 0.5)
 
 
-def infer_shape(tensors: Mapping[str, Tensor], heads: int = OoalShape.heads, text_heads: int = 8) -> OoalShape:
+_ANCHORS: dict[str, tuple[str | None, ...]] = {
+    "dino_model.patch_embed.proj.weight": (None, None, None, "patch"),
+    "dino_model.pos_embed": (None, "positions", "width"),
+    "dino_model.blocks.0.mlp.fc1.weight": ("hidden", None),
+    "merge_weight": ("merged",),
+    "lln_norm_1.weight": ("embedding",),
+    "embedder.fc1.weight": ("embedder_hidden", None),
+    "aff_text_encoder.positional_embedding": ("context", "text_width"),
+    "aff_text_encoder.transformer.resblocks.0.mlp.c_fc.weight": ("text_hidden", None),
+    "prompt_learner.ctx": ("learned", None),
+    "prompt_learner.token_prefix": ("classes", None, None),
+    "seg_decoder.decoder.layers.0.linear1.weight": ("decoder_hidden", None),
+}
+"""Weights whose sizes say what the network's are."""
+_LAYERS = {
+    "depth": r"dino_model\.blocks\.(\d{1,4})\.",
+    "text_layers": r"aff_text_encoder\.transformer\.resblocks\.(\d{1,4})\.",
+    "decoder_layers": r"seg_decoder\.decoder\.layers\.(\d{1,4})\.",
+}
+"""How the names of each part's layers begin."""
+
+
+def infer_shape(
+    tensors: Mapping[str, Tensor], heads: int = OoalShape.heads, text_heads: int = OoalShape.text_heads
+) -> OoalShape:
     """The sizes that weights have; the published ones where a weight is missing.
 
     Args:
@@ -67,33 +92,6 @@ def infer_shape(tensors: Mapping[str, Tensor], heads: int = OoalShape.heads, tex
         heads: Attention heads of DINOv2.
         text_heads: Attention heads of the text transformer.
     """
-
-    def size(name: str, axis: int, default: int) -> int:
-        tensor = tensors.get(name)
-        return tensor.shape[axis] if tensor is not None and tensor.ndim > axis else default
-
-    def count(prefix: str, default: int) -> int:
-        numbers = {int(found[1]) for name in tensors if (found := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))}
-        return max(numbers) + 1 if numbers else default
-
-    usual, block, layer = OoalShape(), "dino_model.blocks.0", "aff_text_encoder.transformer.resblocks"
-    return OoalShape(
-        patch=size("dino_model.patch_embed.proj.weight", 3, usual.patch),
-        positions=size("dino_model.pos_embed", 1, usual.positions),
-        width=size("dino_model.pos_embed", 2, usual.width),
-        hidden=size(f"{block}.mlp.fc1.weight", 0, usual.hidden),
-        depth=count("dino_model.blocks", usual.depth),
-        heads=heads,
-        merged=size("merge_weight", 0, usual.merged),
-        embedding=size("lln_norm_1.weight", 0, usual.embedding),
-        embedder_hidden=size("embedder.fc1.weight", 0, usual.embedder_hidden),
-        text_width=size("aff_text_encoder.positional_embedding", 1, usual.text_width),
-        text_hidden=size(f"{layer}.0.mlp.c_fc.weight", 0, usual.text_hidden),
-        text_layers=count(layer, usual.text_layers),
-        text_heads=text_heads,
-        context=size("aff_text_encoder.positional_embedding", 0, usual.context),
-        learned=size("prompt_learner.ctx", 0, usual.learned),
-        classes=size("prompt_learner.token_prefix", 0, usual.classes),
-        decoder_layers=count("seg_decoder.decoder.layers", usual.decoder_layers),
-        decoder_hidden=size("seg_decoder.decoder.layers.0.linear1.weight", 0, usual.decoder_hidden),
-    )
+    counted = {part: len(layers_of(tensors, pattern)) for part, pattern in _LAYERS.items()}
+    told = sizes_of(tensors, _ANCHORS) | {part: count for part, count in counted.items() if count}
+    return OoalShape(**told, heads=heads, text_heads=text_heads)
