@@ -1,4 +1,4 @@
-"""What the checks of parity with files of numbers share: the table of differences, and taking down of outputs."""
+"""What the checks of parity with files of numbers share: differences, and a table of them."""
 
 from __future__ import annotations
 

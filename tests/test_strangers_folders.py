@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import write_tiny_scene
 from safetensors.torch import save_file
 from stranger_programs import STARTED
@@ -278,4 +277,4 @@ def test_the_traps_work(theirs: Theirs) -> None:
     assert sorted(theirs.traces()) == ["evil ran", "gs ran", "lz4 ran"]
     evil = f"a: !!python/object/apply:os.system ['touch \"{theirs.folder / 'called'} ran\"']"
     start(theirs.folder, sys.executable, "-I", "-c", f"import yaml; yaml.load({evil!r}, yaml.UnsafeLoader)")
-    assert yaml.safe_load("a: 1") and "called ran" in theirs.traces()
+    assert "called ran" in theirs.traces()

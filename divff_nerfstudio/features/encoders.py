@@ -285,10 +285,8 @@ def _from_open_clip(name: str) -> Encoder:
         if name.startswith("hf-hub:"):
             _look_at_hub(name, absent is not None)
         if absent is None:
-            model, tokenizer = (
-                open_clip.create_model(architecture, pretrained=weights),
-                open_clip.get_tokenizer(architecture),
-            )
+            model = open_clip.create_model(architecture, pretrained=weights)
+            tokenizer = open_clip.get_tokenizer(architecture)
         else:
             model, tokenizer = _from_cache(architecture, weights)
     except EncoderError:

@@ -14,10 +14,6 @@ from torch import Tensor
 from divff_nerfstudio.arrays import ArrayFaultError, open_array
 from divff_nerfstudio.cache_dirs import features_dir
 from divff_nerfstudio.features.autoencoder import Autoencoder, load_autoencoder
-
-if TYPE_CHECKING:
-    from divff_nerfstudio.data.scene import Scene
-
 from divff_nerfstudio.features.store.checks import (
     check_index,
     check_offsets,
@@ -35,6 +31,9 @@ from divff_nerfstudio.features.store.header import (
     FeatureStoreError,
     StoreHeader,
 )
+
+if TYPE_CHECKING:
+    from divff_nerfstudio.data.scene import Scene
 
 _FILES = (HEADER, TABLE, OFFSETS, INDEX)
 
