@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def npy(
 
 
 BOMBS = {
+    "more than there is": npy(f"({2**22}, 3, 4)"),
     "terabytes": npy("(99999999999, 3, 4)"),
     "more than a word holds": npy("(4294967296, 4294967296, 4294967296)"),
     "less than nothing": npy("(-1, 3, 4)"),
@@ -54,8 +56,13 @@ def test_what_a_header_promises_takes_no_memory(tmp_path: Path, bomb: str) -> No
         open_array(alone, np.float64, 3)
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("array.npy", BOMBS[bomb])
-    with pytest.raises(ArrayFaultError):
-        read_arrays(archive)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArrayFaultError):
+            read_arrays(archive)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_archive_that_unpacks_to_more_than_is_read_is_refused(
