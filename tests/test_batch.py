@@ -180,11 +180,12 @@ def test_an_interruption_ends_all_in_order_and_the_next_batch_goes_on(tmp_path: 
     assert all((tmp_path / plan.name / "result0.saved").exists() for plan in plans)
     status = batch_status(tmp_path)
     assert not status.at_work and status.counts == {"waiting": 2}
+    assert "No batch is at work here" in (tmp_path / "index.html").read_text()
     for plan in plans:
         (tmp_path / plan.name / "go-on").touch()
     run_batch(plans, local, tmp_path, options, "manifest.csv")
     assert batch_status(tmp_path).counts == {"finished": 2}
-    assert "finished" in (tmp_path / "index.html").read_text()
+    assert "2 scenes: 2 finished.</p>" in (tmp_path / "index.html").read_text()
 
 
 def test_two_batches_in_one_folder_are_refused(tmp_path: Path, local: Engine):

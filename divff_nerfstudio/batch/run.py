@@ -121,9 +121,9 @@ def run_batch(plans: Sequence[Plan], engine: Engine, output: Path, options: Batc
             say("All jobs have ended, and what they have saved is kept: the same line goes on from there.")
             raise
         finally:
-            status = batch_status(output)
+            status = batch_status(output, at_work=False)
             save_page(output / PAGE, status, output)
-    say(f"{summary(batch_status(output))} The page is {output / PAGE}.")
+    say(f"{summary(status)} The page is {output / PAGE}.")
     failed = {name: state for name, state in states.items() if state.standing == "failed"}
     if failed:
         name, state = next(iter(failed.items()))

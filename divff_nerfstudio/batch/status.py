@@ -95,14 +95,18 @@ class BatchStatus:
         return left / max(1, min(self.record.at_once, len(self.scenes))) if self.at_work else None
 
 
-def batch_status(folder: Path) -> BatchStatus:
+def batch_status(folder: Path, at_work: bool | None = None) -> BatchStatus:
     """Looks at a batch's folder.
+
+    Args:
+        folder: The folder.
+        at_work: Whether a batch is at work in it; None: is looked for, which tells nothing to the batch itself.
 
     Raises:
         DivffError: If it is none of a batch.
     """
     record = batch_record(folder)
-    found, at_work = states(folder, record), is_at_work(folder)
+    found, at_work = states(folder, record), is_at_work(folder) if at_work is None else at_work
     scenes = []
     for scene in record.scenes:
         state = found[scene.name]
