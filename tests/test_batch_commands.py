@@ -77,6 +77,15 @@ def test_faults_of_options_are_told_before_anything_is_done(tmp_path: Path):
     assert re.search(r"line 3: evaluate .*frmes", str(told.value)) and "line 4: evaluate" in str(told.value)
 
 
+def test_options_of_training_are_tried_with_each_method_that_gets_them(tmp_path: Path):
+    rows = "[A, {scene: B, methods: [divff-splat]}]"  # on one line, and Gaussians have no proposal samples
+    text = f"steps: train\ntrain: --pipeline.model.num-proposal-samples 6\nscenes: {rows}\n"
+    (tmp_path / "all.yaml").write_text(text)
+    with pytest.raises(ManifestError, match=r"num-proposal-samples") as told:
+        check_options_of(read_manifest(tmp_path / "all.yaml"))
+    assert str(told.value).count("\n- ") == 1
+
+
 def test_a_dry_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "all.yaml").write_text("scenes: [A, B]\n")
     assert cli.main(["batch", str(tmp_path / "all.yaml"), "--output", str(tmp_path / "out"), "--dry-run"]) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -370,12 +370,3 @@ def _twins(entries: Sequence[SceneEntry]) -> list[str]:
         if other is not entry:
             faults.append(f"{entry.place}: the name {entry.name} is taken by {other.place}, give it another (name)")
     return faults
-
-
-def for_each(entries: Sequence[SceneEntry], step: StepName) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The different options of a step, with the place where each is first used."""
-    seen: dict[tuple[str, ...], str] = {}
-    for entry in entries:
-        if step in entry.steps:
-            seen.setdefault(tuple(entry.words[step]), entry.place)
-    yield from seen.items()

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import tyro
 
 from divff_nerfstudio.batch.manifest import (
-    STEPS,
     USUAL_STEPS,
     Defaults,
     Manifest,
@@ -20,7 +19,6 @@ from divff_nerfstudio.batch.manifest import (
     Method,
     Needs,
     StepName,
-    for_each,
     read_manifest,
 )
 from divff_nerfstudio.batch.plans import plans_of
@@ -91,18 +89,17 @@ def check_options_of(manifest: Manifest) -> None:
     Raises:
         ManifestError: With a sentence for each that a command does not take.
     """
+    first: dict[tuple[StepName, str, tuple[str, ...]], str] = {}
+    for entry in manifest.entries:
+        for step in entry.steps:
+            for method in entry.methods if step == "train" else ("",):
+                first.setdefault((step, method, entry.words[step]), entry.place)
     faults = []
-    for step in STEPS:
-        for words, place in for_each(manifest.entries, step):
-            for method in _methods_of(manifest, place) if step == "train" else ("",):
-                if words and (fault := _fault_of(step, method, words)) is not None:
-                    faults.append(f"{place}: {step} is not as its command wants it ({fault})")
+    for (step, method, words), place in first.items():
+        if words and (fault := _fault_of(step, method, words)) is not None:
+            faults.append(f"{place}: {step} is not as its command wants it ({fault})")
     if faults:
         raise ManifestError(f"{manifest.path} has options that are none, mend them:\n- " + "\n- ".join(faults))
-
-
-def _methods_of(manifest: Manifest, place: str) -> tuple[str, ...]:
-    return next(entry.methods for entry in manifest.entries if entry.place == place)
 
 
 def _fault_of(step: StepName, method: str, words: Sequence[str]) -> str | None:
@@ -114,10 +111,7 @@ def _fault_of(step: StepName, method: str, words: Sequence[str]) -> str | None:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             tyro.cli(kind, args=[*needed(words)], **given)
     except SystemExit:
-        told = " ".join(
-            "".join(c if c.isprintable() and not 0x2500 <= ord(c) < 0x2580 else " " for c in said.getvalue()).split()
-        )
-        return told[:300] or "it prints its help"
+        return _worded(said.getvalue())[:300] or "it prints its help"
     except DivffError as error:
         return str(error).rstrip(".")
     return None
@@ -125,7 +119,8 @@ def _fault_of(step: StepName, method: str, words: Sequence[str]) -> str | None:
 
 def _worded(text: str) -> str:
     """What a parser prints, without the box around it."""
-    return " ".join("".join(" " if 0x2500 <= ord(letter) < 0x2580 else letter for letter in text).split())
+    inside = (c if c.isprintable() and not 0x2500 <= ord(c) < 0x2580 else " " for c in text)
+    return " ".join("".join(inside).split())
 
 
 def _command(step: StepName, method: str) -> tuple[Any, Any, Any]:
