@@ -51,7 +51,7 @@ class RunConfig(TrainerConfig):
         self.__dict__["_folder"] = folder
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is written to config.yml, and handed on to other processes."""
+        """What is written to config.yml."""
         return {
             name: value
             for name, value in self.__dict__.items()

@@ -102,8 +102,6 @@ class DivFFPipeline(VanillaPipeline):
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Losses of a step, at its place in the schedule."""
         self.model.update_to_step(step)
-        if self.world_size > 1:  # gradients are exchanged between devices in the wrapper's own forward pass
-            return super().get_train_loss_dict(step)
         return self.model.training_step(*self.datamanager.next_train(step))
 
     def get_average_eval_image_metrics(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -114,10 +113,9 @@ class DivFFTrainer(Trainer):
             SystemExit: When it was interrupted.
             TrainingError: If another training writes to the same folder, or what was trained before would be lost.
         """
-        if self.world_size == 1 and self.config.folder is None:
-            self.config.claim()
+        self.config.claim()
         try:
-            with self._handled(self._end_setup):
+            with handled(self._end_setup):
                 super().setup(test_mode)
             have_patience()
         except BaseException:
@@ -142,7 +140,7 @@ class DivFFTrainer(Trainer):
             self._require_steps_left(total)
             self.config.max_num_iterations = total - self._start_step  # nerfstudio counts from where it starts
             with self._catching:
-                self._catching.enter_context(self._handled(self._end_training))
+                self._catching.enter_context(handled(self._end_training))
                 super().train()
         finally:
             self.config.max_num_iterations = total
@@ -169,9 +167,6 @@ class DivFFTrainer(Trainer):
             self.config.folder = None
 
     # Interruptions.
-
-    def _handled(self, handler: Callable[[int, FrameType | None], None]) -> AbstractContextManager[None]:
-        return contextlib.nullcontext() if self.world_size > 1 else handled(handler)
 
     def _end_setup(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
@@ -230,7 +225,7 @@ class DivFFTrainer(Trainer):
             return
         self._catching.close()
         self._let_go()
-        with self._handled(_end_well):
+        with handled(_end_well):
             super()._train_complete_viewer()
 
     # Checkpoints.
