@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -21,6 +20,7 @@ from divff_nerfstudio.interrupts import run_program
 from divff_nerfstudio.locks import locked
 from divff_nerfstudio.plugins import module_command
 from divff_nerfstudio.schema import Record, Weight, read_json
+from divff_nerfstudio.training_folder import checkpoints_in, step_in_name, steps_of
 
 
 class StageError(DivffError):
@@ -195,12 +195,10 @@ def words_to_resume(run: Path) -> tuple[str, ...] | None:
     Returns:
         Words for ns-train, none if there is no checkpoint yet; None if the last checkpoint is the final one.
     """
-    checkpoints, config = run / "nerfstudio_models", run / "config.yml"
-    last = max(checkpoints.glob("step-*.ckpt"), default=None)
-    if last is None:
+    checkpoints = run / "nerfstudio_models"
+    found, steps = checkpoints_in(checkpoints), steps_of(run)
+    if not found:
         return ()
-    # The number is looked up in the file's text: it is not opened for that.
-    steps = re.search(r"^max_num_iterations: (\d+)$", config.read_text("utf-8") if config.is_file() else "", re.M)
-    if steps is not None and int(steps[1]) == int(last.stem.removeprefix("step-")) + 1:
+    if steps is not None and step_in_name(found[-1]) == steps - 1:
         return None
     return ("--load-dir", str(checkpoints))

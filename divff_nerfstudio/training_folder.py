@@ -46,6 +46,13 @@ def step_in_name(path: Path) -> int | None:
     return None if match is None else int(match[1])
 
 
+def steps_of(run: Path) -> int | None:
+    """How many steps a run is to have, by the text of its configuration, which is not opened for that; None: untold."""
+    config = run / "config.yml"
+    found = re.search(r"^max_num_iterations: (\d+)$", config.read_text("utf-8") if config.is_file() else "", re.M)
+    return None if found is None else int(found[1])
+
+
 def checkpoint_to_load(load_checkpoint: Path | None, load_dir: Path | None, load_step: int | None) -> Path | None:
     """The checkpoint that a training begins with, as nerfstudio's options of these names tell; None: with none.
 

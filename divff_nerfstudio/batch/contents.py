@@ -4,7 +4,6 @@ is, and loads nothing heavy, since all scenes of a batch are looked at when it b
 
 from __future__ import annotations
 
-import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pydantic import Field
 from divff_nerfstudio.cache_dirs import features_dir
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import Number, Record, read_json
-from divff_nerfstudio.training_folder import checkpoints_in, step_in_name
+from divff_nerfstudio.training_folder import checkpoints_in, step_in_name, steps_of
 
 
 @dataclass(frozen=True)
@@ -106,28 +105,15 @@ class TrainingIsWhole:
 
     def __call__(self) -> str | None:
         """What is wrong with it."""
-        steps, last = steps_of(self.run), last_step(self.run)
+        steps, found = steps_of(self.run), checkpoints_in(self.run / "nerfstudio_models")
         if steps is None:
             return f"{self.run / 'config.yml'} does not tell how many steps there are"
-        if last is None:
+        if not found:
             return f"{self.run} has no checkpoint"
-        if last + 1 < steps:
-            return f"the last checkpoint in {self.run} is of step {last + 1} of {steps}"
-        path = checkpoints_in(self.run / "nerfstudio_models")[-1]
-        return None if zipfile.is_zipfile(path) else f"{path} is cut short"
-
-
-def steps_of(run: Path) -> int | None:
-    """How many steps a run is to have, as its configuration says; None before that was written."""
-    config = run / "config.yml"
-    found = re.search(r"^max_num_iterations: (\d+)$", config.read_text("utf-8") if config.is_file() else "", re.M)
-    return None if found is None else int(found[1])
-
-
-def last_step(run: Path) -> int | None:
-    """The step of a run's last checkpoint; None where there is none."""
-    found = checkpoints_in(run / "nerfstudio_models")
-    return step_in_name(found[-1]) if found else None
+        done = (step_in_name(found[-1]) or 0) + 1
+        if done < steps:
+            return f"the last checkpoint in {self.run} is of step {done} of {steps}"
+        return None if zipfile.is_zipfile(found[-1]) else f"{found[-1]} is cut short"
 
 
 class Scores(Record):
