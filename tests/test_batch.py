@@ -20,21 +20,18 @@ from batch_scenes import FAULTS, OFTEN, eight, scene, starts
 from divff_nerfstudio.batch.engines import Engine, Room
 from divff_nerfstudio.batch.manifest import Needs
 from divff_nerfstudio.batch.processes import Patience
-from divff_nerfstudio.batch.records import HEARTBEAT, Heartbeat, read_record
+from divff_nerfstudio.batch.records import HEARTBEAT, LOG, Heartbeat, read_record
 from divff_nerfstudio.batch.run import BatchOptions, run_batch
 from divff_nerfstudio.batch.status import batch_status
 from divff_nerfstudio.batch.submitit_engines import LocalEngine
 from divff_nerfstudio.batch.supervision import Limits, Supervisor
 from divff_nerfstudio.batch.worker import Job, run_job
 from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.locks import locked
 
 LIMITS = Limits(attempts=2, patience=Patience(silence=6, grace=1), poll=0.1)
 TESTS = Path(__file__).parent
-RUN = """
-import pickle, sys
-from divff_nerfstudio.batch.worker import run_job
-run_job(pickle.load(sys.stdin.buffer))
-"""
+RUN = "import pickle, sys; from divff_nerfstudio.batch.worker import run_job; run_job(pickle.load(sys.stdin.buffer))"
 
 
 @pytest.fixture(autouse=True)
@@ -208,11 +205,7 @@ def test_two_batches_in_one_folder_are_refused(tmp_path: Path, local: Engine):
 def test_what_a_killed_job_has_left_is_ended_before_the_next_attempt(tmp_path: Path):
     plan = scene(tmp_path, "slow", "slow")
     job = Job("one", plan, 0, Patience(60, 1))
-    code = (
-        "import pickle, sys; from divff_nerfstudio.batch.worker import run_job; run_job(pickle.load(sys.stdin.buffer))"
-    )
-
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", RUN], stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.write(pickle.dumps(job))
         process.stdin.close()
@@ -221,5 +214,20 @@ def test_what_a_killed_job_has_left_is_ended_before_the_next_attempt(tmp_path: P
     wait_for((tmp_path / "slow" / "result0.saved").exists)  # it has got SIGTERM, as its job was gone
     (tmp_path / "slow" / "go-on").touch()
     run_job(Job("two", plan, 0, Patience(60, 1)))
+    sign = read_record(plan.folder / HEARTBEAT, Heartbeat)
+    assert sign is not None and sign.job == "two" and plan.steps[1].leaves.read_text() == "whole"
+
+
+def test_a_job_that_waits_for_another_one_is_not_taken_for_one_that_hangs(tmp_path: Path):
+    """What was never heard is waited for, however long: the job of a batch that has died may take hours."""
+    plan = scene(tmp_path, "well", "well")
+    log = plan.folder / LOG
+    with subprocess.Popen([sys.executable, "-c", RUN], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        with locked(plan.folder / "job", DivffError("at work")):
+            process.stdin.write(pickle.dumps(Job("two", plan, 0)))
+            process.stdin.close()
+            wait_for(lambda: log.is_file() and "is waited for" in log.read_text())
+            assert read_record(plan.folder / HEARTBEAT, Heartbeat) is None
     sign = read_record(plan.folder / HEARTBEAT, Heartbeat)
     assert sign is not None and sign.job == "two" and plan.steps[1].leaves.read_text() == "whole"

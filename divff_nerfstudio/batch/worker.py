@@ -140,9 +140,10 @@ class Worker:
             KeyboardInterrupt: If the job was told to end; its command has then saved what it had.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.give_sign()
         busy = DivffError("unused")
-        with locked(self.folder / "job", busy, waiting=lambda: None):
+        waits = "\nAnother job is at this scene, and is waited for.\n"
+        with locked(self.folder / "job", busy, waiting=lambda: self._note(waits)):
+            self.give_sign()  # not before: who is heard must not fall silent, and the heartbeat is the other job's
             end_program(self.job, self.give_sign)  # that a killed job of this scene may have left
             stages = [step.stage(self._do) for step in self.job.plan.steps]
             run_stages(stages, self.folder / "stages", only={step.name for step in self.job.steps})
