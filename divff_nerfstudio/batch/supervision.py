@@ -56,7 +56,7 @@ class _Scene:
     heard: float = 0.0
     over: float | None = None
     told: float | None = None
-    hung: bool = False
+    finished: dict[str, float] = field(default_factory=dict)
 
 
 class Supervisor:
@@ -116,18 +116,14 @@ class Supervisor:
             self._set(scene, "waiting", phase=phase)
 
     def _phase(self, scene: _Scene) -> int | None:
-        """The first of a scene's phases that is not finished; None where all are."""
-        seconds = self._seconds(scene)
-        for number, phase in enumerate(scene.plan.phases):
-            if any(step.name not in seconds for step in phase):
-                return number
-        return None
-
-    def _seconds(self, scene: _Scene) -> dict[str, float]:
-        """How long each step took that is finished."""
+        """Looks at all that a scene's steps have left: the first phase that is not finished; None where all are."""
         markers = scene.plan.folder / "stages"
         found = {stage.name: finished_seconds(stage, markers) for stage in scene.stages}
-        return {name: seconds for name, seconds in found.items() if seconds is not None}
+        scene.finished = {name: seconds for name, seconds in found.items() if seconds is not None}
+        for number, phase in enumerate(scene.plan.phases):
+            if any(step.name not in scene.finished for step in phase):
+                return number
+        return None
 
     def _submit(self) -> None:
         """Hands the engine what waits, as far as it takes it."""
@@ -139,7 +135,7 @@ class Supervisor:
         taken = self.engine.submit([scene.job for scene in waiting if scene.job is not None]) if waiting else []
         for job, handle in taken:
             scene = jobs[job.id]
-            scene.handle, scene.signs, scene.over, scene.told, scene.hung = handle, -1, None, None, False
+            scene.handle, scene.signs, scene.over, scene.told = handle, -1, None, None
             scene.heard = time.monotonic()
             self._set(scene, "running", attempts=scene.state.attempts + 1)
 
@@ -173,7 +169,7 @@ class Supervisor:
             if now - scene.told > 2 * patience.grace:
                 self.engine.kill(scene.handle)
         elif scene.signs >= 0 and now - scene.heard > patience.silence + patience.grace + _MARGIN:
-            scene.told, scene.hung = now, True
+            scene.told = now
             self.engine.end(scene.handle)
 
     def _outcome(self, scene: _Scene) -> Outcome | None:
@@ -203,7 +199,7 @@ class Supervisor:
         if outcome is not None and outcome.end != "finished":
             return outcome.end, outcome.sentence
         if outcome is not None:
-            stage = next(stage for stage in scene.stages if stage.name not in self._seconds(scene))
+            stage = next(stage for stage in scene.stages if stage.name not in scene.finished)
             fault = stage.check() if stage.check is not None else None
             return (
                 "failed",
@@ -212,7 +208,7 @@ class Supervisor:
         reason = self.engine.reason(handle)
         if reason in _MEMORY_REASONS:
             return "memory", lack_of_memory(self._step_of(scene))
-        if scene.hung:
+        if scene.told is not None:
             return "hung", f"Its job gave no sign of life for {self.limits.patience.silence:g} s and was ended."
         told = f" ({reason})" if reason else ""
         return "killed", (
@@ -241,7 +237,7 @@ class Supervisor:
             attempts=before.attempts if attempts is None else attempts,
             phase=before.phase if phase is None else phase,
             since=time.time(),
-            seconds=self._seconds(scene) if standing != "running" else before.seconds,
+            seconds=scene.finished,
         )
         write_record(scene.plan.folder / STATE, scene.state)
         self._on_change(scene.plan.name, scene.state)
@@ -254,7 +250,7 @@ class Supervisor:
             assert scene.handle is not None
             self.engine.end(scene.handle)
         began = time.monotonic()
-        left = [scene for scene in self._scenes if scene.handle is not None]
+        left = list(self._running())
         while left:
             over = self.engine.over([scene.handle for scene in left if scene.handle is not None])
             for scene in left:
