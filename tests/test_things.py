@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import matplotlib
 import moved_scene
 import numpy as np
 import pytest
+from matplotlib import texmanager
 from moved_scene import ARM, BOWL, FRAMES, HEIGHT, MUG, STEP, WIDTH
 from PIL import Image
 
@@ -137,13 +139,21 @@ def test_last_seen_before_a_moment(found):
 def test_pictures_and_tables_are_written(found, tmp_path):
     events, frames = diary(found), np.zeros((FRAMES, 2 * HEIGHT, 2 * WIDTH, 3), np.uint8)
     for path in (
-        contact_sheet(tmp_path / "things.png", found, clock(), lambda i: frames[i]),
+        contact_sheet(tmp_path / "things.png", found, lambda i: frames[i]),
         plan(tmp_path / "plan.png", found, events, clock()),
     ):
         assert np.asarray(Image.open(path).convert("L")).std() > 5
     assert len(table(found.things, clock()).splitlines()) == 4
     for thing in found.things:
         json.dumps(thing_data(thing, clock()), allow_nan=False)
+
+
+def test_settings_that_start_programs_are_not_heeded(found, tmp_path, monkeypatch):
+    """A matplotlibrc in the working directory may ask for LaTeX, which is then searched for there, too."""
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    monkeypatch.setattr(texmanager.TexManager, "_run_checked_subprocess", lambda *_, **__: pytest.fail("LaTeX is run"))
+    contact_sheet(tmp_path / "things.png", found, lambda _: np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    plan(tmp_path / "plan.png", found, diary(found), clock())
 
 
 def test_a_scene_without_segments_has_no_things():

@@ -49,7 +49,7 @@ class ObjectsConfig:
             "things": [thing_data(thing, clock) for thing in scene.objects()],
         }
         write_json(folder / "things.json", content)
-        contact_sheet(folder / "things.png", scene.found, clock, scene.trained.scene.frame)
+        contact_sheet(folder / "things.png", scene.found, scene.trained.scene.frame)
         sys.stdout.write(table(scene.objects(), clock))
         CONSOLE.print(f"Written: {escape(str(folder / 'things.json'))} and things.png")
         return content

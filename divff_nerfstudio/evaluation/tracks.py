@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.evaluation.answers import THRESHOLDS
 from divff_nerfstudio.evaluation.trained_scene import MovingLayer, TrainedScene, View
+from divff_nerfstudio.plots import plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -187,16 +187,12 @@ def _sighting(trained: TrainedScene, view: View, track: Track, frame: int, place
 
 def save_plot(path: Path, track: Track) -> Path:
     """Draws a track: how sure it is, where the thing is, how far it has come; movements are shaded."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(
-        matplotlib.rcParamsDefault
-    ):  # a matplotlibrc in the working directory may start programs
-        return _save_figure(path, track, Figure(figsize=(9, 7), layout="constrained"))
+    with plot(path, 9, 7) as figure:
+        _draw(figure, track)
+    return path
 
 
-def _save_figure(path: Path, track: Track, figure: Figure) -> Path:
+def _draw(figure: Figure, track: Track) -> None:
     ids = [s.frame_id for s in track.sightings]
     sure, where, far = figure.subplots(3, 1, sharex=True)
     threshold = THRESHOLDS[track.kind]
@@ -215,6 +211,3 @@ def _save_figure(path: Path, track: Track, figure: Figure) -> Path:
         for start, end in track.moves:
             axes.axvspan(start, end, color="tab:orange", alpha=0.2, linewidth=0)
         axes.legend(loc="upper right", fontsize="small")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    return path

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.objects.diary import Clock, Event
 from divff_nerfstudio.objects.things import Things
+from divff_nerfstudio.plots import plot
 
 _MARGIN = 0.25
 _MOST = 60
@@ -33,34 +33,30 @@ def crop(frame: UInt8[np.ndarray, "height width 3"], box: Sequence[int], scale: 
     return frame[rows, columns]
 
 
-def contact_sheet(
-    path: Path, things: Things, clock: Clock, picture: Callable[[int], UInt8[np.ndarray, "height width 3"]]
-) -> Path:
-    """Draws each thing as the frame that shows it best shows it, with its number, name and when it is seen.
+def contact_sheet(path: Path, things: Things, picture: Callable[[int], UInt8[np.ndarray, "height width 3"]]) -> Path:
+    """Draws each thing as the frame that shows it best shows it, with its number and name, and in how many
+    frames it is seen.
 
     Args:
         path: The picture's file.
         things: The things; the first sixty are drawn.
-        clock: Tells when.
         picture: Gives the frame of an index.
     """
-    from matplotlib.figure import Figure
-
     shown = things.things[:_MOST]
     columns = min(6, max(len(shown), 1))
     rows = max(1, -(-len(shown) // columns))
-    figure = Figure(figsize=(2.1 * columns, 2.3 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, thing in zip(grid.flat, shown, strict=False):
-        best = thing.portrait
-        frame = picture(best.frame)
-        scale = frame.shape[0] / things.owners.shape[1], frame.shape[1] / things.owners.shape[2]
-        axes.imshow(crop(frame, best.box, scale))
-        moved = f", moved {len(thing.moves)}x" if thing.moves else ""
-        axes.set_title(f"{thing.number} {thing.name}\n{len(thing.frames)} frames{moved}", fontsize=8)
-    return _save(figure, path)
+    with plot(path, 2.1 * columns, 2.3 * rows) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for axes, thing in zip(grid.flat, shown, strict=False):
+            best = thing.portrait
+            frame = picture(best.frame)
+            scale = frame.shape[0] / things.owners.shape[1], frame.shape[1] / things.owners.shape[2]
+            axes.imshow(crop(frame, best.box, scale))
+            moved = f", moved {len(thing.moves)}x" if thing.moves else ""
+            axes.set_title(f"{thing.number} {thing.name}\n{len(thing.frames)} frames{moved}", fontsize=8)
+    return path
 
 
 def plan(path: Path, things: Things, events: Sequence[Event], clock: Clock) -> Path:
@@ -74,18 +70,20 @@ def plan(path: Path, things: Things, events: Sequence[Event], clock: Clock) -> P
         events: The diary.
         clock: Tells when.
     """
-    from matplotlib.figure import Figure
+    with plot(path, 8, 7) as figure:
+        _draw_plan(figure.subplots(), things, events, clock)
+    return path
 
+
+def _draw_plan(axes: Any, things: Things, events: Sequence[Event], clock: Clock) -> None:
     flat, height = _from_above(things)
     cloud = np.concatenate([rest.points for thing in things.things for rest in thing.rests])
     cloud = cloud[:: max(1, len(cloud) // _CLOUD)]
     order = np.argsort(height(cloud))
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    axes: Any = figure.subplots()
     axes.scatter(*flat(cloud[order]).T, c=height(cloud[order]), cmap="Greys_r", s=2, linewidths=0)
     cameras = flat(np.stack([camera.pose[:, 3] for camera in things.cameras]))
     axes.plot(*cameras.T, "-", color="tab:cyan", linewidth=1, label="the camera's way")
-    colours = [f"C{i}" for i in range(10) if i != 9]
+    colours = [f"C{i}" for i in range(9)]  # the tenth is the colour of the camera's way
     moved = list(dict.fromkeys(event.thing.number for event in events))
     for event in events:
         colour = colours[moved.index(event.thing.number) % len(colours)]
@@ -102,7 +100,6 @@ def plan(path: Path, things: Things, events: Sequence[Event], clock: Clock) -> P
     axes.set_aspect("equal")
     axes.set(title="The room from above", xlabel="scene units", ylabel="scene units")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
-    return _save(figure, path)
 
 
 def _from_above(things: Things) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]:
@@ -118,9 +115,3 @@ def _from_above(things: Things) -> tuple[Callable[[np.ndarray], np.ndarray], Cal
 
 def _unit(vector: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3"]:
     return vector / max(float(np.linalg.norm(vector)), 1e-9)
-
-
-def _save(figure: Any, path: Path) -> Path:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    return path
