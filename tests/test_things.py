@@ -156,7 +156,7 @@ def test_settings_that_start_programs_are_not_heeded(found, tmp_path, monkeypatc
     plan(tmp_path / "plan.png", found, diary(found), clock())
 
 
-def test_a_scene_without_segments_has_no_things():
+def test_a_scene_without_segments_has_no_things(tmp_path):
     empty = [
         Look(i, np.full((4, 6), 65535, np.uint16), np.zeros((0, 8)), np.zeros((4, 6, 3)), np.ones((4, 6)),
              np.zeros((4, 6)), np.zeros(3))
@@ -164,6 +164,9 @@ def test_a_scene_without_segments_has_no_things():
     ]  # fmt: skip
     found = find_things(empty, cameras()[:3])
     assert found.things == [] and diary(found) == [] and found.at(0, 1, 1) is None
+    frame = np.zeros((4, 6, 3), np.uint8)
+    assert contact_sheet(tmp_path / "things.png", found, lambda _: frame).is_file()
+    assert plan(tmp_path / "plan.png", found, [], clock()).is_file()
 
 
 def test_a_pixel_gives_its_thing(found):

@@ -77,7 +77,7 @@ def plan(path: Path, things: Things, events: Sequence[Event], clock: Clock) -> P
 
 def _draw_plan(axes: Any, things: Things, events: Sequence[Event], clock: Clock) -> None:
     flat, height = _from_above(things)
-    cloud = np.concatenate([rest.points for thing in things.things for rest in thing.rests])
+    cloud = np.concatenate([np.zeros((0, 3)), *(rest.points for thing in things.things for rest in thing.rests)])
     cloud = cloud[:: max(1, len(cloud) // _CLOUD)]
     order = np.argsort(height(cloud))
     axes.scatter(*flat(cloud[order]).T, c=height(cloud[order]), cmap="Greys_r", s=2, linewidths=0)
