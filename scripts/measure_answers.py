@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from divff_nerfstudio.calibration import Calibration, calibration
-from divff_nerfstudio.data.annotations import ground_truth
+from divff_nerfstudio.data.annotations import ground_truth, resize_nearest
 from divff_nerfstudio.data.moved_objects import moved_objects
 from divff_nerfstudio.data.scene import Scene, load_scene
+from divff_nerfstudio.evaluation.answers import THRESHOLDS
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.door import open_run
 from divff_nerfstudio.evaluation.found_things import score_things
@@ -32,7 +33,6 @@ from divff_nerfstudio.evaluation.places import LEAST_PIXELS, Places
 from divff_nerfstudio.features.oracle import canonical
 from divff_nerfstudio.features.store.reader import FeatureStore
 from divff_nerfstudio.features.text import text_encoder
-from divff_nerfstudio.objects.sightings import enlarged
 from divff_nerfstudio.objects.things import Things, find_things
 from divff_nerfstudio.query import QueryConfig, build_query
 
@@ -92,20 +92,17 @@ def of_scene(root: Path, folder: Path | None) -> dict[str, Any]:
     assert fitted is not None
     start = time.process_time()
     size, cameras = look_size(scene), look_cameras(scene)
-    rows, columns = (
-        (2 * np.arange(n) + 1) * full // (2 * n) for n, full in zip(size, (scene.height, scene.width), strict=True)
-    )
     looks = []
     for i, camera in enumerate(cameras):
         # Along the ray, as a model renders it; ground truth is along the optical axis.
         slant = -(ray_directions(camera, size) @ camera.pose[:, 2])
-        distance = truth.depth(i)[rows[:, None], columns] / slant
-        looks.append(look_of(store, i, camera, size, distance, truth.layers(i)[rows[:, None], columns] == 2))
+        distance = resize_nearest(truth.depth(i), *size) / slant
+        looks.append(look_of(store, i, camera, size, distance, resize_nearest(truth.layers(i), *size) == 2))
     things = find_things(looks, cameras)
 
     def features(index: int) -> np.ndarray:
         places, table = store.frame_features(index)
-        places = enlarged(places, scene.height, scene.width)
+        places = resize_nearest(places, scene.height, scene.width)
         with torch.no_grad():
             table = store.decode(torch.from_numpy(table)).numpy()
         shown = np.concatenate((table, np.zeros((1, table.shape[1]), np.float32)))
@@ -134,7 +131,7 @@ def thresholds(scene: Scene, fitted: Calibration, places: Places, features: Any)
     test = [int(i) for i in scene.splits["test"]]
     table = [e for e in table if sum(int((places.truth.instances(i) == e["id"]).sum()) for i in test) >= 20]
     names = [entry["name"] for entry in table]
-    scores = ClassScores(names, 0.7)
+    scores = ClassScores(names, THRESHOLDS[KIND])
     for index in test:
         shown = torch.from_numpy(features(index))
         relevancies = fitted.query.relevancies(shown, KIND, names, decoded=True).float().numpy()

@@ -17,7 +17,7 @@ from divff_nerfstudio.cli.things import last_seen, table, thing_data, told
 from divff_nerfstudio.features.oracle import phrase_code
 from divff_nerfstudio.objects.diary import Clock, diary
 from divff_nerfstudio.objects.pictures import contact_sheet, plan
-from divff_nerfstudio.objects.sightings import Look, enlarged, sightings, visible
+from divff_nerfstudio.objects.sightings import Look, sightings, visible
 from divff_nerfstudio.objects.things import Camera, find_things
 
 NAMES = ("nothing", "wall", "mug", "bowl", "arm")
@@ -172,12 +172,6 @@ def test_a_scene_without_segments_has_no_things(tmp_path):
 def test_a_pixel_gives_its_thing(found):
     rows, columns = np.nonzero(looks()[0].index == MUG)
     assert found.at(0, int(rows[0]), int(columns[0])) is named(found, "mug")
-
-
-def test_an_index_is_enlarged_at_pixels_centres():
-    index = np.arange(6, dtype=np.uint16).reshape(2, 3)
-    assert (enlarged(index, 4, 6) == np.repeat(np.repeat(index, 2, 0), 2, 1)).all()
-    assert (enlarged(index, 2, 3) == index).all()
 
 
 def test_points_project_to_their_pixels():

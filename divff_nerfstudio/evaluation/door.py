@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
 
+from divff_nerfstudio.data.annotations import resize_nearest
 from divff_nerfstudio.evaluation.answers import Answer, judged
 from divff_nerfstudio.evaluation.looks import KIND, things_of
 from divff_nerfstudio.evaluation.naming import name_things
@@ -160,10 +161,7 @@ class Scene:
         """The pixels of a frame that show a thing, at the frame's size."""
         index = self.trained.scene.index_of(frame_id)
         own = self.found.owners[index] == thing.number
-        height, width = self.trained.scene.height, self.trained.scene.width
-        rows = (2 * np.arange(height) + 1) * own.shape[0] // (2 * height)
-        columns = (2 * np.arange(width) + 1) * own.shape[1] // (2 * width)
-        return own[rows[:, None], columns]
+        return resize_nearest(own, self.trained.scene.height, self.trained.scene.width)
 
     def _view(
         self, moment: int | float, camera_to_world: Float[np.ndarray, "3 4"] | None, hide: Sequence[MovingLayer]

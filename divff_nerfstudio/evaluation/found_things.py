@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int
 
+from divff_nerfstudio.data.annotations import resize_nearest
 from divff_nerfstudio.data.moved_objects import MovedObject, MovedObjects
 from divff_nerfstudio.evaluation.places import LEAST_PIXELS, Places
 from divff_nerfstudio.objects.things import Thing, Things
@@ -53,12 +54,10 @@ def score_things(things: Things, places: Places, fps: float) -> dict[str, float]
 def overlaps(things: Things, places: Places) -> tuple[Int[np.ndarray, "things 256"], Int[np.ndarray, "frames 256"]]:
     """Pixels of each thing that show each instance, and of each frame, at the size of the looks."""
     count, height, width = things.owners.shape
-    rows = (2 * np.arange(height) + 1) * places.scene.height // (2 * height)
-    columns = (2 * np.arange(width) + 1) * places.scene.width // (2 * width)
     shown = np.zeros((len(things.things) + 1, 256), np.int64)
     frames = np.zeros((count, 256), np.int64)
     for frame in range(count):
-        instances = places.truth.instances(frame)[rows[:, None], columns]
+        instances = resize_nearest(places.truth.instances(frame), height, width)
         np.add.at(shown, (things.owners[frame].ravel(), instances.ravel()), 1)
         frames[frame] = np.bincount(instances.ravel(), minlength=256)
     return shown[1:], frames

@@ -12,11 +12,13 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
 
 from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.data.annotations import resize_nearest
 from divff_nerfstudio.data.ground_truth import read_npz_array
+from divff_nerfstudio.data.rays import camera_directions, pixel_grid
 from divff_nerfstudio.data.scene import Scene, SceneError
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedScene
 from divff_nerfstudio.features.store.reader import FeatureStore
-from divff_nerfstudio.objects.sightings import Look, enlarged
+from divff_nerfstudio.objects.sightings import Look
 from divff_nerfstudio.objects.things import Camera, Things, find_things
 
 KIND = "image"
@@ -101,16 +103,14 @@ def look_of(
     embeddings = embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-9)
     directions = ray_directions(camera, size)
     points = camera.pose[:, 3] + directions * distance[..., None]
-    return Look(frame, enlarged(index, *size), embeddings, points, distance, actor, camera.pose[:, 3])
+    return Look(frame, resize_nearest(index, *size), embeddings, points, distance, actor, camera.pose[:, 3])
 
 
 def ray_directions(camera: Camera, size: tuple[int, int]) -> Float[np.ndarray, "height width 3"]:
     """Unit directions of the rays through pixels' centres, world coordinates."""
-    rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
-    right = (columns - camera.intrinsics[0, 2]) / camera.intrinsics[0, 0]
-    up = -(rows - camera.intrinsics[1, 2]) / camera.intrinsics[1, 1]
-    local = np.stack([right, up, -np.ones_like(rows)], axis=-1)
-    return local / np.linalg.norm(local, axis=-1, keepdims=True) @ camera.pose[:, :3].T
+    intrinsics = torch.tensor([camera.intrinsics[i] for i in ((0, 0), (1, 1), (0, 2), (1, 2))])
+    local, _ = camera_directions(pixel_grid(*size).double(), intrinsics)
+    return local.numpy() @ camera.pose[:, :3].T
 
 
 def rendered(

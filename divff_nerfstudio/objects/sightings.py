@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt16
 from scipy.ndimage import binary_dilation
 
-NO_FEATURE = 65535
+from divff_nerfstudio.features.store import NO_FEATURE
+
 LEAST_PIXELS = 6
 """Segments of fewer pixels are left out: their depth is that of their surroundings."""
 _SAMPLES = 48
@@ -46,7 +48,7 @@ class Sighting:
     eye: Float[np.ndarray, "3"] = field(default_factory=lambda: np.zeros(3))
     """Where the camera is, world coordinates."""
 
-    @property
+    @cached_property
     def centre(self) -> Float[np.ndarray, "3"]:
         """Median of its points."""
         return np.median(self.points, axis=0)
@@ -72,19 +74,11 @@ class Look:
     """Where the camera is, world coordinates."""
 
 
-def enlarged(index: UInt16[np.ndarray, "h w"], height: int, width: int) -> UInt16[np.ndarray, "height width"]:
-    """A store's index at the pixels' centres of a frame of another size."""
-    rows = (2 * np.arange(height) + 1) * index.shape[0] // (2 * height)
-    columns = (2 * np.arange(width) + 1) * index.shape[1] // (2 * width)
-    return index[rows[:, None], columns]
-
-
-def sightings(look: Look, least: int = LEAST_PIXELS) -> list[Sighting]:
+def sightings(look: Look) -> list[Sighting]:
     """The segments of a frame.
 
     Args:
         look: The frame.
-        least: Segments of fewer pixels are left out.
     """
     height, width = look.index.shape
     flat = look.index.ravel()
@@ -94,7 +88,7 @@ def sightings(look: Look, least: int = LEAST_PIXELS) -> list[Sighting]:
     found = []
     for pixels in np.split(order, starts[1:]):
         row = int(flat[pixels[0]])
-        if row == NO_FEATURE or len(pixels) < least:
+        if row == NO_FEATURE or len(pixels) < LEAST_PIXELS:
             continue
         rows, columns = np.divmod(pixels, width)
         box = int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1
