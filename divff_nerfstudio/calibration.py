@@ -138,8 +138,7 @@ class Calibration:
         known.update({phrase: Verdict(phrase, 1.0, 0.0, 0.5) for phrase in phrases if EXAMPLE_NAME.fullmatch(phrase)})
         missing = [phrase for phrase in dict.fromkeys(phrases) if phrase not in known]
         if missing:
-            embeddings = _unit(self.query.embeddings(self.kind, missing).numpy())
-            sure = self._sure(_unit(embeddings - self.phrases_mean))
+            sure = self._sure(self._asked(missing))
             relevancies = self._relevancies(missing)
             for i, phrase in enumerate(missing):
                 known[phrase] = Verdict(phrase, float(sure[i]), self.needed, self._threshold(relevancies[:, i]))
@@ -177,8 +176,11 @@ class Calibration:
             features: Features of unit length.
             phrases: The phrases.
         """
-        embeddings = _unit(self.query.embeddings(self.kind, list(phrases)).numpy())
-        return _unit(features - self.mean) @ _unit(embeddings - self.phrases_mean).T
+        return _unit(features - self.mean) @ self._asked(phrases).T
+
+    def _asked(self, phrases: Sequence[str]) -> Float[np.ndarray, "phrases dim"]:
+        """Embeddings of phrases without what all common phrases have in common."""
+        return _unit(_unit(self.query.embeddings(self.kind, list(phrases)).numpy()) - self.phrases_mean)
 
     def masks(
         self,
@@ -195,19 +197,13 @@ class Calibration:
         """
         thresholds = np.array([verdict.threshold for verdict in self.verdicts(phrases)])
         found = relevancies > thresholds
-        embeddings = _unit(self.query.embeddings(self.kind, list(phrases)).numpy())
-        asked = _unit(embeddings - self.phrases_mean)
-        rows, columns, channels = np.nonzero(found)
-        pixels = features.cpu().float().numpy()[rows, columns]
-        centred = _unit(pixels - self.mean)
-        common = self._centred[1]
+        shown = found.any(axis=-1)
+        centred, common = _unit(features.cpu().float().numpy()[shown] - self.mean), self._centred[1]
         rivals = centred @ common.T
-        for i, phrase in enumerate(phrases):
-            own = (channels == i) & (EXAMPLE_NAME.fullmatch(phrase) is None)
-            others = asked[i] @ common.T < SYNONYM
-            if own.any() and others.any():
-                lead = rivals[own][:, others].max(axis=1) - centred[own] @ asked[i]
-                found[rows[own], columns[own], i] = lead < RIVAL_LEAD
+        for i, (phrase, asked) in enumerate(zip(phrases, self._asked(phrases), strict=True)):
+            others = asked @ common.T < SYNONYM
+            if others.any() and not EXAMPLE_NAME.fullmatch(phrase):
+                found[shown, i] &= rivals[:, others].max(axis=1) - centred @ asked < RIVAL_LEAD
         return found
 
 
