@@ -165,20 +165,32 @@ def test_the_commands_write_their_files(scene, tmp_path, monkeypatch, capsys):
         "things.json", "things.png", "diary.json", "diary.txt", "plan.png",
     }  # fmt: skip
     capsys.readouterr()
-    asked = {"load_config": run, "text": ("mug", "violin"), "output": tmp_path / "out", "when": True}
+    asked = {"load_config": run, "text": ("image: mug", "violin"), "output": tmp_path / "out", "when": True}
     answer = QueryCommandConfig(**asked, before=6.0, fps=10.0).main()
     assert json.loads(capsys.readouterr().out) == answer
     mug, violin = answer["answers"]
-    assert mug["in_scene"] and mug["last_seen"]["frame"] == 5 and len(mug["things"][0]["rests"]) == 2
+    assert (
+        mug["query"] == "mug"
+        and mug["in_scene"]
+        and mug["last_seen"]["frame"] == 5
+        and len(mug["things"][0]["rests"]) == 2
+    )
     assert not violin["in_scene"] and violin["things"] == [] and violin["last_seen"] is None
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"when": True, "frame": 1}, "all frames"), ({"fps": 20.0, "frame": 1}, "--when")]
+    ("options", "words"),
+    [
+        ({"when": True, "frame": 1}, "all frames"),
+        ({"fps": 20.0, "frame": 1}, "--when"),
+        ({"when": True, "features": "video"}, "image features"),
+        ({"when": True, "text": ("mug", "video: cut the bread")}, "image features"),
+    ],
 )
 def test_options_that_do_not_go_together_are_refused(tmp_path, options, words):
     with pytest.raises(EvaluationError, match=words):
-        QueryCommandConfig(load_config=tmp_path / "none.yml", text=("mug",), output=tmp_path, **options).main()
+        given = {"load_config": tmp_path / "none.yml", "text": ("mug",), "output": tmp_path} | options
+        QueryCommandConfig(**given).main()
 
 
 def test_the_package_has_the_door():

@@ -20,6 +20,7 @@ from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.cli.things import answers_when
 from divff_nerfstudio.evaluation.answers import Answer, Features, asked_kind, judged
 from divff_nerfstudio.evaluation.figures import save_picture
+from divff_nerfstudio.evaluation.looks import KIND
 from divff_nerfstudio.evaluation.runs import open_scene
 from divff_nerfstudio.evaluation.tables import write_csv
 from divff_nerfstudio.evaluation.tiles import as_picture
@@ -128,7 +129,11 @@ class QueryCommandConfig:
             raise EvaluationError(
                 "--when looks at all frames: leave --over-time, --time, --frame, --camera and --fixed out."
             )
-        content = answers_when(self.load_config, self.data, self.text, self.output, self.fps, self.before)
+        asked = list(dict.fromkeys(asked_kind(typed, self.features) for typed in self.text))
+        if any(kind != KIND for kind, _ in asked):
+            raise EvaluationError(f"--when tells of things, which are found by {KIND} features: ask these.")
+        phrases = [phrase for _, phrase in asked]
+        content = answers_when(self.load_config, self.data, phrases, self.output, self.fps, self.before)
         sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
         return content
 

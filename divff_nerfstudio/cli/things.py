@@ -15,7 +15,8 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 
 from divff_nerfstudio.atomic import atomic_path
-from divff_nerfstudio.evaluation.door import Scene, open_run
+from divff_nerfstudio.evaluation.door import KEPT, Scene, open_run
+from divff_nerfstudio.evaluation.looks import KIND
 from divff_nerfstudio.objects.diary import Clock, Event
 from divff_nerfstudio.objects.pictures import contact_sheet, plan
 from divff_nerfstudio.objects.things import Thing
@@ -24,9 +25,8 @@ from divff_nerfstudio.schema import Positive, Words
 
 
 @dataclass
-class ObjectsConfig:
-    """Finds the things of a trained scene: each with where it lies, when it is carried, and when it is out of sight.
-    Prints a table, and writes things.json and a contact sheet, things.png."""
+class _OverThings:
+    """Options of what looks at all things of a scene."""
 
     load_config: Path
     """The run's config.yml."""
@@ -39,9 +39,19 @@ class ObjectsConfig:
     data: Optional[Path] = None  # noqa: UP045
     """Folder of its scene, if that is no longer where the config.yml says."""
 
+    def folder(self) -> Path:
+        """The folder for the files, made if necessary."""
+        return check_output_folder(self.output or self.load_config.resolve().parent / KEPT)
+
+
+@dataclass
+class ObjectsConfig(_OverThings):
+    """Finds the things of a trained scene: each with where it lies, when it is carried, and when it is out of sight.
+    Prints a table, and writes things.json and a contact sheet, things.png."""
+
     def main(self) -> dict[str, Any]:
         """Runs the command."""
-        folder = check_output_folder(self.output or self.load_config.resolve().parent / "things")
+        folder = self.folder()
         scene = _opened(self.load_config, self.data, self.names)
         clock = scene.clock(self.fps)
         content = {
@@ -56,24 +66,13 @@ class ObjectsConfig:
 
 
 @dataclass
-class DiaryConfig:
+class DiaryConfig(_OverThings):
     """Tells what was moved in a trained scene, when, from where to where. Writes diary.txt, diary.json and a plan of
     the room seen from above with the paths, plan.png."""
 
-    load_config: Path
-    """The run's config.yml."""
-    output: Optional[Path] = None  # noqa: UP045
-    """Folder for the files; by default "things" beside the config.yml."""
-    names: tuple[Words, ...] = ()
-    """What things may be called; by default common things that the scene is sure to have."""
-    fps: Optional[Positive] = None  # noqa: UP045
-    """Frames of the video in a second, so that times are told in seconds and not in frames."""
-    data: Optional[Path] = None  # noqa: UP045
-    """Folder of its scene, if that is no longer where the config.yml says."""
-
     def main(self) -> dict[str, Any]:
         """Runs the command."""
-        folder = check_output_folder(self.output or self.load_config.resolve().parent / "things")
+        folder = self.folder()
         scene = _opened(self.load_config, self.data, self.names)
         clock, events = scene.clock(self.fps), scene.diary()
         content = {"scene": scene.trained.scene.name, "events": [event.data(clock) for event in events]}
@@ -138,17 +137,17 @@ def when_data(scene: Scene, phrase: str, clock: Clock, before: float | None = No
         clock: Tells when.
         before: Seconds before which it was last seen; None: not asked.
     """
-    calibration = scene.trained.calibration("image")
+    calibration, matching = scene.trained.calibration(KIND), scene.matching(phrase)
     verdict = None if calibration is None else calibration.verdicts([phrase])[0]
     content: dict[str, Any] = {
         "query": phrase,
         "in_scene": None if verdict is None else verdict.in_scene,
-        "things": [thing_data(thing, clock) for thing in scene.matching(phrase)],
+        "things": [thing_data(thing, clock) for thing in matching],
     }
     for entry in content["things"]:
         del entry["feature"]
     if before is not None:
-        content["last_seen"] = last_seen(scene.matching(phrase), clock, before)
+        content["last_seen"] = last_seen(matching, clock, before)
     return content
 
 
