@@ -41,7 +41,7 @@ def things_of(trained: TrainedScene, kept: Path | None = None) -> Things:
     cameras = look_cameras(trained.scene)
     size = look_size(trained.scene)
     distances, actors = rendered(trained, size, kept)
-    looks = [look_of(store, i, camera, size, distances[i], actors[i]) for i, camera in enumerate(cameras)]
+    looks = (look_of(store, i, camera, size, distances[i], actors[i]) for i, camera in enumerate(cameras))
     return find_things(looks, cameras)
 
 

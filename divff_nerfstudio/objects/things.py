@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -171,17 +171,19 @@ class Things:
         return next((thing for thing in self.things if thing.number == number), None)
 
 
-def find_things(looks: Sequence[Look], cameras: Sequence[Camera]) -> Things:
+def find_things(looks: Iterable[Look], cameras: Sequence[Camera]) -> Things:
     """Groups what all frames show into things, and finds out when they are moved.
 
     Args:
-        looks: The frames, in the order of time.
+        looks: The frames, in the order of time; each is needed only until the next.
         cameras: Their cameras.
     """
-    frames = [sightings(look) for look in looks]
-    height, width = looks[0].index.shape if looks else (0, 0)
-    owners = np.zeros((len(looks), height, width), np.int16)
-    distances = np.stack([look.distance for look in looks]).astype(np.float32)
+    frames, rows, far = [], [], []
+    for look in looks:
+        frames.append(sightings(look))
+        rows.append(look.index)
+        far.append(look.distance.astype(np.float32))
+    owners, distances = np.zeros(np.shape(rows), np.int16), np.stack(far)
     depths = [sighting.depth for frame in frames for sighting in frame]
     if not depths:
         return Things([], owners, distances, cameras, 0.0)
@@ -192,7 +194,7 @@ def find_things(looks: Sequence[Look], cameras: Sequence[Camera]) -> Things:
     things = [Thing(number, tuple(group.sightings)) for number, group in enumerate(groups, 1)]
     for thing in things:
         for sighting in thing.sightings:
-            owners[sighting.frame][looks[sighting.frame].index == sighting.row] = thing.number
+            owners[sighting.frame][rows[sighting.frame] == sighting.row] = thing.number
     found = Things(things, owners, distances, cameras, reach, grouping.likeness)
     for thing in things:
         _follow(thing, found)
