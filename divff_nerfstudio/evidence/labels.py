@@ -97,18 +97,18 @@ def _write(
     views, asked = _views(scene, indices, device)
     tried = [asked((2 * i + 1) * len(indices) // (2 * _TRIED)) for i in range(_TRIED)]
     tolerance = settle_tolerance(views, tried, _STRIDE)
-    rows, columns = ((side + _STRIDE - 1) // _STRIDE for side in views.size)
+    size, (rows, columns) = (scene.height, scene.width), ((side + _STRIDE - 1) // _STRIDE for side in views.size)
     seen = scratch_array(folder, np.float32, (len(indices), 2, rows, columns))
-    segments = scratch_array(folder, np.int32, found.shape[:3])
+    segments = scratch_array(folder, np.int32, (len(indices), *size))
     votes = []
     with get_progress("Looking for what moves") as progress:
         for k in progress.track(range(len(indices))):
             seen[k] = torch.stack(sightings(views, asked(k), _STRIDE, tolerance)).cpu().numpy()
             segments[k], number = things.split(scene, int(indices[k]))
-            votes.append(count(segments[k], number, *_chances(seen[k], found.shape[1:3])))
+            votes.append(count(segments[k], number, *_chances(seen[k], size)))
     others, theirs = _asked_segments(scene, indices, segments, things, votes)
     for k, own in enumerate(votes):
-        chances = _chances(seen[k], found.shape[1:3])
+        chances = _chances(seen[k], size)
         kinds = of_kinds(things.looks(scene, int(indices[k]), segments[k]), others, theirs, things.spread)
         moves, resting = decide(segments[k], own, kinds, *chances)
         moves = _logistic((moves - _SURE) / _SURE_WIDTH)
