@@ -16,6 +16,7 @@ from nerfstudio.utils.rich_utils import get_progress
 from divff_nerfstudio.arrays import create_array, scratch_array
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.data.frames import SceneError, cache_folder, open_cache
+from divff_nerfstudio.data.masks import resize_nearest
 from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.evidence.sightings import LEAST_FRAMES, Asked, Views, settle_tolerance, sightings
 from divff_nerfstudio.evidence.votes import count, decide, of_kinds
@@ -192,8 +193,7 @@ class _Stored:
     def split(self, scene: Scene, frame: int) -> tuple[Int[np.ndarray, "height width"], int]:
         """See `_Things`."""
         index, table = self._store.frame_features(frame)
-        rows, columns = ((np.arange(side) + 0.5) / side for side in (scene.height, scene.width))
-        local = index[(rows * index.shape[0]).astype(int)[:, None], (columns * index.shape[1]).astype(int)]
+        local = resize_nearest(index, scene.height, scene.width)
         return np.where(local == NO_FEATURE, -1, local.astype(np.int32)), len(table)
 
     def looks(
