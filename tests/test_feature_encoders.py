@@ -163,7 +163,7 @@ def test_patch_tokens_cover_the_picture_in_its_own_shape(encoder_folder):
     assert encoder.patch_tokens(picture, scale=2.0).shape == (4, 8, 72)
     square = encoder.patch_tokens(picture[:, 8:24])
     reference = encoder.model.visual.forward_intermediates(  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-        encoder._normalised(encoder._stretched([picture[:, 8:24]], (16, 16))),
+        encoder._normalised(encoders.stretched([picture[:, 8:24]], (16, 16))),
         indices=1,
         normalize_intermediates=True,
         intermediates_only=True,
@@ -367,21 +367,21 @@ def test_extraction_of_all_kinds(scene_root, encoder_folder, tmp_path):
 
 def test_killed_extraction_goes_on_and_equals_the_unbroken_one(scene_root, encoder_folder, tmp_path, monkeypatch):
     whole = extract(scene_root, encoder_folder, tmp_path / "whole")
-    extracted = []
-    original = PatchSource.extract
+    encoded = []
+    original = PatchSource.encode
 
-    def dying(self, frame):
-        if frame == 3 and not extracted.count("died"):
-            extracted.append("died")
+    def dying(self, prepared):
+        if len(encoded) == 3:
+            encoded.append("died")
             raise KeyboardInterrupt
-        extracted.append(frame)
-        return original(self, frame)
+        encoded.append(len(prepared))
+        return original(self, prepared)
 
-    monkeypatch.setattr(PatchSource, "extract", dying)
+    monkeypatch.setattr(PatchSource, "encode", dying)
     with pytest.raises(KeyboardInterrupt):
         extract(scene_root, encoder_folder, tmp_path / "broken")
     stores = extract(scene_root, encoder_folder, tmp_path / "broken")
-    assert extracted == [0, 1, 2, "died", 3, 4]
+    assert encoded == [1, 1, 1, "died", 1, 1]
     for kind, store in stores.items():
         for frame in range(5):
             for one, other in zip(store.frame_features(frame), whole[kind].frame_features(frame), strict=True):

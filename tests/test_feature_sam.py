@@ -14,6 +14,7 @@ from PIL import Image
 from test_feature_encoders import write_encoder, write_scene
 
 from divff_nerfstudio.data.scene import load_scene
+from divff_nerfstudio.features import sam
 from divff_nerfstudio.features.open_clip_source import SegmentSource, SegmentSourceConfig
 from divff_nerfstudio.features.patches import DinoSource, DinoSourceConfig
 from divff_nerfstudio.features.pictures import Pictures
@@ -105,6 +106,15 @@ def test_the_whole_picture_is_asked_at_every_point(sam_folder):
     assert min(agreement) > 0.97  # the picture is resized by another interpolation of the same kind
 
 
+def test_crops_that_are_looked_at_together_have_the_masks_of_each(sam_folder, monkeypatch):
+    segmenter = lenient(sam_folder)
+    alone = segmenter.masks(PICTURE)
+    monkeypatch.setattr(sam, "_CROPS", {"cpu": 3})  # as on a GPU
+    together = segmenter.masks(PICTURE)
+    assert len(alone) > 1 and together.shape == alone.shape
+    assert (together != alone).mean() < 1e-3  # sums in another order
+
+
 def test_segment_is_the_last_mask(sam_folder):
     segmenter = lenient(sam_folder, crop_layers=0)
     masks, segments = segmenter.masks(PICTURE), segmenter.segment(PICTURE)
@@ -151,7 +161,7 @@ def test_parts_of_things_in_crops_are_left_out(sam_folder):
     segmenter = lenient(sam_folder)
     size, box = (150, 240), (0, 0, 101, 146)
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
-    masks, scores = segmenter._crop_masks(pixels, size, box)
+    masks, scores = segmenter._crop_masks(segmenter._crop_embeddings(pixels, size, [box])[0], size, box)
     assert len(masks) == len(scores) and masks.shape[1:] == (101, 146)
     assert not masks[:, -21:].any() and not masks[:, :, -21:].any()
 
@@ -285,6 +295,13 @@ def test_dinov2_sees_the_picture_in_its_own_shape(tmp_path, dino_folder):
     half = DinoSource(Pictures(scene), "", CPU, DinoSourceConfig(weights=dino_folder, height=56, statistics="half"))
     assert half.settings()["statistics"] == "half"
     assert np.abs(half.extract(0).table - features.table).max() > 1e-3
+
+
+def test_dinov2_sees_several_frames_at_once(tmp_path, dino_folder):
+    pictures = Pictures(load_scene(write_scene(tmp_path / "scene")))
+    source = DinoSource(pictures, "", CPU, DinoSourceConfig(weights=dino_folder, height=56))
+    for frame, features in enumerate(source.encode([source.prepare(frame) for frame in range(3)])):
+        np.testing.assert_allclose(features.table, source.extract(frame).table, atol=1e-5)
 
 
 def test_another_model_than_dinov2_is_refused(sam_folder, tmp_path):

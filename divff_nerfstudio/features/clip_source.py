@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt8, UInt16
 from nerfstudio.utils.rich_utils import CONSOLE
 from pydantic import Field
 from torch import Tensor
 
 from divff_nerfstudio.features.pictures import Pictures
-from divff_nerfstudio.features.sources import FeatureSource
+from divff_nerfstudio.features.sources import PreparedSource
 from divff_nerfstudio.features.store import FrameFeatures
 from divff_nerfstudio.features.tiles import Tiles
 from divff_nerfstudio.schema import Size
@@ -39,7 +40,7 @@ class ClipSourceConfig:
     """What tiles show beyond the picture: its edge's colour, or black as in DIV-FF."""
 
 
-class ClipSource(FeatureSource):
+class ClipSource(PreparedSource):
     """Video-language features, one per tile of a clip: what is done here?
 
     A subclass loads its model and implements `encode_clips`.
@@ -48,6 +49,7 @@ class ClipSource(FeatureSource):
     kind = "video"
     negatives = ("general task", "undistic movement", "unclear action", "background")
     shared_index = True
+    frames_at_once = 8
     config: ClipSourceConfig
 
     def __init__(self, pictures: Pictures, encoder: str, device: torch.device, config: ClipSourceConfig):
@@ -71,8 +73,21 @@ class ClipSource(FeatureSource):
         """The clip that starts at the frame with this index."""
         return self.pictures.clip(frame, self.config.clip_length, self.config.clip_stride)
 
-    def extract(self, frame: int) -> FrameFeatures:
-        """Features of the tiles of the clip that starts at a frame."""
+    def prepare(self, frame: int) -> tuple[UInt16[np.ndarray, "h w"], Any]:
+        """Tile of each pixel, and the tiles of the clip that starts at a frame."""
         clip, config = self.clip(frame), self.config
         tiles = Tiles.of(*clip.shape[1:3], share=config.tile_share, overlap=config.overlap)
-        return FrameFeatures(tiles.index(config.lookup), self.encode_clips(tiles.cut(clip, config.padding)).numpy())
+        return tiles.index(config.lookup), self.resized(tiles.cut(clip, config.padding))
+
+    def encode(self, prepared: Sequence[tuple[UInt16[np.ndarray, "h w"], Any]]) -> Iterable[FrameFeatures]:
+        """Features of the tiles."""
+        found = self.encode_resized([clips for _, clips in prepared])
+        return [FrameFeatures(index, table.numpy()) for (index, _), table in zip(prepared, found, strict=True)]
+
+    def resized(self, clips: UInt8[np.ndarray, "n length height width 3"]) -> Any:
+        """Clips as `encode_resized` wants them: as they are, where the model's device resizes them."""
+        return clips
+
+    def encode_resized(self, parts: Sequence[Any]) -> Iterable[Float[Tensor, "n dim"]]:
+        """Embeddings of the clips of several frames, each as `resized` has left it."""
+        return self.encode_clips(np.concatenate(parts)).split([len(part) for part in parts])

@@ -74,6 +74,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._mean, self._std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
         self.device = torch.device("cpu")
+        self._together = False
         size = getattr(model.visual, "image_size", 224)
         self.input_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
         """Height and width of the pictures that the model takes."""
@@ -82,9 +83,10 @@ class Encoder:
 
     def to(self, device: torch.device) -> Encoder:
         """Moves the model; in half precision where the device is a GPU."""
-        self.device = device
+        self.device, self._together = device, device.type == "cuda"
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         self.model.to(device=device, dtype=dtype)
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
         if self.clip_tower is not None:
             self.clip_tower.to(device=device, dtype=dtype)
         return self
@@ -96,84 +98,135 @@ class Encoder:
         found = self.model.encode_text(tokens).float().cpu()  # pyright: ignore[reportCallIssue]
         return normalize(found, dim=-1) if normalise else found
 
-    @torch.inference_mode()
     def encode_images(self, pictures: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> Float[Tensor, "n dim"]:
         """Embeddings of unit length of pictures, each stretched to the model's input."""
-        return self._encode(self.model.visual, self._stretched(pictures, self.input_size))
+        return self.encode_stretched([stretched(pictures, self.input_size)])[0]
 
     @torch.inference_mode()
+    def encode_stretched(self, parts: Sequence[UInt8[Tensor, "_ 3 height width"]]) -> list[Float[Tensor, "_ dim"]]:
+        """Embeddings of unit length of pictures that have the size of the model's input, part by part.
+
+        On a CPU each part is encoded by itself, so that it gives the same to the last bit, whatever lies beside it.
+        """
+        return self._encode_parts(self.model.visual, parts)
+
     def encode_clips(self, clips: UInt8[np.ndarray, "n length height width 3"]) -> Float[Tensor, "n dim"]:
         """Embeddings of unit length of clips of pictures.
 
         With a tower for clips, of the pictures side by side; without, the mean of the pictures' embeddings.
         """
+        return self.encode_stretched_clips([self.stretched_clips(clips)])[0]
+
+    def stretched_clips(self, clips: UInt8[np.ndarray, "n length h w 3"]) -> UInt8[Tensor, "n length 3 height width"]:
+        """Pictures of clips, each in the size that the model's input has for it.
+
+        Raises:
+            EncoderError: If the tower for clips takes clips of another length.
+        """
         count, length = clips.shape[:2]
-        if self.clip_tower is None:
-            return normalize(
-                self.encode_images(clips.reshape(-1, *clips.shape[2:])).view(count, length, -1).mean(1), dim=-1
-            )
-        side = round(length**0.5)
-        if length != self.clip_length:
-            raise EncoderError(f"{self.name} takes clips of {self.clip_length} pictures, not {length}.")
-        size = (self.input_size[0] // side, self.input_size[1] // side)
-        small = self._stretched(clips.reshape(-1, *clips.shape[2:]), size)
-        mosaics = small.view(count, side, side, 3, *size).permute(0, 3, 1, 4, 2, 5).reshape(count, 3, *self.input_size)
-        return self._encode(self.clip_tower, mosaics)
+        size = self.input_size
+        if self.clip_tower is not None:
+            if length != self.clip_length:
+                raise EncoderError(f"{self.name} takes clips of {self.clip_length} pictures, not {length}.")
+            side = round(length**0.5)
+            size = (size[0] // side, size[1] // side)
+        return stretched(clips.reshape(-1, *clips.shape[2:]), size).unflatten(0, (count, length))
 
     @torch.inference_mode()
+    def encode_stretched_clips(
+        self, parts: Sequence[UInt8[Tensor, "_ length 3 height width"]]
+    ) -> list[Float[Tensor, "_ dim"]]:
+        """Embeddings of clips that `stretched_clips` gave, part by part, as `encode_stretched`."""
+        if self.clip_tower is None:
+            found = self._encode_parts(self.model.visual, [part.flatten(0, 1) for part in parts])
+            means = (each.view(*part.shape[:2], -1).mean(1) for each, part in zip(found, parts, strict=True))
+            return [normalize(mean, dim=-1) for mean in means]
+        return self._encode_parts(self.clip_tower, [self._mosaics(part) for part in parts])
+
+    def _mosaics(self, clips: UInt8[Tensor, "n length 3 h w"]) -> UInt8[Tensor, "n 3 height width"]:
+        """The pictures of each clip side by side in one."""
+        side = round(clips.shape[1] ** 0.5)
+        return clips.unflatten(1, (side, side)).permute(0, 3, 1, 4, 2, 5).reshape(len(clips), 3, *self.input_size)
+
     def patch_tokens(
         self, picture: UInt8[np.ndarray, "_ _ 3"], scale: float = 1.0
     ) -> Float[Tensor, "rows columns width"]:
-        """Tokens of the image tower over the whole of a picture.
-
-        A vision transformer sees the picture in its own shape, its position embeddings stretched to it, and gives the
-        tokens of its last layer. A residual network sees it in its own shape, too, but twice as large, and gives the
-        last stage but one, a token every 16 pixels. Other towers see it stretched to their input.
+        """Tokens of the image tower over the whole of a picture; see `tokens`.
 
         Args:
             picture: The picture.
             scale: Height that the tower sees, over its usual one.
         """
+        return self.tokens(self.stretched_whole(picture, scale))[0]
+
+    def stretched_whole(
+        self, picture: UInt8[np.ndarray, "_ _ 3"], scale: float = 1.0
+    ) -> UInt8[Tensor, "1 3 height width"]:
+        """A picture as `tokens` wants it; see `patch_tokens`."""
         from open_clip.modified_resnet import ModifiedResNet
 
         tower: Any = self.model.visual
-        (height, width), last = self.input_size, 1
+        height, width = self.input_size
+        if isinstance(tower, ModifiedResNet):
+            height, width, _ = fitted_size(picture, 2 * scale * height, (32, 32))
+        elif _stretches(tower):
+            height, width, _ = fitted_size(picture, scale * height, tower.patch_size)
+        return stretched([picture], (height, width))
+
+    @torch.inference_mode()
+    def tokens(self, pictures: UInt8[Tensor, "n 3 height width"]) -> Float[Tensor, "n rows columns width"]:
+        """Tokens of the image tower over the whole of pictures.
+
+        A vision transformer sees a picture in its own shape, its position embeddings stretched to it, and gives the
+        tokens of its last layer. A residual network sees it in its own shape, too, but twice as large, and gives the
+        last stage but one, a token every 16 pixels. Other towers see it stretched to their input.
+
+        Args:
+            pictures: Pictures that `stretched_whole` gave, all of one size.
+        """
+        from open_clip.modified_resnet import ModifiedResNet
+
+        tower: Any = self.model.visual
+        last = 1
         if isinstance(tower, ModifiedResNet):
             last = 2
-            height, width, _ = fitted_size(picture, 2 * scale * height, (32, 32))
-        elif hasattr(tower, "positional_embedding") and hasattr(tower, "patch_size"):
-            height, width, grid = fitted_size(picture, scale * height, tower.patch_size)
-            tower = _with_positions(tower, grid)
+        elif _stretches(tower):
+            height, width = tower.patch_size
+            tower = _with_positions(tower, (pictures.shape[2] // height, pictures.shape[3] // width))
         tokens = tower.forward_intermediates(
-            self._normalised(self._stretched([picture], (height, width))),
-            indices=last,
-            intermediates_only=True,
-            normalize_intermediates=True,
+            self._normalised(pictures), indices=last, intermediates_only=True, normalize_intermediates=True
         )
-        return tokens["image_intermediates"][0][0].permute(1, 2, 0).float().cpu()
+        return tokens["image_intermediates"][0].permute(0, 2, 3, 1).float().cpu()
+
+    def _encode_parts(
+        self, tower: Any, parts: Sequence[UInt8[Tensor, "_ 3 height width"]]
+    ) -> list[Float[Tensor, "_ dim"]]:
+        if not self._together:
+            return [self._encode(tower, part) for part in parts]
+        return list(self._encode(tower, torch.cat(list(parts))).split([len(part) for part in parts]))
 
     def _encode(self, tower: Any, pictures: UInt8[Tensor, "n 3 height width"]) -> Float[Tensor, "n dim"]:
         if len(pictures) == 0:
             return torch.zeros(0, self.dimension)
         batches = pictures.split(_BATCH.get(self.device.type, 64))
-        return normalize(torch.cat([tower(self._normalised(batch)).float().cpu() for batch in batches]), dim=-1)
+        return normalize(torch.cat([tower(self._normalised(batch)).float() for batch in batches]).cpu(), dim=-1)
 
     def _normalised(self, pictures: UInt8[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 height width"]:
-        scaled = (pictures.float() / 255 - self._mean) / self._std
-        return scaled.to(self.device, next(self.model.parameters()).dtype)
+        """Pictures as the model takes them, normalised on its device: bytes are what is copied there."""
+        scaled = (pictures.to(self.device).float() / 255 - self._mean) / self._std
+        return scaled.to(next(self.model.parameters()).dtype)
 
-    @staticmethod
-    def _stretched(
-        pictures: Iterable[UInt8[np.ndarray, "_ _ 3"]], size: tuple[int, int]
-    ) -> UInt8[Tensor, "n 3 height width"]:
-        resized = [
-            np.asarray(
-                Image.fromarray(np.ascontiguousarray(picture)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-            )
-            for picture in pictures
-        ]
-        stacked = np.stack(resized) if resized else np.zeros((0, *size, 3), np.uint8)
-        return torch.from_numpy(stacked).permute(0, 3, 1, 2)
+
+def stretched(
+    pictures: Iterable[UInt8[np.ndarray, "_ _ 3"]], size: tuple[int, int]
+) -> UInt8[Tensor, "n 3 height width"]:
+    """Pictures, each stretched to a height and width (bicubic)."""
+    resized = [
+        np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+        for picture in pictures
+    ]
+    stacked = np.stack(resized) if resized else np.zeros((0, *size, 3), np.uint8)
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
 def fitted_size(
@@ -183,6 +236,11 @@ def fitted_size(
     rows = max(1, round(height / patch[0]))
     columns = max(1, round(rows * patch[0] * picture.shape[1] / picture.shape[0] / patch[1]))
     return rows * patch[0], columns * patch[1], (rows, columns)
+
+
+def _stretches(tower: Any) -> bool:
+    """Whether a tower is a vision transformer, which sees pictures in their own shape."""
+    return hasattr(tower, "positional_embedding") and hasattr(tower, "patch_size")
 
 
 def _with_positions(tower: Any, grid: tuple[int, int]) -> Any:

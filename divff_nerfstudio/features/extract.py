@@ -6,7 +6,7 @@ import ctypes
 import gc
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,14 +19,18 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.features.ahead import features_of
 from divff_nerfstudio.features.clip_source import ClipSourceConfig
 from divff_nerfstudio.features.egovideo.encoder import load_egovideo
 from divff_nerfstudio.features.egovideo.source import EgoVideoSourceConfig
@@ -99,7 +103,7 @@ class ExtractConfig:
         """
         pictures = Pictures(load_scene(self.data, video_dir=self.video_dir))
         root, names = store_root(pictures.scene, self.output), self._names()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _FramesASecond())
         with (
             Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=CONSOLE) as progress,
             ExitStack() as stack,
@@ -204,19 +208,31 @@ def _fill(store: FeatureWriter, source: FeatureSource, name: str, progress: Prog
         progress.update(task, description=_title(name, text))
 
     note("")
-    for frame in range(len(store), len(source.pictures.scene)):
-        features = source.extract(frame)
-        try:
-            store.append(features)
-        except ValueError as error:
-            raise DivffError(f"The source {source.name} gave no usable features of frame {frame}: {error}") from error
-        progress.advance(task)
-        beat(frame + 1, len(source.pictures.scene))
+    frames = range(len(store), len(source.pictures.scene))
+    with closing(features_of(source, frames)) as found:
+        for frame, features in zip(frames, found, strict=True):
+            try:
+                store.append(features)
+            except ValueError as error:
+                raise DivffError(
+                    f"The source {source.name} gave no usable features of frame {frame}: {error}"
+                ) from error
+            progress.advance(task)
+            beat(frame + 1, len(source.pictures.scene))
     source.note = note
     if source.row_length:
         note("putting together")
     store.finish(source.reduce if source.row_length else None)
     note("")
+
+
+class _FramesASecond(ProgressColumn):
+    """How many frames of a source are done in a second."""
+
+    def render(self, task: Task) -> Text:
+        """The figure, of the last minute or so; nothing before two frames are done."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.3g} frames/s", style="progress.data.speed")
 
 
 def _title(name: str, text: str = "") -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8, UInt16
 
 from divff_nerfstudio.data.detections import FILE, Box, DetectionsError, read_detections
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.clip_source import ClipSource
 from divff_nerfstudio.features.pictures import Pictures
-from divff_nerfstudio.features.sources import FeatureSource, source_class
+from divff_nerfstudio.features.sources import PreparedSource, source_class
 from divff_nerfstudio.features.store import NO_FEATURE, FrameFeatures
 from divff_nerfstudio.schema import Size, Weight
 
@@ -57,7 +57,7 @@ class HotspotSourceConfig:
     """Options of that source; set to those given for it."""
 
 
-class HotspotSource(FeatureSource):
+class HotspotSource(PreparedSource):
     """A further target of the video-language features: the whole clip's, where a hand meets an object.
 
     Args:
@@ -72,6 +72,7 @@ class HotspotSource(FeatureSource):
 
     kind = "hotspot"
     name = "hotspot"
+    frames_at_once = 32
     config: HotspotSourceConfig
 
     def __init__(
@@ -103,14 +104,23 @@ class HotspotSource(FeatureSource):
             "clips": self.clips.settings(),
         }
 
-    def extract(self, frame: int) -> FrameFeatures:
-        """The feature of the clip that starts at a frame, where there is a hotspot in the frame."""
+    def prepare(self, frame: int) -> tuple[UInt16[np.ndarray, "h w"], UInt8[np.ndarray, "clips length h w 3"] | None]:
+        """Where there is a hotspot in a frame, and the clip that starts there, if there is one."""
         scene = self.pictures.scene
         index = np.full((scene.height, scene.width), NO_FEATURE, np.uint16)
         found = self.detections.get(int(scene.video_numbers[frame]))
         boxes = () if found is None else found.hotspots(self.config.margin)
         mask = hotspot_mask(boxes, self.config.box_size, scene.height, scene.width)
         if not mask.any():
-            return FrameFeatures(index, np.zeros((0, self.dimension), np.float32))
+            return index, None
         index[mask] = 0
-        return FrameFeatures(index, self.clips.encode_clips(self.clips.clip(frame)[None]).numpy())
+        return index, self.clips.clip(frame)[None]
+
+    def encode(
+        self, prepared: Sequence[tuple[UInt16[np.ndarray, "h w"], UInt8[np.ndarray, "clips length h w 3"] | None]]
+    ) -> Iterable[FrameFeatures]:
+        """The feature of each clip, where there is a hotspot in the frame."""
+        clips = [clip for _, clip in prepared if clip is not None]
+        found = iter(self.clips.encode_clips(np.concatenate(clips)).numpy() if clips else ())
+        nothing = np.zeros((0, self.dimension), np.float32)
+        return [FrameFeatures(index, nothing if clip is None else next(found)[None]) for index, clip in prepared]

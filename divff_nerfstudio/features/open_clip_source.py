@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, UInt8, UInt16
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -21,12 +21,12 @@ from divff_nerfstudio.features.autoencoder import (
     train_autoencoder,
 )
 from divff_nerfstudio.features.clip_source import ClipSource, ClipSourceConfig
-from divff_nerfstudio.features.encoders import Encoder, load_encoder
+from divff_nerfstudio.features.encoders import Encoder, load_encoder, stretched
 from divff_nerfstudio.features.patches import PatchConfig, PatchTokens
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sam import SamSegmenterConfig
 from divff_nerfstudio.features.segments import ColourSegmenterConfig, Segmenter
-from divff_nerfstudio.features.sources import FeatureSource
+from divff_nerfstudio.features.sources import PreparedSource
 from divff_nerfstudio.features.store import NO_FEATURE, FrameFeatures
 from divff_nerfstudio.features.tiles import Tiles
 from divff_nerfstudio.plugins import plugin_class
@@ -36,7 +36,7 @@ AUTOENCODER = "autoencoder.pth"
 _CHUNK = 4096
 
 
-class OpenClipSource(FeatureSource):
+class OpenClipSource(PreparedSource):
     """What the sources have in common that use a model of open_clip."""
 
     def __init__(self, pictures: Pictures, encoder: str, device: torch.device, config: Any = None):
@@ -76,12 +76,27 @@ class SegmentSourceConfig:
     """Options of the autoencoder."""
 
 
+@dataclass(frozen=True)
+class Crops:
+    """Segments of a picture, cut out of it."""
+
+    index: UInt16[np.ndarray, "h w"]
+    """Segment of each pixel, then tile, if any; 65535 where there is neither."""
+    masked: UInt8[Tensor, "segments 3 height width"]
+    """Each segment on black, in the size of the encoder's input."""
+    boxed: UInt8[Tensor, "segments 3 height width"]
+    """Each segment's box."""
+    tiles: UInt8[Tensor, "tiles 3 height width"]
+    """Tiles around pixels that have no segment."""
+
+
 class SegmentSource(OpenClipSource):
     """Image-language features, one per segment: what is it?"""
 
     kind = "image"
     name = "segments"
     negatives = ("object", "things", "stuff", "hands")
+    frames_at_once = 4
     config: SegmentSourceConfig
 
     def __init__(
@@ -112,13 +127,27 @@ class SegmentSource(OpenClipSource):
             del options["autoencoder"]["_target"], options["autoencoder"]["feature_dim"]
         return {**options, "segmenter": self.segmenter.settings(), "video_frames": self.pictures.all_in_video}
 
-    def extract(self, frame: int) -> FrameFeatures:
-        """Features of the segments, in the resolution of the sharpest picture.
+    def prepare(self, frame: int) -> Crops | UInt8[np.ndarray, "h w 3"]:
+        """The segments of a frame, cut out; the picture where the segmenter cannot work ahead."""
+        picture = self.pictures.sharpest(frame)
+        return self._crops(picture) if self.segmenter.ahead else picture
+
+    def encode(self, prepared: Sequence[Crops | UInt8[np.ndarray, "h w 3"]]) -> Iterable[FrameFeatures]:
+        """Features of the segments, in the resolution of the sharpest picture."""
+        frames = [each if isinstance(each, Crops) else self._crops(each) for each in prepared]
+        parts = [part for crops in frames for part in (crops.masked, crops.boxed, crops.tiles)]
+        found, share = iter(self.encoder.encode_stretched(parts)), self.config.masked_weight
+        for crops in frames:
+            masked, boxed, tiles = (next(found) for _ in range(3))
+            table = normalize(share * masked + (1 - share) * boxed, dim=-1)
+            yield FrameFeatures(crops.index, torch.cat((table, tiles)).numpy())
+
+    def _crops(self, picture: UInt8[np.ndarray, "h w 3"]) -> Crops:
+        """Segments of a picture.
 
         Where segments overlap, the last is on top: the box of each is that of the pixels left to it, while its masked
         crop is of the whole.
         """
-        picture = self.pictures.sharpest(frame)
         masks = self.segmenter.masks(picture)
         masks = masks[masks.sum((1, 2)) >= max(1.0, self.config.min_share * masks[0].size)] if len(masks) else masks
         index = np.full(picture.shape[:2], NO_FEATURE, np.uint16)
@@ -127,14 +156,13 @@ class SegmentSource(OpenClipSource):
         seen = np.unique(index[index != NO_FEATURE])
         row = np.full(NO_FEATURE + 1, NO_FEATURE, np.uint16)
         row[seen] = np.arange(len(seen))
-        masked = self.encoder.encode_images(masked_crop(picture, masks[number]) for number in seen)
-        boxed = self.encoder.encode_images(box_crop(picture, index == number) for number in seen)
-        index = row[index]
-        share = self.config.masked_weight
-        table = normalize(share * masked + (1 - share) * boxed, dim=-1).numpy()
+        size = self.encoder.input_size
+        masked = stretched((masked_crop(picture, masks[number]) for number in seen), size)
+        boxed = stretched((box_crop(picture, index == number) for number in seen), size)
+        index, tiles = row[index], stretched((), size)
         if self.config.tiles and (index == NO_FEATURE).any():
-            index, table = self._with_tiles(picture, index, table)
-        return FrameFeatures(index, table)
+            index, tiles = self._with_tiles(picture, index, len(seen))
+        return Crops(index, masked, boxed, tiles)
 
     def reduce(self, rows: np.ndarray, folder: Path) -> Iterable[np.ndarray]:
         """Codes of all features, by an autoencoder that is trained on them."""
@@ -155,15 +183,17 @@ class SegmentSource(OpenClipSource):
             features = torch.from_numpy(rows[start : start + _CHUNK].astype(np.float32))
             yield autoencoder.encode(features.to(self.device)).cpu().numpy()
 
-    def _with_tiles(self, picture: np.ndarray, index: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _with_tiles(
+        self, picture: UInt8[np.ndarray, "h w 3"], index: UInt16[np.ndarray, "h w"], segments: int
+    ) -> tuple[UInt16[np.ndarray, "h w"], UInt8[Tensor, "tiles 3 height width"]]:
+        """The index with the tiles that fill its gaps, and these tiles."""
         tiles = Tiles.of(*picture.shape[:2], share=self.config.tile_share, overlap=0.5)
         nearest = tiles.index()
         empty = index == NO_FEATURE
         used, local = np.unique(nearest[empty], return_inverse=True)
         index = index.copy()
-        index[empty] = len(table) + local
-        found = self.encoder.encode_images(tiles.cut(picture[None])[used, 0])
-        return index, np.concatenate([table, found.numpy()])
+        index[empty] = segments + local
+        return index, stretched(tiles.cut(picture[None])[used, 0], self.encoder.input_size)
 
 
 def masked_crop(picture: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "s s 3"]:
@@ -201,6 +231,14 @@ class TileSource(OpenClipSource, ClipSource):
         """Embeddings of clips."""
         return self.encoder.encode_clips(clips)
 
+    def resized(self, clips: UInt8[np.ndarray, "n length h w 3"]) -> UInt8[Tensor, "n length 3 height width"]:
+        """Clips in the size of the model's input."""
+        return self.encoder.stretched_clips(clips)
+
+    def encode_resized(self, parts: Sequence[UInt8[Tensor, "_ length 3 h w"]]) -> list[Float[Tensor, "_ dim"]]:
+        """Embeddings of such clips."""
+        return self.encoder.encode_stretched_clips(parts)
+
 
 @dataclass
 class PatchSourceConfig(PatchConfig):
@@ -231,6 +269,10 @@ class PatchSource(PatchTokens):
             "video_frames": self.pictures.all_in_video,
         }
 
-    def tokens(self, frame: int) -> Float[torch.Tensor, "rows columns length"]:
-        """The tower's tokens over the whole of a frame."""
-        return self.encoder.patch_tokens(self.pictures.sharpest(frame), self.config.scale)
+    def prepare(self, frame: int) -> UInt8[Tensor, "1 3 height width"]:
+        """A frame's picture at the height that the tower sees."""
+        return self.encoder.stretched_whole(self.pictures.sharpest(frame), self.config.scale)
+
+    def tokens(self, pictures: UInt8[Tensor, "n 3 height width"]) -> Float[Tensor, "n rows columns length"]:
+        """The tower's tokens over the whole of each picture."""
+        return self.encoder.tokens(pictures)

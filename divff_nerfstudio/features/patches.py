@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,15 +11,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from pydantic import Field
 from sklearn.decomposition import IncrementalPCA
 from torch.nn.functional import normalize
 
-from divff_nerfstudio.features.encoders import fitted_size
+from divff_nerfstudio.features.encoders import fitted_size, stretched
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.pretrained import EncoderError, load_pretrained, weights_fingerprint
-from divff_nerfstudio.features.sources import FeatureSource
+from divff_nerfstudio.features.sources import PreparedSource
 from divff_nerfstudio.features.store import FrameFeatures
 from divff_nerfstudio.schema import Count, Size
 
@@ -40,34 +39,39 @@ class PatchConfig:
     """Rows that the analysis looks at in one go."""
 
 
-class PatchTokens(FeatureSource):
+class PatchTokens(PreparedSource):
     """Patch tokens, reduced to their principal components over all frames, of unit length.
 
-    A subclass implements `tokens` and `settings`, and calls `measure` when its model is loaded.
+    A subclass implements `prepare`, `tokens` and `settings`, and calls `measure` when its model is loaded.
     """
 
     kind = "regulariser"
     shared_index = True
+    frames_at_once = 16
     config: PatchConfig
 
     @abstractmethod
-    def tokens(self, frame: int) -> Float[torch.Tensor, "rows columns length"]:
-        """Tokens over the whole of a frame, on the CPU."""
+    def prepare(self, frame: int) -> UInt8[torch.Tensor, "1 3 height width"]:
+        """A frame's picture in the size in which the model sees it, on the CPU."""
+
+    @abstractmethod
+    def tokens(self, pictures: UInt8[torch.Tensor, "n 3 height width"]) -> Float[torch.Tensor, "n rows columns length"]:
+        """Tokens over the whole of each picture, on the CPU."""
 
     def measure(self) -> None:
         """Finds out how long tokens and features are, from the first frame."""
-        rows, columns, self.row_length = self.tokens(0).shape
+        _, rows, columns, self.row_length = self.tokens(self.prepare(0)).shape
         self.dimension = min(self.config.dimension, self.row_length, rows * columns * len(self.pictures.scene))
 
     def text_encoder(self) -> None:
         """None: no words belong to patch tokens."""
 
-    def extract(self, frame: int) -> FrameFeatures:
-        """Tokens of a frame, not yet reduced."""
-        tokens = self.tokens(frame)
-        rows, columns, length = tokens.shape
+    def encode(self, prepared: Sequence[UInt8[torch.Tensor, "1 3 height width"]]) -> Iterable[FrameFeatures]:
+        """Tokens of frames, not yet reduced."""
+        tokens = self.tokens(torch.cat(list(prepared)) if len(prepared) > 1 else prepared[0])
+        _, rows, columns, length = tokens.shape
         index = np.arange(rows * columns, dtype=np.uint16).reshape(rows, columns)
-        return FrameFeatures(index, tokens.reshape(-1, length).numpy())
+        return [FrameFeatures(index, each.reshape(-1, length).numpy()) for each in tokens]
 
     def reduce(self, rows: np.ndarray, folder: Path) -> Iterable[np.ndarray]:
         """One principal component analysis for all frames; then every row in it, of unit length."""
@@ -129,17 +133,24 @@ class DinoSource(PatchTokens):
             "video_frames": self.pictures.all_in_video,
         }
 
-    @torch.inference_mode()
-    def tokens(self, frame: int) -> Float[torch.Tensor, "rows columns length"]:
-        """Tokens of the last layer, after its normalisation, over the whole of a frame."""
+    def prepare(self, frame: int) -> UInt8[torch.Tensor, "1 3 height width"]:
+        """A frame's picture at the height that the model sees."""
         picture = self.pictures.sharpest(frame)
         patch = self.tower.config.patch_size
-        height, width, grid = fitted_size(picture, self.config.height, (patch, patch))
-        pixels = self._pixels(picture, (width, height)).to(self.device, self.tower.dtype)
-        registers = getattr(self.tower.config, "num_register_tokens", 0)
-        return self.tower(pixels[None]).last_hidden_state[0, 1 + registers :].view(*grid, -1).float().cpu()
+        height, width, _ = fitted_size(picture, self.config.height, (patch, patch))
+        return stretched([picture], (height, width))
 
-    def _pixels(self, picture: UInt8[np.ndarray, "_ _ 3"], size: tuple[int, int]) -> Float[torch.Tensor, "3 h w"]:
-        mean, std = (torch.tensor(values)[:, None, None] for values in _STATISTICS[self.config.statistics])
-        resized = np.array(Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BICUBIC))
-        return (torch.from_numpy(resized).permute(2, 0, 1).float() / 255 - mean) / std
+    @torch.inference_mode()
+    def tokens(self, pictures: UInt8[torch.Tensor, "n 3 height width"]) -> Float[torch.Tensor, "n rows columns length"]:
+        """Tokens of the last layer, after its normalisation, over the whole of each picture."""
+        count, patch = len(pictures), self.tower.config.patch_size
+        grid = pictures.shape[2] // patch, pictures.shape[3] // patch
+        mean, std = (value[:, None, None].to(self.device) for value in map(torch.tensor, self._statistics))
+        pixels = (pictures.to(self.device).float() / 255 - mean) / std
+        registers = getattr(self.tower.config, "num_register_tokens", 0)
+        found = self.tower(pixels.to(self.tower.dtype)).last_hidden_state[:, 1 + registers :]
+        return found.reshape(count, *grid, -1).float().cpu()
+
+    @property
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return _STATISTICS[self.config.statistics]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
+from collections import OrderedDict
+from concurrent.futures import Future
+from functools import cached_property
+from threading import Lock
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -23,7 +26,8 @@ class Pictures:
     def __init__(self, scene: Scene):
         self.scene = scene
         self._frame_of_number = {int(number): i for i, number in enumerate(scene.video_numbers)}
-        self._picture = lru_cache(maxsize=_REMEMBERED)(self._decode)
+        self._decoded: OrderedDict[int, Future[np.ndarray]] = OrderedDict()
+        self._lock = Lock()
 
     @cached_property
     def has_video(self) -> bool:
@@ -66,6 +70,25 @@ class Pictures:
     def clip(self, i: int, length: int, stride: int) -> UInt8[np.ndarray, "length height width 3"]:
         """The clip of `clip_numbers`, as pictures."""
         return np.stack([self._picture(number) for number in self.clip_numbers(i, length, stride)])
+
+    def _picture(self, number: int) -> UInt8[np.ndarray, "height width 3"]:
+        """A picture by its number; threads that want one that is being decoded wait for it."""
+        with self._lock:
+            if known := number in self._decoded:
+                self._decoded.move_to_end(number)
+            else:
+                self._decoded[number] = Future()
+                if len(self._decoded) > _REMEMBERED:
+                    self._decoded.popitem(last=False)
+            found = self._decoded[number]
+        if not known:
+            try:
+                found.set_result(self._decode(number))
+            except BaseException as error:
+                with self._lock:
+                    self._decoded.pop(number, None)
+                found.set_exception(error)
+        return found.result()
 
     def _decode(self, number: int) -> UInt8[np.ndarray, "height width 3"]:
         if self.has_video:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import ceil
+from threading import Lock
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -31,7 +33,13 @@ _STABLE = 1.0
 """Logits by which the threshold is moved up and down to see how stable a mask is."""
 _PIXELS = 16384
 _PROMPTS = {"cpu": 32, "cuda": 256}
+_CROPS = {"cuda": 5}
+"""Crops that are looked at in one go: on a GPU the whole picture and its first layer."""
+_CLEANERS = 4
+"""Threads that rid masks of small regions."""
 _PUBLISHED_PIXELS = 456 * 256
+
+_Box = tuple[int, int, int, int]
 
 
 @dataclass
@@ -71,6 +79,7 @@ class SamSegmenter(Segmenter):
     def __init__(self, config: SamSegmenterConfig):
         self.config = config
         self.device = torch.device("cpu")
+        self._lock = Lock()
         name = f"facebook/sam2.1-hiera-{config.weights}" if config.weights in SIZES else config.weights
         self.model = load_pretrained("Sam2Model", name, "--segments.sam.weights")
         self._side = int(self.model.config.prompt_encoder_config.image_size)
@@ -81,8 +90,9 @@ class SamSegmenter(Segmenter):
         return weights_fingerprint(self.model)
 
     def to(self, device: torch.device) -> SamSegmenter:
-        """Moves the model; on a GPU it computes in bfloat16."""
+        """Moves the model; on a GPU it computes in bfloat16, and ahead of who needs the masks."""
         self.device = device
+        self.ahead = device.type == "cuda"
         self.model.to(device)
         return self
 
@@ -104,22 +114,32 @@ class SamSegmenter(Segmenter):
         height, width = picture.shape[:2]
         factor = min(1.0, self.config.working_side / max(height, width))
         size = max(1, round(height * factor)), max(1, round(width * factor))
-        pixels = torch.from_numpy(np.ascontiguousarray(picture)).to(self.device).permute(2, 0, 1)[None].float() / 255
-        found, smallness = [], []
-        for box in crop_boxes(*size, self.config.crop_layers):
-            masks, scores = self._crop_masks(pixels, size, box)
-            masks = masks[mask_nms(masks, scores, self.config.nms)]
-            found.append(_placed(masks, box, size))
-            top, left, bottom, right = box
-            smallness += [1 / ((bottom - top) * (right - left))] * len(masks)
-        masks = torch.cat(found)
-        masks = masks[mask_nms(masks, torch.tensor(smallness, device=self.device), self.config.nms)]
+        with self._lock:  # what is done on the device is done for one picture at a time
+            masks = self._found_masks(picture, size)
         masks = self._without_small_regions(masks)
         if self.config.order == "area":
             masks = masks[masks.sum((1, 2)).argsort(descending=True, stable=True)]
         if size != (height, width):
             masks = interpolate(masks[:, None].to(torch.uint8), (height, width), mode="nearest-exact")[:, 0].bool()
         return masks.cpu().numpy()
+
+    def _found_masks(
+        self, picture: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
+    ) -> Bool[Tensor, "n h w"]:
+        """Good masks of a picture and its crops, none of them like another, in the size at which they are found."""
+        pixels = torch.from_numpy(np.ascontiguousarray(picture)).to(self.device).permute(2, 0, 1)[None].float() / 255
+        boxes = list(crop_boxes(*size, self.config.crop_layers))
+        found, smallness, at_once = [], [], _CROPS.get(self.device.type, 1)
+        for start in range(0, len(boxes), at_once):
+            part = boxes[start : start + at_once]
+            for box, embeddings in zip(part, self._crop_embeddings(pixels, size, part), strict=True):
+                masks, scores = self._crop_masks(embeddings, size, box)
+                masks = masks[mask_nms(masks, scores, self.config.nms)]
+                found.append(_placed(masks, box, size))
+                top, left, bottom, right = box
+                smallness += [1 / ((bottom - top) * (right - left))] * len(masks)
+        masks = torch.cat(found)
+        return masks[mask_nms(masks, torch.tensor(smallness, device=self.device), self.config.nms)]
 
     @torch.inference_mode()
     def box_masks(
@@ -138,35 +158,52 @@ class SamSegmenter(Segmenter):
         scale = torch.tensor([self._side / width, self._side / height] * 2)
         found = []
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            embeddings = self._embeddings(pixels)
+            embeddings = self._embeddings([pixels])
             for part in (boxes * scale).to(self.device).split(_PROMPTS.get(self.device.type, 32)):
                 answer = self.model(image_embeddings=embeddings, input_boxes=part[None], multimask_output=False)
                 logits = interpolate(answer.pred_masks[0].float(), (height, width), mode="bilinear")[:, 0]
                 found.append((logits > 0).cpu().numpy())
         return np.concatenate(found)
 
-    def _embeddings(self, pixels: Float[Tensor, "1 3 height width"]) -> list[Tensor]:
-        """What the model sees in a picture, in [0, 1], or a crop of one."""
-        seen = interpolate(pixels, (self._side, self._side), mode="bilinear", antialias=True)
+    def _embeddings(self, pictures: Sequence[Float[Tensor, "1 3 _ _"]]) -> list[Tensor]:
+        """What the model sees in pictures, in [0, 1], or crops of one; a picture for each row of the levels."""
+        side = (self._side, self._side)
+        seen = torch.cat([interpolate(each, side, mode="bilinear", antialias=True) for each in pictures])
         mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in (_MEAN, _STD))
         return self.model.get_image_embeddings((seen - mean) / std)
 
-    def _crop_masks(
-        self, pixels: Float[Tensor, "1 3 height width"], size: tuple[int, int], box: tuple[int, int, int, int]
-    ) -> tuple[Bool[Tensor, "n h w"], Float[Tensor, "n"]]:
-        """Good masks of a crop and the quality that the model foresees for them.
+    def _crop_embeddings(
+        self, pixels: Float[Tensor, "1 3 height width"], size: tuple[int, int], boxes: Sequence[_Box]
+    ) -> list[list[Tensor]]:
+        """What the model sees in each of several crops.
 
         Args:
             pixels: The picture, in [0, 1].
             size: Height and width at which masks are found.
+            boxes: Top, left, bottom and right of the crops at that size.
+        """
+        down, across = pixels.shape[2] / size[0], pixels.shape[3] / size[1]
+        crops = [
+            pixels[:, :, round(top * down) : round(bottom * down), round(left * across) : round(right * across)]
+            for top, left, bottom, right in boxes
+        ]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            levels = self._embeddings(crops)
+        return [[level[i : i + 1] for level in levels] for i in range(len(boxes))]
+
+    def _crop_masks(
+        self, embeddings: list[Tensor], size: tuple[int, int], box: _Box
+    ) -> tuple[Bool[Tensor, "n h w"], Float[Tensor, "n"]]:
+        """Good masks of a crop and the quality that the model foresees for them.
+
+        Args:
+            embeddings: What the model sees in the crop.
+            size: Height and width at which masks are found.
             box: Top, left, bottom and right of the crop at that size.
         """
         top, left, bottom, right = box
-        down, across = pixels.shape[2] / size[0], pixels.shape[3] / size[1]
-        crop = pixels[:, :, round(top * down) : round(bottom * down), round(left * across) : round(right * across)]
         found, scores = [], []
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            embeddings = self._embeddings(crop)
             for points in self._points().split(_PROMPTS.get(self.device.type, 32)):
                 answer = self.model(
                     image_embeddings=embeddings, input_points=points[None, :, None], multimask_output=True
@@ -194,13 +231,15 @@ class SamSegmenter(Segmenter):
     def _without_small_regions(self, masks: Bool[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
         """Masks without small holes and islands; of those that have become alike one stays, an untouched one first."""
         least = self.config.min_region * masks.shape[1] * masks.shape[2] / _PUBLISHED_PIXELS
-        cleaned = np.array([filled_and_rid(mask, least) for mask in masks.cpu().numpy()], bool).reshape(masks.shape)
+        with ThreadPoolExecutor(_CLEANERS) as pool:
+            rid = list(pool.map(lambda mask: filled_and_rid(mask, least), masks.cpu().numpy()))
+        cleaned = np.array(rid, bool).reshape(masks.shape)
         result = torch.from_numpy(cleaned).to(self.device)
         untouched = (result == masks).all(2).all(1).float()
         return result[mask_nms(result, untouched, self.config.nms)]
 
 
-def crop_boxes(height: int, width: int, layers: int) -> Iterable[tuple[int, int, int, int]]:
+def crop_boxes(height: int, width: int, layers: int) -> Iterable[_Box]:
     """The whole picture, then its crops, layer by layer, as SAM cuts them.
 
     Layer k has 2^k crops along each side, which overlap by 512/1500 of the shorter side, divided by 2^(k-1).
@@ -258,13 +297,13 @@ def filled_and_rid(mask: Bool[np.ndarray, "h w"], least: float) -> Bool[np.ndarr
         return regions, statistics[1:, cv2.CC_STAT_AREA]
 
     regions, areas = sizes(~mask)
-    mask = mask | np.isin(regions, 1 + np.flatnonzero(areas < least))
+    mask = mask | np.append(False, areas < least)[regions]
     regions, areas = sizes(mask)
     if len(areas) == 0:
         return mask
     stay = areas >= least
     stay[areas.argmax()] = True
-    return np.isin(regions, 1 + np.flatnonzero(stay))
+    return np.append(False, stay)[regions]
 
 
 def _stability(logits: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
@@ -272,7 +311,7 @@ def _stability(logits: Float[Tensor, "n h w"]) -> Float[Tensor, "n"]:
     return (logits > _STABLE).sum((1, 2)) / (logits > -_STABLE).sum((1, 2)).clamp_min(1)
 
 
-def _cut_off(masks: Bool[Tensor, "n h w"], box: tuple[int, int, int, int], size: tuple[int, int]) -> Bool[Tensor, "n"]:
+def _cut_off(masks: Bool[Tensor, "n h w"], box: _Box, size: tuple[int, int]) -> Bool[Tensor, "n"]:
     """Whether a mask is empty, or comes near an edge of its crop that is no edge of the picture."""
     top, left, bottom, right = box
     rows, columns = masks.any(2), masks.any(1)
@@ -288,9 +327,7 @@ def _cut_off(masks: Bool[Tensor, "n h w"], box: tuple[int, int, int, int], size:
     return cut
 
 
-def _placed(
-    masks: Bool[Tensor, "n h w"], box: tuple[int, int, int, int], size: tuple[int, int]
-) -> Bool[Tensor, "n height width"]:
+def _placed(masks: Bool[Tensor, "n h w"], box: _Box, size: tuple[int, int]) -> Bool[Tensor, "n height width"]:
     """Masks of a crop in the whole picture."""
     top, left, bottom, right = box
     return torch.nn.functional.pad(masks, (left, size[1] - right, top, size[0] - bottom))

@@ -20,6 +20,9 @@ from divff_nerfstudio.schema import Amount, Positive, Share, Weight
 class Segmenter(ABC):
     """Finds segments in a picture."""
 
+    ahead: bool = False
+    """Whether several threads may ask for segments while the features of earlier frames are computed."""
+
     def to(self, device: torch.device) -> Segmenter:
         """Moves the segmenter's model, if it has one."""
         del device
@@ -76,6 +79,8 @@ class ColourSegmenter(Segmenter):
     Args:
         config: Options.
     """
+
+    ahead = True
 
     def __init__(self, config: ColourSegmenterConfig):
         self.config = config

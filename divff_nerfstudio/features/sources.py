@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -39,7 +39,8 @@ class FeatureSource(ABC):
     """Turns the frames of a scene into features of one kind.
 
     A subclass sets the class attributes, loads its model into `model`, `fingerprint` and `dimension` when it is made,
-    and implements `settings` and `extract`; the rest has defaults.
+    and implements `settings` and `extract`; the rest has defaults. Where pictures can be prepared while others are
+    encoded, derive from `PreparedSource`.
 
     Args:
         pictures: Pictures of the scene.
@@ -56,6 +57,8 @@ class FeatureSource(ABC):
     """Phrases that queries are held against; none where no words can be asked."""
     shared_index: ClassVar[bool] = False
     """Whether all frames have the same index, as on a fixed grid."""
+    frames_at_once: ClassVar[int] = 1
+    """Frames that `encode` gets in one go on a GPU; on a CPU it gets one."""
     config_class: ClassVar[type | None] = None
     """Dataclass of the source's options, where ``divff extract --own`` shall be able to set them."""
 
@@ -85,6 +88,14 @@ class FeatureSource(ABC):
     @abstractmethod
     def extract(self, frame: int) -> FrameFeatures:
         """Features of the frame with this index in the scene."""
+
+    def prepare(self, frame: int) -> Any:
+        """What `encode` needs of a frame; several threads call it ahead. Unless a subclass says so, the frame alone."""
+        return frame
+
+    def encode(self, prepared: Sequence[Any]) -> Iterable[FrameFeatures]:
+        """Features of several frames, each as `prepare` has left it, in order."""
+        return (self.extract(frame) for frame in prepared)
 
     def reduce(self, rows: np.ndarray, folder: Path) -> Iterable[np.ndarray]:
         """Stored features, chunk by chunk, of all rows; called only where `row_length` is set.
@@ -117,6 +128,26 @@ class FeatureSource(ABC):
             shared_index=self.shared_index,
             decoder=self.decoder,
         )
+
+
+class PreparedSource(FeatureSource):
+    """A source whose work is in two parts: what pictures alone need, and what the model does with several frames.
+
+    A subclass implements `prepare`, which reads, cuts and resizes pictures and may be called by several threads, and
+    `encode`, which gets what that gives of up to `frames_at_once` frames.
+    """
+
+    @abstractmethod
+    def prepare(self, frame: int) -> Any:
+        """What `encode` needs of the frame with this index in the scene."""
+
+    @abstractmethod
+    def encode(self, prepared: Sequence[Any]) -> Iterable[FrameFeatures]:
+        """Features of several frames, each as `prepare` has left it, in order."""
+
+    def extract(self, frame: int) -> FrameFeatures:
+        """Features of one frame."""
+        return next(iter(self.encode([self.prepare(frame)])))
 
 
 def source_name(name: str, encoder: str) -> str:
