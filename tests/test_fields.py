@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nerfstudio.field_components.activations import trunc_exp
 
 from divff_nerfstudio.fields.encodings import GridEncoding, PlaneEncoding, positional_encoding
 from divff_nerfstudio.fields.layered import LayeredField, LayeredFieldConfig
@@ -16,6 +17,7 @@ from divff_nerfstudio.fields.layers import LAYERS, SamplePoints
 from divff_nerfstudio.fields.semantic_heads import SemanticHeads, SemanticHeadsConfig
 from divff_nerfstudio.fields.space import FARTHEST, NEAREST, SceneSpace, density_from
 from divff_nerfstudio.fields.time_code import LowRankTimeCode, octaves_for
+from divff_nerfstudio.rendering import composite
 
 SMALL = LayeredFieldConfig(
     implementation="planes",
@@ -159,6 +161,34 @@ def test_density_is_positive_in_units_of_the_scene():
     twice = SceneSpace(space().box * 2, 8.0)
     assert torch.allclose(density_from(raw, twice) * 2, found)
     assert (density_from(raw[:3], space(), shift=-2.0) < found[:3]).all()
+
+
+def test_density_is_that_of_nerfstudio_up_to_its_bound():
+    raw = torch.linspace(-40, 59, 200, requires_grad=True)
+    found, expected = density_from(raw, space()), trunc_exp(raw) * (10.0 / space().length)
+    assert torch.equal(found, expected)
+    weights = torch.linspace(-1, 1, 200)
+    one, other = (torch.autograd.grad((value * weights).sum(), raw)[0] for value in (found, expected))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("raw", [70.0, 200.0, 1e6])
+def test_raw_densities_far_beyond_opaque_stay_finite_and_can_come_back(field, raw):
+    where = points()
+    with torch.no_grad():  # as after a long training of the static layer alone, which permanence takes no part in
+        field.static.network.layers[-1].bias[:2] = torch.tensor([raw, 40.0])
+        field.proposal.room_network.layers[-1].bias[0] = raw
+    found = field(where, LAYERS)
+    composited = composite({layer: found[layer].density for layer in LAYERS}, torch.full((6, 4), 0.1))
+    total = sum(composited.weights.values())
+    flat = (where.positions.reshape(-1, 3), where.camera_positions.reshape(-1, 3), where.per_sample(where.times))
+    (total.sum() + field.proposal(*flat)[0].clamp_max(1.0).sum()).backward()
+    assert total.isfinite().all() and all(found[layer].density.isfinite().all() for layer in LAYERS)
+    for parameter in field.parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all()
+    value = torch.tensor([raw], requires_grad=True)
+    density_from(value, space()).backward()
+    assert value.grad is not None and 1 < float(value.grad) < 1e9
 
 
 def points(rays: int = 6, samples: int = 4) -> SamplePoints:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from nerfstudio.field_components.activations import trunc_exp
 from torch import Tensor, nn
 
 NEAREST = 0.03
 """Distance from the camera, in lengths of the scene, at which the actor's depth coordinate starts."""
 FARTHEST = 1.5
 """Distance at which it ends."""
+_MOST, _STEEPEST = 60.0, 15.0
+"""Largest raw density, and the one up to which its gradient grows. Nothing pulls at what is opaque already, so that a
+long training of the static layer alone takes raw densities beyond 88, where their exponential is infinite and a layer's
+share of it not a number."""
 
 
 class SceneSpace(nn.Module):
@@ -46,5 +50,19 @@ class SceneSpace(nn.Module):
 
 
 def density_from(raw: Float[Tensor, "*bs"], space: SceneSpace, shift: float = 0.0) -> Float[Tensor, "*bs"]:
-    """Density in 1 / scene unit from a network's raw output; a negative shift starts transparent."""
-    return trunc_exp(raw + shift) * (10.0 / space.length)
+    """Density in 1 / scene unit from a network's raw output, always finite; a negative shift starts transparent."""
+    return _BoundedExp.apply((raw + shift).float()) * (10.0 / space.length)  # pyright: ignore[reportOptionalOperand]
+
+
+class _BoundedExp(torch.autograd.Function):
+    """Exponential whose values and gradients are bounded; a value beyond the bound can still come back."""
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(raw)
+        return torch.exp(raw.clamp_max(_MOST))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (raw,) = ctx.saved_tensors
+        return grad * torch.exp(raw.clamp(-_STEEPEST, _STEEPEST))
