@@ -100,7 +100,8 @@ def composite(
         # As a product, in which the last interval has no part: so long, it would round the others away in a sum.
         reached = transmittance(opacity, CLEAR)
     else:
-        reached = torch.exp(-(torch.cumsum(optical, -1) - optical))
+        # Summed without the sample itself: taken off again, a dense one would leave nothing of those before it.
+        reached = torch.exp(-F.pad(torch.cumsum(optical[:, :-1], -1), (1, 0)))
     weights: dict[Layer, Tensor] = {layer: alpha * reached for layer, alpha in alphas.items()}
     return Composite(weights=weights, alphas=alphas, opacity=opacity, transmittance=reached)
 

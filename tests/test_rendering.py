@@ -170,6 +170,13 @@ def test_extreme_densities_stay_finite_with_their_gradients(density):
     assert (found.total.sum(-1) <= 1 + 1e-5).all()
 
 
+@pytest.mark.parametrize("dense", [1e4, 3e8, 1e20])
+def test_what_is_dense_is_hidden_by_what_is_before_it(dense):
+    found = composite({"static": torch.tensor([[5.0, 0.0, dense, dense]])}, torch.ones(1, 4))
+    expected = torch.tensor([[1 - math.exp(-5), 0.0, math.exp(-5), 0.0]])
+    assert torch.allclose(found.total, expected, atol=1e-6)
+
+
 def bundle(count: int, near: float, far: float) -> RayBundle:
     directions = torch.nn.functional.normalize(torch.randn(count, 3), dim=-1)
     return RayBundle(
