@@ -12,7 +12,7 @@ from typing import Any, Literal, Optional
 import numpy as np
 import torch
 import tyro
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
@@ -24,20 +24,19 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
 from torch import Tensor
 
+from divff_nerfstudio.card import free_bytes, sent
 from divff_nerfstudio.data.annotations import check_annotations
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
-from divff_nerfstudio.data.rays import camera_directions, pixel_areas, pixel_grid
 from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.evidence.labels import labels
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES
-from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, store_root
+from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, ResidentStore, store_root
 from divff_nerfstudio.option_ranges import Rays
-from divff_nerfstudio.schema import Count, split_words
+from divff_nerfstudio.pixels import FeatureTables, FrameTable, PixelBatches
+from divff_nerfstudio.schema import Count, Positive, split_words
 
 EXTRACT_OPTIONS = "--pipeline.datamanager.extract-options"
-FeatureTargets = dict[str, tuple[Float[Tensor, "rays dimension"], Bool[Tensor, "rays"]]]
-"""For each kind of feature: the rays' targets, and which of them have one."""
 
 
 class SceneDataset(InputDataset):
@@ -63,71 +62,6 @@ class SceneDataset(InputDataset):
         return {"frame_index": int(self.scene_indices[data["image_idx"]])}
 
 
-class PixelBatches:
-    """Draws pixels of a split at random, with their rays and colours.
-
-    All frames share one camera model, so that what a pixel's ray has in the camera's own frame is tabulated once; a
-    ray costs one rotation. Draws come from torch's global generator, whose saved state restores them.
-
-    Args:
-        dataset: The split.
-        num_rays_per_batch: Rays in each batch.
-        device: Where the rays shall be.
-    """
-
-    def __init__(self, dataset: SceneDataset, num_rays_per_batch: int, device: torch.device | str):
-        self.num_rays_per_batch = num_rays_per_batch
-        self.device = device
-        scene = dataset.scene
-        self.height, self.width = scene.height, scene.width
-        self.pixels = np.asarray(scene.frames).reshape(-1, 3)
-        self._scene_indices = dataset.scene_indices
-        cameras = dataset.cameras
-        self._rotations = cameras.camera_to_worlds[:, :, :3].to(device)
-        self._origins = cameras.camera_to_worlds[:, :, 3].to(device)
-        metadata = dataset.metadata
-        self._per_frame = torch.stack([metadata[key] for key in ("times", "nears", "fars")], -1).to(device)
-        intrinsics = torch.cat([getattr(cameras, name)[0] for name in ("fx", "fy", "cx", "cy")])
-        coords = pixel_grid(self.height, self.width).reshape(-1, 2)
-        directions, norms = camera_directions(coords, intrinsics)
-        self._per_pixel = torch.cat((directions, norms, pixel_areas(coords, intrinsics)), -1).to(device)
-
-    def draw(self) -> tuple[RayBundle, dict[str, Tensor]]:
-        """One batch.
-
-        Returns:
-            The rays, and "image" (colours, R x 3, 0..1) with "indices" (camera, row, column; on the CPU).
-        """
-        area = self.height * self.width
-        drawn = torch.randint(len(self._scene_indices) * area, (self.num_rays_per_batch,))
-        camera, pixel = drawn // area, drawn % area
-        colours = self.pixels[(self._scene_indices[camera] * area + pixel).numpy()]
-        indices = torch.stack((camera, pixel // self.width, pixel % self.width), -1)
-        image = torch.from_numpy(colours).to(self.device).float() / 255.0
-        return self.rays(camera, pixel), {"image": image, "indices": indices}
-
-    def rays(self, camera: Int[Tensor, "rays"], pixel: Int[Tensor, "rays"]) -> RayBundle:
-        """Rays through pixel centres.
-
-        Args:
-            camera: Frame within the split.
-            pixel: row * width + column.
-        """
-        camera, pixel = camera.to(self.device), pixel.to(self.device)
-        per_pixel, per_frame = self._per_pixel[pixel], self._per_frame[camera]
-        directions = torch.einsum("rij,rj->ri", self._rotations[camera], per_pixel[:, :3])
-        return RayBundle(
-            origins=self._origins[camera],
-            directions=directions,
-            pixel_area=per_pixel[:, 4:5],
-            camera_indices=camera[:, None],
-            times=per_frame[:, 0:1],
-            nears=per_frame[:, 1:2],
-            fars=per_frame[:, 2:3],
-            metadata={"camera_directions": per_pixel[:, :3], "directions_norm": per_pixel[:, 3:4]},
-        )
-
-
 @dataclass
 class DivFFDataManagerConfig(VanillaDataManagerConfig):
     """Options of the data manager."""
@@ -147,6 +81,13 @@ class DivFFDataManagerConfig(VanillaDataManagerConfig):
     """Options of `divff extract` for that, quoted and with an equals sign: "--encoder=demo"."""
     feature_dir: Optional[Path] = None  # noqa: UP045
     """Folder of the feature stores, if it is not the place where `divff extract` puts them."""
+
+    resident: Literal["auto", "on", "off"] = "auto"
+    """Keep frames, features and what was found to move in the memory of the device, where batches are then drawn; auto:
+    on a GPU, if all of it takes no more than `resident_gib` and half of what is free. Pixels are drawn by another
+    generator there."""
+    resident_gib: Positive = 8.0
+    """Memory for that, in GiB."""
 
     # Options of nerfstudio's that have no meaning here: all frames are always at hand, at one size, for single pixels.
     train_num_images_to_sample_from: tyro.conf.Suppress[int] = -1
@@ -218,7 +159,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
             self.train_pixel_sampler = None
             return
         rays = self.config.train_num_rays_per_batch or 0
-        self.train_pixel_sampler = PixelBatches(self.train_dataset, rays, self.device)  # pyright: ignore
+        self.train_pixel_sampler = self._pixel_batches(self.train_dataset, rays, self._colours)  # pyright: ignore
 
     def setup_eval(self) -> None:
         """Prepares drawing evaluation rays and whole pictures, and finds faults in annotations before training."""
@@ -228,7 +169,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         rays = self.config.eval_num_rays_per_batch
         self.eval_pixel_sampler = None
         if not self._scaled:
-            self.eval_pixel_sampler = PixelBatches(self.eval_dataset, rays, self.device)  # pyright: ignore
+            colours = FrameTable(self.eval_dataset.scene.frames, self.device, resident=False)
+            self.eval_pixel_sampler = self._pixel_batches(self.eval_dataset, rays, colours)  # pyright: ignore
         self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
         self.eval_dataloader = RandIndicesEvalDataloader(self.eval_dataset, device=self.device)
 
@@ -266,12 +208,37 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         found = labels(dataset.scene, dataset.scene_indices.numpy(), store, self.device)
         return None if found is None else np.asarray(found)  # a memmap's own indexing costs more at each look-up
 
-    def _evidence(self, *place: Int[Tensor, "..."] | int) -> Float[Tensor, "rays 2"] | None:
-        """Chances of dynamic layer and actor at pixels (frame, row, column) of training frames, or of whole frames."""
-        if self._labels is None:
-            return None
-        found = np.array(self._labels[tuple(np.asarray(part) for part in place)])
-        return torch.from_numpy(found.reshape(-1, 2)).to(self.device).float() / 255
+    @cached_property
+    def _evidence(self) -> FrameTable | None:
+        """Chances of dynamic layer and actor in training frames."""
+        return None if self._labels is None else FrameTable(self._labels, self.device, self.resident)
+
+    @cached_property
+    def _colours(self) -> FrameTable:
+        """The scene's frames."""
+        return FrameTable(self.train_dataset.scene.frames, self.device, self.resident)
+
+    @cached_property
+    def _features(self) -> FeatureTables:
+        """Features of the scene's frames."""
+        return FeatureTables(self.feature_stores, self.device, self.resident)
+
+    @cached_property
+    def resident(self) -> bool:
+        """Whether what training reads lies in the memory of the device."""
+        config, frames = self.config, self.train_dataset.scene.frames
+        if self.test_mode != "val" or config.resident == "off":
+            return False
+        free = free_bytes(self.device)
+        if config.resident == "on" or free is None:
+            return config.resident == "on"
+        stores = [*self.feature_stores.values(), *([] if self._hotspots is None else [self._hotspots])]
+        size = frames.nbytes * 5 // 3  # what was found to move has two channels more
+        size += sum(map(ResidentStore.bytes_of, stores))
+        return size <= min(config.resident_gib * 2**30, free / 2)
+
+    def _pixel_batches(self, dataset: SceneDataset, rays: int, colours: FrameTable) -> PixelBatches:
+        return PixelBatches(dataset.cameras, dataset.metadata, colours, dataset.scene_indices, rays, self.device)
 
     def with_features(self, step: int) -> bool:
         """Whether training batches of this step carry feature targets."""
@@ -287,12 +254,13 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         """
         assert self.train_pixel_sampler is not None
         self.train_count += 1
-        rays, drawn = self.train_pixel_sampler.draw()
+        rays, drawn = self.train_pixel_sampler.draw(self.device if self.resident else "cpu")
         batch: dict[str, Any] = dict(drawn)
+        camera, row, column = drawn["indices"].unbind(-1)
         if self.with_features(step):
-            batch["features"] = self._feature_targets(drawn["indices"])
-        if (evidence := self._evidence(*drawn["indices"].unbind(-1))) is not None:
-            batch["evidence"] = evidence
+            batch["features"] = self._features.lookup(self.train_pixel_sampler.in_scene(camera), row, column)
+        if self._evidence is not None:
+            batch["evidence"] = self._evidence.pixels(camera, row, column)
         return rays, batch
 
     def next_eval(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
@@ -305,15 +273,6 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
     def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:
         """A random evaluation frame: its camera, and "image" (H, W, 3), "image_idx", "frame_index" (in the scene)."""
         return next(self.eval_dataloader)  # pyright: ignore[reportReturnType]
-
-    def _feature_targets(self, indices: Int[Tensor, "rays 3"]) -> FeatureTargets:
-        camera, row, col = indices.unbind(-1)
-        frame = self.train_dataset.scene_indices[camera]
-        targets = {}
-        for kind, store in self.feature_stores.items():
-            features, valid = store.lookup(frame, row, col)
-            targets[kind] = (features.to(self.device), valid.to(self.device))
-        return targets
 
     def _open_feature_stores(self, scene: Scene) -> dict[str, FeatureStore]:
         """Opens what `divff extract` has written for a scene, by kind; extracts what is missing, if that is asked for.
@@ -405,22 +364,22 @@ class FrameDataManager(DivFFDataManager):
         dataset, frames = self.train_dataset, len(self.train_dataset)
         order = torch.randperm(frames, generator=torch.Generator().manual_seed(step // frames))
         index = int(order[step % frames])
-        colours = torch.from_numpy(dataset.get_numpy_image(index).reshape(-1, 3)).to(self.device)
+        in_scene = int(dataset.scene_indices[index])
         batch: dict[str, Any] = {
-            "image": colours.float() / 255.0,
+            "image": self._colours.frame(in_scene),
             "image_idx": index,
-            "frame_index": int(dataset.scene_indices[index]),
+            "frame_index": in_scene,
         }
-        if (evidence := self._evidence(index)) is not None:
-            batch["evidence"] = evidence
+        if self._evidence is not None:
+            batch["evidence"] = self._evidence.frame(index)
         if self.with_features(step):
-            pixels = torch.randperm(self._area)[: self.config.feature_pixels]
+            where = self.device if self.resident else "cpu"
+            pixels = torch.randperm(self._area, device=where)[: self.config.feature_pixels]
             width = dataset.scene.width
-            batch["pixels"] = pixels
-            batch["features"] = self._feature_targets(
-                torch.stack((torch.full_like(pixels, index), pixels // width, pixels % width), -1)
-            )
-        return dataset.cameras[index : index + 1].to(self.device), batch
+            batch["pixels"] = sent(pixels, self.device)
+            frame = torch.full_like(pixels, in_scene)
+            batch["features"] = self._features.lookup(frame, pixels // width, pixels % width)
+        return dataset.cameras[index : index + 1], batch
 
     def next_eval(self, step: int) -> tuple[Cameras, dict[str, Any]]:  # pyright: ignore
         """An evaluation frame, its pixels row by row."""

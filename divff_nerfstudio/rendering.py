@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from nerfstudio.cameras.rays import RayBundle, RaySamples
-from nerfstudio.model_components.ray_samplers import LogSampler, PDFSampler
+from nerfstudio.model_components.ray_samplers import PDFSampler
 from torch import Tensor
 
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
@@ -113,8 +114,33 @@ def weights_alone(alphas: Float[Tensor, "rays samples"], floor: float = 1e-7) ->
 
 def transmittance(alphas: Float[Tensor, "rays samples"], floor: float = 1e-7) -> Float[Tensor, "rays samples"]:
     """Share of light that reaches each sample through those before it, each of which lets `floor` more through."""
-    clear = torch.cumprod(1 - alphas[:, :-1] + floor, -1)
-    return torch.cat((torch.ones_like(alphas[:, :1]), clear), -1)
+    clear = _Products.apply(1 - alphas[:, :-1] + floor)
+    return torch.cat((torch.ones_like(alphas[:, :1]), clear), -1)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+class _Products(torch.autograd.Function):
+    """Products of all factors up to each; none of them is 0, which PyTorch's own gradient asks the device for."""
+
+    @staticmethod
+    def forward(ctx: Any, factors: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        products = torch.cumprod(factors, -1)
+        ctx.save_for_backward(factors, products)
+        return products
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        factors, products = ctx.saved_tensors
+        return (grad * products).flip(-1).cumsum(-1).flip(-1) / factors
+
+
+def weighted_draw(weights: Float[Tensor, "values"], count: int) -> Int[Tensor, "count"]:
+    """Draws indices by their weights, none twice: as `torch.multinomial`, which looks at the weights from the host.
+
+    Args:
+        weights: Above 0.
+        count: How many.
+    """
+    return (weights / torch.empty_like(weights).exponential_()).topk(count).indices
 
 
 def accumulate(
@@ -176,16 +202,46 @@ def sample_rays(
         anneal: Exponent of the proposal's weights, below 1 while it is still unreliable.
         training: Whether to draw at random.
     """
-    first = LogSampler(single_jitter=True)
     second = PDFSampler(include_original=False, single_jitter=True, histogram_padding=SPREAD / num_proposal)
-    first.train(training)
     second.train(training)
-    coarse = first(rays, num_samples=num_proposal)
+    coarse = log_samples(rays, num_proposal, training)
     everything, room = (
         coarse.get_weights(found.view(-1, num_proposal, 1)) for found in density(points_of(rays, coarse))
     )
     drawn = torch.pow(((everything + BEHIND * room) / (1 + BEHIND)).detach(), anneal)
     return second(rays, coarse, drawn, num_samples=num_samples), ProposalSamples(coarse, everything, room)
+
+
+def log_samples(rays: RayBundle, count: int, jitter: bool) -> RaySamples:
+    """Intervals along rays of equal length in the logarithm of the distance.
+
+    As nerfstudio's LogSampler, which makes them on the host and waits until the device has them.
+
+    Args:
+        rays: Rays with nears and fars.
+        count: Intervals on each ray.
+        jitter: Draw their ends between the middles, for all of a ray alike.
+    """
+    assert rays.nears is not None and rays.fars is not None
+    edges = torch.linspace(0.0, 1.0, count + 1, device=rays.origins.device)[None]
+    if jitter:
+        middles = (edges[..., 1:] + edges[..., :-1]) / 2.0
+        upper = torch.cat((middles, edges[..., -1:]), -1)
+        lower = torch.cat((edges[..., :1], middles), -1)
+        edges = lower + (upper - lower) * torch.rand((len(rays), 1), device=edges.device)
+    near, far = torch.log(rays.nears), torch.log(rays.fars)
+
+    def distances(shares: Tensor) -> Tensor:
+        return torch.exp(shares * far + (1 - shares) * near)
+
+    ends = distances(edges)
+    return rays.get_ray_samples(
+        bin_starts=ends[..., :-1, None],
+        bin_ends=ends[..., 1:, None],
+        spacing_starts=edges[..., :-1, None],
+        spacing_ends=edges[..., 1:, None],
+        spacing_to_euclidean_fn=distances,
+    )
 
 
 def points_of(rays: RayBundle, samples: RaySamples) -> SamplePoints:

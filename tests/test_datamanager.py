@@ -12,6 +12,8 @@ from conftest import TINY_FRAMES, TINY_HEIGHT, TINY_WIDTH, write_tiny_scene
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
 from PIL import Image
 
+from divff_nerfstudio import datamanager
+from divff_nerfstudio.card import OnHost
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfig, SceneDataset
@@ -154,7 +156,7 @@ def test_the_video_is_never_copied(tiny_scene: Path) -> None:
     assert data.train_pixel_sampler is not None
     scene = data.train_dataset.scene
     assert data.eval_dataset.scene is scene and data.train_dataset.metadata["scene"] is scene
-    assert np.shares_memory(data.train_pixel_sampler.pixels, scene.frames)
+    assert np.shares_memory(data.train_pixel_sampler.colours.values, scene.frames)
 
 
 def test_the_number_of_rays_can_be_changed_as_exporters_do(tiny_scene: Path) -> None:
@@ -297,3 +299,47 @@ def test_a_failed_extraction_stops_the_start(tiny_scene: Path, capsys: pytest.Ca
     assert "--paint" in capsys.readouterr().err
     with pytest.raises(DivffError, match="nowhere"):
         manager(tiny_scene, **asked, extract_options="--encoder=nowhere --sources image")
+
+
+def test_what_lies_on_the_device_gives_the_same_batches(tiny_scene: Path) -> None:
+    write_features(tiny_scene)
+    write_features(tiny_scene, "video")
+    batches = []
+    for resident in ("off", "on"):
+        data = manager(tiny_scene, resident=resident)
+        assert data.resident == (resident == "on")
+        shape = (len(data.train_dataset), TINY_HEIGHT, TINY_WIDTH, 2)
+        data.__dict__["_labels"] = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        torch.manual_seed(0)
+        batches.append([data.next_train(step) for step in range(3)])
+    for (rays, batch), (other_rays, other) in zip(*batches, strict=True):
+        assert torch.equal(rays.directions, other_rays.directions) and torch.equal(rays.origins, other_rays.origins)
+        for name in ("image", "indices", "evidence"):
+            assert torch.equal(batch[name], other[name])
+        for kind, (target, valid) in batch["features"].items():
+            assert torch.equal(target, other["features"][kind][0]) and torch.equal(valid, other["features"][kind][1])
+            assert 0 < int(valid.sum()) < len(valid)
+
+
+def test_frames_stay_on_the_host_where_the_card_has_no_room(tiny_scene: Path, monkeypatch) -> None:
+    data = manager(tiny_scene)
+    size = data.train_dataset.scene.frames.nbytes
+    assert not data.resident  # without a card
+    for free, gib, resident in ((4 * size, 8.0, True), (3 * size, 8.0, False), (2**40, size / 2**30, False)):
+        monkeypatch.setattr(datamanager, "free_bytes", lambda device, free=free: free)
+        del data.__dict__["resident"]
+        data.config.resident_gib = gib
+        assert data.resident == resident
+    data.config.resident = "off"
+    monkeypatch.setattr(datamanager, "free_bytes", lambda device: 2**40)
+    del data.__dict__["resident"]
+    assert not data.resident
+
+
+def test_copies_on_the_host_follow_their_tensors() -> None:
+    on_host, values = OnHost(), torch.arange(3.0)
+    first = on_host("a", values)
+    assert on_host("a", values) is first and torch.equal(first, values)
+    values += 1
+    assert torch.equal(on_host("a", values), values)
+    assert torch.equal(on_host("a", torch.zeros(2)), torch.zeros(2))

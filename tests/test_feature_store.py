@@ -25,6 +25,7 @@ from divff_nerfstudio.features.store import (
     FeatureStoreError,
     FeatureWriter,
     FrameFeatures,
+    ResidentStore,
     StoreHeader,
     store_root,
 )
@@ -83,6 +84,8 @@ def test_lookup_equals_reference_per_ray(tmp_path_factory, seed, frames, dimensi
     row, col = random.integers(0, image_size[0], 50), random.integers(0, image_size[1], 50)
     features, valid = store.lookup(torch.from_numpy(frame), torch.from_numpy(row), torch.from_numpy(col))
     assert features.dtype == torch.float32 and features.shape == (50, dimension)
+    resident = ResidentStore(store, "cpu").lookup(*(torch.from_numpy(each) for each in (frame, row, col)))
+    assert torch.equal(resident[0], features) and torch.equal(resident[1], valid)
     for n in range(50):
         i = int((row[n] + 0.5) / image_size[0] * index_size[0])
         j = int((col[n] + 0.5) / image_size[1] * index_size[1])

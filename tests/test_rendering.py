@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nerfstudio.cameras.rays import Frustums, RayBundle, RaySamples
+from nerfstudio.model_components.ray_samplers import LogSampler
 
 from divff_nerfstudio.fields.layers import LAYERS, LayerSamples
 from divff_nerfstudio.rendering import (
@@ -16,10 +17,13 @@ from divff_nerfstudio.rendering import (
     accumulate,
     composite,
     expected_depth,
+    log_samples,
     midpoints,
     points_of,
     ray_uncertainty,
     sample_rays,
+    transmittance,
+    weighted_draw,
     weights_alone,
 )
 
@@ -175,6 +179,40 @@ def test_what_is_dense_is_hidden_by_what_is_before_it(dense):
     found = composite({"static": torch.tensor([[5.0, 0.0, dense, dense]])}, torch.ones(1, 4))
     expected = torch.tensor([[1 - math.exp(-5), 0.0, math.exp(-5), 0.0]])
     assert torch.allclose(found.total, expected, atol=1e-6)
+
+
+def test_light_behind_samples_is_pytorchs_with_its_gradient():
+    alphas = torch.rand(5, SAMPLES, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with torch.no_grad():
+        alphas[0, 1], alphas[1] = 1.0, 0.0
+    expected = torch.cat((torch.ones(5, 1), torch.cumprod(1 - alphas[:, :-1] + 1e-7, -1)), -1)
+    found, pull = transmittance(alphas), torch.linspace(-1, 1, 5 * SAMPLES).view(5, -1)
+    assert torch.equal(found, expected)
+    one, other = (torch.autograd.grad((value * pull).sum(), alphas)[0] for value in (found, expected))
+    assert torch.equal(one, other)
+
+
+def test_weighted_draws_are_those_of_multinomial():
+    weights = torch.rand(500, generator=torch.Generator().manual_seed(0)) + 1e-6
+    torch.manual_seed(3)
+    expected = torch.multinomial(weights, 60)
+    torch.manual_seed(3)
+    assert torch.equal(weighted_draw(weights, 60), expected)
+
+
+@pytest.mark.parametrize("jitter", [False, True])
+def test_logarithmic_samples_are_those_of_nerfstudio(jitter):
+    torch.manual_seed(0)
+    rays, sampler = bundle(6, 0.1, 4.0), LogSampler(single_jitter=True)
+    sampler.train(jitter)
+    torch.manual_seed(1)
+    expected = sampler(rays, num_samples=9)
+    torch.manual_seed(1)
+    found = log_samples(rays, 9, jitter)
+    for part in ("starts", "ends"):
+        assert torch.equal(getattr(found.frustums, part), getattr(expected.frustums, part))
+    assert torch.equal(found.spacing_starts, expected.spacing_starts)
+    assert torch.equal(found.deltas, expected.deltas)
 
 
 def bundle(count: int, near: float, far: float) -> RayBundle:

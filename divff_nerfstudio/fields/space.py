@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from divff_nerfstudio.card import OnHost
+
 NEAREST = 0.03
 """Distance from the camera, in lengths of the scene, at which the actor's depth coordinate starts."""
 FARTHEST = 1.5
@@ -34,6 +36,11 @@ class SceneSpace(nn.Module):
         super().__init__()
         self.register_buffer("box", box.clone().float())
         self.register_buffer("length", torch.tensor(float(length)))
+        self._on_host = OnHost()
+
+    def known_length(self) -> float:
+        """The length as a number, which is read from the device once."""
+        return float(self._on_host("length", self.length))
 
     def to_unit_cube(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
         """World positions as coordinates in the box; what lies outside is moved to its border."""
@@ -43,7 +50,7 @@ class SceneSpace(nn.Module):
         self, camera_positions: Float[Tensor, "points 3"], half_angle_tangent: float = 1.1
     ) -> Float[Tensor, "points 3"]:
         """Camera positions as (right, up, logarithm of the distance), each in [0, 1], in the camera's field of view."""
-        distance = (-camera_positions[:, 2:]).clamp_min(1e-4 * float(self.length))
+        distance = (-camera_positions[:, 2:]).clamp_min(1e-4 * self.known_length())
         across = camera_positions[:, :2] / distance / (2 * half_angle_tangent) + 0.5
         depth = torch.log((distance / self.length / NEAREST).clamp_min(1)) / math.log(FARTHEST / NEAREST)
         return torch.cat((across, depth), -1).clamp(0, 1)

@@ -35,6 +35,7 @@ from divff_nerfstudio.rendering import (
     ray_uncertainty,
     sample_rays,
     transmittance,
+    weighted_draw,
     weights_alone,
 )
 from divff_nerfstudio.schema import Positive, Size, Weight
@@ -240,14 +241,14 @@ class DivFFModel(LayeredModel):
         """`persistence_loss` at points drawn where the dynamic layer is seen, times how much of it is seen."""
         config, points = self.config, outputs["points"]
         weights = outputs["dynamic_weights"].reshape(-1)
-        drawn = torch.multinomial(weights.detach() + 1e-6, min(config.persistence_points, len(weights)))
+        drawn = weighted_draw(weights.detach() + 1e-6, min(config.persistence_points, len(weights)))
         positions = points.positions.reshape(-1, 3)[drawn]
-        moments = config.persistence_moments
-        times = (torch.rand(len(drawn), 1) + torch.arange(moments)[None]) / moments
-        elsewhen = self.field.dynamic_density(positions, times.to(positions))
+        moments, device = config.persistence_moments, positions.device
+        times = (torch.rand(len(drawn), 1, device=device) + torch.arange(moments, device=device)[None]) / moments
+        elsewhen = self.field.dynamic_density(positions, times)
         loss = persistence_loss(
             outputs["densities"]["dynamic"].reshape(-1)[drawn],
             elsewhen,
-            depth=float(self.field.space.length) / 100,
+            depth=self.field.space.known_length() / 100,
         )
         return loss * weights.sum() / len(points.times)

@@ -8,6 +8,7 @@ that a place has no feature. A single index serves all frames where features lie
 
 from divff_nerfstudio.features.store.header import IMPORTED, NO_FEATURE, FeatureStoreError, StoreHeader
 from divff_nerfstudio.features.store.reader import FeatureStore, store_root
+from divff_nerfstudio.features.store.resident import ResidentStore
 from divff_nerfstudio.features.store.writer import FeatureWriter, FrameFeatures
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "FeatureStoreError",
     "FeatureWriter",
     "FrameFeatures",
+    "ResidentStore",
     "StoreHeader",
     "store_root",
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt16
+from jaxtyping import Bool, Float, Int, Int64, UInt16
 from torch import Tensor
 
 from divff_nerfstudio.arrays import ArrayFaultError, open_array
@@ -131,6 +131,16 @@ class FeatureStore:
     def table(self) -> Float[np.ndarray, "R D"]:
         """The distinct features of all frames, memory-mapped, in half precision."""
         return self._table
+
+    @property
+    def offsets(self) -> Int64[np.ndarray, "frames+1"]:
+        """Where each frame's rows of the table begin, and the end of the last."""
+        return self._offsets
+
+    @property
+    def index(self) -> UInt16[np.ndarray, "planes h w"]:
+        """Each frame's index, or one that all share; see `FrameFeatures`."""
+        return self._index
 
     @property
     def dimension(self) -> int:

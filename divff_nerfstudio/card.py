@@ -1,0 +1,48 @@
+"""A CUDA card and the host beside it: what is asked of one, and how numbers pass between them without waiting."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def is_card(device: torch.device | str) -> bool:
+    """Whether a device is a CUDA card."""
+    return torch.device(device).type == "cuda"
+
+
+def free_bytes(device: torch.device | str) -> int | None:
+    """Memory that can be had on a card, what PyTorch holds without using it included; None elsewhere."""
+    if not is_card(device):
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device; to a card it goes by pinned memory, and the host does not wait for it."""
+    if not is_card(device) or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class OnHost:
+    """Copies of tensors in the host's memory, which are made anew only when a tensor has changed.
+
+    To read a number from a card, the host has to wait for all that the card still computes.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Tensor, int, Tensor]] = {}
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        """The copy of a tensor.
+
+        Args:
+            name: What the tensor is called here.
+            tensor: The tensor, as it now is.
+        """
+        known = self._known.get(name)
+        if known is None or known[0] is not tensor or known[1] != tensor._version:
+            known = self._known[name] = (tensor, tensor._version, tensor.detach().cpu().clone())
+        return known[2]
