@@ -28,6 +28,14 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from divff_nerfstudio.features.pretrained import EncoderError, cached_file, unreachable_hub, weights_fingerprint
+from divff_nerfstudio.features.text_towers import (
+    TOKENIZER,
+    built_here,
+    is_here,
+    require_plain,
+    text_of,
+    tokenizer_from_here,
+)
 
 DEMO_ENCODER = Path(__file__).parent / "demo_encoder"
 CONFIG, WEIGHTS, CLIP_WEIGHTS, MERGES = (
@@ -36,10 +44,6 @@ CONFIG, WEIGHTS, CLIP_WEIGHTS, MERGES = (
     "clip_tower.safetensors",
     "bpe_merges.txt.gz",
 )
-TOKENIZER = "tokenizer_config.json"
-_CODE = frozenset(("trust_remote_code", "auto_map", "code_revision", "custom_pipelines"))
-_TOKENIZER_OPTIONS = frozenset(("clean", "strip_sep_token", "language", "tokenizer_mode", "context_length"))
-"""Options of open_clip's tokenizers that are text and numbers."""
 _BATCH = {"cpu": 64, "cuda": 512}
 
 
@@ -291,21 +295,22 @@ def _from_folder(name: str, folder: Path) -> Encoder:
 
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        _require_plain(config, folder)
+        require_plain(config, folder)
         shape, preprocess = config["model_cfg"], config.get("preprocess_cfg", {})
-        custom = shape.get("custom_text", False)
+        text = built_here(shape["text_cfg"], folder)
+        custom = shape.get("custom_text", False) or "hf_model_name" in text
         arguments = {key: value for key, value in shape.items() if key != "custom_text"}
+        arguments |= {"vision_cfg": _without_weights(shape["vision_cfg"]), "text_cfg": text}
         model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**arguments)
         model.load_state_dict(weights(WEIGHTS))
         clip_tower = None
         if "clip_tower" in config:
-            clip_tower = open_clip.CLIP(**{**arguments, "vision_cfg": config["clip_tower"]}).visual
+            clip_tower = open_clip.CLIP(**{**arguments, "vision_cfg": _without_weights(config["clip_tower"])}).visual
             clip_tower.load_state_dict(weights(CLIP_WEIGHTS))
-        text = shape["text_cfg"]
         if "hf_tokenizer_name" in text:
             if (folder / TOKENIZER).is_file():
-                _require_plain(json.loads((folder / TOKENIZER).read_text(encoding="utf-8")), folder)
-            tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}", trust_remote_code=False)
+                require_plain(json.loads((folder / TOKENIZER).read_text(encoding="utf-8")), folder)
+            tokenizer: Any = tokenizer_from_here(f"local-dir:{folder}", text)
         else:
             vocabulary: dict[str, Any] = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
             tokenizer = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **vocabulary)
@@ -317,6 +322,11 @@ def _from_folder(name: str, folder: Path) -> Encoder:
     mean = preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN)
     std = preprocess.get("std", open_clip.OPENAI_DATASET_STD)
     return Encoder(name, model, tokenizer, mean, std, clip_tower, config.get("clip_length", 4))
+
+
+def _without_weights(vision: dict[str, Any]) -> dict[str, Any]:
+    """An image tower's description by which timm does not fetch weights that are replaced at once."""
+    return {**vision, "timm_model_pretrained": False} if "timm_model_name" in vision else vision
 
 
 def _from_open_clip(name: str) -> Encoder:
@@ -337,12 +347,16 @@ def _from_open_clip(name: str) -> Encoder:
                 f"{weights or 'Nothing'} is neither a file nor a tag of weights of {architecture}: give one of "
                 f"{', '.join(tags) or 'your own files'}."
             )
-    on_hub = weights is None or _known(architecture, weights).get("hf_hub")
+    own = weights is not None and not _known(architecture, weights)
+    text_here = is_here(text_of(architecture))
+    on_hub = weights is None or _known(architecture, weights).get("hf_hub") or not text_here
     absent = unreachable_hub() if on_hub else None
     try:
         if name.startswith("hf-hub:"):
             _look_at_hub(name, absent is not None)
-        if absent is None:
+        if weights is not None and own and (text_here or absent is not None):
+            model, tokenizer = _from_file(architecture, weights)
+        elif absent is None:
             model = open_clip.create_model(architecture, pretrained=weights)
             tokenizer = open_clip.get_tokenizer(architecture)
         else:
@@ -369,24 +383,43 @@ def _from_cache(architecture: str, tag: str | None) -> tuple[nn.Module, Any]:
     Raises:
         FileNotFoundError: If it holds too little.
     """
-    import open_clip
-
     if tag is None:  # a repository of its own, which lies in the cache as open_clip writes a folder
         config = cached_file(architecture.removeprefix("hf-hub:").partition("@")[0], CONFIG)
         if config is None:
             raise FileNotFoundError(CONFIG)
-        folder = f"local-dir:{config.parent}"
-        return open_clip.create_model(folder, require_pretrained=True), open_clip.get_tokenizer(folder)
+        folder, text = config.parent, json.loads(config.read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+        return _from_file(f"local-dir:{folder}", None, text, folder)
     known = _known(architecture, tag)
     repository, _, file = known["hf_hub"].rpartition("/")
     names = (file, str(Path(file).with_suffix(".safetensors"))) if file else (WEIGHTS, "open_clip_pytorch_model.bin")
     weights = cached_file(repository, *names)
     if weights is None:
         raise FileNotFoundError(names[0])
-    text = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
-    options: dict[str, Any] = {"local_files_only": True} if text.get("hf_tokenizer_name") else {}
-    model = open_clip.create_model(architecture, pretrained=str(weights), force_preprocess_cfg=known)
-    return model, open_clip.get_tokenizer(architecture, **options)
+    return _from_file(architecture, str(weights), force_preprocess_cfg=known)
+
+
+def _from_file(
+    source: str, weights: str | None, text: dict[str, Any] | None = None, folder: Path | None = None, **options: Any
+) -> tuple[nn.Module, Any]:
+    """A model and its tokenizer of files on this machine.
+
+    Args:
+        source: The model as open_clip names it.
+        weights: The file of its weights; None: they lie in its folder.
+        text: Its "text_cfg"; None: what open_clip knows.
+        folder: The model's own folder, if it has one.
+        options: For open_clip.
+    """
+    import open_clip
+
+    text = text_of(source) if text is None else text
+    if text.get("hf_model_name"):
+        options["text_cfg"] = built_here(text, folder)
+    if weights is None:
+        options["require_pretrained"] = True
+    else:
+        options["pretrained"] = weights
+    return open_clip.create_model(source, **options), tokenizer_from_here(source, text)
 
 
 def _look_at_hub(name: str, offline: bool) -> None:
@@ -399,27 +432,7 @@ def _look_at_hub(name: str, offline: bool) -> None:
             path = Path(hf_hub_download(repository, file, local_files_only=offline))
         except Exception:
             continue
-        _require_plain(json.loads(path.read_text(encoding="utf-8")), path)
-
-
-def _require_plain(config: Any, place: Path) -> None:
-    """Refuses a description of a model that asks for code, or leads elsewhere than to the model itself.
-
-    Raises:
-        EncoderError: With the key that asks for it.
-    """
-    if isinstance(config, list):
-        for each in config:
-            _require_plain(each, place)
-    if not isinstance(config, dict):
-        return
-    for key, value in config.items():
-        elsewhere = key in ("hf_tokenizer_name", "hf_model_name") and Path(str(value)).exists()
-        if key in _CODE or elsewhere or (key == "tokenizer_kwargs" and set(value or ()) - _TOKENIZER_OPTIONS):
-            raise EncoderError(
-                f"The encoder in {place} is refused because its {key} may bring code with it: use one without."
-            )
-        _require_plain(value, place)
+        require_plain(json.loads(path.read_text(encoding="utf-8")), path)
 
 
 def _known(architecture: str, tag: str | None) -> dict[str, Any]:
