@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import subprocess
 import tarfile
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
 import av
 import cv2
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import room
@@ -31,12 +34,13 @@ from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.demo_scene import DemoSceneConfig
 
 
-def write_video(path: Path, pictures: list[np.ndarray], rate: int = 25) -> Path:
+def write_video(path: Path, pictures: list[np.ndarray], rate: int = 25, pixel: Fraction = Fraction(1)) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.bit_rate = 40_000_000
+        stream.codec_context.sample_aspect_ratio = pixel
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
@@ -76,6 +80,31 @@ def test_a_damaged_video_is_one_sentence(tmp_path, video, spoil):
         list(VideoFrames(path).decode())
     with pytest.raises(ConvertError, match="missing"):
         list(VideoFrames(tmp_path / "none.mp4").decode())
+
+
+@pytest.mark.parametrize(
+    ("pixel", "size"), [(Fraction(4, 3), (341, 144)), (Fraction(3, 4), (256, 192)), (Fraction(1), (256, 144))]
+)
+def test_pixels_are_as_high_as_wide(tmp_path, pixel, size):
+    """A video is shown so; frames that ffmpeg has cut for a reconstruction are as stored."""
+    video = VideoFrames(write_video(tmp_path / "a.mp4", [shift(1), shift(2)], pixel=pixel))
+    (_, picture), (_, stored) = *video.read([1]), *VideoFrames(video.path, square=False).read([1])
+    assert video.size_of(1) == (picture.shape[1], picture.shape[0]) == size and stored.shape == (144, 256, 3)
+    again = cv2.resize(picture, (256, 144), interpolation=cv2.INTER_AREA)
+    assert np.abs(again.astype(float) - stored).mean() < 8  # colours are stored at half the size
+    assert video.shaped_as([(256, 144), (512, 288)]).size_of(1) == (256, 144)
+    assert video.shaped_as([size]).size_of(1) == video.shaped_as([size, (256, 100)]).size_of(1) == size
+
+
+def test_pixels_beyond_reason_and_two_moments_in_a_frame_are_refused(tmp_path, video):
+    path = write_video(tmp_path / "long.mp4", [shift(1)], pixel=Fraction(30, 1))
+    with pytest.raises(ConvertError, match=r"30 times as wide as high: .*setsar=1"):
+        VideoFrames(path).size_of(1)
+    path = tmp_path / "lines.mp4"
+    coded = ["-vf", "setfield=tff", "-c:v", "libx264", "-flags", "+ilme+ildct", str(path)]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(video), *coded], check=True)
+    with pytest.raises(ConvertError, match=r"interlaced, its frame 1 .*bwdif"):
+        VideoFrames(path).size_of(1)
 
 
 def test_measures_see_motion_and_blur():

@@ -62,6 +62,8 @@ def _convert(
     for note in posed.notes:
         _say(note)
     posed = posed.selected(options)
+    if isinstance(source, VideoFrames):
+        source = source.shaped_as({(camera.width, camera.height) for camera in posed.cameras})
     with staged(output, settings, options.overwrite) as folder:
         _write(folder, posed, source, options)
     _report(output)

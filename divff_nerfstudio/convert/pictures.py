@@ -7,9 +7,10 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -33,6 +34,8 @@ _VIDEOS = frozenset((".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".
 _MOST_BYTES = 100 * 10**9
 """Bytes that an archive of frames may unpack to; each picture is read by itself, where it lies."""
 _LARGEST_PICTURE = 2**29
+_LONGEST_PIXEL = 4
+"""Times that a pixel of a video is wider than high, or higher than wide, at most."""
 _WHOLE = 0.95
 """Share of the frames that a video says it has which must be there: cuts without new coding hide a few."""
 
@@ -200,9 +203,18 @@ class ArchiveFrames:
 class VideoFrames:
     """Frames of a video; the first has number 1. Every coded frame counts once, whatever the time stamps say."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, square: bool = True):
+        """Names a video.
+
+        Args:
+            path: The file.
+            square: Whether pictures whose pixels are not as high as wide (anamorphic) are brought to square ones, as
+                they are shown, rather than left as they are stored.
+        """
         self.path = path
         self.numbers = None
+        self._square = square
+        self._ratio = Fraction(1)
 
     def number_of(self, name: str) -> int | None:
         return trailing_number(name)
@@ -212,14 +224,34 @@ class VideoFrames:
 
     @cached_property
     def _size(self) -> tuple[int, int]:
-        height, width, _ = rgb(next(self.decode())[1]).shape
+        height, width, _ = self._shown(next(self.decode())[1]).shape
         return width, height
+
+    def shaped_as(self, sizes: Collection[tuple[int, int]]) -> VideoFrames:
+        """The same video, its pixels as they are stored where that is how it was reconstructed: ffmpeg cuts them so.
+
+        Args:
+            sizes: Widths and heights of the reconstruction's frames.
+        """
+        stored = VideoFrames(self.path, square=False)
+        (wide, high), (width, height) = stored.size_of(1), self.size_of(1)
+        if (wide, high) == (width, height):
+            return self
+        alike = [abs(w * high / (h * wide) - 1) < abs(w * height / (h * width) - 1) for w, h in sizes]
+        return stored if all(alike) else self
+
+    def _shown(self, frame: Any) -> UInt8[np.ndarray, "h w 3"]:
+        if not self._square or self._ratio == 1:
+            return rgb(frame)
+        wide = self._ratio > 1
+        width = round(frame.width * self._ratio) if wide else frame.width
+        return rgb(frame, width, frame.height if wide else round(frame.height / self._ratio))
 
     def decode(self) -> Iterator[tuple[int, object]]:
         """Frames as PyAV gives them, by number.
 
         Raises:
-            ConvertError: If the file is missing, no video, or damaged.
+            ConvertError: If the file is missing, no video, damaged, or interlaced.
         """
         import av
 
@@ -229,9 +261,15 @@ class VideoFrames:
                     raise ConvertError(f"{self.path} has no pictures in it: give a video.")
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
+                self._ratio = self._pixels(stream.sample_aspect_ratio)
                 number, promised = 0, stream.frames
                 for frame in container.decode(stream):
                     number += 1
+                    if frame.interlaced_frame:
+                        raise ConvertError(
+                            f"{self.path} is interlaced, its frame {number} shows two moments line by line: make one "
+                            f"of each with `ffmpeg -i {self.path} -vf bwdif=send_frame OUT.mp4`, and give that."
+                        )
                     yield number, frame
         except FileNotFoundError:
             raise ConvertError(f"{self.path} is missing: give the path of a video.") from None
@@ -244,6 +282,16 @@ class VideoFrames:
                 f"{self.path} says that it has {promised} frames, and {number} can be decoded: copy it anew from its "
                 "source."
             )
+
+    def _pixels(self, ratio: Fraction | None) -> Fraction:
+        """Width of a pixel over its height, where the video says it."""
+        ratio = ratio or Fraction(1)
+        if not 1 / _LONGEST_PIXEL <= ratio <= _LONGEST_PIXEL:
+            raise ConvertError(
+                f"{self.path} says that its pixels are {float(ratio):g} times as wide as high: take that away with "
+                f"`ffmpeg -i {self.path} -vf setsar=1 OUT.mp4`, and give that."
+            )
+        return ratio
 
     def read(self, numbers: Collection[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
         found = 0
@@ -259,7 +307,7 @@ class VideoFrames:
         last = max(wanted, default=0)
         for number, frame in self.decode() if wanted else ():
             if number in wanted:
-                yield number, rgb(frame)
+                yield number, self._shown(frame)
             if number >= last:
                 return
 
