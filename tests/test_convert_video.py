@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -96,15 +97,79 @@ def test_pixels_are_as_high_as_wide(tmp_path, pixel, size):
     assert video.shaped_as([size]).size_of(1) == video.shaped_as([size, (256, 100)]).size_of(1) == size
 
 
+def ffmpeg(path: Path, *words: str | Path) -> Path:
+    """What the program makes of its words, the file among them being the last."""
+    line = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *map(str, words), str(path)]
+    subprocess.run(line, check=True)
+    return path
+
+
+H264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "8")
+
+
 def test_pixels_beyond_reason_and_two_moments_in_a_frame_are_refused(tmp_path, video):
     path = write_video(tmp_path / "long.mp4", [shift(1)], pixel=Fraction(30, 1))
     with pytest.raises(ConvertError, match=r"30 times as wide as high: .*setsar=1"):
         VideoFrames(path).size_of(1)
-    path = tmp_path / "lines.mp4"
-    coded = ["-vf", "setfield=tff", "-c:v", "libx264", "-flags", "+ilme+ildct", str(path)]
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(video), *coded], check=True)
+    path = ffmpeg(tmp_path / "lines.mp4", "-i", video, "-vf", "setfield=tff", *H264, "-flags", "+ilme+ildct")
     with pytest.raises(ConvertError, match=r"interlaced, its frame 1 .*bwdif"):
         VideoFrames(path).size_of(1)
+
+
+TURNS = {
+    ("-display_rotation", "90"): lambda picture: np.rot90(picture, 1),
+    ("-display_rotation", "180"): lambda picture: np.rot90(picture, 2),
+    ("-display_rotation", "270"): lambda picture: np.rot90(picture, 3),
+    ("-display_hflip",): lambda picture: picture[:, ::-1],
+    ("-display_vflip",): lambda picture: picture[::-1],
+    ("-display_rotation", "90", "-display_hflip"): lambda picture: np.rot90(picture, 1)[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=" ".join)
+def test_pictures_are_turned_and_mirrored_as_they_are_shown(tmp_path, video, turn):
+    """By quarters, as ffmpeg does when it cuts frames."""
+    path = ffmpeg(tmp_path / "turned.mp4", *turn, "-i", video, "-c", "copy")
+    (_, stored), (_, shown) = *VideoFrames(video).read([7]), *VideoFrames(path).read([7])
+    assert np.array_equal(shown, TURNS[turn](stored))
+    cut = ffmpeg(tmp_path / "cut.png", "-i", path, "-vf", "select=eq(n\\,6)", "-frames:v", "1")
+    assert np.abs(np.asarray(Image.open(cut).convert("RGB")).astype(float) - shown).mean() < 3
+
+
+def test_what_a_video_shows_is_no_cover_and_no_preview(tmp_path, video):
+    still = ffmpeg(tmp_path / "still.png", "-i", video, "-frames:v", "1")
+    (_, stored), *_ = VideoFrames(video).read([9])
+    streams = {"cover.mkv": ("-c:v:0", "png", "-c:v:1", "copy"), "cover.mp4": ("-c:v:0", "mjpeg", "-c:v:1", "copy")}
+    for name, codecs in streams.items():
+        path = ffmpeg(tmp_path / name, "-i", still, "-i", video, "-map", "0", "-map", "1", *codecs)
+        assert np.array_equal(next(VideoFrames(path).read([9]))[1], stored), name
+    small = ("-map", "0", "-map", "0", "-c:v:0", "mpeg4", "-filter:v:0", "scale=64:36", "-c:v:1", "copy")
+    path = ffmpeg(tmp_path / "preview.mp4", "-i", video, *small)
+    assert np.array_equal(next(VideoFrames(path).read([9]))[1], stored)
+
+
+def test_a_cut_without_new_coding_is_whole_and_damage_inside_is_not(tmp_path, video):
+    coded = ffmpeg(tmp_path / "coded.mp4", "-i", video, *H264, "-g", "120")
+    cut = ffmpeg(tmp_path / "cut.mp4", "-ss", "2", "-i", coded, "-c", "copy")
+    assert 60 < len(list(VideoFrames(cut).decode())) <= 71
+    content = bytearray(coded.read_bytes())
+    for tenth in range(3, 9):
+        place = len(content) * tenth // 10
+        content[place : place + 300] = bytes(300)
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(content)
+    with pytest.raises(ConvertError, match=r"broken\.mp4 is damaged"):
+        list(VideoFrames(broken).decode())
+    turned = ffmpeg(tmp_path / "turned.mp4", "-display_rotation", "30", "-i", video, "-c", "copy")
+    with pytest.raises(ConvertError, match=r"turned\.mp4 is to be shown turned by less than a quarter"):
+        VideoFrames(turned).size_of(1)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="only where there are such files")
+def test_a_pipe_in_place_of_a_video_does_not_hang(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert main(["convert", "video", str(tmp_path / "pipe.mp4"), str(tmp_path / "scene")]) == 1
+    assert "pipe.mp4" in capsys.readouterr().err
 
 
 def test_measures_see_motion_and_blur():

@@ -25,6 +25,7 @@ from divff_nerfstudio.convert.names import (
     trailing_number,
 )
 from divff_nerfstudio.convert.tone import to_screen
+from divff_nerfstudio.convert.video_stream import frames_of, pixel_shape, stream_of, upright
 from divff_nerfstudio.data.frames import PICTURE_FORMATS, decode_frame, open_picture
 from divff_nerfstudio.errors import DivffError
 
@@ -34,10 +35,6 @@ _VIDEOS = frozenset((".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".
 _MOST_BYTES = 100 * 10**9
 """Bytes that an archive of frames may unpack to; each picture is read by itself, where it lies."""
 _LARGEST_PICTURE = 2**29
-_LONGEST_PIXEL = 4
-"""Times that a pixel of a video is wider than high, or higher than wide, at most."""
-_WHOLE = 0.95
-"""Share of the frames that a video says it has which must be there: cuts without new coding hide a few."""
 
 
 class FrameSource(Protocol):
@@ -255,43 +252,16 @@ class VideoFrames:
         """
         import av
 
+        if not self.path.is_file():
+            raise ConvertError(f"{self.path} is missing or no ordinary file: give the path of a video.")
         try:
             with av.open(str(self.path)) as container:
-                if not container.streams.video:
-                    raise ConvertError(f"{self.path} has no pictures in it: give a video.")
-                stream = container.streams.video[0]
+                stream = stream_of(container, self.path)
                 stream.thread_type = "AUTO"
-                self._ratio = self._pixels(stream.sample_aspect_ratio)
-                number, promised = 0, stream.frames
-                for frame in container.decode(stream):
-                    number += 1
-                    if frame.interlaced_frame:
-                        raise ConvertError(
-                            f"{self.path} is interlaced, its frame {number} shows two moments line by line: make one "
-                            f"of each with `ffmpeg -i {self.path} -vf bwdif=send_frame OUT.mp4`, and give that."
-                        )
-                    yield number, frame
-        except FileNotFoundError:
-            raise ConvertError(f"{self.path} is missing: give the path of a video.") from None
+                self._ratio = pixel_shape(stream, self.path)
+                yield from frames_of(container, stream, self.path)
         except (av.FFmpegError, OSError) as error:
             raise ConvertError(f"{self.path} is damaged or no video ({error}): copy it anew from its source.") from None
-        if number == 0:
-            raise ConvertError(f"{self.path} has no frame that can be decoded: copy it anew from its source.")
-        if number < _WHOLE * promised:
-            raise ConvertError(
-                f"{self.path} says that it has {promised} frames, and {number} can be decoded: copy it anew from its "
-                "source."
-            )
-
-    def _pixels(self, ratio: Fraction | None) -> Fraction:
-        """Width of a pixel over its height, where the video says it."""
-        ratio = ratio or Fraction(1)
-        if not 1 / _LONGEST_PIXEL <= ratio <= _LONGEST_PIXEL:
-            raise ConvertError(
-                f"{self.path} says that its pixels are {float(ratio):g} times as wide as high: take that away with "
-                f"`ffmpeg -i {self.path} -vf setsar=1 OUT.mp4`, and give that."
-            )
-        return ratio
 
     def read(self, numbers: Collection[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
         found = 0
@@ -314,9 +284,7 @@ class VideoFrames:
 
 def rgb(frame: object, width: int | None = None, height: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """A decoded frame's pixels, upright, in the colours of a screen, and at another size if one is asked for."""
-    picture = to_screen(frame, width, height)
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+    return upright(to_screen(frame, width, height), frame)
 
 
 def open_frames(path: Path, order: Order = "number", named: Collection[str] | None = None) -> FrameSource:
