@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from divff_nerfstudio.cli.evaluate import EvaluateConfig
 from divff_nerfstudio.cli.video import VideoConfig
+from divff_nerfstudio.data.frames import SceneError
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError
 from divff_nerfstudio.evaluation.videos import write_video
 from divff_nerfstudio.models.separation import structural_loss
@@ -27,6 +29,10 @@ SCENES = {
     "a pixel in one frame": {"train": 1, "size": (1, 1)},
     "black, from one place, with no depth": {"black": True, "depths": (1.0, 1.000001), "still": True},
 }
+LARGE_IDS = {
+    "from a billion on": {"first": 10**9, "step": 33},
+    "microseconds of the second hour": {"first": 3_600_000_000, "step": 33_333},
+}
 
 
 def write_small_scene(
@@ -36,9 +42,12 @@ def write_small_scene(
     black: bool = False,
     depths: tuple[float, float] = (0.5, 3.0),
     still: bool = False,
+    first: int = 0,
+    step: int = 1,
 ) -> Path:
     """A scene of some training frames of a height and width, one to validate and one to test."""
-    (height, width), ids, random = size, list(range(train + 2)), np.random.default_rng(0)
+    (height, width), random = size, np.random.default_rng(0)
+    ids = [first + step * i for i in range(train + 2)]
     poses = tiny_poses(len(ids))
     poses = poses[:1].repeat(len(ids), 0) if still else poses
     meta = {
@@ -46,8 +55,8 @@ def write_small_scene(
         "ids_train": ids[2:],
         "ids_val": ids[:1],
         "ids_test": ids[1:2],
-        "images": {str(i): f"IMG_{i:010d}.bmp" for i in ids},
-        "poses": {str(i): poses[i].tolist() for i in ids},
+        "images": {str(i): f"IMG_{n:010d}.bmp" for n, i in enumerate(ids)},
+        "poses": {str(i): pose.tolist() for i, pose in zip(ids, poses, strict=True)},
         "nears": {str(i): depths[0] for i in ids},
         "fars": {str(i): depths[1] for i in ids},
         "intrinsics": [[20.0, 0.0, width / 2], [0.0, 21.0, height / 2], [0.0, 0.0, 1.0]],
@@ -60,10 +69,13 @@ def write_small_scene(
     return root
 
 
-@pytest.mark.parametrize("scene", SCENES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "scene"),
+    [*product(METHODS, SCENES), *product(("divff", "divff-splat"), LARGE_IDS)],
+)
 def test_small_scenes_train_and_are_looked_at(tmp_path, method, scene):
-    config = METHODS[method](write_small_scene(tmp_path / "scene", **SCENES[scene]), tmp_path / "out")
+    shape = (SCENES | LARGE_IDS)[scene]
+    config = METHODS[method](write_small_scene(tmp_path / "scene", **shape), tmp_path / "out")
     config.steps_per_eval_batch, config.steps_per_eval_image = 3, 5
     writer.EVENT_WRITERS.clear()
     writer.GLOBAL_BUFFER.clear()
@@ -81,6 +93,21 @@ def test_small_scenes_train_and_are_looked_at(tmp_path, method, scene):
     assert evaluation is not None and np.isfinite(evaluation.totals["psnr"])
     video = VideoConfig(load_config=run, output=tmp_path / "video.mp4", layout="prediction").main()
     assert video.stat().st_size > 0
+
+
+@pytest.mark.parametrize("ids", LARGE_IDS)
+def test_the_published_table_of_times_has_no_row_for_large_ids(tmp_path, ids):
+    """One sentence, before anything is trained."""
+    config = tiny_run.published_config(write_small_scene(tmp_path / "scene", **LARGE_IDS[ids]), tmp_path / "out")
+    with pytest.raises(SceneError, match="no row among 1000 time rows: number the frames anew, from 0 on"):
+        config.setup(local_rank=0, world_size=1).setup()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ids_that_are_no_frames_numbers_are_one_sentence(tmp_path, method):
+    scene = write_small_scene(tmp_path / "scene", first=1_700_000_000_000_000, step=33_333)  # microseconds since 1970
+    with pytest.raises(SceneError, match=r"meta\.json .*ids_all\.0: should be less than 1000000000000"):
+        METHODS[method](scene, tmp_path / "out").setup(local_rank=0, world_size=1).setup()
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 16), (16, 1), (2, 2), (3, 16)])

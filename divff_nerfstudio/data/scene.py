@@ -146,10 +146,11 @@ class Scene:
                 f"{path} anew, from 0 on, and set time-rows to more than the largest id."
             )
         elif rows < 2 or ids[-1] > rows - 1:
-            remedy = "number the frames anew, from 0 on" if ids[-1] >= _MOST_ROWS else "leave it out"
+            remedy = "set time-rows to more than the largest id, or leave it out"
+            if ids[-1] >= _MOST_ROWS:
+                remedy = "number the frames anew, from 0 on"
             raise SceneError(
-                f"{path} has frame id {self.frame_ids[-1]}, which has no row among {rows} time rows: set time-rows to "
-                f"more than the largest id, or {remedy}."
+                f"{path} has frame id {self.frame_ids[-1]}, which has no row among {rows} time rows: {remedy}."
             )
         else:
             times = (ids / (rows - 1)).astype(np.float32)
