@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import subprocess
 import tarfile
 import zipfile
@@ -18,7 +19,7 @@ from test_convert import as_colmap, convert
 
 from divff_nerfstudio.archives import ArchiveError
 from divff_nerfstudio.convert.colmap import find_model, posed_by, read_model
-from divff_nerfstudio.convert.names import ConvertError, frames_among, number_names
+from divff_nerfstudio.convert.names import ConvertError, FrameNames, frames_among, number_names
 from divff_nerfstudio.convert.nerfstudio import read_nerfstudio
 from divff_nerfstudio.convert.pictures import ArchiveFrames, FolderFrames, VideoFrames
 from divff_nerfstudio.convert.timeline import ids_of, named_splits, usable_times
@@ -230,6 +231,17 @@ def _scale(meta):
         (lambda m: m.update(cx=900), "outside"),
         (lambda m: m.update(w=160.5), "whole"),
         (lambda m: m.update(train_filenames=["images/none.png"]), "no frame of it"),
+        (lambda m: m.update(camera_angle_x=2.0), r"fl_x 90 and camera_angle_x 2, which makes 51\.4 of 160 pixels"),
+        (lambda m: m.update(camera_angle_y=0.2), "camera_angle_y 0.2"),
+        (lambda m: m["frames"][1].update(camera_angle_x=2.0, fl_x=90.0, fl_y=90.0), "camera_angle_x 2"),
+        (lambda m: m["frames"][1].update(fl_x=45.0), "fl_x for itself and fl_y for all frames"),
+        (lambda m: m["frames"][1].update(w=320, h=180), "w for itself and fl_x for all frames"),
+        (lambda m: m["frames"][1].update(w=320, fl_x=180.0, fl_y=180.0), "w for itself and h for all frames"),
+        (lambda m: m["frames"][1].update(file_path="a" * 4000 + ".png"), "missing"),
+        (lambda m: m["frames"][1].update(file_path="a\0.png"), "missing"),
+        (lambda m: m.update(camera_model="EQUIRECTANGULAR"), "EQUIRECTANGULAR, which is not known"),
+        (lambda m: m.update(ply_file_path="../../none.ply"), "none.ply is missing"),
+        (lambda m: m.update(ply_file_path="transforms.json"), "is no PLY file"),
     ],
 )
 def test_what_is_wrong_in_a_transforms_file_is_named(data, change, said):
@@ -250,6 +262,78 @@ def test_fisheye_paths_of_windows_and_files_beside_the_frames(data):
     posed, source = read_nerfstudio(edited(data, change), "number")
     assert posed.cameras[0].model == "OPENCV_FISHEYE" and posed.cameras[0].params[4:] == (0.02, 0.0, 0.01, 0.0)
     assert source.numbers == sorted(room.every_pose()) and posed.numbers.tolist() == room.numbers()
+
+
+def _agreeing(meta):
+    meta |= {"camera_angle_x": 2 * math.atan(80 / 90), "camera_angle_y": 2 * math.atan(45 / 90)}
+    for frame in meta["frames"][:4]:
+        frame |= {key: meta[key] for key in ("w", "h", "fl_x", "fl_y")}
+
+
+def _larger(meta):
+    meta["frames"][1] |= {"w": 320, "h": 180, "fl_x": 180.0, "fl_y": 180.0, "cx": 160.0, "cy": 90.0}
+
+
+@pytest.mark.parametrize("change", [_agreeing, _larger, lambda m: m["frames"][1].update(w=m["w"], h=m["h"])])
+def test_what_frames_and_the_whole_file_say_may_agree(data, change):
+    posed, _ = read_nerfstudio(edited(data, change), "number")
+    assert len(posed.numbers) == room.COUNT
+
+
+FORMS = {
+    "capitals": (str.upper, str.lower),
+    "two characters": (lambda name: f"ku\u0308che_{name}", lambda name: f"k\u00fcche_{name}"),
+    "one character": (lambda name: f"k\u00fcche_{name}", lambda name: f"ku\u0308che_{name}"),
+    "no suffix": (lambda name: name.replace(".png", ".PNG"), lambda name: name.removesuffix(".png")),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pictures_are_found_whatever_machine_has_named_them(data, form):
+    """On a Mac and on Windows these names are one."""
+    there, said = FORMS[form]
+    for path in sorted((data / "images").iterdir()):
+        path.rename(path.with_name(there(path.name)))
+
+    def change(meta):
+        for frame in meta["frames"]:
+            frame["file_path"] = "Images/" + said(Path(frame["file_path"]).name)
+
+    posed, source = read_nerfstudio(edited(data, change), "number")
+    assert posed.numbers.tolist() == room.numbers() and source.size_of(room.FIRST) == (room.WIDTH, room.HEIGHT)
+    if form == "no suffix":
+        return
+    names = {f"a/{there('frame_1.png')}": 99}
+    assert FrameNames(names).number(said("frame_1.png")) == 99
+    names[f"b/{there('frame_1.png')}"] = 98
+    assert FrameNames(names).number(said("frame_1.png")) is None
+    assert FrameNames(names).number("b\\" + said("frame_1.png")) == 98
+    assert frames_among([there("f_1.png"), "f_1_mask.png"], {said("f_1.png")}, "number") == [there("f_1.png")]
+
+
+def test_cameras_that_filmed_at_one_time_are_said(tmp_path):
+    folder = room.write_colmap(tmp_path / "model", name="left/frame_{:010d}.png")
+    frames = room.write_frames(tmp_path / "images" / "left", only=room.numbers())
+    source = FolderFrames.of_folder(frames.parent, "name")
+    assert not posed_by(read_model(folder), source, "name").notes
+    path = folder / "images.txt"
+    lines = path.read_text().splitlines()
+    last = next(i for i in reversed(range(len(lines))) if "left/" in lines[i])
+    lines[last] = " ".join([*lines[last].split()[:-1], f"right/frame_{room.FIRST:010d}.png"])
+    path.write_text("\n".join(lines) + "\n")
+    (frames.parent / "right").mkdir()
+    (frames / f"frame_{room.numbers()[-1]:010d}.png").rename(frames.parent / "right" / f"frame_{room.FIRST:010d}.png")
+    source = FolderFrames.of_folder(frames.parent, "name")
+    (note,) = posed_by(read_model(folder), source, "name").notes
+    assert "2 folders (left, right) are taken for one video" in note
+
+
+def test_points_are_not_needed_where_near_and_far_are_known(data, tmp_path):
+    edited(data, lambda m: m.update(ply_file_path="none.ply", fisheye_crop_radius=50.0))
+    assert (
+        convert(["nerfstudio", str(data)], tmp_path / "scene", "--video-width", "0", "--near", "1", "--far", "9") == 0
+    )
+    assert any("fisheye_crop_radius" in note for note in read_nerfstudio(data, "number", bounded=True)[0].notes)
 
 
 def test_masks_and_depths_beside_the_frames_are_said_to_be_unused(data):
@@ -297,7 +381,8 @@ def test_pictures_of_another_shape_are_refused_before_anything_is_written(tmp_pa
     frames = room.write_frames(tmp_path / "images", only=room.numbers())
     Image.new("RGB", (90, 160)).save(frames / f"frame_{room.numbers()[-1]:010d}.png")
     assert convert(as_colmap(tmp_path, frames), tmp_path / "scene") == 1
-    assert "cropped" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "cropped" in said and f"Frame {room.numbers()[-1]} of" in said
     assert not list((tmp_path).rglob("IMG_*")) and not (tmp_path / "scene").exists()
 
 

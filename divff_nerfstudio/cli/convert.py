@@ -140,7 +140,7 @@ class NerfstudioToScene:
             DivffError: Something is wrong with the file, the images or an option.
         """
         self.scene.check()
-        posed, source = read_nerfstudio(self.data, self.order, self.points)
+        posed, source = read_nerfstudio(self.data, self.order, self.points, bounded=self.scene.near is not None)
         settings = _settings("nerfstudio", self.scene, posed.path, order=self.order, points=str(self.points))
         _convert(posed, source, self.output, self.scene, settings)
 

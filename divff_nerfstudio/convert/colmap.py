@@ -21,7 +21,7 @@ from divff_nerfstudio.convert.colmap_model import (
     unit_quaternions,
 )
 from divff_nerfstudio.convert.layout import PosedFrames, opengl_poses, posed_frames
-from divff_nerfstudio.convert.names import ConvertError, Order, are_frame_numbers, number_names
+from divff_nerfstudio.convert.names import ConvertError, Order, are_frame_numbers, number_names, told_of_folders
 from divff_nerfstudio.convert.pictures import FrameSource, VideoFrames
 
 _FILES = ("cameras", "images", "points3D")
@@ -150,7 +150,7 @@ def posed_by(model: Model, source: FrameSource, order: Order) -> PosedFrames:
         [cameras[key] for key in images.cameras],
         model.points,
         model.path,
-        notes=[f"{model.path}: {note}" for note in images.notes],
+        notes=[*(f"{model.path}: {note}" for note in images.notes), *told_of_folders(images.names)],
     )
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import Field
 
 from divff_nerfstudio.atomic import atomic_path
-from divff_nerfstudio.convert.cameras import Pinhole, SourceCamera, Undistorter, common_pinhole
+from divff_nerfstudio.convert.cameras import CameraError, Pinhole, SourceCamera, Undistorter, common_pinhole
 from divff_nerfstudio.convert.names import LARGEST_NUMBER, ConvertError
 from divff_nerfstudio.convert.pictures import FrameSource
 from divff_nerfstudio.convert.timeline import SPLITS, ids_of
@@ -303,7 +303,13 @@ def _check_sizes(posed: PosedFrames, source: FrameSource) -> None:
     for number, camera in zip(posed.numbers.tolist(), posed.cameras, strict=True):
         size = source.size_of(number)
         if (camera, size) not in seen:
-            camera.scaled(*size)
+            try:
+                camera.scaled(*size)
+            except CameraError as error:
+                reason = str(error)
+                raise ConvertError(
+                    f"Frame {number} of {source.path} does not fit its camera: {reason[:1].lower()}{reason[1:]}"
+                ) from None
             seen.add((camera, size))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -133,6 +134,11 @@ def are_frame_numbers(names: Sequence[str]) -> bool:
     return all(stamp is not None and stamp.is_number and int(stamp.whole) < LARGEST_NUMBER for stamp in stamps)
 
 
+def alike(name: str) -> str:
+    """Equal for names that are one on a Mac or on Windows: accents in one or two characters, capitals or none."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def _shape(name: str) -> str:
     """A name's stem with its numbers left out: equal for the frames of one video."""
     return re.sub(r"\d+(?:[.,]\d+)?", "#", PurePosixPath(name).stem)
@@ -150,9 +156,12 @@ def frames_among(names: Sequence[str], named: Collection[str], order: Order) -> 
         order: How they are numbered.
     """
     there = [name for name in names if name in named]
+    if not there:
+        forms = {alike(name) for name in named}
+        there = [name for name in names if alike(name) in forms]
     if not named:
         return list(names)
-    shapes = {_shape(name) for name in named}
+    shapes = {_shape(name) for name in (*named, *there)}
     folders = {PurePosixPath(name).parent for name in there}
     rest = [
         name
@@ -178,12 +187,50 @@ def _value(name: str) -> Decimal | None:
     return None if stamp is None else stamp.value(False)
 
 
-def found_by_name(names: Mapping[str, int], name: str) -> int | None:
-    """Number of the frame that a reconstruction calls `name`, among frames whose folder it may not know."""
-    wanted = PurePosixPath(name.replace("\\", "/") if name not in names else name)
-    if str(wanted) in names:
-        return names[str(wanted)]
-    alike = [
-        number for other, number in names.items() if PurePosixPath(other).parts[-len(wanted.parts) :] == wanted.parts
+_FORMS = (str, alike)
+
+
+class FrameNames:
+    """Finds frames by the names that a reconstruction gives them, which may lack folders that lie above.
+
+    Args:
+        numbers: The frames' numbers by the names that they have.
+    """
+
+    def __init__(self, numbers: Mapping[str, int]):
+        self._numbers = numbers
+        self._by_end: list[dict[str, list[tuple[tuple[str, ...], int]]]] = []
+        for form in _FORMS:
+            ends: dict[str, list[tuple[tuple[str, ...], int]]] = {}
+            for name, number in numbers.items():
+                parts = PurePosixPath(form(name)).parts
+                ends.setdefault(parts[-1], []).append((parts, number))
+            self._by_end.append(ends)
+
+    def number(self, name: str) -> int | None:
+        """Number of the only frame that is called so, or alike; None where there is none."""
+        wanted = PurePosixPath(name.replace("\\", "/") if name not in self._numbers else name)
+        if str(wanted) in self._numbers or not wanted.parts:
+            return self._numbers.get(str(wanted))
+        for form, ends in zip(_FORMS, self._by_end, strict=True):
+            parts = PurePosixPath(form(str(wanted))).parts
+            found = [number for other, number in ends.get(parts[-1], ()) if other[-len(parts) :] == parts]
+            if found:
+                return found[0] if len(found) == 1 else None
+        return None
+
+
+def told_of_folders(names: Sequence[str]) -> list[str]:
+    """What the user is told where frames of several folders are called alike, as those of several cameras are."""
+    folders: dict[str, set[str]] = {}
+    for name in names:
+        path = PurePosixPath(name)
+        folders.setdefault(str(path.parent), set()).add(path.name)
+    seen: set[str] = set()
+    if all(seen.isdisjoint(inside) and not seen.update(inside) for inside in folders.values()):
+        return []
+    listed = ", ".join(printable(PurePosixPath(folder).name or folder) for folder in sorted(folders)[:8])
+    return [
+        f"Frames of {len(folders)} folders ({listed}) are taken for one video, one folder behind the other: if they "
+        "are of cameras that filmed at the same time, convert each by itself."
     ]
-    return alike[0] if len(alike) == 1 else None

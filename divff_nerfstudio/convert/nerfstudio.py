@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Literal
 import numpy as np
 
 from divff_nerfstudio.convert.layout import PosedFrames, posed_frames
-from divff_nerfstudio.convert.names import ConvertError, Order, frames_among, number_names, printable
+from divff_nerfstudio.convert.names import (
+    ConvertError,
+    Order,
+    alike,
+    frames_among,
+    number_names,
+    printable,
+    told_of_folders,
+)
 from divff_nerfstudio.convert.pictures import SUFFIXES, FolderFrames, picture_size
 from divff_nerfstudio.convert.points import read_points
 from divff_nerfstudio.convert.timeline import SPLITS, named_splits, usable_times
@@ -19,7 +28,10 @@ from divff_nerfstudio.schema import read_json
 
 
 def read_nerfstudio(
-    path: Path, order: Literal["number", "name", "listed"], points: Path | None = None
+    path: Path,
+    order: Literal["number", "name", "listed"],
+    points: Path | None = None,
+    bounded: bool = False,
 ) -> tuple[PosedFrames, FolderFrames]:
     """A nerfstudio ``transforms.json`` and the pictures that it names.
 
@@ -27,6 +39,7 @@ def read_nerfstudio(
         path: The file, or the folder that holds it.
         order: How frames are numbered in the order of the video; `listed`: as in the file.
         points: A PLY file of points of the room; None: the one that the file names.
+        bounded: Whether near and far are known, so that no points are needed.
 
     Returns:
         The posed frames, and the pictures of their folders.
@@ -37,7 +50,8 @@ def read_nerfstudio(
     """
     path = path / "transforms.json" if path.is_dir() else path
     whole = read_json(path, Transforms, "a transforms.json of nerfstudio", "mend it", ConvertError)
-    files = [_file(path.parent, frame.file_path) for frame in whole.frames]
+    pictures = _Names(path.parent)
+    files = [pictures.file(frame.file_path) for frame in whole.frames]
     _check_files(files, path)
     source, numbers = _numbered(path, files, order)
     cameras = []
@@ -47,9 +61,9 @@ def read_nerfstudio(
             cameras.append(camera_of(whole, frame, None if sized else picture_size(file)))
         except ValueError as error:
             raise ConvertError(f"{path} has a faulty camera, of {printable(frame.file_path)}: {error}.") from None
-    splits, notes = _splits(path, whole, dict(zip(files, numbers, strict=True)))
+    splits, notes = _splits(path, whole, pictures, dict(zip(files, numbers, strict=True)))
     times, more = _times(path, whole, numbers)
-    if points is None and whole.ply_file_path is not None:
+    if points is None and whole.ply_file_path is not None and not bounded:
         points = _inside(path.parent, whole.ply_file_path)
     posed = posed_frames(
         numbers,
@@ -59,33 +73,65 @@ def read_nerfstudio(
         path,
         splits=splits,
         times=times,
-        notes=(*notes, *more, *_unread(path, whole)),
+        notes=(*notes, *more, *_unread(path, whole), *told_of_folders([str(file) for file in files])),
     )
     return posed, source
 
 
 def _unread(path: Path, whole: Transforms) -> list[str]:
-    """What the user is told of pictures beside the frames that training does not use."""
+    """What the user is told of what is beside the frames and not used."""
     keys = ("mask_path", "depth_file_path")
     named = [key for key in keys if any(getattr(frame, key) is not None for frame in whole.frames)]
-    if not named:
-        return []
-    return [f"{path}: {' and '.join(named)} of its frames are not used: nothing is trained on masks or depths."]
+    notes = []
+    if named:
+        notes = [f"{path}: {' and '.join(named)} of its frames are not used: nothing is trained on masks or depths."]
+    if whole.fisheye_crop_radius is not None:
+        notes.append(f"{path}: fisheye_crop_radius is not used: lower --widest if the frames' corners are dark.")
+    return notes
 
 
 def _inside(folder: Path, name: str) -> Path:
     """Where a path of the file leads; Windows writes it with backslashes."""
     path = folder / name
-    return folder / name.replace("\\", "/") if "\\" in name and not path.exists() else path
+    return folder / name.replace("\\", "/") if "\\" in name and not _is_there(path) else path
 
 
-def _file(folder: Path, name: str) -> Path:
-    """The picture that the file means; Blender's data sets leave the suffix out."""
-    path = Path(os.path.normpath(_inside(folder, name)))
-    if path.suffix.lower() in SUFFIXES:
-        return path
-    alike = (path.with_name(path.name + suffix) for suffix in (".png", *sorted(SUFFIXES)))
-    return next((found for found in alike if found.is_file()), path)
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or has a zero in it
+        return False
+
+
+class _Names:
+    """Finds the pictures that a file names, whatever machine has written their names."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._forms: dict[Path, dict[str, Path]] = {}
+
+    def file(self, name: str) -> Path:
+        """The picture of a name; Blender's data sets leave the suffix out."""
+        path = Path(os.path.normpath(_inside(self._folder, name)))
+        suffixes = ("",) if path.suffix.lower() in SUFFIXES else (".png", *sorted(SUFFIXES))
+        found = (self._found(path.with_name(path.name + suffix)) for suffix in suffixes)
+        return next((each for each in found if _is_there(each)), path)
+
+    def _found(self, path: Path) -> Path:
+        """A path, or the only one that is alike and there."""
+        if _is_there(path) or path.parent == path:
+            return path
+        parent = self._found(path.parent)
+        return self._forms_in(parent).get(alike(path.name), parent / path.name)
+
+    def _forms_in(self, folder: Path) -> dict[str, Path]:
+        if folder not in self._forms:
+            found: dict[str, list[Path]] = {}
+            with contextlib.suppress(OSError, ValueError):
+                for path in folder.iterdir():
+                    found.setdefault(alike(path.name), []).append(path)
+            self._forms[folder] = {form: paths[0] for form, paths in found.items() if len(paths) == 1}
+        return self._forms[folder]
 
 
 def _check_files(files: Sequence[Path], path: Path) -> None:
@@ -99,7 +145,7 @@ def _check_files(files: Sequence[Path], path: Path) -> None:
         seen.add(file)
         try:
             there = file.is_file()
-        except ValueError:  # a zero in the name
+        except (OSError, ValueError):  # a name that is too long, or has a zero in it
             there = False
         if not there:
             raise ConvertError(f"{printable(str(file))} is missing, which {path} names: put it there.")
@@ -129,13 +175,15 @@ def _numbers(path: Path, files: Sequence[Path], order: Order) -> dict[str, int]:
     return number_names(sorted({*frames_among(pictures, names, order), *names}), order, path)
 
 
-def _splits(path: Path, whole: Transforms, numbers: dict[Path, int]) -> tuple[dict[int, str] | None, list[str]]:
+def _splits(
+    path: Path, whole: Transforms, pictures: _Names, numbers: dict[Path, int]
+) -> tuple[dict[int, str] | None, list[str]]:
     listed: dict[str, list[int] | None] = {}
     for split in SPLITS:
         names = getattr(whole, f"{split}_filenames")
         listed[split] = None if names is None else []
         for name in names or ():
-            file = _file(path.parent, name)
+            file = pictures.file(name)
             if file not in numbers:
                 raise ConvertError(f"{path} has {printable(name)} in {split}_filenames, but no frame of it: add it.")
             listed[split].append(numbers[file])  # pyright: ignore[reportOptionalMemberAccess]

@@ -18,15 +18,15 @@ from jaxtyping import UInt8
 from divff_nerfstudio.archives import DAMAGE, open_archive
 from divff_nerfstudio.convert.names import (
     ConvertError,
+    FrameNames,
     Order,
-    found_by_name,
     frames_among,
     number_names,
     trailing_number,
 )
 from divff_nerfstudio.convert.tone import to_screen
 from divff_nerfstudio.convert.video_stream import frames_of, pixel_shape, stream_of, upright
-from divff_nerfstudio.data.frames import PICTURE_FORMATS, decode_frame, open_picture
+from divff_nerfstudio.data.frames import PICTURE_FORMATS, decode_frame, open_picture, require_upright
 from divff_nerfstudio.errors import DivffError
 
 FORMATS = (*PICTURE_FORMATS, "WEBP")
@@ -69,9 +69,10 @@ def picture_size(path: Path, content: IO[bytes] | None = None) -> tuple[int, int
     """Width and height of a picture, from its header.
 
     Raises:
-        DivffError: If it is none.
+        DivffError: If it is none, or is stored turned.
     """
     with open_picture(path, content, FORMATS) as image:
+        require_upright(path, image)
         return image.size
 
 
@@ -107,11 +108,11 @@ class FolderFrames:
 
     def number_of(self, name: str) -> int | None:
         """Number of the file of this name below the folder, if it is there."""
-        return found_by_name(self._by_name, name)
+        return self._names.number(name)
 
     @cached_property
-    def _by_name(self) -> dict[str, int]:
-        return {path.relative_to(self.path).as_posix(): number for number, path in self.files.items()}
+    def _names(self) -> FrameNames:
+        return FrameNames({path.relative_to(self.path).as_posix(): number for number, path in self.files.items()})
 
     def _file(self, number: int) -> Path:
         if number not in self.files:
@@ -156,13 +157,14 @@ class ArchiveFrames:
         if not pictures:
             raise ConvertError(f"{path} has no pictures: give the archive of RGB frames.")
         chosen = frames_among(list(pictures), set(named or ()), order)
-        self._by_name = number_names(chosen, order, path)
-        self._members = {number: pictures[name] for name, number in self._by_name.items()}
+        numbers = number_names(chosen, order, path)
+        self._names = FrameNames(numbers)
+        self._members = {number: pictures[name] for name, number in numbers.items()}
         self.numbers = sorted(self._members)
 
     def number_of(self, name: str) -> int | None:
         """Number of the picture of this name in the archive, if it is there."""
-        return found_by_name(self._by_name, name)
+        return self._names.number(name)
 
     def content(self, number: int) -> bytes:
         """The file of a frame, as it is.

@@ -17,6 +17,8 @@ _MODELS = {
 }  # fmt: skip
 """nerfstudio's camera models, all with the distortion keys k1 to k4, p1, p2, by COLMAP's names."""
 _RIGID_TOLERANCE = 1e-3
+_ONE_VIEW = 0.05
+"""How far a focal length and an angle of view may be apart, as a share of it."""
 
 _Pixels = Annotated[float, Field(ge=1, le=65536)]
 _Angle = Annotated[float, Field(gt=0, lt=math.pi)]
@@ -95,6 +97,7 @@ class Transforms(Intrinsics):
     applied_transform: Matrix | None = None
     applied_scale: Positive | None = None
     aabb_scale: Positive | None = None
+    fisheye_crop_radius: Positive | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -115,12 +118,16 @@ def camera_of(whole: Transforms, frame: Frame, size: tuple[int, int] | None) -> 
     Raises:
         ValueError: With what is wrong with it, in words.
     """
+    _require_whole(whole, frame)
     values = {
         name: own if (own := getattr(frame, name)) is not None else getattr(whole, name)
         for name in Intrinsics.model_fields
     }
     model = _model(values["camera_model"], values["is_fisheye"])
     width, height = values["w"] or (size or (0, 0))[0], values["h"] or (size or (0, 0))[1]
+    if model != "OPENCV_FISHEYE":
+        for said in (frame, whole) if frame.fl_x is None and frame.fl_y is None else (frame,):
+            _require_one_view(said, width, height)
     fx, fy = values["fl_x"], values["fl_y"]
     if fx is None and values["camera_angle_x"] is not None:
         fx = width / 2 / math.tan(values["camera_angle_x"] / 2)
@@ -153,6 +160,29 @@ def camera_of(whole: Transforms, frame: Frame, size: tuple[int, int] | None) -> 
     if k3:
         return SourceCamera("FULL_OPENCV", *size, (*pinhole, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0))
     return SourceCamera("OPENCV", *size, (*pinhole, k1, k2, p1, p2))
+
+
+def _require_whole(whole: Transforms, frame: Frame) -> None:
+    """Raises ValueError where a frame says half of what the whole file says otherwise."""
+    for mine, other in (("fl_x", "fl_y"), ("fl_y", "fl_x"), ("w", "h"), ("h", "w"), ("w", "fl_x"), ("h", "fl_x")):
+        differs = getattr(frame, mine) is not None and getattr(frame, mine) != getattr(whole, mine)
+        angled = other == "fl_x" and (frame.camera_angle_x is not None or whole.fl_x is None)
+        if differs and getattr(frame, other) is None and getattr(whole, other) is not None and not angled:
+            raise ValueError(f"it says {mine} for itself and {other} for all frames; say both in one place")
+
+
+def _require_one_view(said: Intrinsics, width: float, height: float) -> None:
+    """Raises ValueError where a focal length and an angle of view are those of two cameras."""
+    for axis, side in (("x", width), ("y", height)):
+        focal, angle = getattr(said, f"fl_{axis}"), getattr(said, f"camera_angle_{axis}")
+        if focal is None or angle is None:
+            continue
+        expected = side / 2 / math.tan(angle / 2)
+        if abs(expected / focal - 1) > _ONE_VIEW:
+            raise ValueError(
+                f"it says fl_{axis} {focal:g} and camera_angle_{axis} {angle:g}, which makes {expected:.1f} of "
+                f"{side:g} pixels; keep the right one"
+            )
 
 
 def _model(name: str | None, is_fisheye: bool | None) -> str:
