@@ -309,5 +309,5 @@ def _rendered_features(pipeline: DivFFPipeline) -> dict[str, Tensor]:
         camera = copy.deepcopy(cameras[int(i) : int(i) + 1])
         area = int(camera.width) * int(camera.height)
         camera.rescale_output_resolution(min(1.0, math.sqrt(_VIEW_PIXELS / area)))
-        views.append(pipeline.model.render_features(camera))
+        views.append(pipeline.model.render(camera, outputs=("features",)).features)
     return {kind: torch.cat([view[kind].flatten(0, 1) for view in views]) for kind in views[0]}

@@ -27,6 +27,7 @@ from divff_nerfstudio.query import QueryConfig, build_query
 from divff_nerfstudio.render_options import check_eval_options, check_render_options
 from divff_nerfstudio.viewer.panel import QueryPanel
 from divff_nerfstudio.viewer.presets import scene_presets
+from divff_nerfstudio.viewer.views import Visibility
 
 _POSES = "_model.train_poses"
 _SLACK = 1e-4
@@ -84,14 +85,14 @@ class DivFFPipeline(VanillaPipeline):
         stores = self.datamanager.feature_stores
         self.datamanager.feature_start_step = self.model.schedule.heads_from
         self.query = build_query(config.query, stores, text_encoder)
-        self.model.answer = self.query.answer
+        self.model.query = self.query
         if "image" in stores and len(stores["image"].table) > 0:
             self.model.feature_basis = fit_feature_basis(stores["image"].table)
         scene = self.datamanager.train_dataset.scene
         rows = config.datamanager.dataparser.time_rows  # pyright: ignore[reportAttributeAccessIssue]
         self.panel = QueryPanel(
             self.query,
-            self.model.visibility,
+            Visibility(),
             scene.frame_ids,
             scene.times(rows),
             scene.camera_to_worlds,

@@ -13,7 +13,7 @@ from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.model_components.ray_samplers import PDFSampler
 from torch import Tensor
 
-from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
+from divff_nerfstudio.fields.layers import Layer, LayerSamples, SamplePoints
 
 CLEAR = 1e-10
 """Share of light that an opaque sample lets through in the published compositing."""
@@ -23,22 +23,6 @@ SPREAD = 0.1
 """Share of the samples that is spread evenly over the proposal's intervals, in case it has missed something."""
 BEHIND = 0.4
 """Samples for the room by itself, relative to those for all that the ray meets."""
-
-
-@dataclass
-class Visibility:
-    """Which moving layers to leave out of pictures. Shared with the viewer, read at every render."""
-
-    hide_actor: bool = False
-    """Render the scene without the camera wearer."""
-    hide_dynamic: bool = False
-    """Render the scene without what moves."""
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """The layers to render."""
-        hidden = {"actor": self.hide_actor, "dynamic": self.hide_dynamic}
-        return tuple(layer for layer in LAYERS if not hidden.get(layer, False))
 
 
 @dataclass

@@ -92,13 +92,14 @@ class Bench:
     def _viewer_query(self, pipeline, camera) -> dict[str, object]:
         """A question that was never asked before, about a view that the viewer has rendered: encoded and answered."""
         from divff_nerfstudio.query import Query
-        from divff_nerfstudio.viewer.views import Views
+        from divff_nerfstudio.viewer.views import Views, Visibility
 
         query: Query = pipeline.query
         pipeline.model.update_to_step(pipeline.model.config.joint_from)
         pipeline.model.eval()
         views = Views(
             pipeline.model,
+            Visibility(),
             state=lambda: None,
             answer=lambda view: query.answer(view.pictures, view.features),
             seen=lambda client, view: None,

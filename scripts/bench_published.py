@@ -178,7 +178,10 @@ class Published:
             results["training_step"] = {"rays": self.rays, **_in_turns(steps, self.repeats)}
         if "view" in self.what:
             camera = self._camera()
-            views = {name: lambda model=model: model.render_features(camera) for name, model in models.items()}
+            views = {
+                name: lambda model=model: dict(model.render(camera, outputs=("features",)).features)
+                for name, model in models.items()
+            }
             results["view"] = {"width": self.width, "height": self.height, **_in_turns(views, self.repeats)}
         results["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
         return results

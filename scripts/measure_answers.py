@@ -72,8 +72,8 @@ def of_run(config: Path, data: Path | None) -> dict[str, Any]:
     figures: dict[str, Any] = {"depth": "rendered", "things_cpu_s": time.process_time() - start}
 
     def features(index: int) -> np.ndarray:
-        view = trained.render(trained.camera_at(index, float(trained.times[index])))
-        found = view.features(KIND)
+        view = trained.render(trained.camera_at(index, float(trained.times[index])), outputs=("features",))
+        found = view.embeddings(KIND)
         assert found is not None
         return found.cpu().float().numpy()
 

@@ -36,7 +36,6 @@ from divff_nerfstudio.rendering import (
     composite,
     importance_depths,
     open_intervals,
-    ray_uncertainty,
 )
 
 Arrays = dict[str, Tensor]
@@ -198,7 +197,7 @@ class Parity:
         fine, halved = self.model.field.nerf_fine, group == "test_half"
         handle = fine.register_forward_hook(lambda module, inputs, found: _halved(found)) if halved else None
         try:
-            return self.model.render(self.rays, LAYERS)
+            return self.model.composited_rays(self.rays, LAYERS)
         finally:
             if handle is not None:
                 handle.remove()
@@ -237,8 +236,7 @@ class Parity:
             density = self.given(f"{source}/{sigmas}", samples.density)
             fields[layer] = LayerSamples(density, rgb, samples.encoding, samples.uncertainty)
         composited = self.model.composited(found.depths, fields)
-        uncertainty = ray_uncertainty(composited, fields, self.model.config.least_uncertainty)
-        return replace(found, coarse=coarse, fields=fields, composited=composited, uncertainty=uncertainty)
+        return replace(found, coarse=coarse, fields=fields, composited=composited)
 
     def _sampled(self, group: str, coarse: CoarsePass, given: CoarsePass) -> Arrays:
         """Depths, and what the coarse network says at them."""
@@ -293,7 +291,7 @@ class Parity:
             shares.append(accumulate(given.composited.weights[layer], colours))
             arrays[f"_rgb_fine_{name}"] = shares[-1]
             if channels == 6:
-                alone = given.alone[layer]
+                alone = given.alone(layer)
                 arrays[f"rgb_fine_{name}"] = accumulate(alone, colours)
                 arrays[f"depth_fine_{name}"] = (alone * given.depths).sum(-1)
         return arrays | {"rgb_fine": torch.stack(shares).sum(0)}

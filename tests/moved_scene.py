@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image
 
+from divff_nerfstudio.fields.layers import LAYERS
+from divff_nerfstudio.models.view import EVERYTHING, Features, RenderedView
 from divff_nerfstudio.query import PUBLISHED_NEGATIVES, Query, QueryConfig
 
 HEIGHT, WIDTH, FRAMES, STEP = 24, 40, 16, 10
@@ -146,32 +147,31 @@ class BoxModel:
     dynamic: tuple[int, ...] = (MUG, BOWL)
     """What is in the dynamic layer; all else but the arm is in the static one."""
     with_features = True
-
-    def __init__(self):
-        self.visibility = SimpleNamespace(hide_actor=False, hide_dynamic=False)
-        self.answer = None
+    codes = torch.eye(8)
 
     def things(self, number: int) -> list[tuple[int, np.ndarray]]:
         return bodies(number)
 
-    def get_outputs_for_camera(self, camera) -> dict[str, torch.Tensor]:
+    def actor(self, number: int, view: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        del number
+        return [arm(view)]
+
+    def render(self, camera, layers=LAYERS, box=None, outputs=EVERYTHING) -> RenderedView:
         number = round(float(camera.times.reshape(-1)[0]) * LAST)
         bundle = camera.generate_rays(camera_indices=0, keep_shape=True)
         origins, directions = (part.double().numpy() for part in (bundle.origins, bundle.directions))
         view = camera.camera_to_worlds.reshape(3, 4).double().numpy()
-        things = self.things(number) if self.visibility.hide_actor else [*self.things(number), arm(view)]
+        things = [*self.things(number), *(self.actor(number, view) if "actor" in layers else [])]
         distance, hit = cast(origins, directions, things)
-        outputs = {
+        pictures = {
             "rgb": torch.from_numpy(COLOURS[hit]),
             "depth": torch.from_numpy(distance).float()[..., None],
             "accumulation": torch.from_numpy(hit > 0).float()[..., None],
             "mask_dynamic": torch.from_numpy(np.isin(hit, self.dynamic)).float()[..., None],
             "mask_actor": torch.from_numpy(hit == ARM).float()[..., None],
         }
-        if self.answer is not None and self.with_features:
-            codes = torch.eye(8)[torch.from_numpy(hit).long()] * (torch.from_numpy(hit) > 0)[..., None]
-            outputs |= self.answer(outputs, {"image": codes})
-        return outputs
+        codes = self.codes[torch.from_numpy(hit).long()] * (torch.from_numpy(hit) > 0)[..., None]
+        return RenderedView(camera, pictures, Features(("image",) if self.with_features else (), lambda _: codes))
 
 
 class InTheRoom(BoxModel):
@@ -212,26 +212,23 @@ class Empty(BoxModel):
 class Painted(BoxModel):
     """The objects' features lie on the wall behind them."""
 
-    def get_outputs_for_camera(self, camera):
-        outputs = super().get_outputs_for_camera(camera)
-        outputs["depth"] = torch.where(outputs["mask_dynamic"] > 0, outputs["depth"] + 1.0, outputs["depth"])
-        return outputs
+    def render(self, camera, layers=LAYERS, box=None, outputs=EVERYTHING):
+        view = super().render(camera, layers)
+        depth = view.pictures["depth"]
+        view.pictures["depth"] = torch.where(view.pictures["mask_dynamic"] > 0, depth + 1.0, depth)
+        return view
 
 
 class Gloved(BoxModel):
     """The actor's layer stands before everything in the picture."""
 
-    def get_outputs_for_camera(self, camera):
-        if self.visibility.hide_actor:
-            return super().get_outputs_for_camera(camera)
-        kept, self.answer = self.answer, None
-        outputs = super().get_outputs_for_camera(camera)
-        self.answer = kept
-        outputs |= {"depth": 0 * outputs["depth"] + 0.5, "mask_dynamic": 0 * outputs["depth"]}
-        if self.answer is not None:
-            codes = CODES["arm"].expand(*outputs["depth"].shape[:2], -1)
-            outputs |= self.answer(outputs, {"image": codes})
-        return outputs
+    def render(self, camera, layers=LAYERS, box=None, outputs=EVERYTHING):
+        view = super().render(camera, layers)
+        if "actor" not in layers:
+            return view
+        depth = view.pictures["depth"]
+        pictures = view.pictures | {"depth": 0 * depth + 0.5, "mask_dynamic": 0 * depth}
+        return RenderedView(camera, pictures, Features(("image",), lambda _: CODES["arm"].expand(*depth.shape[:2], -1)))
 
 
 def pose_start(thing: int) -> int:

@@ -14,6 +14,8 @@ from PIL import Image
 
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.datamanager import SceneDataset
+from divff_nerfstudio.fields.layers import LAYERS
+from divff_nerfstudio.models.view import EVERYTHING, Features, RenderedView
 from divff_nerfstudio.query import Query, QueryConfig
 
 HEIGHT, WIDTH, FRAMES = 24, 40, 12
@@ -140,21 +142,23 @@ class KnowingModel:
 
     def __init__(self, error: float = 0.1):
         self.error = error
-        self.visibility = SimpleNamespace(hide_actor=True, hide_dynamic=False)
-        self.answer = None
         self.seen = []
 
     @staticmethod
     def frame(camera) -> int:
         return round(float(camera.times.reshape(-1)[0]) * (FRAMES - 1))
 
-    def get_outputs_for_camera(self, camera) -> dict[str, torch.Tensor]:
+    def render(self, camera, layers=LAYERS, box=None, outputs=EVERYTHING) -> RenderedView:
+        features = self.features(camera)
+        return RenderedView(camera, self.pictures(camera, layers), Features(tuple(features), features.get))
+
+    def pictures(self, camera, shown=LAYERS) -> dict[str, torch.Tensor]:
         frame = self.frame(camera)
-        self.seen.append((frame, self.visibility.hide_actor, float(camera.camera_to_worlds.reshape(3, 4)[0, 3])))
+        self.seen.append((frame, "actor" not in shown, float(camera.camera_to_worlds.reshape(3, 4)[0, 3])))
         layer, target = torch.from_numpy(layers(frame))[..., None], torch.from_numpy(picture(frame)) / 255.0
         parts = {name: target * (layer == value) for name, value in (("rgb_dynamic", 1), ("rgb_actor", 2))}
         masks = {name: (layer == value).float() for name, value in (("mask_dynamic", 1), ("mask_actor", 2))}
-        outputs = {
+        return {
             "rgb": (target + self.error * torch.where(target > 0.5, -1, 1)).clamp(0, 1),
             "depth": torch.ones(HEIGHT, WIDTH, 1),
             "accumulation": torch.ones(HEIGHT, WIDTH, 1),
@@ -164,11 +168,8 @@ class KnowingModel:
             "mask_moving": (layer > 0).float(),
             "uncertainty": torch.rand(HEIGHT, WIDTH, 1),
         }
-        if self.answer is not None:
-            outputs |= self.answer(outputs, self.render_features(camera))
-        return outputs
 
-    def render_features(self, camera) -> dict[str, torch.Tensor]:
+    def features(self, camera) -> dict[str, torch.Tensor]:
         frame = self.frame(camera)
         masks = object_masks(frame)
         codes = torch.full((HEIGHT, WIDTH, DIMENSION), 0.0)

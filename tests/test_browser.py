@@ -136,8 +136,8 @@ def expected(own: Any, shape: tuple[int, ...], text: str = "", hide_actor: bool 
     camera.rescale_output_resolution(LARGEST * shape[0] / shape[1] / small_scene.HEIGHT)
     camera.width, camera.cx = torch.full_like(camera.width, LARGEST), torch.full_like(camera.cx, LARGEST / 2)
     own.query.ask(text=text, contour=True)
-    own.model.visibility.hide_actor = hide_actor
-    return own.model.get_outputs_for_camera(camera)
+    view = own.model.render(camera, ("static", "dynamic") if hide_actor else ("static", "dynamic", "actor"))
+    return view.pictures | own.query.answer(view.pictures, view.features)
 
 
 def on_screen(output: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:

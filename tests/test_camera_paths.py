@@ -18,6 +18,8 @@ from divff_nerfstudio.cli.video import VideoConfig
 from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 from divff_nerfstudio.evaluation.videos import LAYOUTS, path_moments, video_pictures
 from divff_nerfstudio.evaluation.viewpoints import at_size, read_camera
+from divff_nerfstudio.fields.layers import LAYERS
+from divff_nerfstudio.models.view import EVERYTHING, Features, RenderedView
 from divff_nerfstudio.viewer.camera_paths import (
     CameraFileError,
     check_path_to_render,
@@ -215,12 +217,12 @@ def test_a_camera_keeps_what_it_sees_at_another_size(tmp_path):
 class Seen(small_scene.KnowingModel):
     """Notes the sizes and the crop that it is asked for."""
 
-    def get_outputs_for_camera(self, camera, obb_box=None):
+    def render(self, camera, layers=LAYERS, box=None, outputs=EVERYTHING):
         from nerfstudio.model_components import renderers
 
-        self.asked = (int(camera.height[0]), int(camera.width[0]), obb_box, renderers.BACKGROUND_COLOR_OVERRIDE)
+        self.asked = (int(camera.height[0]), int(camera.width[0]), box, renderers.BACKGROUND_COLOR_OVERRIDE)
         height, width = self.asked[:2]
-        return {"rgb": torch.full((height, width, 3), 0.5)}
+        return RenderedView(camera, {"rgb": torch.full((height, width, 3), 0.5)}, Features())
 
 
 def test_a_path_is_rendered_as_large_as_it_is_shown_and_cropped(tmp_path):

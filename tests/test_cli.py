@@ -145,7 +145,6 @@ class Stand:
     def __init__(self, root: Path):
         self.model, self.query = small_scene.KnowingModel(), small_scene.make_query()
         self.datamanager = small_scene.datamanager(root)
-        self.model.answer = self.query.answer
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import small_scene
 import torch
-from moved_scene import ARM, FRAMES, HEIGHT, MUG, STEP, WIDTH
+from moved_scene import FRAMES, HEIGHT, MUG, STEP, WIDTH
 from test_things import NAMES, hand
 
 import divff_nerfstudio
@@ -37,22 +37,15 @@ class Hands(moved_scene.BoxModel):
     """Draws the scene as it is, a hand beside what is being moved; counts the views."""
 
     views = 0
+    dynamic = (MUG,)
+    codes = torch.from_numpy(CODES)
 
-    def things(self, number):
-        return [*moved_scene.bodies(number), *([] if self.visibility.hide_actor else hand(number))]
+    def actor(self, number, view):
+        return hand(number)
 
-    def get_outputs_for_camera(self, camera):
+    def render(self, *arguments, **options):
         Hands.views += 1
-        number = round(float(camera.times.reshape(-1)[0]) * moved_scene.LAST)
-        bundle = camera.generate_rays(camera_indices=0, keep_shape=True)
-        origins, directions = (part.double().numpy() for part in (bundle.origins, bundle.directions))
-        distance, hit = moved_scene.cast(origins, directions, self.things(number))
-        outputs = {"rgb": torch.from_numpy(moved_scene.COLOURS[hit])}
-        for name, shown in {
-            "depth": distance, "accumulation": hit > 0, "mask_dynamic": hit == MUG, "mask_actor": hit == ARM,
-        }.items():  # fmt: skip
-            outputs[name] = torch.from_numpy(np.asarray(shown, np.float32))[..., None]
-        return outputs | (self.answer(outputs, {"image": torch.from_numpy(CODES[hit])}) if self.answer else {})
+        return super().render(*arguments, **options)
 
 
 def write_store(folder: Path) -> FeatureStore:

@@ -27,6 +27,7 @@ from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig
 from divff_nerfstudio.fields.published import PublishedField, PublishedFieldConfig, PublishedHeads, PublishedHeadsConfig
 from divff_nerfstudio.importing import NEURALDIFF_EPSILON, ImportConfig, ImportRefusedError
 from divff_nerfstudio.locks import take_lock
+from divff_nerfstudio.models.view import FEATURES
 from divff_nerfstudio.run_config import read_config
 from divff_nerfstudio.trainer import DivFFTrainerConfig, TrainingError
 
@@ -92,7 +93,7 @@ def test_a_full_checkpoint_renders_and_answers(tiny_scene: Path, tmp_path: Path,
     assert {"rgb", "mask_moving", "features_pca", "relevancy", "relevancy_overlay"} <= outputs.keys()
     assert outputs["rgb"].shape == batch["image"].shape
     assert outputs["features_pca"].std() > 0.02 and all(value.isfinite().all() for value in outputs.values())
-    features = model.render_features(camera)
+    features = model.render(camera, outputs=(FEATURES,)).features
     assert {kind: value.shape[-1] for kind, value in features.items()} == {"image": 12, "video": 12, "regulariser": 6}
     pipeline.query.ask(text="mug", features="video")
     assert "relevancy" in model.get_outputs_for_camera(camera)
@@ -182,7 +183,7 @@ def test_without_autoencoder_images_cannot_be_asked(
     pipeline = opened(run)
     assert pipeline.query.kinds == ("video",)
     camera, _ = pipeline.datamanager.next_eval_image(0)
-    assert pipeline.model.render_features(camera)["image"].shape[-1] == CODE
+    assert pipeline.model.render(camera, outputs=(FEATURES,)).features["image"].shape[-1] == CODE
 
 
 def test_what_does_not_fit_is_refused_and_leaves_nothing(tiny_scene: Path, tmp_path: Path, autoencoder: Path) -> None:

@@ -8,13 +8,9 @@ import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
 
-from divff_nerfstudio.models.separation import (
-    feature_loss,
-    persistence_loss,
-    proposal_loss,
-    shadow_loss,
-    uncertain_photometric,
-)
+from divff_nerfstudio.models.base import feature_loss
+from divff_nerfstudio.models.rays import proposal_loss
+from divff_nerfstudio.models.separation import persistence_loss, shadow_loss, uncertain_photometric
 from divff_nerfstudio.rendering import ProposalSamples, sample_rays
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_run
@@ -14,8 +15,9 @@ from nerfstudio.data.scene_box import OrientedBox, SceneBox
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.features.pca import fit_feature_basis
 from divff_nerfstudio.fields.layers import LAYERS
-from divff_nerfstudio.models.base import PICTURES, nearest_frame
+from divff_nerfstudio.models.base import nearest_frame
 from divff_nerfstudio.models.divff import DivFFModel, DivFFModelConfig
+from divff_nerfstudio.models.view import FEATURES, PICTURES, RenderError
 from divff_nerfstudio.pipeline import CheckpointError, DivFFPipeline
 from divff_nerfstudio.rendering import head_positions
 
@@ -93,17 +95,17 @@ def test_outputs_have_their_names_in_order_shapes_and_ranges():
     assert torch.allclose(outputs["mask_moving"], outputs["mask_dynamic"] + outputs["mask_actor"], atol=1e-6)
     assert (outputs["mask_moving"] <= outputs["accumulation"] + 1e-5).all()
     assert (outputs["uncertainty"] >= model.config.least_uncertainty).all()
-    assert model.render_features(camera()) == {}
+    assert model.render(camera(), outputs=(FEATURES,)).features == {}
 
 
 def test_features_and_answers_follow_the_pictures():
     model = make_model()
     model.feature_basis = fit_feature_basis(torch.randn(50, 12))
-    model.answer = lambda outputs, features: {"relevancy": features["image"][..., :1]}
+    model.query = SimpleNamespace(answer=lambda outputs, features: {"relevancy": features["image"][..., :1]})
     outputs = model.get_outputs_for_camera(camera())
     assert tuple(outputs) == (*PICTURES, "features_pca", "relevancy")
     assert outputs["features_pca"].shape == (HEIGHT, WIDTH, 3)
-    features = model.render_features(camera())
+    features = model.render(camera(), outputs=(FEATURES,)).features
     assert {kind: values.shape for kind, values in features.items()} == {
         "image": (HEIGHT, WIDTH, 12),
         "video": (HEIGHT, WIDTH, 12),
@@ -122,45 +124,42 @@ def test_answer_is_called_once_a_view_and_decodes_only_what_it_asks_for(monkeypa
 
     def answer(outputs, features):
         calls.append(tuple(outputs))
-        assert "video" in features and "sound" not in features and decoded == []
+        assert set(features) == {"image", "video", "regulariser"} and len(features) == 3 and decoded == []
         with pytest.raises(KeyError):
             features["sound"]
         return {"relevancy": features["video"][..., :1]}
 
-    model.answer = answer
+    model.query = SimpleNamespace(answer=answer)
     model.get_outputs_for_camera(camera())
     assert calls == [PICTURES] and decoded == ["video"]
 
 
 def test_without_features_there_are_pictures_alone():
     model = make_model(features=False)
-    model.answer = lambda outputs, features: pytest.fail("nothing can be asked")
+    model.query = SimpleNamespace(answer=lambda outputs, features: pytest.fail("nothing can be asked"))
     assert tuple(model.get_outputs_for_camera(camera())) == PICTURES
-    assert "heads" not in model.get_param_groups() and model.render_features(camera()) == {}
+    assert "heads" not in model.get_param_groups() and model.render(camera(), outputs=(FEATURES,)).features == {}
 
 
 def test_hidden_layers_are_gone_and_what_is_behind_them_shows():
     model = make_model()
     for layer in ("dynamic", "actor"):
         getattr(model.field, layer).density_shift = 3.0
-    shown = model.get_outputs_for_camera(camera())
+    shown = model.render(camera()).pictures
     assert shown["mask_actor"].mean() > 0.1 and shown["mask_dynamic"].mean() > 0.1
     for layer, other in (("actor", "dynamic"), ("dynamic", "actor")):
-        setattr(model.visibility, f"hide_{layer}", True)
-        hidden = model.get_outputs_for_camera(camera())
+        hidden = model.render(camera(), layers=("static", other)).pictures
         assert not hidden[f"mask_{layer}"].any() and not hidden[f"rgb_{layer}"].any()
         assert tuple(hidden) == tuple(shown)
         assert hidden[f"mask_{other}"].mean() > shown[f"mask_{other}"].mean()
-        setattr(model.visibility, f"hide_{layer}", False)
-    again = model.get_outputs_for_camera(camera())
+    again = model.render(camera()).pictures
     assert all(torch.equal(again[name], shown[name]) for name in PICTURES)
 
 
-def test_training_always_sees_all_layers():
-    model = make_model()
-    model.visibility.hide_actor = True
-    model.train()
-    assert set(model(bundle(model))["masks"]) == {"dynamic", "actor"}
+@pytest.mark.parametrize("layers", [(), ("dynamic",), ("static", "floor")])
+def test_layers_without_the_room_are_refused(layers):
+    with pytest.raises(RenderError, match="name static"):
+        make_model().render(camera(), layers=layers)
 
 
 def test_a_camera_without_time_shows_the_default_time():
@@ -317,11 +316,10 @@ def test_shadow_darkens_the_room_under_the_actor_only():
     dark = model.get_outputs_for_camera(camera())
     assert dark["rgb"].mean() < lit["rgb"].mean()
     assert torch.equal(dark["rgb_static"], lit["rgb_static"])
-    model.visibility.hide_actor = True
     torch.nn.init.constant_(last.bias, -20.0)
-    bright = model.get_outputs_for_camera(camera())
+    bright = model.render(camera(), layers=("static", "dynamic")).pictures
     torch.nn.init.constant_(last.bias, 20.0)
-    assert torch.equal(bright["rgb"], model.get_outputs_for_camera(camera())["rgb"])
+    assert torch.equal(bright["rgb"], model.render(camera(), layers=("static", "dynamic")).pictures["rgb"])
 
 
 def test_the_static_layer_does_not_learn_what_moves():
@@ -395,8 +393,8 @@ def test_what_is_carried_is_dynamic_and_stays_where_the_hands_were():
     model = carrying()
     filmed = model.get_outputs_for_camera(camera(0.5, x=0.5))
     assert filmed["mask_actor"].max() < 1e-4 and filmed["mask_dynamic"].mean() > 0.5
-    model.visibility.hide_actor = True
-    assert torch.allclose(model.get_outputs_for_camera(camera(0.5, x=0.5))["mask_dynamic"], filmed["mask_dynamic"])
+    without = model.render(camera(0.5, x=0.5), ("static", "dynamic"), outputs=("mask_dynamic",))
+    assert torch.allclose(without.pictures["mask_dynamic"], filmed["mask_dynamic"])
     elsewhere = model.get_outputs_for_camera(camera(0.5, x=0.0))["mask_dynamic"]
     assert not torch.allclose(elsewhere, filmed["mask_dynamic"], atol=1e-3)
 

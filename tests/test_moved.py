@@ -201,7 +201,7 @@ def test_an_evaluation_tells_of_moved_objects(root, tmp_path):
         ("9", "mug"), ("12", "mug"), ("14", "mug"), ("12", "bowl"), ("14", "bowl"),
     }  # fmt: skip
     model = moved_scene.BoxModel()
-    model.get_outputs_for_camera = with_all_pictures(model.get_outputs_for_camera)
+    model.render = with_all_pictures(model.render)
     totals = evaluate_scene(model, datamanager, moved_scene.make_query(), get_std=True)  # as ns-eval asks
     assert totals[BOTH] == 1 and all(np.isfinite(value) for value in totals.values())
 
@@ -209,9 +209,10 @@ def test_an_evaluation_tells_of_moved_objects(root, tmp_path):
 def with_all_pictures(render):
     """Adds the pictures that scores of frames need."""
 
-    def rendered(camera):
-        outputs = render(camera)
-        return outputs | {"mask_moving": outputs["mask_dynamic"], "rgb_static": outputs["rgb"]}
+    def rendered(*args, **options):
+        view = render(*args, **options)
+        view.pictures |= {"mask_moving": view.pictures["mask_dynamic"], "rgb_static": view.pictures["rgb"]}
+        return view
 
     return rendered
 

@@ -16,8 +16,9 @@ from nerfstudio.model_components.renderers import background_color_override_cont
 from torch import Tensor
 
 from divff_nerfstudio.data.scene import SceneError
-from divff_nerfstudio.models.base import LayeredModel, RenderError
+from divff_nerfstudio.models.base import LayeredModel
 from divff_nerfstudio.models.splat.model import SplatModel
+from divff_nerfstudio.models.view import PICTURES, RenderError
 from divff_nerfstudio.pipeline import DivFFPipeline
 from divff_nerfstudio.schema import OptionError
 
@@ -112,6 +113,18 @@ def test_cameras_come_from_any_device(pipeline, monkeypatch):
     assert brought and all(device == model.device for device in brought)
 
 
+def test_only_what_is_asked_for_is_rendered_and_is_the_same(pipeline, monkeypatch):
+    model, camera = pipeline.model, seen_from(pipeline)
+    whole = model.render(camera).pictures
+    if model.semantic is not None:
+        monkeypatch.setattr(model.semantic, "code", lambda *_: pytest.fail("nobody has asked for features"))
+    for name in PICTURES:
+        view = model.render(camera, outputs=(name,))
+        assert tuple(view.pictures) == (name,) and not view.features
+        assert torch.equal(view.pictures[name], whole[name]), name
+    assert view.camera is camera
+
+
 def test_a_crop_has_its_background(pipeline):
     model = pipeline.model
     nowhere = OrientedBox(R=torch.eye(3), T=torch.full((3,), 1e4), S=torch.ones(3))
@@ -153,13 +166,10 @@ def depths(model: LayeredModel, rays: RayBundle) -> Tensor:
 
 def test_rays_of_no_camera_see_the_scene_without_the_actor(pipeline):
     model, rays = pipeline.model, rays_of(seen_from(pipeline))
-    model.visibility.hide_actor = True
-    alone = depths(model, rays)
-    model.visibility.hide_actor = False
     seen = depths(model, rays)
     assert seen.shape == (4, 1) and bool(seen.isfinite().all())
-    torch.testing.assert_close(seen, alone)
-    assert not model.visibility.hide_actor
+    with torch.no_grad():
+        assert not bool(model.get_outputs(rays)["mask_actor"].any())
     rays.directions[1] = float("nan")  # from a camera to itself
     assert bool(depths(model, rays).isfinite().all())
 

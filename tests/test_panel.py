@@ -26,13 +26,15 @@ from torch import nn
 from waiting import PATIENCE
 from waiting import until as wait
 
+from divff_nerfstudio.fields.layers import LAYERS
+from divff_nerfstudio.models.view import Features, RenderedView
 from divff_nerfstudio.query import PUBLISHED_NEGATIVES, Query, QueryConfig
-from divff_nerfstudio.rendering import Visibility
 from divff_nerfstudio.viewer.elements.picture import SHOWN
 from divff_nerfstudio.viewer.layout import LAYOUT, TITLE
 from divff_nerfstudio.viewer.panel import QueryPanel
 from divff_nerfstudio.viewer.panel_state import load_panel_state, panel_state_path
 from divff_nerfstudio.viewer.presets import Preset
+from divff_nerfstudio.viewer.views import Visibility
 
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 36, 64
@@ -53,16 +55,18 @@ class Model:
     step = 0
 
     def __init__(self):
-        self.answer, self.visibility = None, Visibility()
         self.rendered = []
 
     def get_outputs_for_camera(self, camera, obb_box=None):
+        return self.render(camera).pictures
+
+    def render(self, camera, layers=LAYERS, box=None):
         height, width, moment = int(camera.height), int(camera.width), float(camera.times)
         self.rendered.append((height, moment))
         mug = torch.zeros(height, width, 1)
         start = width // 8 if moment < 0.5 else width // 2
         mug[height // 4 : height // 2, start : start + width // 4] = 1
-        outputs = {
+        pictures = {
             "rgb": torch.full((height, width, 3), 0.5),
             "depth": torch.full((height, width, 1), 2.0),
             "accumulation": torch.ones(height, width, 1),
@@ -71,7 +75,7 @@ class Model:
             "mask_moving": mug,
         }
         features = torch.eye(8)[torch.where(mug[..., 0] > 0, 0, 7)]
-        return outputs | self.answer(outputs, {"image": features, "video": features})
+        return RenderedView(camera, pictures, Features(("image", "video"), lambda _: features))
 
 
 class Machine(RenderStateMachine):
@@ -234,12 +238,11 @@ def test_a_view_that_has_changed_is_rendered(attached, change):
 
 
 def test_what_is_not_the_viewers_is_rendered_as_ever(attached):
-    _, viewer = attached(Pipeline())
-    for _ in range(2):
-        assert "relevancy" in viewer.model.get_outputs_for_camera(camera())
-    viewer.model.answer = None
-    viewer.model.get_outputs_for_camera.__self__._render = lambda camera, obb_box: {"rgb": torch.ones(2, 2, 3)}
-    assert set(viewer.model.get_outputs_for_camera(camera())) == {"rgb"}
+    pipeline = Pipeline()
+    _, viewer = attached(pipeline)
+    pipeline.visibility.hide_actor = True
+    usual, found = Model().get_outputs_for_camera(camera()), viewer.model.get_outputs_for_camera(camera())
+    assert found.keys() == usual.keys() and all(torch.equal(found[name], usual[name]) for name in usual)
 
 
 def test_a_render_in_full_is_not_interrupted_by_typing(attached):
@@ -281,7 +284,7 @@ def test_a_flag_from_before_interrupts_no_render(attached):
 
 def test_untrained_features_are_waited_for(attached):
     panel, viewer = attached(Pipeline())
-    panel.parts.answering.views._render = lambda camera, obb_box: {"rgb": torch.zeros(4, 4, 3)}
+    viewer.model.render = lambda camera, layers, box: RenderedView(camera, {"rgb": torch.zeros(4, 4, 3)}, Features())
     ask(panel, "mug")
     render(viewer)
     wait(lambda: "not trained yet" in panel.state)

@@ -23,9 +23,9 @@ from divff_nerfstudio.fields.published import (
     PublishedHeads,
     PublishedHeadsConfig,
 )
-from divff_nerfstudio.models.base import PICTURES
 from divff_nerfstudio.models.paper import PublishedModel, PublishedModelConfig, PublishedModelError
 from divff_nerfstudio.models.schedule import PublishedScheduleConfig, StagedCosine, StagedCosineConfig
+from divff_nerfstudio.models.view import PICTURES
 from divff_nerfstudio.rendering import composite, even_depths, importance_depths, open_intervals
 from divff_nerfstudio.trainer import DivFFTrainer, TrainingError
 
@@ -115,7 +115,7 @@ def test_the_network_is_its_straightforward_version_with_equal_gradients(monkeyp
         assert torch.allclose(gradient, gradients[1][name], atol=1e-5 * (1 + float(gradient.abs().max()))), name
     pictures, expected = (each.get_outputs_for_camera(camera()) for each in (model, copied))
     assert all(torch.allclose(pictures[name], expected[name], atol=1e-5) for name in PICTURES)
-    features, expected = (each.render_features(camera()) for each in (model, copied))
+    features, expected = (each.render(camera(), outputs=("features",)).features for each in (model, copied))
     assert all(torch.allclose(features[kind], expected[kind], atol=1e-5) for kind in DIMENSIONS)
 
 
@@ -207,7 +207,7 @@ def test_views_have_the_outputs_of_all_methods_whatever_the_memory():
     assert tuple(whole) == PICTURES
     for name, picture in whole.items():
         assert picture.shape[:2] == (HEIGHT, WIDTH) and picture.isfinite().all(), name
-    features = model.render_features(camera())
+    features = model.render(camera(), outputs=("features",)).features
     assert {kind: values.shape[-1] for kind, values in features.items()} == DIMENSIONS
     before = model.rays_at_once
     model.config.memory_mb = 1
@@ -219,8 +219,7 @@ def test_views_have_the_outputs_of_all_methods_whatever_the_memory():
 def test_hidden_layers_are_not_rendered():
     model = make_model()
     shown = model.get_outputs_for_camera(camera())
-    model.visibility.hide_actor = True
-    hidden = model.get_outputs_for_camera(camera())
+    hidden = model.render(camera(), layers=("static", "dynamic")).pictures
     assert shown["mask_actor"].any() and not hidden["mask_actor"].any() and not hidden["rgb_actor"].any()
     assert hidden["mask_dynamic"].mean() > shown["mask_dynamic"].mean()
 
@@ -272,10 +271,10 @@ def test_the_stages_teach_what_they_should():
 def test_the_end_of_rays_is_opaque_and_of_any_colour_in_training_only():
     model = make_model()
     model.train()
-    ends = [model.render(bundle(), LAYERS).fields["static"] for _ in range(2)]
+    ends = [model.composited_rays(bundle(), LAYERS).fields["static"] for _ in range(2)]
     assert (ends[0].density[:, -1] == 100).all() and not torch.equal(ends[0].rgb[:, -1], ends[1].rgb[:, -1])
     model.eval()
-    assert (model.render(bundle(), LAYERS).fields["static"].density[:, -1] < 50).all()
+    assert (model.composited_rays(bundle(), LAYERS).fields["static"].density[:, -1] < 50).all()
 
 
 def test_image_features_are_learnt_as_codes_and_asked_decoded(tmp_path: Path):
@@ -284,7 +283,7 @@ def test_image_features_are_learnt_as_codes_and_asked_decoded(tmp_path: Path):
     save_autoencoder(Autoencoder(sizes), tmp_path / "autoencoder.pth")
     model = make_model(autoencoder=tmp_path / "autoencoder.pth")
     assert model.semantic is not None and model.semantic.dimensions["image"] == 4
-    assert model.render_features(camera())["image"].shape == (HEIGHT, WIDTH, 8)
+    assert model.render(camera(), outputs=("features",)).features["image"].shape == (HEIGHT, WIDTH, 8)
     before = {name: value.clone() for name, value in model.autoencoder.state_dict().items()}
     losses, _ = losses_at(model, HEADS_FROM)
     assert losses["features_image"].isfinite() and "heads" in model.get_param_groups()

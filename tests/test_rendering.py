@@ -13,7 +13,6 @@ from nerfstudio.model_components.ray_samplers import LogSampler
 
 from divff_nerfstudio.fields.layers import LAYERS, LayerSamples
 from divff_nerfstudio.rendering import (
-    Visibility,
     accumulate,
     composite,
     expected_depth,
@@ -132,13 +131,6 @@ def test_layers_share_all_of_the_opacity_where_nothing_is_added():
     assert torch.allclose(sum(shared[1e-6].alphas.values()), 0.75 * opacity, rtol=1e-5, atol=0)
     nothing = composite({layer: torch.zeros(1, 2) for layer in LAYERS}, deltas, share_epsilon=1e-20)
     assert nothing.total.sum() == 0
-
-
-def test_visibility_leaves_out_moving_layers():
-    assert Visibility().layers == LAYERS
-    assert Visibility(hide_actor=True).layers == ("static", "dynamic")
-    assert Visibility(hide_dynamic=True).layers == ("static", "actor")
-    assert Visibility(hide_actor=True, hide_dynamic=True).layers == ("static",)
 
 
 def test_expected_depth_and_accumulate():

@@ -17,11 +17,11 @@ from divff_nerfstudio.cli.export import ExportConfig
 from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.fields.layers import LAYERS
-from divff_nerfstudio.models.base import PICTURES
 from divff_nerfstudio.models.splat.density import discard, row_optimizers
 from divff_nerfstudio.models.splat.model import SplatModel
 from divff_nerfstudio.models.splat.ply import write_layers
 from divff_nerfstudio.models.splat.points import random_points, read_points
+from divff_nerfstudio.models.view import FEATURES, PICTURES
 from divff_nerfstudio.pipeline import CheckpointError
 from divff_nerfstudio.run_folder import RunError
 from divff_nerfstudio.trainer import DivFFTrainer, TrainingError
@@ -110,15 +110,14 @@ def test_views_have_the_same_outputs_as_other_methods(start: Start):
     assert tuple(outputs)[: len(PICTURES)] == PICTURES and "features_pca" in outputs
     assert all(output.shape[:2] == (height, width) and output.isfinite().all() for output in outputs.values())
     assert all(output.min() >= 0 and output.max() <= 1 for name, output in outputs.items() if name in PICTURES[3:])
-    features = model.render_features(camera)
+    features = model.render(camera, outputs=(FEATURES,)).features
     assert set(features) == {"image", "video", "regulariser"}
     assert all(torch.allclose(each.norm(dim=-1), torch.ones(height, width), atol=1e-4) for each in features.values())
 
     trainer.pipeline.query.ask(text="cu")  # pyright: ignore
     asked = model.get_outputs_for_camera(camera)
     assert asked["relevancy"].shape == (height, width, 1) and asked["relevancy_overlay"].shape == (height, width, 3)
-    model.visibility.hide_actor = True
-    hidden = model.get_outputs_for_camera(camera)
+    hidden = model.render(camera, layers=("static", "dynamic")).pictures
     assert not hidden["mask_actor"].any() and not hidden["rgb_actor"].any()
     torch.testing.assert_close(hidden["rgb_static"], asked["rgb_static"], atol=1e-5, rtol=0)
 

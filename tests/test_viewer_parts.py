@@ -17,6 +17,7 @@ from nerfstudio.cameras.cameras import Cameras
 from waiting import PATIENCE
 
 from divff_nerfstudio.cli.video import VideoConfig
+from divff_nerfstudio.models.view import Features
 from divff_nerfstudio.overlays import PALETTE, as_rgb, outline, outlined, overlay_several
 from divff_nerfstudio.query import Example, Query, QueryConfig
 from divff_nerfstudio.viewer.background import Latest
@@ -96,17 +97,13 @@ def test_change_is_what_two_maps_do_not_share():
 def test_scores_over_time_are_found_once_for_each_question():
     decoded = []
 
-    class Features(dict):
-        def __missing__(self, kind):
-            decoded.append(kind)
-            return torch.eye(4)[None, :2]
-
-        def __contains__(self, kind):
-            return kind == "image"
+    def decode(kind):
+        decoded.append(kind)
+        return torch.eye(4)[None, :2]
 
     query = Query(QueryConfig(), {"image": lambda phrases: torch.eye(4)[[int(phrase == "b") for phrase in phrases]]})
     timeline = Timeline("here", view().camera, np.array([0.0, 0.5, 1.0]))
-    timeline.views[0] = timeline.views[2] = View(None, {}, Features())  # pyright: ignore
+    timeline.views[0] = timeline.views[2] = View(None, {}, Features(["image"], decode))  # pyright: ignore
     query.ask(text="a; b")
     for _ in range(2):
         scores = timeline.scores(query)
@@ -126,7 +123,7 @@ def view() -> View:
         "mask_dynamic": torch.full((8, 16, 1), 0.3),
         "mask_actor": torch.full((8, 16, 1), 0.6),
     }
-    return View(camera, pictures, {})
+    return View(camera, pictures, Features())
 
 
 def test_a_pixel_has_a_layer_and_a_place():

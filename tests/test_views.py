@@ -23,7 +23,7 @@ from divff_nerfstudio.evaluation.consistency import consistency, static_classes
 from divff_nerfstudio.evaluation.pointcloud import CloudOptions, _Fused, reliable, write_cloud
 from divff_nerfstudio.evaluation.surroundings import in_picture, surroundings, true_points
 from divff_nerfstudio.evaluation.tracks import Sighting, Track, follow, save_plot
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedScene, View
+from divff_nerfstudio.evaluation.trained_scene import AskedView, EvaluationError, TrainedScene
 from divff_nerfstudio.evaluation.viewpoints import (
     CameraFileError,
     central_frame,
@@ -31,6 +31,7 @@ from divff_nerfstudio.evaluation.viewpoints import (
     published_viewpoints,
     read_camera,
 )
+from divff_nerfstudio.models.view import Features
 from divff_nerfstudio.query import QueryError
 
 
@@ -70,7 +71,6 @@ def test_a_view_takes_frame_time_and_camera_apart(trained):
     trained.view(camera=trained.cameras[7:8])
     at = [(frame, hidden, round(x, 2)) for frame, hidden, x in seen]
     assert at == [(3, False, 0.03), (6, False, 0.05), (11, False, 0.03), (11, True, 0.07), (7, False, 0.07)]
-    assert trained.model.visibility.hide_actor  # as it was
     with pytest.raises(EvaluationError, match="moment"):
         trained.view()
     with pytest.raises(SceneError, match="no frame 99"):
@@ -80,18 +80,16 @@ def test_a_view_takes_frame_time_and_camera_apart(trained):
 def test_another_question_renders_and_decodes_nothing(trained):
     decoded = []
 
-    class Lazy(dict):
-        def __contains__(self, kind):
-            return kind == "image"
-
-        def __missing__(self, kind):
-            decoded.append(kind)
-            return torch.nn.functional.normalize(torch.randn(228 * 128, 512), dim=-1).view(128, 228, 512)
+    def decode(kind):
+        decoded.append(kind)
+        return torch.nn.functional.normalize(torch.randn(228 * 128, 512), dim=-1).view(128, 228, 512)
 
     outputs = {name: torch.ones(128, 228, 1) for name in ("depth", "accumulation", "mask_dynamic", "mask_actor")}
     query = small_scene.make_query()
     query.encoders["image"] = lambda phrases: torch.randn(len(phrases), 512)
-    view = View(trained.cameras[:1], {"rgb": torch.rand(128, 228, 3), **outputs}, query, Lazy())
+    view = AskedView(
+        trained.cameras[:1], {"rgb": torch.rand(128, 228, 3), **outputs}, Features(["image"], decode), query
+    )
     view.relevancies("image", ["mug"])
     start = time.process_time()
     view.relevancies("image", ["bowl"])
@@ -304,7 +302,9 @@ def test_other_views_leave_the_actor_out_and_fuse(trained, tmp_path):
 def test_pixels_between_two_depths_give_no_point(trained):
     depth = torch.ones(4, 6, 1)
     depth[:, 3:] = 2
-    view = View(trained.cameras[:1], {"depth": depth, "accumulation": torch.ones(4, 6, 1)}, trained.query)
+    view = AskedView(
+        trained.cameras[:1], {"depth": depth, "accumulation": torch.ones(4, 6, 1)}, Features(), trained.query
+    )
     kept = reliable(view, 0.5, 0.1)
     assert kept[:, [0, 1, 4, 5]].all() and not kept[:, [2, 3]].any()
 

@@ -113,7 +113,7 @@ class QueryCommandConfig:
             base = self.output / file_name(phrase, kind)
             answers.append(answer.summary() | {"files": save_answer(base, answer)})
         assert view.camera.times is not None
-        rgb = view.outputs["rgb"].numpy()
+        rgb = view.pictures["rgb"].numpy()
         save_picture(self.output / "view.png", as_picture(rgb, (rgb.shape[0], rgb.shape[1])))
         return {
             "scene": trained.scene.name,

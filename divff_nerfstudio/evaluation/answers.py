@@ -17,7 +17,7 @@ from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THR
 from divff_nerfstudio.query import OVERLAY_OFFSET, QueryError, overlay
 
 if TYPE_CHECKING:
-    from divff_nerfstudio.evaluation.trained_scene import View
+    from divff_nerfstudio.evaluation.trained_scene import AskedView
 
 THRESHOLDS: Mapping[str, float] = {"image": OBJECT_THRESHOLD, "video": AFFORDANCE_THRESHOLD}
 """Relevancy above which a pixel belongs to the mask, by kind of features (DIV-FF)."""
@@ -103,7 +103,7 @@ class Answer:
         }
 
 
-def judged(answer: Answer, view: View, calibration: Calibration | None) -> Answer:
+def judged(answer: Answer, view: AskedView, calibration: Calibration | None) -> Answer:
     """An answer with a threshold that fits the scene, and with what the whole scene says of its phrase.
 
     Args:
@@ -111,7 +111,7 @@ def judged(answer: Answer, view: View, calibration: Calibration | None) -> Answe
         view: The view that it is of.
         calibration: That of the kind of features that answered; None: the answer stays as it is.
     """
-    features = view.features(answer.kind)
+    features = view.embeddings(answer.kind)
     if calibration is None or features is None:
         return answer
     (verdict,) = calibration.verdicts([answer.phrase])

@@ -12,8 +12,9 @@ from divff_nerfstudio.data.annotations import GroundTruth, LabelledMasks, moving
 from divff_nerfstudio.evaluation.answers import THRESHOLDS, answer_about
 from divff_nerfstudio.evaluation.results import ViewScores, mean_scores
 from divff_nerfstudio.evaluation.tiles import Picture, as_picture, cell_size, column_of, labelled, row_of
-from divff_nerfstudio.evaluation.trained_scene import TrainedScene, View
+from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
 from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint
+from divff_nerfstudio.models.view import Features
 
 KIND = "image"
 UNLABELLED = "unlabelled"
@@ -45,10 +46,10 @@ def consistency(trained: TrainedScene, queries: Sequence[str] = (), moments: int
     maps, views = [], []
     for frame in frames:
         view = trained.render(trained.camera_at(viewpoint, float(trained.times[frame])), hide=("actor",))
-        if view.features(KIND) is None:
+        if view.embeddings(KIND) is None:
             return ViewScores({}, {})
         maps.append(view.relevancies(KIND, names))
-        views.append(View(view.camera, {name: view.outputs[name] for name in _KEPT}, view.query))
+        views.append(AskedView(view.camera, {name: view.pictures[name] for name in _KEPT}, Features(), view.query))
     relevancies = np.stack(maps)
     shown = np.argsort(-relevancies.max((0, 1, 2)))[:_SHOWN]
     rows = [
@@ -124,13 +125,13 @@ def _iou(first: Bool[np.ndarray, "height width"], second: Bool[np.ndarray, "heig
 
 
 def _column(
-    view: View, maps: Float[np.ndarray, "height width classes"], names: Sequence[str], frame_id: int
+    view: AskedView, maps: Float[np.ndarray, "height width classes"], names: Sequence[str], frame_id: int
 ) -> Picture:
     """The view at one moment, and the answers below each other."""
     size = cell_size(maps.shape[0], maps.shape[1], _CELL_HEIGHT)
-    cells = [labelled(as_picture(view.outputs["rgb"].numpy(), size), f"time of frame {frame_id}")]
+    cells = [labelled(as_picture(view.pictures["rgb"].numpy(), size), f"time of frame {frame_id}")]
     for i, name in enumerate(names):
-        answer = answer_about(name, KIND, maps[..., i], view.outputs, view.points)
+        answer = answer_about(name, KIND, maps[..., i], view.pictures, view.points)
         text = f"{name}: {answer.mask.mean():.1%} above {answer.threshold:g}"
         cells.append(labelled(as_picture(answer.overlay, size), text))
     return column_of(cells)

@@ -17,7 +17,7 @@ from divff_nerfstudio.evaluation.answers import Answer, judged
 from divff_nerfstudio.evaluation.looks import KIND, things_of
 from divff_nerfstudio.evaluation.naming import name_things
 from divff_nerfstudio.evaluation.runs import load_run
-from divff_nerfstudio.evaluation.trained_scene import MovingLayer, TrainedScene, View
+from divff_nerfstudio.evaluation.trained_scene import AskedView, MovingLayer, TrainedScene
 from divff_nerfstudio.objects.diary import Clock, Event, diary
 from divff_nerfstudio.objects.things import Thing, Things
 
@@ -86,7 +86,7 @@ class Scene:
             hide: Layers to leave out: "actor", "dynamic".
         """
         view = self._view(moment, camera_to_world, hide)
-        outputs = {name: picture.numpy() for name, picture in view.outputs.items()}
+        outputs = {name: picture.numpy() for name, picture in view.pictures.items()}
         moving = {layer: outputs[f"mask_{layer}"][..., 0] for layer in ("dynamic", "actor")}
         static = np.maximum(outputs["accumulation"][..., 0] - sum(moving.values()), 0)
         return Picture(outputs["rgb"], outputs["depth"][..., 0], {"static": static} | moving, view.points.numpy())
@@ -165,7 +165,7 @@ class Scene:
 
     def _view(
         self, moment: int | float, camera_to_world: Float[np.ndarray, "3 4"] | None, hide: Sequence[MovingLayer]
-    ) -> View:
+    ) -> AskedView:
         frame, time = (moment, None) if isinstance(moment, (int, np.integer)) else (None, float(moment))
         camera: Cameras | None = None
         if camera_to_world is not None:

@@ -146,5 +146,5 @@ def _rendered_frame(trained: TrainedScene, index: int, size: Sequence[int]) -> t
         ratio = size[scale] / (trained.scene.height, trained.scene.width)[scale]
         setattr(camera, name, getattr(camera, name) * ratio)
     camera.height, camera.width = camera.height.clone().fill_(size[0]), camera.width.clone().fill_(size[1])
-    view = trained.render(camera)
-    return view.outputs["depth"][..., 0].numpy(), view.outputs["mask_actor"][..., 0].numpy()
+    view = trained.render(camera, outputs=("depth", "mask_actor"))
+    return view.pictures["depth"][..., 0].numpy(), view.pictures["mask_actor"][..., 0].numpy()

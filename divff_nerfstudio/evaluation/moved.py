@@ -30,7 +30,7 @@ from divff_nerfstudio.evaluation.metrics import average_precision
 from divff_nerfstudio.evaluation.places import Look, Places, Pose, around
 from divff_nerfstudio.evaluation.results import ViewScores
 from divff_nerfstudio.evaluation.tiles import Picture, as_picture, cell_size, labelled, marked, outlined, row_of
-from divff_nerfstudio.evaluation.trained_scene import TrainedScene, View
+from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
 from divff_nerfstudio.evaluation.viewpoints import chosen_frames
 from divff_nerfstudio.features.oracle import canonical
 from divff_nerfstudio.query import QueryError
@@ -129,12 +129,12 @@ class _Moment:
     among them."""
 
     @cached_property
-    def view(self) -> View:
+    def view(self) -> AskedView:
         """What the frame's camera sees."""
         return self.trained.render(self.trained.camera_at(self.index, self.time))
 
     @cached_property
-    def bare(self) -> View:
+    def bare(self) -> AskedView:
         """The same without the actor."""
         return self.trained.render(self.trained.camera_at(self.index, self.time), hide=("actor",))
 
@@ -153,7 +153,7 @@ class _Moment:
         after, seen = thing.has_moved(self.number), self.places.seen(thing, self.index)
         found: dict[str, float] = {}
         if seen:
-            shares = self.view.outputs["mask_dynamic"][..., 0].numpy()
+            shares = self.view.pictures["mask_dynamic"][..., 0].numpy()
             ap = object_ap(shares, self.places.mask(thing, self.index), self._moved_things())
             assert ap is not None
             found["ap" if after else "ap_before"] = ap
@@ -165,7 +165,7 @@ class _Moment:
 
     def asks(self, thing: MovedObject) -> bool:
         """Whether an object is asked for."""
-        return thing.instance.name in self.phrases and self.view.features(KIND) is not None
+        return thing.instance.name in self.phrases and self.view.embeddings(KIND) is not None
 
     def _moved_things(self) -> Bool[np.ndarray, "height width"]:
         """Pixels of all objects that are moved at some time."""
@@ -207,7 +207,7 @@ class _Moment:
             found["found_and_gone"] = min(found["found"], found["gone"])
         return found
 
-    def _shown(self, look: Look, thing: MovedObject, pose: Pose, view: View | None = None) -> float:
+    def _shown(self, look: Look, thing: MovedObject, pose: Pose, view: AskedView | None = None) -> float:
         """Share of a look's pixels that show an object at a pose."""
         view, pixels = self._looked(look, view)
         points = view.points[pixels].numpy()
@@ -219,7 +219,9 @@ class _Moment:
         view, pixels = self._looked(look)
         return float((self._solid(view, pixels) & ~self._wins(view, pixels, thing)).mean())
 
-    def _looked(self, look: Look, view: View | None = None) -> tuple[View, Bool[torch.Tensor, "rows columns"]]:
+    def _looked(
+        self, look: Look, view: AskedView | None = None
+    ) -> tuple[AskedView, Bool[torch.Tensor, "rows columns"]]:
         """What a look's camera sees at this frame's time, and its pixels."""
         if look.frame != self.index:
             camera = look.camera(self.trained.camera_at(look.frame, self.time))
@@ -229,13 +231,13 @@ class _Moment:
         pixels[look.top : look.top + rows, look.left : look.left + columns] = torch.from_numpy(look.pixels)
         return view or self.bare, pixels
 
-    def _solid(self, view: View, pixels: torch.Tensor) -> Bool[np.ndarray, "pixels"]:
+    def _solid(self, view: AskedView, pixels: torch.Tensor) -> Bool[np.ndarray, "pixels"]:
         """At which pixels something is drawn."""
-        return (view.outputs["accumulation"][..., 0][pixels] >= SOLID).numpy()
+        return (view.pictures["accumulation"][..., 0][pixels] >= SOLID).numpy()
 
-    def _wins(self, view: View, pixels: torch.Tensor, thing: MovedObject) -> Bool[np.ndarray, "pixels"]:
+    def _wins(self, view: AskedView, pixels: torch.Tensor, thing: MovedObject) -> Bool[np.ndarray, "pixels"]:
         """At which pixels the object's phrase is more relevant than every other."""
-        features = view.features(KIND)
+        features = view.embeddings(KIND)
         assert features is not None
         relevancies = self.trained.query.relevancies(
             features[pixels.to(features.device)], KIND, self.phrases[thing.instance.name], decoded=True
@@ -245,7 +247,7 @@ class _Moment:
     def figure(self, things: Sequence[MovedObject], table: ClassTable) -> Picture:
         """The frame, the dynamic layer's mask, and the answer to each object's phrase, with the object's outline."""
         size = cell_size(self.trained.scene.height, self.trained.scene.width, _CELL_HEIGHT)
-        shares = self.view.outputs["mask_dynamic"].numpy()
+        shares = self.view.pictures["mask_dynamic"].numpy()
         target = self.trained.scene.frame(self.index) / 255.0
         cells = [
             labelled(as_picture(target, size), f"frame {self.trained.scene.frame_ids[self.index]}"),
@@ -261,7 +263,7 @@ class _Moment:
         """The overlay of an object's phrase, with the object's outline and a ring at the best pixel."""
         phrase = self.phrases[thing.instance.name][0]
         found = self.view.relevancies(KIND, [phrase])[..., 0]
-        answer = answer_about(phrase, KIND, found, self.view.outputs, self.view.points)
+        answer = answer_about(phrase, KIND, found, self.view.pictures, self.view.points)
         picture = outlined(as_picture(answer.overlay, size), self.places.mask(thing, self.index), _TRUTH)
         return marked(picture, (answer.row + 0.5) / found.shape[0], (answer.column + 0.5) / found.shape[1])
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from rich.progress import track
 
 from divff_nerfstudio.atomic import atomic_path
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene, View
+from divff_nerfstudio.evaluation.trained_scene import AskedView, EvaluationError, MovingLayer, TrainedScene
 from divff_nerfstudio.evaluation.viewpoints import chosen_frames
 from divff_nerfstudio.features.pca import fit_feature_basis, project
 from divff_nerfstudio.fields.layers import LAYERS
@@ -83,7 +83,7 @@ def write_cloud(
         view = trained.render(trained.camera_at(frame, time), hide)
         kept = reliable(view, options.opaque, options.edge)
         values = _values(view, queries)
-        features = view.features(kind)
+        features = view.embeddings(kind)
         if features is not None:
             if basis is None:
                 basis = fit_feature_basis(features.reshape(-1, features.shape[-1]).cpu().numpy())
@@ -91,7 +91,7 @@ def write_cloud(
             if options.full_features:
                 values["full"] = features.cpu().float().numpy()
         if fused is None:
-            depth = view.outputs["depth"].numpy()[kept]
+            depth = view.pictures["depth"].numpy()[kept]
             if not depth.size:
                 continue
             fused = _Fused(options.cell * float(np.median(depth)))
@@ -108,10 +108,10 @@ def write_cloud(
     return len(points)
 
 
-def reliable(view: View, opaque: float, edge: float) -> Bool[np.ndarray, "height width"]:
+def reliable(view: AskedView, opaque: float, edge: float) -> Bool[np.ndarray, "height width"]:
     """The pixels whose depth is that of a surface: enough of the ray is stopped, and no neighbour is much apart."""
-    depth = view.outputs["depth"].numpy()[..., 0]
-    kept = (view.outputs["accumulation"].numpy()[..., 0] >= opaque) & np.isfinite(depth) & (depth > 0)
+    depth = view.pictures["depth"].numpy()[..., 0]
+    kept = (view.pictures["accumulation"].numpy()[..., 0] >= opaque) & np.isfinite(depth) & (depth > 0)
     for axis in (0, 1):
         jump = np.abs(np.diff(depth, axis=axis)) > edge * np.minimum(*_neighbours(depth, axis))
         before, after = _neighbours(kept, axis)
@@ -125,11 +125,13 @@ def _neighbours(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     return (values[:-1], values[1:]) if axis == 0 else (values[:, :-1], values[:, 1:])
 
 
-def _values(view: View, queries: Sequence[tuple[str, str]]) -> dict[str, Float[np.ndarray, "height width channels"]]:
+def _values(
+    view: AskedView, queries: Sequence[tuple[str, str]]
+) -> dict[str, Float[np.ndarray, "height width channels"]]:
     """What a view says of each pixel's point; of the layers, their shares."""
-    masks = [view.outputs[f"mask_{layer}"] for layer in LAYERS if layer != "static"]
-    static = (view.outputs["accumulation"] - sum(masks)).clamp_min(0)  # pyright: ignore[reportArgumentType]
-    values = {"colour": view.outputs["rgb"].numpy(), "layer": torch.cat((static, *masks), -1).numpy()}
+    masks = [view.pictures[f"mask_{layer}"] for layer in LAYERS if layer != "static"]
+    static = (view.pictures["accumulation"] - sum(masks)).clamp_min(0)  # pyright: ignore[reportArgumentType]
+    values = {"colour": view.pictures["rgb"].numpy(), "layer": torch.cat((static, *masks), -1).numpy()}
     if queries:
         maps = [view.relevancies(kind, [phrase]) for kind, phrase in queries]
         values["relevancy"] = np.concatenate(maps, axis=-1)

@@ -32,7 +32,7 @@ from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task, V
 from divff_nerfstudio.evaluation.scores import frame_scores
 from divff_nerfstudio.evaluation.surroundings import surroundings
 from divff_nerfstudio.evaluation.tiles import Picture
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError, Renderer, TrainedScene, View
+from divff_nerfstudio.evaluation.trained_scene import AskedView, EvaluationError, Renderer, TrainedScene
 from divff_nerfstudio.evaluation.viewpoints import chosen_frames
 from divff_nerfstudio.query import Query, QueryError
 
@@ -289,13 +289,13 @@ def _shown(
     relevancies = {
         task.name: view.relevancies(task.kind, task.annotations.names)
         for task in tasks.values()
-        if index in task.annotations.masks and view.features(task.kind) is not None
+        if index in task.annotations.masks and view.embeddings(task.kind) is not None
     }
     return FrameResult(
         index=index,
         frame_id=int(scene.frame_ids[index]),
         target=target,
-        outputs={name: picture.numpy() for name, picture in view.outputs.items()},
+        outputs={name: picture.numpy() for name, picture in view.pictures.items()},
         nearest=scene.frame(trained.nearest_trained(index)) / np.float32(255),
         moving=moving_mask(scene, index),
         truth=trained.truth,
@@ -307,26 +307,26 @@ def _shown(
 
 def _calibrated(
     trained: TrainedScene,
-    view: View,
+    view: AskedView,
     relevancies: Mapping[str, Float[np.ndarray, "height width classes"]],
     tasks: Mapping[str, Task],
 ) -> dict[str, Bool[np.ndarray, "height width classes"]]:
     """What belongs to each class at thresholds that fit the scene, by name of the task."""
     found = {}
     for name, relevancy in relevancies.items():
-        calibration, features = trained.calibration(tasks[name].kind), view.features(tasks[name].kind)
+        calibration, features = trained.calibration(tasks[name].kind), view.embeddings(tasks[name].kind)
         if calibration is not None and features is not None:
             found[name] = calibration.masks(features, relevancy, tasks[name].annotations.names)
     return found
 
 
-def _unannotated(view: View, phrases: Sequence[str]) -> dict[tuple[str, str], Float[np.ndarray, "height width"]]:
+def _unannotated(view: AskedView, phrases: Sequence[str]) -> dict[tuple[str, str], Float[np.ndarray, "height width"]]:
     """Relevancies of phrases that no annotation knows, by the image features unless they name others."""
     asked = [asked_kind(typed, "image") for typed in phrases]
     return {
         (kind, phrase): view.relevancies(kind, (phrase,))[..., 0]
         for kind, phrase in asked
-        if view.features(kind) is not None
+        if view.embeddings(kind) is not None
     }
 
 

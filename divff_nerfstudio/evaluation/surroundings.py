@@ -15,7 +15,7 @@ from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.consistency import static_classes, static_instances
 from divff_nerfstudio.evaluation.results import ViewScores
 from divff_nerfstudio.evaluation.tiles import Picture, as_picture, cell_size, labelled, row_of
-from divff_nerfstudio.evaluation.trained_scene import TrainedScene, View
+from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
 
 KIND = "image"
 LEAST = 0.02
@@ -51,7 +51,7 @@ def surroundings(trained: TrainedScene, queries: Sequence[str] = (), moments: in
         if share < LEAST:
             continue
         view = trained.render(trained.camera_at(other, float(trained.times[frame])), hide=("actor",))
-        if view.features(KIND) is None:
+        if view.embeddings(KIND) is None:
             return ViewScores({}, {})
         maps = view.relevancies(KIND, names)
         if trained.truth is not None:
@@ -115,14 +115,14 @@ def _figure(
     trained: TrainedScene,
     frame: int,
     other: int,
-    view: View,
+    view: AskedView,
     maps: Float[np.ndarray, "height width classes"],
     outside: Bool[np.ndarray, "height width"],
     names: Sequence[str],
 ) -> Picture:
     """The frame, the other view with what the frame sees darkened, and the classes that are most relevant outside."""
     size, ids = cell_size(maps.shape[0], maps.shape[1], _CELL_HEIGHT), trained.scene.frame_ids
-    rgb = view.outputs["rgb"].numpy()
+    rgb = view.pictures["rgb"].numpy()
     cells = [
         labelled(as_picture(trained.scene.frame(frame) / 255.0, size), f"frame {ids[frame]}"),
         labelled(
@@ -132,7 +132,7 @@ def _figure(
     ]
     best = np.where(outside[..., None], maps, 0).max((0, 1))
     for i in map(int, np.argsort(-best)[:_SHOWN]):
-        answer = answer_about(names[i], KIND, maps[..., i], view.outputs, view.points)
+        answer = answer_about(names[i], KIND, maps[..., i], view.pictures, view.points)
         text = f"{names[i]}: up to {best[i]:.2f}, threshold {answer.threshold:g}"
         cells.append(labelled(as_picture(answer.overlay, size), text))
     return row_of(cells)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from divff_nerfstudio.evaluation.answers import THRESHOLDS
-from divff_nerfstudio.evaluation.trained_scene import MovingLayer, TrainedScene, View
+from divff_nerfstudio.evaluation.trained_scene import AskedView, MovingLayer, TrainedScene
 from divff_nerfstudio.plots import plot
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def follow(
     return tracks
 
 
-def _sighting(trained: TrainedScene, view: View, track: Track, frame: int, place: int) -> Sighting:
+def _sighting(trained: TrainedScene, view: AskedView, track: Track, frame: int, place: int) -> Sighting:
     """Where a thing is in one view."""
     answer = view.ask(track.phrase, track.kind)
     point = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -20,7 +20,9 @@ from divff_nerfstudio.data.annotations import GroundTruth, ground_truth
 from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.answers import Answer, answer_about
+from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.heartbeat import beat
+from divff_nerfstudio.models.view import EVERYTHING, RenderedView
 from divff_nerfstudio.query import Query, QueryError
 from divff_nerfstudio.viewer.camera_paths import Crop
 
@@ -39,43 +41,42 @@ class EvaluationError(DivffError):
 class Renderer(Protocol):
     """What evaluation needs of the model."""
 
-    visibility: Any
-    """Switches `hide_actor` and `hide_dynamic`."""
-    answer: Any
-    """Hook that is handed a view's pictures and features, and adds outputs."""
-
-    def get_outputs_for_camera(self, camera: Cameras, obb_box: Any = None) -> dict[str, Tensor]:
-        """Pictures of a view, (height, width, channels) by name."""
+    def render(
+        self,
+        camera: Cameras,
+        layers: Collection[Layer] = ...,
+        box: Any = None,
+        outputs: Collection[str] = ...,
+    ) -> RenderedView:
+        """Renders a view."""
         ...
 
 
-@dataclass
-class View:
-    """A rendered view. Asking it renders nothing: the first question decodes its features, others do not."""
+@dataclass(eq=False)
+class AskedView(RenderedView):
+    """A rendered view that can be asked, which renders nothing: its pictures lie on the CPU.
 
-    camera: Cameras
-    """One camera, with its time."""
-    outputs: dict[str, Float[Tensor, "height width channels"]]
-    """The model's pictures by name, on the CPU."""
+    The first question decodes its features, others do not.
+    """
+
     query: Query
     """Gives relevancies."""
-    _rendered: Mapping[str, Tensor] = field(default_factory=dict)
     _decoded: dict[str, Tensor] = field(default_factory=dict)
 
-    def features(self, kind: str) -> Float[Tensor, "height width dim"] | None:
+    def embeddings(self, kind: str) -> Float[Tensor, "height width dim"] | None:
         """Unit-length features of a kind, decoded where they are codes; None if the model has none."""
         if kind not in self._decoded:
-            if kind not in self._rendered:
+            if kind not in self.features:
                 return None
             with torch.no_grad():
-                self._decoded[kind] = self.query.decode(self._rendered[kind], kind)
+                self._decoded[kind] = self.query.decode(self.features[kind], kind)
         return self._decoded[kind]
 
     @cached_property
     def points(self) -> Float[Tensor, "height width 3"]:
         """Where each pixel's ray meets the scene, in world coordinates; depth is the distance along the unit ray."""
         rays = self.camera.generate_rays(camera_indices=0, keep_shape=True)
-        return rays.origins.cpu() + rays.directions.cpu() * self.outputs["depth"]
+        return rays.origins.cpu() + rays.directions.cpu() * self.pictures["depth"]
 
     def relevancies(self, kind: str, phrases: Sequence[str]) -> Float[np.ndarray, "height width phrases"]:
         """Relevancy of each pixel to each phrase.
@@ -87,7 +88,7 @@ class View:
         Raises:
             QueryError: If there are no such features, or their text encoder does not work.
         """
-        features = self.features(kind)
+        features = self.embeddings(kind)
         if features is None:
             raise QueryError(
                 f"This run has no trained {kind} features: run `divff extract`, and train the scene again."
@@ -106,7 +107,7 @@ class View:
             QueryError: If there are no such features, or their text encoder does not work.
         """
         return answer_about(
-            phrase, kind, self.relevancies(kind, [phrase])[..., 0], self.outputs, self.points, threshold
+            phrase, kind, self.relevancies(kind, [phrase])[..., 0], self.pictures, self.points, threshold
         )
 
 
@@ -198,7 +199,7 @@ class TrainedScene:
         time: float | None = None,
         camera: Cameras | None = None,
         hide: Sequence[MovingLayer] = (),
-    ) -> View:
+    ) -> AskedView:
         """Renders a view.
 
         Args:
@@ -226,47 +227,25 @@ class TrainedScene:
         camera.times = torch.tensor([[moment]], dtype=torch.float32)
         return self.render(camera, hide)
 
-    def render(self, camera: Cameras, hide: Sequence[MovingLayer] = (), crop: Crop | None = None) -> View:
+    def render(
+        self,
+        camera: Cameras,
+        hide: Sequence[MovingLayer] = (),
+        crop: Crop | None = None,
+        outputs: Collection[str] = EVERYTHING,
+    ) -> AskedView:
         """Renders what a camera sees at its time, whatever a viewer's panel is set to.
 
         Args:
             camera: One camera, with a time.
             hide: Layers to leave out.
             crop: The part of the scene that is seen; None: all.
+            outputs: What is asked for, of `EVERYTHING`; the rest is not rendered.
         """
-        kept: dict[str, Mapping[str, Tensor]] = {}
-
-        def keep(outputs: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            kept["features"] = features
-            return {}
-
-        camera = camera.to(self.datamanager.device)
         beat()
-        with neutral(self.model, keep, hide), torch.no_grad():
-            if crop is None:
-                outputs = self.model.get_outputs_for_camera(camera)
-            else:
-                with background_color_override_context(crop.background):
-                    outputs = self.model.get_outputs_for_camera(camera, crop.box)
-        pictures = {name: picture.detach().cpu().float() for name, picture in outputs.items()}
-        return View(camera.to("cpu"), pictures, self.query, kept.get("features", {}))
-
-
-@contextlib.contextmanager
-def neutral(model: Renderer, answer: Any = None, hide: Sequence[MovingLayer] = ()) -> Iterator[None]:
-    """Shows the layers that are not hidden, and asks nothing, while the block runs; the panel's settings come back.
-
-    Args:
-        model: The model.
-        answer: What stands in for its hook.
-        hide: Layers to leave out.
-    """
-    before, visibility = model.answer, model.visibility
-    hidden = visibility.hide_actor, visibility.hide_dynamic
-    model.answer = answer
-    visibility.hide_actor, visibility.hide_dynamic = "actor" in hide, "dynamic" in hide
-    try:
-        yield
-    finally:
-        model.answer = before
-        visibility.hide_actor, visibility.hide_dynamic = hidden
+        layers: list[Layer] = [layer for layer in LAYERS if layer not in hide]
+        behind = contextlib.nullcontext() if crop is None else background_color_override_context(crop.background)
+        with behind:
+            view = self.model.render(camera, layers, None if crop is None else crop.box, outputs)
+        pictures = {name: picture.detach().cpu().float() for name, picture in view.pictures.items()}
+        return AskedView(camera.to("cpu"), pictures, view.features, self.query)

@@ -16,7 +16,7 @@ from nerfstudio.cameras.cameras import Cameras
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.evaluation.tiles import Picture, blank, caption, cell_size, column_of, fitted, row_of
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene, View
+from divff_nerfstudio.evaluation.trained_scene import AskedView, EvaluationError, MovingLayer, TrainedScene
 from divff_nerfstudio.evaluation.viewpoints import at_size
 from divff_nerfstudio.query import OVERLAY_OFFSET, overlay
 from divff_nerfstudio.viewer.camera_paths import CameraPath, Crop
@@ -264,18 +264,18 @@ def video_pictures(
 
 
 def _row(
-    view: View, target: Picture, layout: Layout, queries: Sequence[tuple[str, str]], size: tuple[int, int]
+    view: AskedView, target: Picture, layout: Layout, queries: Sequence[tuple[str, str]], size: tuple[int, int]
 ) -> Picture:
     """One view in the columns of a layout."""
     cells = []
     for _, name in layout.columns:
         if name == _TARGET:
             cells.append(target)
-        elif name in view.outputs:
-            cells.append(fitted(view.outputs[name].numpy(), size))
+        elif name in view.pictures:
+            cells.append(fitted(view.pictures[name].numpy(), size))
         else:
             cells.append(blank(size, ("not available",)))
     for kind, phrase in queries:
         scores = torch.from_numpy(view.relevancies(kind, [phrase]))
-        cells.append(fitted(overlay(view.outputs["rgb"], scores, OVERLAY_OFFSET[kind]).numpy(), size))
+        cells.append(fitted(overlay(view.pictures["rgb"], scores, OVERLAY_OFFSET[kind]).numpy(), size))
     return row_of(cells)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,19 +13,20 @@ from torch import Tensor, nn
 
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.fields.layered import LayeredField, LayeredFieldConfig
-from divff_nerfstudio.fields.layers import LAYERS, Layer
+from divff_nerfstudio.fields.layers import Layer
 from divff_nerfstudio.fields.semantic_heads import SemanticHeads, SemanticHeadsConfig
 from divff_nerfstudio.fields.space import SceneSpace
-from divff_nerfstudio.models.base import LayeredModel, LayeredModelConfig, pictures_of
+from divff_nerfstudio.models.base import LayeredModelConfig
+from divff_nerfstudio.models.rays import RayModel, proposal_loss
 from divff_nerfstudio.models.schedule import PhasesConfig, Schedule
 from divff_nerfstudio.models.separation import (
     SeparationConfig,
     layer_losses,
     persistence_loss,
-    proposal_loss,
     room_loss,
     uncertain_photometric,
 )
+from divff_nerfstudio.models.view import pictures_of
 from divff_nerfstudio.rendering import (
     accumulate,
     composite,
@@ -96,7 +98,7 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
         return staged if self.rgb_while_heads == "off" else staged._replace(heads_alone_until=0)
 
 
-class DivFFModel(LayeredModel):
+class DivFFModel(RayModel):
     """Three fast fields, the actor's shadow, and semantic heads on a code per ray."""
 
     config: DivFFModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -132,9 +134,8 @@ class DivFFModel(LayeredModel):
 
     # Rendering.
 
-    def _render(self, rays: RayBundle) -> dict[str, Any]:
+    def _render(self, rays: RayBundle, layers: tuple[Layer, ...], wanted: Collection[str]) -> dict[str, Any]:
         config = self.config
-        layers: tuple[Layer, ...] = LAYERS if self.training else self.visibility.layers
         if self.static_only:
             layers = ("static",)
         samples, proposal = sample_rays(
@@ -156,51 +157,52 @@ class DivFFModel(LayeredModel):
             points.head_positions = head_positions(points.positions, rays.times, self.train_times, self.train_poses)
         fields = self.field(points, layers, all_at_rest=self.static_only)
         composited = composite({layer: fields[layer].density for layer in layers}, samples.deltas[..., 0])
-        shares = {layer: accumulate(composited.weights[layer], fields[layer].rgb) for layer in layers}
+        # Training follows the losses back in the order of what is computed here, to the last bit.
+        joint = self.training or "rgb" in wanted
+        shares = {layer: accumulate(composited.weights[layer], fields[layer].rgb) for layer in layers if joint}
         alone = weights_alone(composited.alphas["static"])
         enclosed = alone.sum(-1)
         static_alone = accumulate(alone, fields["static"].rgb) / enclosed.clamp_min(1e-2)[:, None]
         shadow = None
-        if "actor" in layers:
+        if joint and "actor" in layers:
             depth = expected_depth(alone.detach(), distances)
             shadow = self.field.shadow(rays.metadata["camera_directions"] * depth[:, None], points.times)
             shares["static"] = shares["static"] * (1 - shadow)[:, None]
+
+        def in_room(layer: Layer) -> Tensor:
+            weights = weights_alone(composited.alphas[layer]) * transmittance(composited.alphas["static"])
+            return accumulate(weights, fields[layer].rgb)
+
+        state = (points, fields, composited.weights)
+        if not self.training:
+            made: dict[str, Callable[[], Tensor]] = {
+                "rgb": lambda: torch.stack(list(shares.values())).sum(0),
+                "depth": lambda: expected_depth(composited.total, distances),
+                "accumulation": lambda: composited.total.sum(-1),
+                "rgb_static": lambda: static_alone,
+                **{f"rgb_{layer}": partial(in_room, layer) for layer in layers if layer != "static"},
+                "uncertainty": lambda: ray_uncertainty(composited, fields, config.least_uncertainty),
+            }
+            return {**pictures_of(wanted, composited, made), "state": state}
         total = composited.total
         accumulation = total.sum(-1)
         rgb = torch.stack(list(shares.values())).sum(0)
-        state = (points, fields, composited.weights)
         uncertainty = ray_uncertainty(composited, fields, config.least_uncertainty)
-        if self.training:
-            # A random background: nothing may hide in black behind the room.
-            rgb = rgb + (1 - accumulation)[:, None] * torch.rand_like(rgb)
-            return {
-                "rgb": rgb,
-                "uncertainty": uncertainty,
-                "shadow": shadow,
-                "rgb_static": static_alone,
-                "enclosed": enclosed,
-                "masks": {layer: composited.mask(layer) for layer in layers if layer != "static"},
-                "densities": {layer: fields[layer].density for layer in layers},
-                "dynamic_weights": composited.weights.get("dynamic"),
-                "points": points,
-                "proposal": (proposal, samples, total, alone),
-                "state": state,
-            }
-        in_room = transmittance(composited.alphas["static"])
-        alone_in_room: dict[Layer, Tensor] = {
-            layer: accumulate(weights_alone(composited.alphas[layer]) * in_room, fields[layer].rgb)
-            for layer in layers
-            if layer != "static"
+        # A random background: nothing may hide in black behind the room.
+        rgb = rgb + (1 - accumulation)[:, None] * torch.rand_like(rgb)
+        return {
+            "rgb": rgb,
+            "uncertainty": uncertainty,
+            "shadow": shadow,
+            "rgb_static": static_alone,
+            "enclosed": enclosed,
+            "masks": {layer: composited.mask(layer) for layer in layers if layer != "static"},
+            "densities": {layer: fields[layer].density for layer in layers},
+            "dynamic_weights": composited.weights.get("dynamic"),
+            "points": points,
+            "proposal": (proposal, samples, total, alone),
+            "state": state,
         }
-        pictures = pictures_of(
-            rgb,
-            expected_depth(total, distances),
-            accumulation,
-            {**alone_in_room, "static": static_alone},
-            composited,
-            uncertainty,
-        )
-        return {**pictures, "state": state}
 
     def _anneal(self) -> float:
         """Exponent of the proposal's weights: trust in it grows over the static layer's first steps."""

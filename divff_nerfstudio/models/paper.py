@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Optional
 
@@ -26,9 +27,11 @@ from divff_nerfstudio.fields.published import (
     PublishedHeads,
     PublishedHeadsConfig,
 )
-from divff_nerfstudio.models.base import CUT, LayeredModel, LayeredModelConfig, nearest_frame, pictures_of
+from divff_nerfstudio.models.base import LayeredModelConfig, nearest_frame
+from divff_nerfstudio.models.rays import CUT, RayModel
 from divff_nerfstudio.models.schedule import PublishedScheduleConfig, Schedule, StagedCosineConfig
 from divff_nerfstudio.models.separation import weighted_error
+from divff_nerfstudio.models.view import pictures_of
 from divff_nerfstudio.rendering import (
     CLEAR,
     Composite,
@@ -166,8 +169,13 @@ class Rendering:
     """What the fine network says there, with the last sample's override in training."""
     composited: Composite
     """Shares of the layers."""
-    uncertainty: Float[Tensor, "rays"]
-    """Standard deviations of the colours."""
+    least_uncertainty: float
+    """Standard deviation of the colours of the static layer."""
+
+    @property
+    def uncertainty(self) -> Float[Tensor, "rays"]:
+        """Standard deviations of the colours."""
+        return ray_uncertainty(self.composited, self.fields, self.least_uncertainty)
 
     @property
     def shares(self) -> dict[Layer, Float[Tensor, "rays 3"]]:
@@ -184,13 +192,16 @@ class Rendering:
         """Sum of the joint weights times the distances; it is not divided by the opacity."""
         return (self.composited.joint * self.depths).sum(-1)
 
-    @property
-    def alone(self) -> dict[Layer, Float[Tensor, "rays samples"]]:
-        """Weights of each layer rendered alone."""
-        return {layer: weights_alone(alphas, CLEAR) for layer, alphas in self.composited.alphas.items()}
+    def alone(self, layer: Layer) -> Float[Tensor, "rays samples"]:
+        """Weights of a layer rendered alone."""
+        return weights_alone(self.composited.alphas[layer], CLEAR)
+
+    def rgb_alone(self, layer: Layer) -> Float[Tensor, "rays 3"]:
+        """Colours of a layer rendered alone."""
+        return accumulate(self.alone(layer), self.fields[layer].rgb)
 
 
-class PublishedModel(LayeredModel):
+class PublishedModel(RayModel):
     """The published network with its sampling, compositing, losses and schedule.
 
     Attributes:
@@ -304,12 +315,12 @@ class PublishedModel(LayeredModel):
         usual = config.memory_mb_by_device["cuda" if self.device.type == "cuda" else "cpu"]
         return max(16, (config.memory_mb or usual) * 2**20 // (4 * floats))
 
-    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:  # pyright: ignore
+    def along(self, rays: RayBundle, layers: tuple[Layer, ...], wanted: Collection[str]) -> dict[str, Any]:
         """Renders rays: in training all at once, otherwise as many at a time as fit into memory."""
         if self.training:
-            return super().get_outputs(ray_bundle)
-        size, outputs = self.rays_at_once, super().get_outputs
-        parts = [outputs(ray_bundle[start : start + size]) for start in range(0, len(ray_bundle), size)]
+            return super().along(rays, layers, wanted)
+        size, along = self.rays_at_once, super().along
+        parts = [along(rays[start : start + size], layers, wanted) for start in range(0, len(rays), size)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _camera_directions(self, camera: Cameras, rays: RayBundle) -> Float[Tensor, "*bs 3"]:
@@ -326,7 +337,7 @@ class PublishedModel(LayeredModel):
         nearest = nearest_frame(self.all_times, times)
         return self.all_nears[nearest], self.all_fars[nearest]
 
-    def render(self, rays: RayBundle, layers: tuple[Layer, ...]) -> Rendering:
+    def composited_rays(self, rays: RayBundle, layers: tuple[Layer, ...]) -> Rendering:
         """Samples rays and composites layers.
 
         Args:
@@ -343,8 +354,7 @@ class PublishedModel(LayeredModel):
         if (cut := rays.metadata.get(CUT)) is not None:
             fields = {layer: _closed(found, cut) for layer, found in fields.items()}
         composited = self.composited(depths, fields)
-        uncertainty = ray_uncertainty(composited, fields, self.config.least_uncertainty)
-        return Rendering(coarse, drawn, depths, points, fields, composited, uncertainty)
+        return Rendering(coarse, drawn, depths, points, fields, composited, self.config.least_uncertainty)
 
     def coarse_depths(self, rays: RayBundle) -> Float[Tensor, "rays samples"]:
         """Distances of the coarse samples along unit rays, in scene units."""
@@ -382,24 +392,27 @@ class PublishedModel(LayeredModel):
         """Colours of the last samples in training."""
         return torch.rand(rays, 3, device=self.device)
 
-    def _render(self, rays: RayBundle) -> dict[str, Any]:
-        found = self.render(rays, LAYERS if self.training else self.visibility.layers)
+    def _render(self, rays: RayBundle, layers: tuple[Layer, ...], wanted: Collection[str]) -> dict[str, Any]:
+        found = self.composited_rays(rays, layers)
         state = (found.points, found.fields, found.composited.weights)
         if self.training:
+            uncertainty = found.uncertainty  # first, which the gradients' last bits depend on
             return {
                 "rgb": found.rgb,
                 "rgb_coarse": found.coarse.rgb,
-                "uncertainty": found.uncertainty,
+                "uncertainty": uncertainty,
                 "masks": {layer: found.composited.mask(layer) for layer in LAYERS if layer != "static"},
                 "densities": {layer: samples.density for layer, samples in found.fields.items()},
                 "state": state,
             }
-        alone: dict[Layer, Tensor] = {
-            layer: accumulate(weights, found.fields[layer].rgb) for layer, weights in found.alone.items()
+        made: dict[str, Callable[[], Tensor]] = {
+            "rgb": lambda: found.rgb,
+            "depth": lambda: found.depth,
+            "accumulation": lambda: found.composited.joint.sum(-1),
+            **{f"rgb_{layer}": partial(found.rgb_alone, layer) for layer in layers},
+            "uncertainty": lambda: found.uncertainty,
         }
-        accumulation = found.composited.joint.sum(-1)
-        pictures = pictures_of(found.rgb, found.depth, accumulation, alone, found.composited, found.uncertainty)
-        return {**pictures, "state": state}
+        return {**pictures_of(wanted, found.composited, made), "state": state}
 
     def _features(self, code: Float[Tensor, "*bs code"], kind: str) -> Float[Tensor, "*bs dim"]:
         """Features of one kind that can be asked: image features are decoded by the autoencoder."""

@@ -1,4 +1,4 @@
-"""Losses of the three layers and of the semantic heads."""
+"""Losses by which a video comes apart into three layers, shared by fields and Gaussians."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from nerfstudio.cameras.rays import RaySamples
+from jaxtyping import Float
 from nerfstudio.configs.base_config import PrintableConfig
-from nerfstudio.model_components.losses import lossfun_outer, ray_samples_to_sdist
 from torch import Tensor
 
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.fields.layers import Layer
-from divff_nerfstudio.rendering import ProposalSamples
 from divff_nerfstudio.schema import Positive, Share, Weight
 
 
@@ -139,28 +135,6 @@ def structural_loss(
     return 1 - ssim(first, second, data_range=1.0, win_size=window)
 
 
-def proposal_loss(
-    proposal: ProposalSamples,
-    samples: RaySamples,
-    weights: Float[Tensor, "rays samples"],
-    static_weights: Float[Tensor, "rays samples"],
-) -> Float[Tensor, ""]:
-    """Teaches the proposal to bound the weights of what it leads to (mip-NeRF 360, equation 13).
-
-    Args:
-        proposal: The proposal.
-        samples: What was drawn from it.
-        weights: Weights of all layers together.
-        static_weights: Weights of the static layer alone, which the proposal's room bounds.
-    """
-    drawn, proposed = ray_samples_to_sdist(samples).detach(), ray_samples_to_sdist(proposal.samples)
-    bounds = ((weights, proposal.weights), (static_weights, proposal.room_weights))
-    return sum(
-        (lossfun_outer(drawn, found.detach(), proposed, bound[..., 0]).mean() for found, bound in bounds),
-        torch.zeros(()),
-    )
-
-
 def persistence_loss(
     here: Float[Tensor, "points"],
     elsewhen: Float[Tensor, "points moments"],
@@ -224,29 +198,3 @@ def shadow_loss(
     difference = (target - (1 - taken)[:, None] * static_rgb).abs().mean(-1)
     evidence = torch.exp(-(difference / tolerance).square())
     return (evidence * ((shadow - taken).abs() + taken * moving)).mean()
-
-
-def feature_loss(
-    kind: str,
-    rendered: Float[Tensor, "rays dim"],
-    target: Float[Tensor, "rays dim"],
-    valid: Bool[Tensor, "rays"],
-    mean_over_all: bool = False,
-) -> Float[Tensor, ""]:
-    """Distillation loss of one kind of features (DIV-FF), summed over channels and averaged over rays.
-
-    Huber (delta 1.25) for language features, squared error for the regulariser.
-
-    Args:
-        kind: "image", "video" or "regulariser".
-        rendered: Rendered features, of unit length.
-        target: Features to render.
-        valid: Rays that have a target.
-        mean_over_all: Average over all rays, those without a target counting as 0 (DIV-FF), not over those with one.
-    """
-    if kind == "regulariser":
-        error = (rendered - target).square()
-    else:
-        error = F.huber_loss(rendered, target, delta=1.25, reduction="none")
-    count = valid.numel() if mean_over_all else valid.sum().clamp_min(1)
-    return (error.sum(-1) * valid).sum() / count

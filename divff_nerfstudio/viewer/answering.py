@@ -33,7 +33,8 @@ class Answering:
         model = self._viewer.model
         self.views = Views(
             model,
-            lambda: (*context.hidden, getattr(model, "step", 0)),
+            context.visibility,
+            lambda: getattr(model, "step", 0),
             self._answer,
             self._seen,
             self._viewer.rendering_client,

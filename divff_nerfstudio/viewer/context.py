@@ -13,7 +13,7 @@ from divff_nerfstudio.viewer.nerfstudio_adapter import NerfstudioViewer
 from divff_nerfstudio.viewer.signals import Signal
 
 if TYPE_CHECKING:
-    from divff_nerfstudio.rendering import Visibility
+    from divff_nerfstudio.viewer.views import Visibility
 
 FEATURES: dict[str, str] = {"image": "image: what it is", "video": "video: what is done"}
 """The kinds of features, by what they answer."""

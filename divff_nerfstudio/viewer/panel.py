@@ -23,7 +23,7 @@ from divff_nerfstudio.viewer.presets import Preset
 if TYPE_CHECKING:
     from nerfstudio.viewer.viewer import Viewer
 
-    from divff_nerfstudio.rendering import Visibility
+    from divff_nerfstudio.viewer.views import Visibility
 
 
 class QueryPanel(nn.Module):

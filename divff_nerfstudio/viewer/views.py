@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.model_components import renderers
 from torch import Tensor
 
+from divff_nerfstudio.fields.layers import LAYERS, Layer
+from divff_nerfstudio.models.view import RenderedView
 from divff_nerfstudio.query import Answer
 
 MOST_DECODED = 160 * 2**20
@@ -26,35 +26,36 @@ KEPT_VIEWS = 2
 class Renderer(Protocol):
     """What is used of a model."""
 
-    answer: Any
+    get_outputs_for_camera: Any
+    """What nerfstudio's viewer calls."""
 
-    def get_outputs_for_camera(self, camera: Cameras, obb_box: Any = None) -> dict[str, Tensor]:
-        """Renders a view, and calls `answer` with its pictures and features."""
+    def render(self, camera: Cameras, layers: Collection[Layer] = ..., box: Any = None) -> RenderedView:
+        """Renders a view."""
         ...
 
 
-@dataclass(eq=False)
-class View:
-    """A rendered view."""
+@dataclass
+class Visibility:
+    """Which moving layers are left out of pictures, set in the panel."""
 
-    camera: Cameras
-    """One camera, with its time."""
-    pictures: dict[str, Float[Tensor, "height width channels"]]
-    """What it was rendered to, without answers."""
-    features: Mapping[str, Float[Tensor, "height width dim"]]
-    """Its features by kind, of unit length, decoded when asked for; empty while they are untrained."""
+    hide_actor: bool = False
+    """Render the scene without the camera wearer."""
+    hide_dynamic: bool = False
+    """Render the scene without what moves."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers that are seen."""
+        hidden = {"actor": self.hide_actor, "dynamic": self.hide_dynamic}
+        return tuple(layer for layer in LAYERS if not hidden.get(layer, False))
+
+
+@dataclass(eq=False)
+class View(RenderedView):
+    """A rendered view, and what was asked about it."""
+
     answer: Answer | None = None
     """What was last found in it."""
-
-    @property
-    def height(self) -> int:
-        """Height in pixels."""
-        return self.pictures["rgb"].shape[0]
-
-    @property
-    def width(self) -> int:
-        """Width in pixels."""
-        return self.pictures["rgb"].shape[1]
 
 
 class Views:
@@ -66,7 +67,8 @@ class Views:
 
     Args:
         model: Renders the views.
-        state: What views depend on beside the camera.
+        visibility: Layers to leave out.
+        state: What views depend on beside that and the camera.
         answer: Outputs to add to a view.
         seen: Called with the client and its view after each answer.
         client: The client that the calling thread renders for; None where it is not the viewer's.
@@ -79,14 +81,15 @@ class Views:
     def __init__(
         self,
         model: Renderer,
+        visibility: Visibility,
         state: Callable[[], Hashable],
         answer: Callable[[View], dict[str, Tensor]],
         seen: Callable[[int, View], None],
         client: Callable[[], int | None],
     ):
-        self._model, self._state, self._answer, self._seen, self._client = model, state, answer, seen, client
-        self._render = model.get_outputs_for_camera
-        self._turn = threading.RLock()
+        self._model, self._visibility, self._state = model, visibility, state
+        self._answer, self._seen, self._client = answer, seen, client
+        self._others = model.get_outputs_for_camera
         self._kept: dict[int, list[tuple[Hashable, View]]] = {}
         self._busy: set[int] = set()
         self.rendered = 0
@@ -94,22 +97,16 @@ class Views:
 
     def attach(self) -> None:
         """Puts `outputs` in the place of the model's own method, on this model alone."""
-        self._model.answer = _Catch()
         self._model.get_outputs_for_camera = self.outputs
 
     def outputs(self, camera: Cameras, obb_box: Any = None) -> dict[str, Tensor]:
         """A view's pictures and what the question adds to them, for the viewer's render threads.
 
-        Other threads' views (evaluation while training) are rendered, never kept, and answered only where the model has
-        its hook.
+        Other threads' views (evaluation while training) are rendered as without a viewer, and never kept.
         """
         client = self._client()
         if client is None:
-            with self._turn:
-                if not isinstance(self._model.answer, _Catch):
-                    return self._render(camera, obb_box)
-                view = self.render(camera, obb_box)
-            return {**view.pictures, **self._answer(view)}
+            return self._others(camera, obb_box)
         key = self._key(camera, obb_box)
         view = self.kept(client, key, camera)
         if view is None:
@@ -135,19 +132,12 @@ class Views:
             obb_box: Part of the scene to render, if not all of it.
             most_decoded: Bytes of features that the view keeps once they are decoded.
         """
-        with self._turn:
-            before, catch, start = self._model.answer, _Catch(), time.perf_counter()
-            self._model.answer = catch
-            try:
-                pictures = self._render(camera, obb_box)
-            finally:
-                # Evaluation in the main thread may have set a hook of its own, or taken it back, in the meantime.
-                if self._model.answer is catch:
-                    self._model.answer = before
-        speed = pictures["rgb"].shape[:2].numel() / max(time.perf_counter() - start, 1e-6)
+        start = time.perf_counter()
+        found = self._model.render(camera, self._visibility.layers, obb_box)
+        found.features.kept_bytes = most_decoded
+        speed = found.height * found.width / max(time.perf_counter() - start, 1e-6)
         self.rays_per_second = 0.7 * self.rays_per_second + 0.3 * speed if self.rays_per_second else speed
-        features = catch.features
-        return View(camera, pictures, {} if features is None else _Kept(features, most_decoded))
+        return View(found.camera, found.pictures, found.features)
 
     def at_work(self, client: int) -> bool:
         """Whether a client's view is being rendered, so that it will answer a question asked now."""
@@ -183,40 +173,7 @@ class Views:
         behind = renderers.BACKGROUND_COLOR_OVERRIDE
         colour = tuple(behind.flatten().tolist()) if isinstance(behind, Tensor) else None
         time = None if times is None else float(times.flatten()[0])
-        return viewpoint(camera), time, box, colour, self._state()
-
-
-class _Catch:
-    """A hook of the model that takes a view's features and adds nothing yet."""
-
-    def __init__(self):
-        self.features: Mapping[str, Tensor] | None = None
-
-    def __call__(self, outputs: dict[str, Tensor], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        del outputs
-        self.features = features
-        return {}
-
-
-class _Kept(dict[str, Tensor]):
-    """A view's features by kind, kept once decoded unless they are too large."""
-
-    def __init__(self, features: Mapping[str, Tensor], most: int):
-        super().__init__()
-        self._features, self._most = features, most
-
-    def __contains__(self, kind: object) -> bool:
-        return kind in self._features
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __missing__(self, kind: str) -> Tensor:
-        with torch.no_grad():
-            decoded = self._features[kind]
-        if decoded.nbytes <= self._most:
-            self[kind] = decoded
-        return decoded
+        return viewpoint(camera), time, box, colour, self._visibility.layers, self._state()
 
 
 def viewpoint(camera: Cameras) -> Hashable:

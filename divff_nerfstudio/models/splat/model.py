@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Optional
@@ -22,7 +22,7 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.fields.actor import ActorShadow
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.space import SceneSpace
-from divff_nerfstudio.models.base import LayeredModel, LayeredModelConfig, RenderError
+from divff_nerfstudio.models.base import CODE, LayeredModel, LayeredModelConfig
 from divff_nerfstudio.models.schedule import PhasesConfig
 from divff_nerfstudio.models.separation import (
     SeparationConfig,
@@ -45,6 +45,7 @@ from divff_nerfstudio.models.splat.points import find_points, random_points, rea
 from divff_nerfstudio.models.splat.rasterise import rasterization
 from divff_nerfstudio.models.splat.seeds import Residuals, actor_seeds, dynamic_seeds
 from divff_nerfstudio.models.splat.views import View
+from divff_nerfstudio.models.view import PICTURES, RenderError
 from divff_nerfstudio.schema import Amount, Count, Octaves, Positive, Size, Weight
 from divff_nerfstudio.training_folder import TrainingError
 
@@ -341,24 +342,19 @@ class SplatModel(LayeredModel):
         """Renders all pixels of a view.
 
         Args:
-            ray_bundle: One camera, with or without a time; or rays, of which each is the one pixel of a camera.
+            ray_bundle: One camera, with or without a time; or rays, of which each is the one pixel of a camera, without
+                the actor: see `RayModel`.
 
         Returns:
             In training what the losses need; otherwise `PICTURES` and, once features are trained, the pixels' code.
         """
+        wanted = {*PICTURES, CODE} if self.features_trained else {*PICTURES}
         if isinstance(ray_bundle, RayBundle):
-            return self._outputs_of_no_camera(ray_bundle)
+            views = map(self._seen_by, _pixels(ray_bundle))
+            pixels = [self._pictures(view, ("static", "dynamic"), None, wanted) for view in views]
+            return {name: torch.cat([each[name] for each in pixels]) for name in pixels[0]}
         view = self._seen_by(ray_bundle)
-        return self._training_outputs(view) if self.training else self._pictures(view, None)
-
-    def _outputs_of_no_camera(self, rays: RayBundle) -> dict[str, Tensor]:
-        """Renders rays one by one, without the actor: see `LayeredModel`."""
-        hidden, self.visibility.hide_actor = self.visibility.hide_actor, True
-        try:
-            pixels = [self._pictures(self._seen_by(camera), None) for camera in _pixels(rays)]
-        finally:
-            self.visibility.hide_actor = hidden
-        return {name: torch.cat([each[name] for each in pixels]) for name in pixels[0]}
+        return self._training_outputs(view) if self.training else self._pictures(view, LAYERS, None, wanted)
 
     def _seen_by(self, camera: Cameras) -> View:
         return View.of(camera, float(self.space.length), self.config.default_time, self.device)
@@ -369,10 +365,12 @@ class SplatModel(LayeredModel):
             raise RenderError("Gaussians are drawn without distortion: leave the camera's distortion out.")
         return camera
 
-    def _view_of(self, camera: Cameras, box: OrientedBox | None) -> dict[str, Tensor]:
-        """All outputs of a view, as pictures."""
+    def _view_of(
+        self, camera: Cameras, layers: tuple[Layer, ...], box: OrientedBox | None, wanted: Collection[str]
+    ) -> dict[str, Float[Tensor, "height width channels"]]:
+        """Pictures of a view."""
         view = self._seen_by(camera)
-        outputs = self._pictures(view, box)
+        outputs = self._pictures(view, layers, box, wanted)
         return {name: output.view(view.height, view.width, -1) for name, output in outputs.items()}
 
     def _splats(self, view: View, layers: tuple[Layer, ...]) -> dict[Layer, Splats]:
@@ -476,7 +474,7 @@ class SplatModel(LayeredModel):
         if codes:
             assert self.semantic is not None
             joined = masks.detach() if self.features_detached else masks
-            outputs["code"] = self.semantic.code(parts["rest"], joined, view.moment.time)
+            outputs[CODE] = self.semantic.code(parts["rest"], joined, view.moment.time)
         if not self.geometry_frozen:
             self._observe(splats, facts)
             if len(layers) > 1:
@@ -501,33 +499,34 @@ class SplatModel(LayeredModel):
             self._seen[name] = Observation(facts, start, each.ids)
             start += len(each)
 
-    def _pictures(self, view: View, box: OrientedBox | None) -> dict[str, Tensor]:
-        """`PICTURES` of a view, and its code if features are trained; (rays, channels) each."""
-        splats = self._splats(view, self.visibility.layers)
+    def _pictures(
+        self, view: View, layers: tuple[Layer, ...], box: OrientedBox | None, wanted: Collection[str]
+    ) -> dict[str, Tensor]:
+        """Pictures of a view, and its code, if they are wanted; (rays, channels) each."""
+        splats = self._splats(view, layers)
         if box is not None:
             for name, each in splats.items():
                 splats[name] = each.select(box.within(each.means * self.space.length))
-        codes = self.semantic is not None and self.features_trained
-        parts, _, _ = self._joint(view, splats, codes)
-        static = self._static_alone(view, splats, None)["rgb_static"]
-        alone = {layer: self._in_room(view, splats, layer) for layer in _MOVING}
-        masks = dict(zip(_MOVING, parts["masks"].split(1, -1), strict=True))
-        pictures = {
-            "rgb": parts["rgb"],
-            "accumulation": parts["accumulation"][:, None],
-            "rgb_static": static,
-            **{f"rgb_{layer}": rgb for layer, rgb in alone.items()},
-            **{f"mask_{layer}": mask for layer, mask in masks.items()},
-            "mask_moving": parts["masks"].sum(-1, keepdim=True),
-            "uncertainty": parts["uncertainty"][:, None],
-        }
-        outputs = {name: picture.clamp(0, 1) for name, picture in pictures.items()}
-        _, per_depth = view.directions()
-        outputs["depth"] = parts["depth"][:, None] * per_depth * self.space.length
-        if codes:
-            assert self.semantic is not None
-            outputs["code"] = self.semantic.code(parts["rest"], parts["masks"], view.moment.time)
-        return outputs
+        moving: list[Layer] = [layer for layer in _MOVING if f"rgb_{layer}" in wanted]
+        pictures: dict[str, Tensor] = {f"rgb_{layer}": self._in_room(view, splats, layer) for layer in moving}
+        if "rgb_static" in wanted:
+            pictures["rgb_static"] = self._static_alone(view, splats, None)["rgb_static"]
+        outputs: dict[str, Tensor] = {}
+        if set(wanted) - {f"rgb_{layer}" for layer in LAYERS}:
+            parts, _, _ = self._joint(view, splats, CODE in wanted)
+            pictures |= {
+                "rgb": parts["rgb"],
+                "accumulation": parts["accumulation"][:, None],
+                **{f"mask_{layer}": mask for layer, mask in zip(_MOVING, parts["masks"].split(1, -1), strict=True)},
+                "mask_moving": parts["masks"].sum(-1, keepdim=True),
+                "uncertainty": parts["uncertainty"][:, None],
+            }
+            outputs["depth"] = parts["depth"][:, None] * view.directions()[1] * self.space.length
+            if CODE in wanted:
+                assert self.semantic is not None
+                outputs[CODE] = self.semantic.code(parts["rest"], parts["masks"], view.moment.time)
+        outputs |= {name: picture.clamp(0, 1) for name, picture in pictures.items()}
+        return {name: output for name, output in outputs.items() if name in wanted}
 
     def _in_room(self, view: View, splats: Mapping[Layer, Splats], layer: Layer) -> Float[Tensor, "rays 3"]:
         """A moving layer alone, where the static layer does not hide it."""
@@ -543,8 +542,8 @@ class SplatModel(LayeredModel):
         self, outputs: dict[str, Any], batch: dict[str, Any], metrics_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Losses of a frame; features at those of its pixels that the batch has targets for."""
-        if "code" in outputs and "pixels" in batch:
-            outputs = outputs | {"code": outputs["code"][batch["pixels"].to(self.device)]}
+        if CODE in outputs and "pixels" in batch:
+            outputs = outputs | {CODE: outputs[CODE][batch["pixels"].to(self.device)]}
         losses = super().get_loss_dict(outputs, batch, metrics_dict)
         if self.training and losses and not torch.stack(list(losses.values())).sum().isfinite():
             self._diverged(losses)
