@@ -12,7 +12,7 @@ from typing import Any, Literal, Optional
 import numpy as np
 import torch
 import tyro
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
@@ -29,12 +29,12 @@ from divff_nerfstudio.data.annotations import check_annotations
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
-from divff_nerfstudio.evidence.labels import labels
+from divff_nerfstudio.evidence.labels import Labels, labels
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES
 from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, ResidentStore, store_root
 from divff_nerfstudio.option_ranges import Rays
 from divff_nerfstudio.pixels import FeatureTables, FrameTable, PixelBatches
-from divff_nerfstudio.schema import Count, Positive, split_words
+from divff_nerfstudio.schema import Count, Positive, Weight, split_words
 
 EXTRACT_OPTIONS = "--pipeline.datamanager.extract-options"
 
@@ -82,6 +82,9 @@ class DivFFDataManagerConfig(VanillaDataManagerConfig):
     feature_dir: Optional[Path] = None  # noqa: UP045
     """Folder of the feature stores, if it is not the place where `divff extract` puts them."""
 
+    contested_weight: Weight = 4.0
+    """With evidence, how much more often than others those pixels are drawn for the features that show what moves, or a
+    place where something else is at other times: they are few, and answers depend on them."""
     resident: Literal["auto", "on", "off"] = "auto"
     """Keep frames, features and what was found to move in the memory of the device, where batches are then drawn; auto:
     on a GPU, if all of it takes no more than `resident_gib` and half of what is free. Pixels are drawn by another
@@ -200,18 +203,35 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         self._uses_evidence = True
 
     @cached_property
-    def _labels(self) -> UInt8[np.ndarray, "frames height width 2"] | None:
-        """What was found to move in the training frames, looked for when training begins, memory-mapped."""
+    def _labels(self) -> Labels | None:
+        """What was found to move in the training frames, looked for when training begins."""
         if not self._uses_evidence:
             return None
         dataset, store = self.train_dataset, self.feature_stores.get("image")
-        found = labels(dataset.scene, dataset.scene_indices.numpy(), store, self.device)
-        return None if found is None else np.asarray(found)  # a memmap's own indexing costs more at each look-up
+        return labels(dataset.scene, dataset.scene_indices.numpy(), store, self.device)
 
     @cached_property
-    def _evidence(self) -> FrameTable | None:
-        """Chances of dynamic layer and actor in training frames."""
-        return None if self._labels is None else FrameTable(self._labels, self.device, self.resident)
+    def _codes(self) -> FrameTable:
+        """Its codes."""
+        assert self._labels is not None
+        return FrameTable(self._labels.codes, self.device, self.resident)
+
+    @cached_property
+    def _times(self) -> Float[Tensor, "frames"]:
+        """Of the training frames."""
+        return self.train_dataset.metadata["times"].flatten().to(self.device)
+
+    def _evidence(self, codes: Float[Tensor, "pixels 6"], frames: Int[Tensor, "#pixels"]) -> dict[str, Tensor]:
+        """What a batch tells of what was found of its pixels, by their codes and training frames."""
+        assert self._labels is not None
+        resting = self._labels.resting(codes, sent(frames, self.device), self._times)
+        return {"evidence": self._labels.chances(codes), "resting": resting}
+
+    def _contested(self, indices: Int[Tensor, "pixels 3"]) -> Float[Tensor, "pixels"]:
+        """How often pixels (camera, row, column) are to be drawn, relative to places where nothing ever happens."""
+        assert self._labels is not None
+        found = self._labels.contested(self._codes.pixels(*indices.unbind(-1)))
+        return (1 + self.config.contested_weight * found).to(indices.device)
 
     @cached_property
     def _colours(self) -> FrameTable:
@@ -233,7 +253,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         if config.resident == "on" or free is None:
             return config.resident == "on"
         stores = [*self.feature_stores.values(), *([] if self._hotspots is None else [self._hotspots])]
-        size = frames.nbytes * 5 // 3  # what was found to move has two channels more
+        size = frames.nbytes * 3  # what was found to move has six channels
         size += sum(map(ResidentStore.bytes_of, stores))
         return size <= min(config.resident_gib * 2**30, free / 2)
 
@@ -250,17 +270,20 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         Returns:
             The rays (with times, nears, fars, and "camera_directions" in their metadata), and a batch of "image"
             (R x 3, 0..1), "indices" (R x 3: camera, row, column), after `use_evidence` "evidence" (R x 2: chances of
-            dynamic layer and actor) and, from `feature_start_step` on, "features".
+            dynamic layer and actor) and "resting" (R x 3, see `Labels.resting`), and, from `feature_start_step` on,
+            "features".
         """
         assert self.train_pixel_sampler is not None
         self.train_count += 1
-        rays, drawn = self.train_pixel_sampler.draw(self.device if self.resident else "cpu")
+        contested = self._labels is not None and self.with_features(step) and self.config.contested_weight > 0
+        where = self.device if self.resident else "cpu"
+        rays, drawn = self.train_pixel_sampler.draw(where, self._contested if contested else None)
         batch: dict[str, Any] = dict(drawn)
         camera, row, column = drawn["indices"].unbind(-1)
         if self.with_features(step):
             batch["features"] = self._features.lookup(self.train_pixel_sampler.in_scene(camera), row, column)
-        if self._evidence is not None:
-            batch["evidence"] = self._evidence.pixels(camera, row, column)
+        if self._labels is not None:
+            batch |= self._evidence(self._codes.pixels(camera, row, column), camera)
         return rays, batch
 
     def next_eval(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
@@ -357,8 +380,8 @@ class FrameDataManager(DivFFDataManager):
 
         Returns:
             Its camera, with a time, and a batch of "image" (all pixels row by row, R x 3, 0..1), "image_idx",
-            "frame_index" (in the scene), after `use_evidence` "evidence" and, from `feature_start_step` on, "features"
-            of its "pixels".
+            "frame_index" (in the scene), after `use_evidence` "evidence" and "resting", and, from `feature_start_step`
+            on, "features" of its "pixels".
         """
         self.train_count += 1
         dataset, frames = self.train_dataset, len(self.train_dataset)
@@ -370,8 +393,8 @@ class FrameDataManager(DivFFDataManager):
             "image_idx": index,
             "frame_index": in_scene,
         }
-        if self._evidence is not None:
-            batch["evidence"] = self._evidence.frame(index)
+        if self._labels is not None:
+            batch |= self._evidence(self._codes.frame(index), torch.tensor([index]))
         if self.with_features(step):
             where = self.device if self.resident else "cpu"
             pixels = torch.randperm(self._area, device=where)[: self.config.feature_pixels]

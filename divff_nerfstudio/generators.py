@@ -1,4 +1,5 @@
-"""Random numbers of one's own: who builds a network beside a training leaves the training's generator alone."""
+"""Random numbers: draws by weights, and draws of one's own, so that who builds a network beside a training leaves the
+training's generator alone."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -48,3 +50,13 @@ def _drawing(operation: Any) -> Any:
 def _is_on_cpu(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     device = next((each.device for each in args if isinstance(each, Tensor)), kwargs.get("device") or "cpu")
     return torch.device(device).type == "cpu"
+
+
+def weighted_draw(weights: Float[Tensor, "values"], count: int) -> Int[Tensor, "count"]:
+    """Draws indices by their weights, none twice: as `torch.multinomial`, which looks at the weights from the host.
+
+    Args:
+        weights: Above 0.
+        count: How many.
+    """
+    return (weights / torch.empty_like(weights).exponential_()).topk(count).indices

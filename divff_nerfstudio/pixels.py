@@ -6,7 +6,7 @@ is drawn and looked up on the device, and the host waits for nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,10 @@ from torch import Tensor
 from divff_nerfstudio.card import sent
 from divff_nerfstudio.data.rays import camera_directions, pixel_areas, pixel_grid
 from divff_nerfstudio.features.store import FeatureStore, ResidentStore
+from divff_nerfstudio.generators import weighted_draw
 
+CANDIDATES = 4
+"""Pixels from which one is drawn, where some are to be drawn more often than others."""
 FeatureTargets = dict[str, tuple[Float[Tensor, "rays dimension"], Bool[Tensor, "rays"]]]
 """For each kind of feature: the rays' targets, and which of them have one."""
 
@@ -141,21 +144,31 @@ class PixelBatches:
         directions, norms = camera_directions(coords, intrinsics)
         self._per_pixel = torch.cat((directions, norms, pixel_areas(coords, intrinsics)), -1).to(device)
 
-    def draw(self, where: torch.device | str = "cpu") -> tuple[RayBundle, dict[str, Tensor]]:
+    def draw(
+        self,
+        where: torch.device | str = "cpu",
+        prefer: Callable[[Int[Tensor, "pixels 3"]], Float[Tensor, "pixels"]] | None = None,
+    ) -> tuple[RayBundle, dict[str, Tensor]]:
         """One batch.
 
         Args:
             where: Device on which the pixels are drawn, and their indices stay.
+            prefer: How often pixels (camera, row, column) shall be drawn, up to a factor; above 0. The batch is drawn
+                by it from `CANDIDATES` times as many. None: all alike.
 
         Returns:
             The rays, and "image" (colours, R x 3, 0..1) with "indices" (camera, row, column).
         """
-        area = self.height * self.width
-        drawn = torch.randint(self._frames * area, (self.num_rays_per_batch,), device=where)
-        camera, pixel = drawn // area, drawn % area
-        row, column = pixel // self.width, pixel % self.width
+        area, rays = self.height * self.width, self.num_rays_per_batch
+        count = rays if prefer is None else CANDIDATES * rays
+        drawn = torch.randint(self._frames * area, (count,), device=where)
+        indices = torch.stack((drawn // area, drawn % area // self.width, drawn % self.width), -1)
+        if prefer is not None:
+            chosen = weighted_draw(prefer(indices), rays)
+            drawn, indices = drawn[chosen], indices[chosen]
+        camera, row, column = indices.unbind(-1)
         image = self.colours.pixels(self.in_scene(camera), row, column)
-        return self.rays(camera, pixel), {"image": image, "indices": torch.stack((camera, row, column), -1)}
+        return self.rays(camera, drawn % area), {"image": image, "indices": indices}
 
     def in_scene(self, camera: Int[Tensor, "rays"]) -> Int[Tensor, "rays"]:
         """Indices in the scene of frames of the split."""

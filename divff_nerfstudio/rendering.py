@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.model_components.ray_samplers import PDFSampler
 from torch import Tensor
@@ -115,16 +115,6 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         factors, products = ctx.saved_tensors
         return (grad * products).flip(-1).cumsum(-1).flip(-1) / factors
-
-
-def weighted_draw(weights: Float[Tensor, "values"], count: int) -> Int[Tensor, "count"]:
-    """Draws indices by their weights, none twice: as `torch.multinomial`, which looks at the weights from the host.
-
-    Args:
-        weights: Above 0.
-        count: How many.
-    """
-    return (weights / torch.empty_like(weights).exponential_()).topk(count).indices
 
 
 def accumulate(

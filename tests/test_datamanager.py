@@ -18,6 +18,7 @@ from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfig, SceneDataset
 from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.evidence.labels import Labels
 from divff_nerfstudio.features.encoders import load_encoder
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader, store_root
@@ -308,13 +309,14 @@ def test_what_lies_on_the_device_gives_the_same_batches(tiny_scene: Path) -> Non
     for resident in ("off", "on"):
         data = manager(tiny_scene, resident=resident)
         assert data.resident == (resident == "on")
-        shape = (len(data.train_dataset), TINY_HEIGHT, TINY_WIDTH, 2)
-        data.__dict__["_labels"] = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        shape = (len(data.train_dataset), TINY_HEIGHT, TINY_WIDTH, 6)
+        codes = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        data.__dict__["_labels"] = Labels(codes, (1.0, 4.0))
         torch.manual_seed(0)
         batches.append([data.next_train(step) for step in range(3)])
     for (rays, batch), (other_rays, other) in zip(*batches, strict=True):
         assert torch.equal(rays.directions, other_rays.directions) and torch.equal(rays.origins, other_rays.origins)
-        for name in ("image", "indices", "evidence"):
+        for name in ("image", "indices", "evidence", "resting"):
             assert torch.equal(batch[name], other[name])
         for kind, (target, valid) in batch["features"].items():
             assert torch.equal(target, other["features"][kind][0]) and torch.equal(valid, other["features"][kind][1])
@@ -325,7 +327,7 @@ def test_frames_stay_on_the_host_where_the_card_has_no_room(tiny_scene: Path, mo
     data = manager(tiny_scene)
     size = data.train_dataset.scene.frames.nbytes
     assert not data.resident  # without a card
-    for free, gib, resident in ((4 * size, 8.0, True), (3 * size, 8.0, False), (2**40, size / 2**30, False)):
+    for free, gib, resident in ((6 * size, 8.0, True), (5 * size, 8.0, False), (2**40, size / 2**30, False)):
         monkeypatch.setattr(datamanager, "free_bytes", lambda device, free=free: free)
         del data.__dict__["resident"]
         data.config.resident_gib = gib

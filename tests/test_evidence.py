@@ -18,9 +18,9 @@ from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.evidence import labels as labels_module
 from divff_nerfstudio.evidence.labels import labels
-from divff_nerfstudio.evidence.sightings import Asked, Views, _rests, settle_tolerance, sightings
+from divff_nerfstudio.evidence.sightings import Asked, Sweep, Views, settle_tolerance, sweep
 from divff_nerfstudio.evidence.votes import alike, count, decide, of_kinds
-from divff_nerfstudio.models.separation import evidence_loss
+from divff_nerfstudio.models.separation import evidence_loss, placed_mask, resting_loss
 
 HEIGHT, WIDTH, FOCAL, FRAMES = 32, 48, 40.0, 30
 WALL, BOX = 4.0, 3.0
@@ -84,7 +84,7 @@ def test_a_box_rests_a_hand_does_not_and_the_wall_is_always_there(moved: int, co
     kept: dict[int, list] = {ROOM: [], OBJECT: [], HAND: []}
     rests: dict[int, list] = {ROOM: [], OBJECT: [], HAND: []}
     for frame in range(first + 1, last - 1, 3):
-        found = sightings(views, ask(views, frame), 1, tolerance)
+        found = sweep(views, ask(views, frame), 1, tolerance)
         for what in (ROOM, OBJECT, HAND):
             kept[what].extend(found.kept[torch.from_numpy(shows[frame] == what)].tolist())
             rests[what].extend(found.rests[torch.from_numpy(shows[frame] == what)].tolist())
@@ -101,9 +101,9 @@ def test_noise_settles_the_tolerance():
 
 def test_a_place_that_few_frames_see_is_not_accused():
     views, _ = film(0, FRAMES)
-    found = sightings(some(views, [0, 1, 2, 4, 5]), ask(views, 3), 2, 0.04)
+    found = sweep(some(views, [0, 1, 2, 4, 5]), ask(views, 3), 2, 0.04)
     assert (found.kept == 1).all()
-    alone = sightings(some(views, [3]), ask(views, 3), 2, 0.04)
+    alone = sweep(some(views, [3]), ask(views, 3), 2, 0.04)
     assert (alone.kept == 1).all() and (alone.rests == 0).all()
 
 
@@ -111,13 +111,46 @@ def test_a_place_that_few_frames_see_is_not_accused():
 @given(st.lists(st.sampled_from(("same", "other", "unseen")), min_size=1, max_size=12), st.integers(0, 12))
 def test_rests_is_the_best_interval_around_a_frame(seen: list[str], before: int):
     before = min(before, len(seen))
-    same = torch.tensor([float(word == "same") for word in seen])[:, None, None]
-    visible = torch.tensor([float(word != "unseen") for word in seen])[:, None, None]
-    found = float(_rests(same, visible, before))
+    same = torch.tensor([float(word == "same") for word in seen])[:, None, None, None]
+    visible = torch.tensor([float(word != "unseen") for word in seen])[:, None, None, None]
+    others = [*range(before), *range(before + 1, len(seen) + 1)]
+    looked = Sweep(before, others, torch.ones(1), same, visible)
+    found = float(looked.rests) * len(seen)
     chance = min(max(float(same.sum() / visible.sum().clamp_min(1)), 0.03), 0.5)
     ratio = {"same": np.log(0.85 / chance), "other": np.log(0.15 / (1 - chance)), "unseen": 0.0}
     sums = [sum(ratio[word] for word in seen[i:j]) for i in range(before + 1) for j in range(before, len(seen) + 1)]
     assert found == pytest.approx(max(sums), abs=1e-4)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(first=st.integers(0, 9), length=st.integers(1, 10), at=st.integers(0, 9), plane=st.integers(0, 4))
+def test_a_segment_stays_where_and_as_long_as_most_of_its_pixels_agree(first: int, length: int, at: int, plane: int):
+    last = min(first + length, 20) - 1
+    own = first + min(at, last - first)
+    others = [frame for frame in range(20) if frame != own]
+    depths = 1 / torch.linspace(1.0, 0.2, 5)
+    same = torch.zeros(19, 1, 4, 5)
+    for row, frame in enumerate(others):
+        if first <= frame <= last:
+            same[row, :, :, plane] = 1
+    same[:, 0, 2] = 0  # one of the segment's pixels looks different everywhere
+    segments = torch.tensor([[0, 0, 0, -1]])
+    found = Sweep(own, others, depths, same, torch.ones_like(same)).stays(segments, 2)
+    assert found.since.tolist() == [first, own] and found.until.tolist() == [last, own]
+    assert found.support[1] == 0
+    if last > first:
+        assert found.support[0] > 0 and found.depth[0] == pytest.approx(float(depths[plane]), rel=1e-4)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(place=st.floats(0.0, 4.0))
+def test_a_depth_lies_between_planes(place: float):
+    same = (1 - 0.2 * (torch.arange(5) - place).square()).clamp_min(0).expand(400, 1, 1, 5)
+    same = (torch.rand(same.shape, generator=torch.Generator().manual_seed(0)) < same).float()
+    depths = 1 / torch.linspace(1.0, 0.2, 5)
+    looked = Sweep(0, range(1, 401), depths, same, torch.ones_like(same))
+    found = float(1 / looked.stays(torch.zeros(1, 1, dtype=torch.long), 1).depth[0])
+    assert found == pytest.approx(1 - 0.2 * place, abs=0.12)
 
 
 def test_a_segment_decides_with_those_that_look_like_it():
@@ -151,6 +184,21 @@ def test_evidence_pulls_where_it_is_sure():
     assert wrong.item() == pytest.approx(-2 * np.log(1e-3), rel=1e-3)
 
 
+def test_a_mask_counts_less_where_it_was_not_found():
+    weights, distances = torch.tensor([[0.2, 0.5, 0.1]]).expand(3, 3), torch.tensor([[1.0, 2.0, 4.0]]).expand(3, 3)
+    whole, right, wrong = placed_mask(weights, distances, torch.tensor([0.0, 2.0, 1.5])).tolist()
+    assert whole == pytest.approx(0.8) and right == pytest.approx(0.5 + 0.25 * 0.3, abs=1e-3)
+    assert 0.25 * 0.8 <= wrong < right
+
+
+def test_what_rests_is_to_be_opaque():
+    opacity = torch.tensor([0.0, 0.5, 0.5], requires_grad=True)
+    loss = resting_loss(opacity, torch.tensor([1.0, 1.0, 0.0]))
+    loss.backward()
+    assert loss > 0 and opacity.grad is not None
+    assert opacity.grad[0] < opacity.grad[1] < 0 == opacity.grad[2]
+
+
 @pytest.fixture(scope="module")
 def filmed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     """A scene on the disk of such a film, and what its pixels show."""
@@ -173,13 +221,27 @@ def test_labels_of_a_scene(filmed: tuple[Path, np.ndarray]):
     root, shows = filmed
     scene = load_scene(root)
     train = scene.splits["train"]
+    times = scene.times()[train]
     found = labels(scene, train, None)
-    assert found is not None and found.shape == (len(train), HEIGHT, WIDTH, 2) and found.dtype == np.uint8
-    assert (found.astype(int).sum(-1) <= 256).all()
-    what, (dynamic, actor) = shows[train], found.transpose(3, 0, 1, 2) / 255
+    assert found is not None and found.codes.shape == (len(train), HEIGHT, WIDTH, 6) and found.codes.dtype == np.uint8
+    codes = torch.from_numpy(np.array(found.codes)).float().flatten(1, 2) / 255
+    shape, when = (len(train), HEIGHT, WIDTH, -1), torch.from_numpy(times)
+    what, (dynamic, actor) = shows[train], found.chances(codes.flatten(0, 1)).view(shape).numpy().transpose(3, 0, 1, 2)
+    placed = [found.resting(codes[frame], torch.tensor([frame]), when) for frame in range(len(train))]
+    depth, since, until = torch.stack(placed).view(shape).numpy().transpose(3, 0, 1, 2)
+    assert (dynamic + actor <= 1.01).all()
+    assert ((since <= times[:, None, None]) & (times[:, None, None] <= until)).all()
     assert np.median((dynamic + actor)[what == ROOM]) < 0.1
     assert np.median(dynamic[what == OBJECT]) > 0.6
     assert np.median(actor[what == HAND]) > 0.6
+    resting = (what == OBJECT) & (dynamic > 0.5) & (depth > 0)
+    assert resting.sum() > 0.5 * (what == OBJECT).sum()
+    assert np.median(abs(depth[resting] - BOX)) < 0.15 * BOX  # it is of one colour: only its edges tell
+    whole = scene.times()
+    assert np.median(until[resting]) == pytest.approx(whole[17], abs=1.5 / FRAMES)
+    assert np.median(since[resting]) == pytest.approx(0, abs=1.5 / FRAMES)
+    contested = found.contested(codes.flatten(0, 1)).view(shape[:3]).numpy()
+    assert contested[what == ROOM].mean() < 0.5 < np.median(contested[what != ROOM])
 
 
 def test_labels_are_kept_and_made_again_where_they_are_damaged(filmed, monkeypatch: pytest.MonkeyPatch):
@@ -187,15 +249,15 @@ def test_labels_are_kept_and_made_again_where_they_are_damaged(filmed, monkeypat
     train = scene.splits["train"]
     found = labels(scene, train, None)
     assert found is not None
-    first = np.array(found)  # it is mapped from the file that is damaged now
+    first = np.array(found.codes)  # it is mapped from the file that is damaged now
     kept = list(filmed[0].glob("**/evidence-*.npy"))
     assert len(kept) == 1
     kept[0].write_bytes(kept[0].read_bytes()[:-5])
     again = labels(scene, train, None)
-    assert again is not None and np.array_equal(first, again) and np.array_equal(np.load(kept[0]), first)
+    assert again is not None and np.array_equal(first, again.codes) and np.array_equal(np.load(kept[0]), first)
     monkeypatch.setattr(labels_module, "_write", lambda *_: pytest.fail("computed though it was kept"))
     last = labels(scene, train, None)
-    assert last is not None and np.array_equal(first, last)
+    assert last is not None and np.array_equal(first, last.codes)
     with pytest.raises(pytest.fail.Exception):  # other frames, other labels
         labels(scene, train[:-1], None)
 
@@ -216,6 +278,23 @@ def test_batches_carry_the_evidence_of_their_pixels(filmed: tuple[Path, np.ndarr
     expected = labels(scene, scene.splits["train"], None)
     assert expected is not None
     camera, row, column = batch["indices"].unbind(-1)
+    codes = torch.from_numpy(expected.codes[camera, row, column]).float() / 255
+    assert torch.equal(batch["evidence"], expected.chances(codes))
     assert torch.equal(
-        (batch["evidence"] * 255).round().to(torch.uint8), torch.from_numpy(expected)[camera, row, column]
+        batch["resting"], expected.resting(codes, camera, torch.from_numpy(scene.times()[scene.splits["train"]]))
     )
+
+
+def test_what_moves_is_drawn_more_often_for_features(filmed: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch):
+    config = DivFFDataManagerConfig(data=filmed[0], features="none", train_num_rays_per_batch=512)
+
+    def share(weight: float, with_features: bool) -> float:
+        data = replace(config, contested_weight=weight).setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+        data.use_evidence()
+        monkeypatch.setattr(data, "with_features", lambda _: with_features)
+        torch.manual_seed(0)
+        return float(torch.cat([data.next_train(step)[1]["evidence"].sum(-1) for step in range(8)]).mean())
+
+    everywhere = share(4.0, False)
+    assert share(0.0, True) == everywhere
+    assert share(4.0, True) > 1.5 * everywhere

@@ -12,6 +12,7 @@ from nerfstudio.cameras.rays import Frustums, RayBundle, RaySamples
 from nerfstudio.model_components.ray_samplers import LogSampler
 
 from divff_nerfstudio.fields.layers import LAYERS, LayerSamples
+from divff_nerfstudio.generators import weighted_draw
 from divff_nerfstudio.rendering import (
     accumulate,
     composite,
@@ -22,7 +23,6 @@ from divff_nerfstudio.rendering import (
     ray_uncertainty,
     sample_rays,
     transmittance,
-    weighted_draw,
     weights_alone,
 )
 

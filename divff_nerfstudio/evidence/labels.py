@@ -1,32 +1,31 @@
-"""For every training pixel the chance that it shows an object that moves at some time, and the camera wearer."""
+"""For every training pixel the chance that it shows an object that moves at some time, and the camera wearer; and of
+objects that rest, where and how long."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from nerfstudio.utils.rich_utils import get_progress
+from torch import Tensor
 
 from divff_nerfstudio.arrays import create_array, scratch_array
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.data.frames import SceneError, cache_folder, open_cache
 from divff_nerfstudio.data.masks import resize_nearest
 from divff_nerfstudio.data.scene import Scene
-from divff_nerfstudio.evidence.sightings import LEAST_FRAMES, Asked, Views, settle_tolerance, sightings
+from divff_nerfstudio.evidence.sightings import LEAST_FRAMES, Asked, Stays, Views, plane_bounds, settle_tolerance, sweep
 from divff_nerfstudio.evidence.votes import count, decide, of_kinds
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import NO_FEATURE, FeatureStore
 
-Labels = UInt8[np.ndarray, "frames height width 2"]
-"""Chances of dynamic layer and actor, in 1/255, of the training frames in their order."""
-
-_VERSION = 2
+_VERSION = 4
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2
@@ -43,16 +42,64 @@ _RESTS, _RESTS_WIDTH = 0.29, 0.06
 _SURE, _SURE_WIDTH = 0.5, 0.1
 _OBJECT, _OBJECT_WIDTH = 0.33, 0.06
 """From which share of resting on something is an object: it is also carried, but hands hardly ever rest."""
+_KNOWN = 0.15
+"""Evidence of resting, per frame of the video and pixel, from which on a segment's depth is relied upon."""
 _FEATURE_SPREAD = 0.17
 """Distance of unit features of one thing (a cosine of 0.985)."""
 _COLOUR_SPREAD = 4.0
 """Distance of mean colours of one thing, CIELAB."""
 
 
+class Labels(NamedTuple):
+    """What was found of training frames' pixels."""
+
+    codes: UInt8[np.ndarray, "frames height width 6"]
+    """In 1/255 of what there can be, memory-mapped: the chances of dynamic layer and actor; of a pixel of an object at
+    rest 1 / depth, from the farthest plane looked at (1) to the nearest (255), 0 where it is not known, and between
+    which frames it rests there, from the first (0) to the last (255); and the chance that something else is seen at
+    the pixel's place at other times."""
+    depths: tuple[float, float]
+    """Depths of the nearest and the farthest plane, along the optical axis, scene units."""
+
+    def chances(self, codes: Float[Tensor, "pixels 6"]) -> Float[Tensor, "pixels 2"]:
+        """Chances of dynamic layer and actor from codes in [0, 1]."""
+        return codes[:, :2]
+
+    def resting(
+        self,
+        codes: Float[Tensor, "pixels 6"],
+        frames: Int[Tensor, "#pixels"],
+        times: Float[Tensor, "frames"],
+    ) -> Float[Tensor, "pixels 3"]:
+        """Where and how long what pixels show rests.
+
+        Args:
+            codes: Of the pixels, in [0, 1].
+            frames: In which of the training frames they are.
+            times: Of all training frames.
+
+        Returns:
+            Depth along the optical axis in scene units, 0 where it is not known, and the times between which it rests
+            there, the frame's own included.
+        """
+        near, far = (1 / depth for depth in self.depths)
+        nearness = far + (255 * codes[:, 2] - 1) / 254 * (near - far)
+        depth = torch.where(codes[:, 2] > 0, 1 / nearness.clamp_min(far), 0.0)
+        own, (since, until) = times[frames], times[(codes[:, 3:5] * (len(times) - 1)).round().long()].unbind(-1)
+        return torch.stack((depth, since.minimum(own), until.maximum(own)), -1)
+
+    def contested(self, codes: Float[Tensor, "pixels 6"]) -> Float[Tensor, "pixels"]:
+        """Chance that a pixel shows what moves, or a place where something else is at other times."""
+        return torch.maximum(codes[:, :2].sum(-1), codes[:, 5])
+
+
 def labels(
-    scene: Scene, indices: Int[np.ndarray, "frames"], store: FeatureStore | None, device: torch.device | str = "cpu"
+    scene: Scene,
+    indices: Int[np.ndarray, "frames"],
+    store: FeatureStore | None,
+    device: torch.device | str = "cpu",
 ) -> Labels | None:
-    """The labels of a scene's training frames, computed once and kept in the scene's cache, memory-mapped.
+    """The labels of a scene's training frames, computed once and kept in the scene's cache.
 
     Args:
         scene: The scene.
@@ -68,25 +115,24 @@ def labels(
     """
     if len(indices) <= LEAST_FRAMES:
         return None
-    shape = (len(indices), scene.height, scene.width, 2)
+    shape = (len(indices), scene.height, scene.width, 6)
     path = cache_folder(scene.root) / f"evidence-{_fingerprint(scene, indices, store)}.npy"
-    if (kept := open_cache(path, shape)) is not None:
-        return kept
-    try:
-        with atomic_path(path) as temporary:
-            _write(create_array(temporary, np.uint8, shape), scene, indices, store, device, path.parent)
-    except OSError as error:
-        raise SceneError(
-            f"What was found to move cannot be kept in {path.parent} ({error.strerror or error}): make room there, or "
-            "name another folder in the environment variable DIVFF_CACHE_DIR."
-        ) from error
-    found = open_cache(path, shape)
-    assert found is not None
-    return found
+    if (kept := open_cache(path, shape)) is None:
+        try:
+            with atomic_path(path) as temporary:
+                _write(create_array(temporary, np.uint8, shape), scene, indices, store, device, path.parent)
+        except OSError as error:
+            raise SceneError(
+                f"What was found to move cannot be kept in {path.parent} ({error.strerror or error}): make room there, "
+                "or name another folder in the environment variable DIVFF_CACHE_DIR."
+            ) from error
+        kept = open_cache(path, shape)
+    assert kept is not None
+    return Labels(kept, plane_bounds(*_bounds(scene, indices)))
 
 
 def _write(
-    found: Labels,
+    found: UInt8[np.ndarray, "frames height width 6"],
     scene: Scene,
     indices: np.ndarray,
     store: FeatureStore | None,
@@ -104,17 +150,22 @@ def _write(
     votes = []
     with get_progress("Looking for what moves") as progress:
         for k in progress.track(range(len(indices))):
-            seen[k] = torch.stack(sightings(views, asked(k), _STRIDE, tolerance)).cpu().numpy()
+            looked = sweep(views, asked(k), _STRIDE, tolerance)
+            seen[k] = torch.stack((looked.kept, looked.rests)).cpu().numpy()
             segments[k], number = things.split(scene, int(indices[k]))
+            coarse = torch.from_numpy(resize_nearest(segments[k], *views.size)[::_STRIDE, ::_STRIDE].astype(np.int64))
+            stays = looked.stays(coarse.to(looked.same.device), number)
+            found[k, ..., 2:5] = _rest_codes(segments[k], stays, len(indices), plane_bounds(views.near, views.far))
             votes.append(count(segments[k], number, *_chances(seen[k], size)))
     others, theirs = _asked_segments(scene, indices, segments, things, votes)
     for k, own in enumerate(votes):
-        chances = _chances(seen[k], size)
+        moves, rests = _chances(seen[k], size)
+        found[k, ..., 5] = np.round(255 * moves)
         kinds = of_kinds(things.looks(scene, int(indices[k]), segments[k]), others, theirs, things.spread)
-        moves, resting = decide(segments[k], own, kinds, *chances)
+        moves, resting = decide(segments[k], own, kinds, moves, rests)
         moves = _logistic((moves - _SURE) / _SURE_WIDTH)
         resting = _logistic((resting - _OBJECT) / _OBJECT_WIDTH)
-        found[k] = np.round(255 * np.stack((moves * resting, moves * (1 - resting)), -1)).astype(np.uint8)
+        found[k, ..., :2] = np.round(255 * np.stack((moves * resting, moves * (1 - resting)), -1))
 
 
 def _views(scene: Scene, indices: np.ndarray, device: torch.device | str) -> tuple[Views, Callable[[int], Asked]]:
@@ -136,10 +187,27 @@ def _views(scene: Scene, indices: np.ndarray, device: torch.device | str) -> tup
         torch.stack([frame.picture for frame in frames]),
         torch.stack([frame.pose for frame in frames]),
         (fx * across, fy * down, cx * across, cy * down),
-        float(np.median(scene.nears[indices])),
-        float(np.median(scene.fars[indices])),
+        *_bounds(scene, indices),
     )
     return views, asked
+
+
+def _bounds(scene: Scene, indices: np.ndarray) -> tuple[float, float]:
+    """Near and far of most of the training frames."""
+    return float(np.median(scene.nears[indices])), float(np.median(scene.fars[indices]))
+
+
+def _rest_codes(
+    segments: Int[np.ndarray, "height width"], stays: Stays, frames: int, depths: tuple[float, float]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Codes of depth and interval of each pixel's segment, see `Labels`; an interval's ends are rounded inward."""
+    near, far = (1 / depth for depth in depths)
+    nearness = 1 + 254 * (1 / stays.depth.cpu().numpy() - far) / (near - far)
+    known = stays.support.cpu().numpy() >= _KNOWN
+    since, until = (255 * end.cpu().numpy() / max(1, frames - 1) for end in (stays.since, stays.until))
+    codes = np.stack((np.where(known, nearness.round().clip(1, 255), 0), np.ceil(since), np.floor(until)), -1)
+    codes = np.concatenate((codes, np.zeros((1, 3))))  # the last is that of pixels in no segment, -1
+    return codes[segments].astype(np.uint8)
 
 
 def _chances(

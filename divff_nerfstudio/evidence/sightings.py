@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 DEPTHS = 40
@@ -25,14 +25,17 @@ _KEEPS_LOOKING = 0.85
 _LEAST_CHANCE, _LARGEST_CHANCE = 0.03, 0.5
 
 
-class Sightings(NamedTuple):
-    """What is known of pixels of a frame."""
+class Stays(NamedTuple):
+    """Where and when segments of a frame rest around its own time."""
 
-    kept: Float[Tensor, "*pixels"]
-    """Largest share, over the depths, of the frames seeing the place in which it looks the same; 1 where too few do."""
-    rests: Float[Tensor, "*pixels"]
-    """Evidence that what the pixel shows rests there for a time around its own: a log-likelihood ratio against chance,
-    per frame of the video."""
+    support: Float[Tensor, "segments"]
+    """Evidence that they do: the mean over their pixels of what `Sweep.rests` tells of one; 0 where there is none."""
+    depth: Float[Tensor, "segments"]
+    """Along the optical axis, scene units."""
+    since: Int[Tensor, "segments"]
+    """The first of the frames around its own in which they look the same there, by its place in the order of time."""
+    until: Int[Tensor, "segments"]
+    """The last."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,87 @@ class Asked(NamedTuple):
     """Camera to world."""
 
 
-def sightings(views: Views, asked: Asked, stride: int, tolerance: float) -> Sightings:
+@dataclass(frozen=True)
+class Sweep:
+    """What other frames have at the places that a frame's pixels may show."""
+
+    number: int
+    """The frame's place in the order of time."""
+    others: Sequence[int]
+    """Places of the other frames, ascending."""
+    depths: Float[Tensor, "depths"]
+    """Of the planes, along the optical axis, from near to far."""
+    same: Float[Tensor, "others rows columns depths"]
+    """1 where they see the place and it looks the same."""
+    seen: Float[Tensor, "others rows columns depths"]
+    """1 where they see the place."""
+
+    @property
+    def kept(self) -> Float[Tensor, "rows columns"]:
+        """Largest share, over the depths, of the frames seeing the place in which it looks the same; 1 where too few
+        do."""
+        count = self.seen.sum(0)
+        share = torch.where(count >= LEAST_FRAMES, self.same.sum(0) / count.clamp_min(1), 0.0)
+        return torch.where((count >= LEAST_FRAMES).any(-1), share.amax(-1), 1.0)
+
+    @property
+    def rests(self) -> Float[Tensor, "rows columns"]:
+        """Evidence that what the pixel shows rests there for a time around its own: a log-likelihood ratio against
+        chance, per frame of the video.
+
+        The interval is the one with the largest sum of log-likelihood ratios, so that it ends where the place begins to
+        look different, at both ends apart.
+        """
+        (later, _), (earlier, _) = (_longest(part) for part in self._around(self._ratios))
+        return (later + earlier).amax(-1) / max(1, len(self.others))
+
+    def stays(self, segments: Int[Tensor, "rows columns"], number: int) -> Stays:
+        """Where and when segments rest: their pixels, which are there together, decide as one.
+
+        Args:
+            segments: Number of each asked pixel's segment; -1 where there is none.
+            number: How many there are.
+        """
+        inside = segments >= 0
+        pixels = torch.bincount(segments[inside], minlength=number)
+        sums = self._ratios.new_zeros(len(self.others), number, len(self.depths))
+        sums.index_add_(1, segments[inside], self._ratios[:, inside])
+        (later, last), (earlier, first) = (_longest(part) for part in self._around(sums))
+        total = later + earlier
+        best = total.argmax(-1, keepdim=True)
+        ends = [steps.gather(-1, best)[:, 0] for steps in (first, last)]
+        before = sum(other < self.number for other in self.others)
+        numbers = torch.tensor([*self.others, self.number], device=total.device)  # an empty interval is the frame's own
+        since = numbers[torch.where(ends[0] > 0, before - ends[0], -1)]
+        until = numbers[torch.where(ends[1] > 0, before + ends[1] - 1, -1)]
+        support = total.gather(-1, best)[:, 0] / (pixels * max(1, len(self.others))).clamp_min(1)
+        return Stays(support, self._between(total, best), since, until)
+
+    @cached_property
+    def _ratios(self) -> Float[Tensor, "others rows columns depths"]:
+        """How much more likely each sight is of something at rest than by chance, which is how often the pixel's colour
+        is met at any depth at any time; a logarithm."""
+        met, asked = self.same.sum((0, 3)), self.seen.sum((0, 3)).clamp_min(1)
+        chance = (met / asked).clamp(_LEAST_CHANCE, _LARGEST_CHANCE)[..., None]
+        hit, miss = torch.log(_KEEPS_LOOKING / chance), torch.log((1 - _KEEPS_LOOKING) / (1 - chance))
+        return torch.where(self.same > 0, hit, miss) * self.seen
+
+    def _around(self, ratios: Float[Tensor, "others *places"]) -> tuple[Tensor, Tensor]:
+        """Those of the frames behind this one, and of those before it, both leading away from it."""
+        before = sum(other < self.number for other in self.others)
+        return ratios[before:], ratios[:before].flip(0)
+
+    def _between(self, total: Float[Tensor, "segments depths"], best: Int[Tensor, "segments 1"]) -> Tensor:
+        """Depth of the top of a parabola through the best plane and its neighbours."""
+        inner = best.clamp(1, len(self.depths) - 2)
+        left, middle, right = (total.gather(-1, inner + step)[:, 0] for step in (-1, 0, 1))
+        bend = (left - 2 * middle + right).clamp_max(-1e-6)
+        shift = torch.where(best == inner, ((left - right) / (2 * bend))[:, None], 0.0).clamp(-0.5, 0.5)[:, 0]
+        planes = 1 / self.depths
+        return 1 / (planes[best[:, 0]] + shift * (planes[1] - planes[0]))
+
+
+def sweep(views: Views, asked: Asked, stride: int, tolerance: float) -> Sweep:
     """Looks at the places that a frame's pixels may show in other frames.
 
     Args:
@@ -86,12 +169,11 @@ def sightings(views: Views, asked: Asked, stride: int, tolerance: float) -> Sigh
         tolerance: Largest difference of a colour to the range of colours around the place in another frame.
 
     Returns:
-        Of the asked pixels, (rows, columns).
+        Of the asked pixels.
     """
-    rows, columns, points, own = _places(views, asked, stride)
+    rows, columns, depths, points, own = _places(views, asked, stride)
     others = [view for view, number in enumerate(views.numbers) if number != asked.number]
-    pixels = len(own)
-    same = torch.zeros(len(others), pixels * DEPTHS, device=points.device)
+    same = torch.zeros(len(others), len(points), device=points.device)
     seen = torch.zeros_like(same)
     colours = own[:, None].expand(-1, DEPTHS, -1).reshape(-1, 3)
     low, high = views.ranges
@@ -100,33 +182,36 @@ def sightings(views: Views, asked: Asked, stride: int, tolerance: float) -> Sigh
         differs = torch.maximum(low[view, at] - colours, colours - high[view, at]).amax(-1)
         seen[row] = inside.float()
         same[row] = (inside & (differs <= tolerance)).float()
-    count = seen.sum(0)
-    share = torch.where(count >= LEAST_FRAMES, same.sum(0) / count.clamp_min(1), 0.0).view(pixels, DEPTHS)
-    kept = torch.where((count.view(pixels, DEPTHS) >= LEAST_FRAMES).any(-1), share.amax(-1), 1.0)
-    before = sum(views.numbers[view] < asked.number for view in others)
-    rests = _rests(same.view(-1, pixels, DEPTHS), seen.view(-1, pixels, DEPTHS), before) / max(1, len(others))
-    return Sightings(kept.view(rows, columns), rests.view(rows, columns))
+    shape = (-1, rows, columns, DEPTHS)
+    numbers = [views.numbers[view] for view in others]
+    return Sweep(asked.number, numbers, depths, same.view(shape), seen.view(shape))
 
 
 def settle_tolerance(views: Views, tried: Sequence[Asked], stride: int) -> float:
     """The least tolerance at which half of a few frames' pixels look the same nearly everywhere: the pictures' noise.
 
     Args:
-        views: See `sightings`.
+        views: See `sweep`.
         tried: The frames.
-        stride: See `sightings`.
+        stride: See `sweep`.
     """
     for tolerance in _TOLERANCES:
-        kept = torch.cat([sightings(views, asked, 2 * stride, tolerance).kept.flatten() for asked in tried])
+        kept = torch.cat([sweep(views, asked, 2 * stride, tolerance).kept.flatten() for asked in tried])
         if float(kept.median()) >= _SETTLED:
             return tolerance
     return _TOLERANCES[-1]
 
 
+def plane_bounds(near: float, far: float) -> tuple[float, float]:
+    """Depths of the nearest and the farthest plane of a sweep in a room from near to far, scene units."""
+    return NEARER * near, FARTHER * far
+
+
 def _places(
     views: Views, asked: Asked, stride: int
-) -> tuple[int, int, Float[Tensor, "points 3"], Float[Tensor, "pixels 3"]]:
-    """Rows and columns of asked pixels, the places that they may show (all depths of a pixel together), and colours."""
+) -> tuple[int, int, Float[Tensor, "depths"], Float[Tensor, "points 3"], Float[Tensor, "pixels 3"]]:
+    """Rows and columns of asked pixels, planes, the places that they may show (all depths of a pixel together), and
+    colours."""
     height, width = views.size
     device = views.pictures.device
     fx, fy, cx, cy = views.intrinsics
@@ -134,10 +219,11 @@ def _places(
         torch.arange(0, height, stride, device=device), torch.arange(0, width, stride, device=device), indexing="ij"
     )
     directions = torch.stack(((column + 0.5 - cx) / fx, -(row + 0.5 - cy) / fy, -torch.ones_like(row)), -1)
-    inverse = torch.linspace(1 / (NEARER * views.near), 1 / (FARTHER * views.far), DEPTHS, device=device)
+    nearest, farthest = plane_bounds(views.near, views.far)
+    inverse = torch.linspace(1 / nearest, 1 / farthest, DEPTHS, device=device)
     local = directions.reshape(-1, 1, 3) / inverse[:, None]
     points = (local @ asked.pose[:, :3].T + asked.pose[:, 3]).reshape(-1, 3)
-    return row.shape[0], row.shape[1], points, asked.picture[row, column].reshape(-1, 3)
+    return row.shape[0], row.shape[1], 1 / inverse, points, asked.picture[row, column].reshape(-1, 3)
 
 
 def _project(views: Views, view: int, points: Float[Tensor, "points 3"]) -> tuple[Bool[Tensor, "points"], Tensor]:
@@ -152,19 +238,9 @@ def _project(views: Views, view: int, points: Float[Tensor, "points 3"]) -> tupl
     return inside, row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
 
 
-def _rests(
-    same: Float[Tensor, "frames pixels depths"], seen: Float[Tensor, "frames pixels depths"], before: int
-) -> Float[Tensor, "pixels"]:
-    """The best interval of frames around a frame's own in which a place looks the same, against chance.
-
-    The interval is the one with the largest sum of log-likelihood ratios, so that it ends where the place begins to
-    look different, at both ends apart. Chance is how often the pixel's colour is met at any depth at any time.
-    """
-    chance = (same.sum((0, 2)) / seen.sum((0, 2)).clamp_min(1)).clamp(_LEAST_CHANCE, _LARGEST_CHANCE)[:, None]
-    hit, miss = torch.log(_KEEPS_LOOKING / chance), torch.log((1 - _KEEPS_LOOKING) / (1 - chance))
-    ratios = torch.where(same > 0, hit, miss) * seen
-    total = torch.zeros_like(ratios[0]) if len(ratios) else seen.sum(0)
-    for part in (ratios[before:], ratios[:before].flip(0)):
-        if len(part):
-            total = total + torch.cumsum(part, 0).amax(0).clamp_min(0)
-    return total.amax(-1)
+def _longest(ratios: Float[Tensor, "frames *places"]) -> tuple[Tensor, Int[Tensor, "*places"]]:
+    """The largest sum of ratios from the first frame on, 0 if none is positive, and of how many frames it is."""
+    if not len(ratios):
+        return torch.zeros_like(ratios.sum(0)), torch.zeros_like(ratios.sum(0), dtype=torch.long)
+    found = torch.cumsum(ratios, 0).max(0)
+    return found.values.clamp_min(0), torch.where(found.values > 0, found.indices + 1, 0)

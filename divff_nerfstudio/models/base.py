@@ -308,7 +308,7 @@ class LayeredModel(Model):
             error = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"][..., 0])
             return {"photometric": error}
         if "evidence" in batch:
-            outputs["evidence"] = batch["evidence"].to(self.device)
+            outputs |= {name: batch[name].to(self.device) for name in ("evidence", "resting") if name in batch}
         losses = {} if self.geometry_frozen else self._geometry_losses(outputs, target)
         if CODE in outputs and "features" in batch:
             losses |= self._feature_losses(outputs[CODE], batch["features"])

@@ -16,6 +16,7 @@ from divff_nerfstudio.fields.layered import LayeredField, LayeredFieldConfig
 from divff_nerfstudio.fields.layers import Layer
 from divff_nerfstudio.fields.semantic_heads import SemanticHeads, SemanticHeadsConfig
 from divff_nerfstudio.fields.space import SceneSpace
+from divff_nerfstudio.generators import weighted_draw
 from divff_nerfstudio.models.base import LayeredModelConfig
 from divff_nerfstudio.models.rays import RayModel, proposal_loss
 from divff_nerfstudio.models.schedule import PhasesConfig, Schedule
@@ -23,6 +24,8 @@ from divff_nerfstudio.models.separation import (
     SeparationConfig,
     layer_losses,
     persistence_loss,
+    placed_mask,
+    resting_loss,
     room_loss,
     uncertain_photometric,
 )
@@ -37,7 +40,6 @@ from divff_nerfstudio.rendering import (
     ray_uncertainty,
     sample_rays,
     transmittance,
-    weighted_draw,
     weights_alone,
 )
 from divff_nerfstudio.schema import Positive, Size, Weight
@@ -78,6 +80,10 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Points at which it is measured, per step."""
     persistence_moments: Size = 8
     """Moments at which it is measured, per point."""
+    resting_weight: Weight = 0.3
+    """Weight of `resting_loss`, with evidence."""
+    resting_points: Size = 64
+    """Points at which it is measured, per step."""
     regulariser_weight: Weight = 0.3
     """Weight of the regulariser's loss."""
     rgb_while_heads: Literal["off", "on"] = "off"
@@ -199,6 +205,8 @@ class DivFFModel(RayModel):
             "masks": {layer: composited.mask(layer) for layer in layers if layer != "static"},
             "densities": {layer: fields[layer].density for layer in layers},
             "dynamic_weights": composited.weights.get("dynamic"),
+            "rays": rays,
+            "distances": distances,
             "points": points,
             "proposal": (proposal, samples, total, alone),
             "state": state,
@@ -221,7 +229,9 @@ class DivFFModel(RayModel):
             losses["photometric"] = room_loss(config, outputs["rgb"], target, evidence)
             return losses
         losses["photometric"] = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"])
-        densities = outputs["densities"]
+        densities, at = outputs["densities"], None
+        if "resting" in outputs:
+            at = outputs["resting"][:, 0] / -outputs["rays"].metadata["camera_directions"][:, 2]
         losses["density"] = (
             config.dynamic_density_weight * densities["dynamic"].mean()
             + config.actor_density_weight * densities["actor"].mean()
@@ -234,10 +244,34 @@ class DivFFModel(RayModel):
             outputs["shadow"] if config.fields.shadow else None,
             target,
             evidence,
+            None if at is None else placed_mask(outputs["dynamic_weights"], outputs["distances"], at),
         )
+        if at is not None and config.resting_weight > 0:
+            losses["resting"] = config.resting_weight * self._resting(outputs, at)
         if config.persistence_weight > 0:
             losses["persistence"] = config.persistence_weight * self._persistence(outputs)
         return losses
+
+    def _resting(self, outputs: dict[str, Any], at: Tensor) -> Tensor:
+        """`resting_loss` at places where objects were found to rest, drawn by how sure it is that they are objects.
+
+        Args:
+            outputs: With "evidence" and "resting" of the batch.
+            at: Distances of these places along the rays, 0 where they are not known.
+        """
+        config, rays = self.config, outputs["rays"]
+        sure = (2 * outputs["evidence"][:, 0] - 1).clamp_min(0) * (at > 0)
+        drawn = weighted_draw(sure + 1e-6, min(config.resting_points, len(sure)))
+        positions = rays.origins[drawn] + at[drawn, None] * rays.directions[drawn]
+        since, until = outputs["resting"][drawn, 1:].unbind(-1)
+        times = torch.lerp(since, until, torch.rand_like(since))
+        density = self.field.dynamic_density(positions, times[:, None])[:, 0]
+        return resting_loss(1 - torch.exp(-density * self._thickness), sure[drawn])
+
+    @property
+    def _thickness(self) -> float:
+        """Over which opacity of the dynamic layer is measured, in scene units."""
+        return self.field.space.known_length() / 100
 
     def _persistence(self, outputs: dict[str, Any]) -> Tensor:
         """`persistence_loss` at points drawn where the dynamic layer is seen, times how much of it is seen."""
@@ -251,6 +285,6 @@ class DivFFModel(RayModel):
         loss = persistence_loss(
             outputs["densities"]["dynamic"].reshape(-1)[drawn],
             elsewhen,
-            depth=self.field.space.known_length() / 100,
+            depth=self._thickness,
         )
         return loss * weights.sum() / len(points.times)

@@ -15,6 +15,11 @@ from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.fields.layers import Layer
 from divff_nerfstudio.schema import Positive, Share, Weight
 
+PLACED = 0.08
+"""How far from where it was found an object may be drawn, relative to its distance."""
+ELSEWHERE = 0.25
+"""What its weights count if they are far from there."""
+
 
 @dataclass
 class SeparationConfig(PrintableConfig):
@@ -71,6 +76,7 @@ def layer_losses(
     shadow: Float[Tensor, "rays"] | None,
     target: Float[Tensor, "rays 3"],
     evidence: Float[Tensor, "rays 2"] | None,
+    placed: Float[Tensor, "rays"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """What tells the layers apart once all are trained, weighed.
 
@@ -82,13 +88,15 @@ def layer_losses(
         shadow: Share of its light that the actor takes; None: no shadow is modelled.
         target: Colour seen.
         evidence: Chances that the pixel shows dynamic layer and actor; None: nothing was looked for.
+        placed: The dynamic layer's mask as far as it is where evidence has found it; None: wherever it is.
     """
     moving, room = torch.stack(list(masks.values())).sum(0), _room(target, evidence)
     losses = {"mask": config.mask_weight * ramp * moving.mean()}
     apart = room * (1 - moving.detach()).clamp_min(0) * (rgb_static - target).abs().mean(-1)
     losses["static"] = config.static_weight * apart.mean()
     if evidence is not None:
-        losses["evidence"] = config.evidence_weight * evidence_loss(masks.values(), evidence, config.evidence_against)
+        pulled = masks if placed is None else {**masks, "dynamic": placed}
+        losses["evidence"] = config.evidence_weight * evidence_loss(pulled.values(), evidence, config.evidence_against)
     if shadow is not None:
         taken = shadow_loss(shadow, moving * room, rgb_static, target, config.shadow_tolerance)
         losses["shadow"] = config.shadow_weight * taken
@@ -171,6 +179,33 @@ def evidence_loss(
         shown, sure = mask.clamp(1e-3, 1 - 1e-3), 2 * chance - 1
         total = total - (sure.clamp_min(0) * shown.log() + against * (-sure).clamp_min(0) * (1 - shown).log()).mean()
     return total
+
+
+def placed_mask(
+    weights: Float[Tensor, "rays samples"],
+    distances: Float[Tensor, "rays samples"],
+    found: Float[Tensor, "rays"],
+) -> Float[Tensor, "rays"]:
+    """A layer's mask, of which what lies elsewhere than it was found counts less.
+
+    Args:
+        weights: The layer's weights.
+        distances: Of the samples.
+        found: Distances at which it was found; 0 where that is not known.
+    """
+    off = (distances - found[:, None]) / found.clamp_min(1e-6)[:, None]
+    near = ELSEWHERE + (1 - ELSEWHERE) * torch.exp(-(off / PLACED).square() / 2)
+    return (weights * torch.where(found[:, None] > 0, near, 1.0)).sum(-1)
+
+
+def resting_loss(opacity: Float[Tensor, "points"], chance: Float[Tensor, "points"]) -> Float[Tensor, ""]:
+    """Wants an object to be where it was found, as long as it was found there.
+
+    Args:
+        opacity: Of the dynamic layer over a thickness, there at a moment of that time.
+        chance: That what was found is an object.
+    """
+    return -(chance * (opacity + 1e-3).log()).mean()
 
 
 def shadow_loss(
