@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
 from types import TracebackType
 
 from divff_nerfstudio.errors import DISK_FULL, DivffError
+
+
+def show_any_text() -> None:
+    """Has letters that the output's encoding does not have written as codes, where they would end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(text: str) -> None:

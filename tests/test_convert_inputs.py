@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -309,6 +311,19 @@ def test_pictures_are_found_whatever_machine_has_named_them(data, form):
     assert FrameNames(names).number(said("frame_1.png")) is None
     assert FrameNames(names).number("b\\" + said("frame_1.png")) == 98
     assert frames_among([there("f_1.png"), "f_1_mask.png"], {said("f_1.png")}, "number") == [there("f_1.png")]
+
+
+@pytest.mark.parametrize(("encoding", "letter"), [("ascii", r"\xfc"), ("cp1252", "\u00fc")])
+def test_names_are_shown_in_any_encoding(data, tmp_path, encoding, letter):
+    """A pipe of Windows has cp1252, one of a bare container ASCII."""
+    output = tmp_path / "k\u00fcche \u2192 \u53a8\u623f"
+    words = ["convert", "nerfstudio", str(data), str(output), "--video-width", "0"]
+    line = f"import sys; from divff_nerfstudio.cli import main; sys.exit(main({words!r}))"
+    env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", line], env=env, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = "".join(done.stdout.decode(encoding).split())
+    assert f"k{letter}che\\u2192\\u53a8\\u623f" in said and (output / "meta.json").is_file()
 
 
 def test_cameras_that_filmed_at_one_time_are_said(tmp_path):

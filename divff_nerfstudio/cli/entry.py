@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from divff_nerfstudio import __version__
-from divff_nerfstudio.faults import mendable, say, tell
+from divff_nerfstudio.faults import mendable, say, show_any_text, tell
 from divff_nerfstudio.interrupts import TerminatedError, exit_status, handled, raise_once
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 after an error that the user can mend, which is printed as one sentence, 130 after
         Ctrl-C, or 143 after SIGTERM.
     """
+    show_any_text()
     typed = sys.argv[1:] if arguments is None else list(arguments)
     name = " ".join(typed[:2])  # a command of two words, or of one
     if name not in COMMANDS:
