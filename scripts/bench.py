@@ -14,6 +14,8 @@ python scripts/bench.py published [--rays 1024] [--width 228 --height 128]
     the published network beside a straightforward version of it
 python scripts/bench.py splat --data SCENE [--gaussians 10000] [--width 114 --height 64]
     views, features and steps of divff-splat
+python scripts/bench.py gpu --data SCENE
+    all figures that a GPU is to reach, beside their aims
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 import torch
 import tyro
 from bench_features import Lookup, Memory, Segments
+from bench_gpu import Gpu
 from bench_published import Published
 from bench_splat import Splat
 from compare_methods import Compare
@@ -142,5 +145,6 @@ if __name__ == "__main__":
         "compare": Compare,
         "published": Published,
         "splat": Splat,
+        "gpu": Gpu,
     }
     tyro.extras.subcommand_cli_from_dict(commands).main()

@@ -190,6 +190,10 @@ class Segments:
     """Points along each side of the grid."""
 
     def main(self) -> None:
+        """Makes the model, measures and prints."""
+        report(self.results())
+
+    def results(self) -> dict[str, object]:
         """Makes the model and measures."""
         from divff_nerfstudio.features.sam import SamSegmenterConfig, mask_nms
 
@@ -208,7 +212,7 @@ class Segments:
         scores = torch.rand(len(masks), device=device)
         nms = measure(lambda: mask_nms(masks, scores, 0.7), self.repeats)
         named = self.weights or f"random, hiera-{self.size}"
-        report({"weights": named, "masks": counts[-1], "picture": taken, "nms_of_1000_masks": nms})
+        return {"weights": named, "masks": counts[-1], "picture": taken, "nms_of_1000_masks": nms}
 
 
 def random_sam(folder: Path, size: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 import torch
+import tyro
 from stopwatch import machine, measure
 
 DIMENSION = 512
@@ -33,8 +34,15 @@ class Splat:
     threads: int = 2
     """Threads of PyTorch."""
 
+    device: tyro.conf.Suppress[Literal["auto", "cuda", "cpu"]] = "auto"
+    """Where; auto: on a GPU where there is one."""
+
     def main(self) -> None:
         """Runs all measurements and prints them."""
+        print(json.dumps({"machine": machine(), "threads": self.threads, "results": self.results()}, indent=2))
+
+    def results(self) -> dict[str, Any]:
+        """All measurements."""
         torch.set_num_threads(self.threads)
         torch.manual_seed(0)
         pipeline = self._pipeline()
@@ -76,7 +84,7 @@ class Splat:
         }
         if torch.cuda.is_available():
             results["gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
-        print(json.dumps({"machine": machine(), "threads": self.threads, "results": results}, indent=2))
+        return results
 
     @staticmethod
     def _frame(pipeline: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -106,7 +114,8 @@ class Splat:
 
         config = divff_splat.config
         assert isinstance(config, DivFFTrainerConfig)
-        config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        config.machine.device_type = automatic if self.device == "auto" else self.device
         config.pipeline.datamanager.data = self.data
         config.pipeline.datamanager.features = "auto"
         config.settle()

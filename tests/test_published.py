@@ -216,6 +216,17 @@ def test_views_have_the_outputs_of_all_methods_whatever_the_memory():
     assert all(torch.allclose(again[name], whole[name], atol=1e-5) for name in PICTURES)
 
 
+def test_a_card_with_more_memory_renders_more_rays_at_once(monkeypatch):
+    model, free = make_model(), 3 * 2**30
+    on_host = model.rays_at_once
+    monkeypatch.setattr(paper, "free_bytes", lambda device: free)
+    model._free_at_first = None
+    on_card = model.rays_at_once
+    assert on_card == pytest.approx(8 * on_host, rel=0.01)
+    free = 2**30
+    assert model.rays_at_once == on_card  # it is not split anew as memory fills
+
+
 def test_hidden_layers_are_not_rendered():
     model = make_model()
     shown = model.get_outputs_for_camera(camera())

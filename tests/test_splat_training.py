@@ -15,10 +15,14 @@ from plyfile import PlyData
 
 from divff_nerfstudio.cli.export import ExportConfig
 from divff_nerfstudio.data.scene import SceneError, load_scene
+from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.fields.layers import LAYERS
+from divff_nerfstudio.models.splat import gaussians, rasterise
 from divff_nerfstudio.models.splat.density import discard, row_optimizers
-from divff_nerfstudio.models.splat.model import SplatModel
+from divff_nerfstudio.models.splat.gaussians import HARMONIC_0
+from divff_nerfstudio.models.splat.model import SplatModel, SplatModelConfig
+from divff_nerfstudio.models.splat.permanence import Stays
 from divff_nerfstudio.models.splat.ply import write_layers
 from divff_nerfstudio.models.splat.points import random_points, read_points
 from divff_nerfstudio.models.view import FEATURES, PICTURES
@@ -294,3 +298,64 @@ def test_random_points_lie_in_frustums(tiny_scene):
         fits = (pixel[:, 0].abs() <= scene.width / 2) & (pixel[:, 1].abs() <= scene.height / 2 + 1)
         inside |= fits & (depth >= scene.nears[index] - 1e-4) & (depth <= scene.fars[index] + 1e-4)
     assert inside.all()
+
+
+def test_a_gaussian_that_comes_back_leaves_one_place_behind_it(start: Start):
+    trainer = start("run")
+    splat, optimizers = model_of(trainer), list(trainer.optimizers.optimizers.values())
+    static, dynamic = splat.gaussian_layer("static"), splat.gaussian_layer("dynamic")
+    count, where = len(static), static.rows["means"].detach().clone()
+    infinity = float("inf")
+    stays = Stays(
+        ids=torch.tensor([9, 4, 9]),
+        starts=torch.tensor([-infinity, 0.2, 0.7]),
+        ends=torch.tensor([0.3, 0.5, infinity]),
+        behind=torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
+    )
+    splat._give_lives(SimpleNamespace(stays=lambda most: stays), optimizers)  # pyright: ignore[reportArgumentType]
+    assert len(static) == count and len(dynamic) == 3
+    torch.testing.assert_close(dynamic.rows["means"].detach(), where[[9, 4, 9]])
+    colours = (static.rows["colours"].detach()[-2:] * HARMONIC_0 + 0.5).round()
+    assert colours.tolist() == [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+
+
+def test_what_a_card_puts_behind_the_camera_is_left_out(start: Start, monkeypatch):
+    trainer = start("run")
+    trainer.train()
+    splat, data = model_of(trainer), trainer.pipeline.datamanager
+    splat.gaussian_layer("dynamic").rows["opacities"].data[::2] = -9.0  # not to be seen
+    camera, batch = data.next_train(0)
+    found = []
+    for on_card in (False, True):
+        monkeypatch.setattr(gaussians, "is_card", lambda device, on_card=on_card: on_card)
+        splat.update_to_step(splat.schedule.heads_from)
+        view = splat.get_outputs_for_camera(camera)
+        splat.train()
+        splat.update_to_step(splat.schedule.heads_from - 1)
+        torch.manual_seed(0)
+        outputs = splat(camera)
+        hidden = outputs["splats"]["dynamic"].seen
+        assert (hidden is None) != on_card
+        losses = splat.get_loss_dict(outputs, batch)
+        splat.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        gradients = {name: row.grad.clone() for name, row in splat.named_parameters() if row.grad is not None}
+        found.append((view, losses, gradients))
+    for one, other in zip(*found, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert torch.allclose(value, other[name], atol=2e-5, rtol=1e-3), name
+
+
+def test_a_gpu_without_a_compiler_is_told_before_training(start: Start, monkeypatch):
+    monkeypatch.setattr(rasterise.shutil, "which", lambda program: None)
+    monkeypatch.setattr(rasterise, "find_spec", lambda name: None)
+    rasterise.require_kernels.cache_clear()
+    config = SplatModelConfig()
+    with pytest.raises(DivffError, match=r"nvcc and ninja must be on PATH: install .* toolkit") as error:
+        config.settle("cuda", 10, DivFFDataManagerConfig(features="none"))
+    assert "\n" not in str(error.value)
+    config.settle("cpu", 10, DivFFDataManagerConfig(features="none"))
+    monkeypatch.setattr(rasterise, "find_spec", lambda name: object())  # a build with its kernels needs none
+    config.settle("cuda", 10, DivFFDataManagerConfig(features="none"))
+    rasterise.require_kernels.cache_clear()

@@ -296,15 +296,15 @@ def octave_encoding(values: Float[Tensor, "*bs dim"], octaves: int) -> Float[Ten
         encoded = values.new_empty(*values.shape[:-1], _encoded(dim, octaves))
         encoded[..., :dim] = values
         blocks = encoded[..., dim:].unflatten(-1, (octaves, 2, dim))
-        scaled = values[..., None, :] * octave_scales(octaves).to(values)[:, None]
+        scaled = values[..., None, :] * octave_scales(octaves, values.device).to(values)[:, None]
         torch.sin(scaled, out=blocks[..., 0, :])
         torch.cos(scaled, out=blocks[..., 1, :])
         return encoded
 
 
-def octave_scales(octaves: int) -> Float[Tensor, "{octaves}"]:
+def octave_scales(octaves: int, device: torch.device | str = "cpu") -> Float[Tensor, "{octaves}"]:
     """Factors 1, 2, 4, ... of the octaves."""
-    return 2.0 ** torch.arange(octaves)
+    return 2.0 ** torch.arange(octaves, device=device)
 
 
 def _encoded(dim: int, octaves: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from torch import Tensor, nn
 
+from divff_nerfstudio.card import free_bytes
 from divff_nerfstudio.data.rays import at_origin
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.errors import DivffError
@@ -57,7 +58,7 @@ class PublishedModelError(DivffError):
 class PublishedModelConfig(LayeredModelConfig):
     """Options of the published model."""
 
-    memory_mb_by_device: ClassVar[Mapping[str, int]] = {"cuda": 2048, "cpu": 128}
+    usual_memory_mb: ClassVar[int] = 128
     """Memory for the activations of a chunk of rays, unless said otherwise."""
     rays_per_step: ClassVar[int] = 1024
     """Rays per step on any device, unless said otherwise."""
@@ -100,7 +101,8 @@ class PublishedModelConfig(LayeredModelConfig):
     bounds: Literal["frames", "training"] = "frames"
     """Near and far of a view: those of the scene's frame next in time, or of the training frame next in time."""
     memory_mb: Optional[Count] = None  # noqa: UP045
-    """Memory for the activations of the rays that are rendered at once. None: by device."""
+    """Memory for the activations of the rays that are rendered at once. None: on a GPU a third of what is free at the
+    first time, elsewhere 128."""
     compile: bool = False
     """Compile the networks with torch.compile (CUDA)."""
 
@@ -231,6 +233,7 @@ class PublishedModel(RayModel):
         order = torch.argsort(metadata["all_times"].flatten())
         for name in ("times", "nears", "fars"):
             self.register_buffer(f"all_{name}", metadata[f"all_{name}"].flatten()[order].float(), persistent=False)
+        self._free_at_first: int | None = None
         self.field = PublishedField(config.fields, metadata["time_rows"], self.train_times)
         self.autoencoder = self._autoencoder()
         dimensions = {**config.heads.dimensions, **metadata.get("feature_dims", {})}
@@ -312,8 +315,15 @@ class PublishedModel(RayModel):
             floats += picked * (1 + sum(HIDDEN_LAYERS.values()))
         else:
             floats = fine * (encoded + 3 * fields.trunk_width + 4 * fields.branch_width) + 3 * picked
-        usual = config.memory_mb_by_device["cuda" if self.device.type == "cuda" else "cpu"]
-        return max(16, (config.memory_mb or usual) * 2**20 // (4 * floats))
+        return max(16, self._activation_bytes() // (4 * floats))
+
+    def _activation_bytes(self) -> int:
+        """Memory for activations. On a card it stays what it was at first, so that batches go on being split alike."""
+        if self.config.memory_mb:
+            return self.config.memory_mb * 2**20
+        if self._free_at_first is None:
+            self._free_at_first = free_bytes(self.device)
+        return self._free_at_first // 3 if self._free_at_first else self.config.usual_memory_mb * 2**20
 
     def along(self, rays: RayBundle, layers: tuple[Layer, ...], wanted: Collection[str]) -> dict[str, Any]:
         """Renders rays: in training all at once, otherwise as many at a time as fit into memory."""

@@ -85,6 +85,9 @@ def refine(
     """
     if step <= 0 or len(layer) == 0:
         return
+    if step % config.every:
+        layer.gradients, layer.sightings = _gathered(layer, observation.of_layer(len(layer)))
+        return
     from gsplat import DefaultStrategy
 
     facts = observation.of_layer(len(layer))
@@ -102,16 +105,24 @@ def refine(
     state: dict[str, Any] = {"grad2d": layer.gradients, "count": layer.sightings, "scene_scale": 1.0}
     strategy.step_post_backward(rows, views, state, step, facts)  # pyright: ignore
     layer.gradients, layer.sightings = state["grad2d"], state["count"]
-    if step % config.every == 0:
-        discard(layer, optimizers, rows["scales"].detach().amax(-1).exp() > config.huge)
+    discard(layer, optimizers, rows["scales"].detach().amax(-1).exp() > config.huge)
+
+
+@torch.no_grad()
+def _gathered(layer: GaussianLayer, facts: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Sums of the gradients of a layer's centres, and in how many pictures they were seen, this step's among them.
+
+    As gsplat's strategy gathers them, which asks the device which were seen.
+    """
+    seen = (facts["radii"][0] > 0).to(layer.gradients)
+    half = torch.stack([torch.full_like(seen, facts[side] / 2) for side in ("width", "height")], -1)
+    return layer.gradients + seen * (facts["means2d"].grad[0] * half).norm(dim=-1), layer.sightings + seen
 
 
 def _least_gradient(layer: GaussianLayer, facts: dict[str, Any], most: int) -> float:
     """The mean gradient, this step's among it, above which there are no more Gaussians than the layer has room for."""
-    seen = (facts["radii"][0] > 0).to(layer.gradients)
-    half = seen.new_tensor((facts["width"] / 2, facts["height"] / 2))
-    summed = layer.gradients + seen * (facts["means2d"].grad[0] * half).norm(dim=-1)
-    room, mean = max(0, most - len(layer)), summed / (layer.sightings + seen).clamp_min(1)
+    summed, sightings = _gathered(layer, facts)
+    room, mean = max(0, most - len(layer)), summed / sightings.clamp_min(1)
     return 0.0 if room >= len(mean) else float(mean.sort(descending=True).values[room])
 
 

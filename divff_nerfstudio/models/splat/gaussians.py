@@ -6,8 +6,8 @@ All lengths are in lengths of the scene (`SceneSpace.length`), whatever the unit
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from nerfstudio.cameras.camera_utils import quaternion_from_matrix
 from nerfstudio.field_components.mlp import MLP
 from torch import Tensor, nn
 
+from divff_nerfstudio.card import is_card
 from divff_nerfstudio.fields.encodings import positional_encoding
 from divff_nerfstudio.fields.time_code import LowRankTimeCode, octaves_for
 from divff_nerfstudio.models.splat.compositing import LEAST_ALPHA
@@ -37,6 +38,15 @@ class Moment:
     """Columns right, up and back of the camera, in the world."""
     origin: Float[Tensor, "3"]
     """Position of the camera, in lengths of the scene."""
+    turn: Float[Tensor, "4"]
+    """The rotation as a quaternion, w first."""
+    known_time: float
+    """The time as a number on the host."""
+
+    @classmethod
+    def at(cls, time: Float[Tensor, ""], rotation: Float[Tensor, "3 3"], origin: Float[Tensor, "3"]) -> Moment:
+        """A moment from what it is looked at with."""
+        return cls(time, rotation, origin, turn_of(rotation), float(time))
 
 
 @dataclass
@@ -59,13 +69,23 @@ class Splats:
     """Standard deviation of the colour; 0 for what is static."""
     ids: Int[Tensor, "gaussians"]
     """Rows of the layer's parameters."""
+    seen: Bool[Tensor, "gaussians"] | None = None
+    """Which of them are to be seen, where the others could not be taken away; None: all."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def select(self, chosen: Bool[Tensor, "gaussians"]) -> Splats:
-        """Some of the Gaussians."""
-        return Splats(**{name: value[chosen] for name, value in vars(self).items()})
+    def select(self, chosen: Bool[Tensor, "gaussians"], moment: Moment) -> Splats:
+        """Some of the Gaussians.
+
+        Where counting them would keep the host waiting, all stay, and the others are put behind the camera, where the
+        rasteriser leaves them out.
+        """
+        if counts_at_once(chosen):
+            return Splats(**{name: value[chosen] for name, value in vars(self).items() if value is not None})
+        behind = moment.origin + moment.rotation[:, 2]
+        seen = chosen if self.seen is None else chosen & self.seen
+        return replace(self, means=torch.where(chosen[:, None], self.means, behind), seen=seen)
 
 
 class GaussianLayer(nn.Module):
@@ -168,18 +188,35 @@ class GaussianLayer(nn.Module):
         uncertainties: Float[Tensor, "gaussians"] | None = None,
     ) -> Splats:
         """Those Gaussians that can be seen at a moment, from where and how opaque they then are."""
-        ids = torch.nonzero(opacities.detach() > LEAST_ALPHA)[:, 0]
+        visible = opacities.detach() > LEAST_ALPHA
+        if not counts_at_once(visible):
+            every = torch.arange(len(means), device=means.device)
+            found = self._splats_of(every, dict(self.rows), moment, means, quats, opacities, uncertainties)
+            return found.select(visible, moment)
+        ids = torch.nonzero(visible)[:, 0]
         rows = {name: self.rows[name][ids] for name in ("scales", "colours", "harmonics", "codes")}
-        means = means[ids]
+        some = None if uncertainties is None else uncertainties[ids]
+        return self._splats_of(ids, rows, moment, means[ids], quats[ids], opacities[ids], some)
+
+    def _splats_of(
+        self,
+        ids: Int[Tensor, "some"],
+        rows: Mapping[str, Tensor],
+        moment: Moment,
+        means: Float[Tensor, "some 3"],
+        quats: Float[Tensor, "some 4"],
+        opacities: Float[Tensor, "some"],
+        uncertainties: Float[Tensor, "some"] | None,
+    ) -> Splats:
         coefficients = torch.cat((rows["colours"][:, None], rows["harmonics"]), 1)
         return Splats(
             means=means,
-            quats=quats[ids],
+            quats=quats,
             scales=rows["scales"].exp(),
-            opacities=opacities[ids],
+            opacities=opacities,
             colours=harmonics(self.degree, (means - moment.origin).detach(), coefficients),
             codes=rows["codes"],
-            uncertainties=means.new_zeros(len(ids)) if uncertainties is None else uncertainties[ids],
+            uncertainties=means.new_zeros(len(ids)) if uncertainties is None else uncertainties,
             ids=ids,
         )
 
@@ -312,14 +349,35 @@ class ActorGaussians(GaussianLayer):
         change = self.network(torch.cat((self.encode(rows["means"].detach()), code), -1))
         means = rows["means"] + 0.1 * change[:, :3]
         quats = rows["quats"] + change[:, 3:7]
-        turn = torch.from_numpy(quaternion_from_matrix(moment.rotation.double().cpu().numpy())).to(means)
         return self.splats(
             moment,
             means @ moment.rotation.T + moment.origin,
-            product(turn, quats),
+            product(moment.turn, quats),
             (rows["opacities"] + FADING * change[:, 7]).sigmoid(),
             bounded(rows["uncertainties"], self.largest_uncertainty),
         )
+
+
+def mean_opacity(layers: Iterable[Splats]) -> Float[Tensor, ""] | None:
+    """Mean opacity of the Gaussians of several layers that are to be seen; None if there are none."""
+    layers = [each for each in layers if len(each)]
+    if not layers:
+        return None
+    opacities = torch.cat([each.opacities for each in layers])
+    if all(each.seen is None for each in layers):
+        return opacities.mean()
+    seen = torch.cat([each.ids >= 0 if each.seen is None else each.seen for each in layers])
+    return (opacities * seen).sum() / seen.sum().clamp_min(1)
+
+
+def counts_at_once(values: Tensor) -> bool:
+    """Whether it is known at once how many of some values there are: not on a card, for which one has to wait."""
+    return not is_card(values.device)
+
+
+def turn_of(rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "4"]:
+    """A rotation as a quaternion, w first; it is computed on the host."""
+    return torch.from_numpy(quaternion_from_matrix(rotation.double().cpu().numpy())).to(rotation)
 
 
 def bounded(raw: Float[Tensor, "gaussians"], largest: float) -> Float[Tensor, "gaussians"]:

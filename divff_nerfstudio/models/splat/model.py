@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Optional
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -16,13 +17,14 @@ from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from torch import Tensor, nn
 
+from divff_nerfstudio.card import OnHost, is_card
 from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.fields.actor import ActorShadow
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.space import SceneSpace
-from divff_nerfstudio.models.base import CODE, LayeredModel, LayeredModelConfig
+from divff_nerfstudio.models.base import CODE, LayeredModel, LayeredModelConfig, nearest_frame
 from divff_nerfstudio.models.schedule import PhasesConfig
 from divff_nerfstudio.models.separation import (
     SeparationConfig,
@@ -38,11 +40,12 @@ from divff_nerfstudio.models.splat.gaussians import (
     GaussianLayer,
     Splats,
     StaticGaussians,
+    mean_opacity,
 )
 from divff_nerfstudio.models.splat.heads import SplatHeads, SplatHeadsConfig
 from divff_nerfstudio.models.splat.permanence import Sightings
 from divff_nerfstudio.models.splat.points import find_points, random_points, read_points, spacing
-from divff_nerfstudio.models.splat.rasterise import rasterization
+from divff_nerfstudio.models.splat.rasterise import rasterization, require_kernels
 from divff_nerfstudio.models.splat.seeds import Residuals, actor_seeds, dynamic_seeds
 from divff_nerfstudio.models.splat.views import View
 from divff_nerfstudio.models.view import PICTURES, RenderError
@@ -132,10 +135,13 @@ class SplatModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
 
         Raises:
             TrainingError: If the file of points is missing.
+            KernelsError: If gsplat cannot run on this machine's GPU.
         """
         self.settle_evidence(data)
         if self.points is not None and not self.points.is_file():
             raise TrainingError(f"{self.points} does not exist: give a PLY file or COLMAP's points3D as points.")
+        if device == "cuda":
+            require_kernels()
         for name, count in self.gaussians_by_device[device].items():
             setattr(self, name, getattr(self, name) or count)
         steps = steps or self.steps_by_device[device]
@@ -178,6 +184,7 @@ class SplatModel(LayeredModel):
         centres = scene.camera_to_worlds[scene.splits["train"], :, 3]
         self.register_buffer("eye", torch.from_numpy(centres.mean(0)).float(), persistent=False)
         self._seen: dict[Layer, Observation] = {}
+        self._on_host = OnHost()
 
     def gaussian_layer(self, layer: Layer) -> GaussianLayer:
         """One layer's Gaussians."""
@@ -185,7 +192,7 @@ class SplatModel(LayeredModel):
 
     def gaussians_at(self, camera: Cameras) -> dict[Layer, Splats]:
         """The Gaussians of each layer that live at a camera's time, in the world, in lengths of the scene."""
-        view = View.of(camera, float(self.space.length), self.config.default_time, self.device)
+        view = self._seen_by(camera)
         return {layer: splats for layer, splats in self._splats(view, LAYERS).items() if len(splats)}
 
     def _place(self, scene: Scene) -> None:
@@ -269,11 +276,11 @@ class SplatModel(LayeredModel):
     @torch.no_grad()
     def _seed(self, dataset: Any, optimizers: list[torch.optim.Optimizer], done: int) -> None:
         """Adds moving Gaussians where training frames differ from what is rendered."""
-        config, length = self.config, float(self.space.length)
+        config = self.config
         self.eval()
         residuals, sightings = Residuals(), Sightings()
         for index in torch.randperm(len(dataset))[: config.seed_frames].tolist():
-            view = View.of(dataset.cameras[index : index + 1], length, config.default_time, self.device)
+            view = self._seen_by(dataset.cameras[index : index + 1])
             target = torch.from_numpy(dataset.get_numpy_image(index)).to(self.device).reshape(-1, 3) / 255.0
             splats = self._splats(view, LAYERS)
             parts, _, shadow = self._joint(view, splats, codes=False)
@@ -332,7 +339,10 @@ class SplatModel(LayeredModel):
         gone[stays.ids] = True
         away = F.normalize(kept["means"] - self.eye / self.space.length, dim=-1)
         sizes = kept["scales"].exp().amax(-1)
-        behind = static.new_rows(kept["means"] + 2 * sizes[:, None] * away, sizes, stays.behind, opacity=0.5)
+        # One that leaves and comes back has two stays, and one place.
+        once = torch.from_numpy(np.sort(np.unique(stays.ids.cpu().numpy(), return_index=True)[1])).to(self.device)
+        means, sizes = (kept["means"] + 2 * sizes[:, None] * away)[once], sizes[once]
+        behind = static.new_rows(means, sizes, stays.behind[once], opacity=0.5)
         discard(static, row_optimizers(static, optimizers), gone)
         append(static, row_optimizers(static, optimizers), behind)
 
@@ -357,7 +367,7 @@ class SplatModel(LayeredModel):
         return self._training_outputs(view) if self.training else self._pictures(view, LAYERS, None, wanted)
 
     def _seen_by(self, camera: Cameras) -> View:
-        return View.of(camera, float(self.space.length), self.config.default_time, self.device)
+        return View.of(camera, self.space.known_length(), self.config.default_time, self.device)
 
     def _checked(self, camera: Cameras) -> Cameras:
         camera = super()._checked(camera)
@@ -409,7 +419,8 @@ class SplatModel(LayeredModel):
 
     def _near(self, view: View) -> float:
         """Where the room begins at a time, in lengths of the scene."""
-        return float(self._frame_bounds(view.moment.time.view(1, 1))[0] / self.space.length)
+        times, nears = (self._on_host(name, getattr(self, name)) for name in ("train_times", "train_nears"))
+        return float(nears[nearest_frame(times, torch.tensor([view.moment.known_time]))] / self.space.known_length())
 
     def _joint(
         self, view: View, splats: Mapping[Layer, Splats], codes: bool
@@ -455,7 +466,9 @@ class SplatModel(LayeredModel):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.geometry_frozen):
             splats = self._splats(view, layers)
         static = splats["static"]
-        splats["static"] = static.select(view.depths(static.means) > self.config.room_from * self._near(view))
+        splats["static"] = static.select(
+            view.depths(static.means) > self.config.room_from * self._near(view), view.moment
+        )
         if self.geometry_frozen:
             for name, each in splats.items():
                 splats[name] = replace(each, codes=self.gaussian_layer(name).rows["codes"][each.ids])
@@ -506,7 +519,7 @@ class SplatModel(LayeredModel):
         splats = self._splats(view, layers)
         if box is not None:
             for name, each in splats.items():
-                splats[name] = each.select(box.within(each.means * self.space.length))
+                splats[name] = each.select(box.within(each.means * self.space.length), view.moment)
         moving: list[Layer] = [layer for layer in _MOVING if f"rgb_{layer}" in wanted]
         pictures: dict[str, Tensor] = {f"rgb_{layer}": self._in_room(view, splats, layer) for layer in moving}
         if "rgb_static" in wanted:
@@ -545,7 +558,9 @@ class SplatModel(LayeredModel):
         if CODE in outputs and "pixels" in batch:
             outputs = outputs | {CODE: outputs[CODE][batch["pixels"].to(self.device)]}
         losses = super().get_loss_dict(outputs, batch, metrics_dict)
-        if self.training and losses and not torch.stack(list(losses.values())).sum().isfinite():
+        # On a card, for whose answer one would have to wait, the trainer looks now and then.
+        looks = self.training and losses and not is_card(self.device)
+        if looks and not torch.stack(list(losses.values())).sum().isfinite():
             self._diverged(losses)
         return losses
 
@@ -582,9 +597,9 @@ class SplatModel(LayeredModel):
         )
         if outputs["lasting"] is not None:
             losses["persistence"] = config.persistence_weight * outputs["lasting"].mean()
-        opacities = [each.opacities for layer, each in outputs["splats"].items() if layer != "static"]
-        if sum(map(len, opacities)):
-            losses["opacity"] = config.opacity_weight * torch.cat(opacities).mean()
+        opacity = mean_opacity(each for layer, each in outputs["splats"].items() if layer != "static")
+        if opacity is not None:
+            losses["opacity"] = config.opacity_weight * opacity
         motions = self.gaussian_layer("dynamic").rows["motions"]
         if len(motions):
             losses["motion"] = config.motion_weight * motions.abs().sum((1, 2)).mean()

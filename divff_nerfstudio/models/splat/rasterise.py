@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.models.splat.compositing import Projected, composite_gaussians
 
 MOST_CHANNELS = 32
 """Channels that gsplat renders in one pass; more cost another."""
+
+
+class KernelsError(DivffError):
+    """gsplat cannot run on the GPU of this machine."""
 
 
 def rasterization(
@@ -50,9 +58,26 @@ def rasterization(
         return rasterization_in_torch(means, quats, scales, opacities, colors, viewmats, Ks, width, height, **options)
     import gsplat
 
+    require_kernels()
     return gsplat.rasterization(
         means, quats, scales, opacities, colors, viewmats, Ks, width, height, packed=False, **options
     )
+
+
+@cache
+def require_kernels() -> None:
+    """Looks whether gsplat has its kernels for CUDA, or can compile them at its first call.
+
+    Raises:
+        KernelsError: If not.
+    """
+    missing = [program for program in ("nvcc", "ninja") if shutil.which(program) is None]
+    if missing and find_spec("gsplat.csrc") is None:
+        version = f" {torch.version.cuda}" if torch.version.cuda else ""
+        raise KernelsError(
+            f"gsplat compiles its kernels at the first call, for which {' and '.join(missing)} must be on PATH: "
+            f"install NVIDIA's CUDA toolkit{version} and `pip install ninja`, or give --machine.device-type cpu."
+        )
 
 
 def rasterization_in_torch(

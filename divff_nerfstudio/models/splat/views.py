@@ -9,8 +9,9 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
+from divff_nerfstudio.card import sent
 from divff_nerfstudio.data.rays import camera_directions, pixel_grid
-from divff_nerfstudio.models.splat.gaussians import Moment
+from divff_nerfstudio.models.splat.gaussians import Moment, turn_of
 
 
 @dataclass
@@ -25,10 +26,16 @@ class View:
     """Pixels in a row."""
     height: int
     """Rows."""
+    world_to_camera: Float[Tensor, "4 4"]
+    """World to camera (right, down, forward)."""
+    camera_matrix: Float[Tensor, "3 3"]
+    """Intrinsics as a matrix."""
 
     @classmethod
     def of(cls, camera: Cameras, length: float, default_time: float, device: torch.device | str) -> View:
         """The view of one camera.
+
+        It is computed where the camera is and sent in one piece, so that nobody waits for one in the host's memory.
 
         Args:
             camera: One camera, with or without a time.
@@ -36,34 +43,30 @@ class View:
             default_time: Time of a camera that has none.
             device: Where it is rendered.
         """
-        camera = camera.to(device)
         pose = camera.camera_to_worlds.reshape(-1, camera.camera_to_worlds.shape[-2], 4)[0]
         time = pose.new_tensor(default_time) if camera.times is None else camera.times.reshape(-1)[0].float()
+        rotation, origin = pose[:3, :3].float(), pose[:3, 3].float() / length
+        intrinsics = torch.stack([getattr(camera, name).reshape(-1)[0] for name in ("fx", "fy", "cx", "cy")]).float()
+        axes = rotation.T * intrinsics.new_tensor(((1.0,), (-1.0,), (-1.0,)))
+        to_camera = torch.eye(4, device=axes.device)
+        to_camera[:3, :3], to_camera[:3, 3] = axes, -axes @ origin
+        fx, fy, cx, cy = intrinsics
+        zero, one = torch.zeros_like(fx), torch.ones_like(fx)
+        matrix = torch.stack((fx, zero, cx, zero, fy, cy, zero, zero, one))
+        parts = (time[None], rotation.flatten(), origin, turn_of(rotation), intrinsics, to_camera.flatten(), matrix)
+        there = sent(torch.cat(parts), device).split([len(part) for part in parts])
         return cls(
-            moment=Moment(time, pose[:3, :3].float(), pose[:3, 3].float() / length),
-            intrinsics=torch.stack([getattr(camera, name).reshape(-1)[0] for name in ("fx", "fy", "cx", "cy")]).float(),
+            moment=Moment(there[0][0], there[1].view(3, 3), there[2], there[3], float(time)),
+            intrinsics=there[4],
             width=int(camera.width.reshape(-1)[0]),
             height=int(camera.height.reshape(-1)[0]),
+            world_to_camera=there[5].view(4, 4),
+            camera_matrix=there[6].view(3, 3),
         )
-
-    @property
-    def world_to_camera(self) -> Float[Tensor, "4 4"]:
-        """World to camera (right, down, forward)."""
-        axes = self.moment.rotation.T * self.intrinsics.new_tensor(((1.0,), (-1.0,), (-1.0,)))
-        matrix = torch.eye(4, device=axes.device)
-        matrix[:3, :3], matrix[:3, 3] = axes, -axes @ self.moment.origin
-        return matrix
-
-    @property
-    def camera_matrix(self) -> Float[Tensor, "3 3"]:
-        """Intrinsics as a matrix."""
-        fx, fy, cx, cy = self.intrinsics
-        zero, one = torch.zeros_like(fx), torch.ones_like(fx)
-        return torch.stack((fx, zero, cx, zero, fy, cy, zero, zero, one)).view(3, 3)
 
     def directions(self) -> tuple[Float[Tensor, "rays 3"], Float[Tensor, "rays 1"]]:
         """Unit directions of all pixels in the camera's frame (right, up, back), and distance along them per depth."""
-        coords = pixel_grid(self.height, self.width).reshape(-1, 2).to(self.intrinsics)
+        coords = sent(pixel_grid(self.height, self.width).reshape(-1, 2), self.intrinsics.device)
         return camera_directions(coords, self.intrinsics)
 
     def depths(self, means: Float[Tensor, "gaussians 3"]) -> Float[Tensor, "gaussians"]:

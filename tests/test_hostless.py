@@ -1,0 +1,97 @@
+"""A training step asks nothing of the device that the host would have to wait for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+import torch
+from hostless import DEVICE, HostWatch
+from torch import Tensor
+
+from divff_nerfstudio.fields.space import SceneSpace
+from divff_nerfstudio.models.splat import density, gaussians, model
+from divff_nerfstudio.models.splat.model import SplatModel
+
+METHODS = {"divff": tiny_run.config, "divff-paper": tiny_run.published_config, "divff-splat": tiny_run.splat_config}
+
+
+def pipeline(method: str, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A tiny pipeline with features on a device whose tensors have no values."""
+    tiny_run.write_features(scene, tmp_path / "encoder")
+    config = METHODS[method](scene, tmp_path, 40)
+    config.pipeline.datamanager.resident = "on"
+    config.settle()
+    # What is read from the device once, and then known.
+    monkeypatch.setattr(SceneSpace, "known_length", lambda self: 4.0)
+    monkeypatch.setattr(SplatModel, "_near", lambda self, view: 0.1)
+    pipe = config.pipeline.setup(device=DEVICE, test_mode="val")
+    data = pipe.datamanager  # what is put there before the first step
+    assert data.resident and data._features.resident and data._colours.device == DEVICE
+    return pipe
+
+
+def rasterised(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor, viewmats: Tensor, *_: Any, **o: Any
+) -> tuple[Tensor, Tensor, dict]:
+    """Stands for gsplat's kernels: pictures that follow from all that is given."""
+    size = o["height"], o["width"]
+    means2d = (means @ viewmats[0, :3, :3].T)[None, :, :2]
+    weight = (means2d.sum() + quats.sum() + scales.sum() + opacities.sum()).expand(1, *size, 1)
+    facts = {"means2d": means2d, "radii": torch.ones_like(means2d[..., 0]).int(), "width": size[1], "height": size[0]}
+    return weight * colors.sum(0), weight, facts
+
+
+def followed(pipe: Any, step: int) -> list[str]:
+    """What a step puts on the device, from the batch to the gradients."""
+    with HostWatch() as watch:
+        _, losses, metrics = pipe.get_train_loss_dict(step)
+        torch.stack(list(losses.values())).sum().backward()
+        torch.stack([loss.detach().isfinite().all() for loss in losses.values()])
+    assert all(value.device.type == DEVICE for value in (*losses.values(), *metrics.values()))
+    return watch.found
+
+
+@pytest.mark.parametrize("method", ["divff", "divff-paper"])
+def test_a_step_waits_for_nothing_in_any_part_of_the_schedule(tiny_scene, tmp_path, monkeypatch, method):
+    pipe = pipeline(method, tiny_scene, tmp_path, monkeypatch)
+    pipe.model.train()
+    schedule = pipe.model.schedule
+    for step in sorted({0, schedule.static_until, schedule.heads_from, schedule.joint_from, 39}):
+        pipe.model.zero_grad()
+        assert followed(pipe, step) == [], step
+    assert any(parameter.grad is not None for parameter in pipe.model.semantic.parameters())
+
+
+def test_a_step_of_gaussians_waits_for_nothing_but_their_kernels(tiny_scene, tmp_path, monkeypatch):
+    pipe = pipeline("divff-splat", tiny_scene, tmp_path, monkeypatch)
+    splat = pipe.model.train()
+    for layer in ("dynamic", "actor"):
+        splat.gaussian_layer(layer).make_room(7)
+        for row in splat.gaussian_layer(layer).rows.values():
+            row.data = row.data.to(DEVICE)
+    monkeypatch.setattr(model, "rasterization", rasterised)
+    for module in (gaussians, model):
+        monkeypatch.setattr(module, "is_card", lambda device: True)
+    schedule = splat.schedule
+    for step in sorted({0, schedule.static_until, schedule.heads_from, schedule.joint_from, 39}):
+        splat.zero_grad()
+        assert followed(pipe, step) == [], step
+        layers = {name: (splat.gaussian_layer(name), seen) for name, seen in splat._seen.items()}
+        with HostWatch() as watch:  # between two refinements what is seen is only gathered
+            for layer, observation in layers.values():
+                density.refine(layer, {}, observation, 1, 99, splat.config.density)
+        assert watch.found == []
+
+
+def test_the_watch_sees_what_would_be_waited_for():
+    values = torch.rand(4, 3, device=DEVICE)
+    with HostWatch() as watch:
+        torch.linspace(0, 1, 4).to(DEVICE)
+        values * 2.0 + torch.zeros(())
+    assert watch.found == ["aten::_to_copy"]
+    for waits in (lambda: values.sum().item(), values.nonzero, lambda: values[values > 0], values.cpu):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            waits()
