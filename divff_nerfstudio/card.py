@@ -19,6 +19,12 @@ def free_bytes(device: torch.device | str) -> int | None:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
+def wait_for(device: torch.device | str) -> None:
+    """Waits until a card has computed all that it was asked for; elsewhere nothing is ever left to wait for."""
+    if is_card(device):
+        torch.cuda.synchronize(device)
+
+
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     """A tensor on a device; to a card it goes by pinned memory, and the host does not wait for it."""
     if not is_card(device) or tensor.device.type != "cpu":

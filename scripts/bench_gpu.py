@@ -19,6 +19,7 @@ from compare_methods import Compare
 from stopwatch import machine, measure
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 AIMS = {
@@ -69,7 +70,7 @@ class Traffic(TorchDispatchMode):
         """Runs an operation and counts its tensors; views cost nothing."""
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
-            tensors = torch.utils._pytree.tree_leaves((args, kwargs, result))
+            tensors = tree_leaves((args, kwargs, result))
             self.bytes += sum(each.numel() * each.element_size() for each in tensors if isinstance(each, Tensor))
         return result
 

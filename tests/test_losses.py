@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 from nerfstudio.cameras.rays import RayBundle
+from pytorch_msssim import ssim
 
 from divff_nerfstudio.models.base import feature_loss
 from divff_nerfstudio.models.rays import proposal_loss
-from divff_nerfstudio.models.separation import persistence_loss, shadow_loss, uncertain_photometric
+from divff_nerfstudio.models.separation import persistence_loss, shadow_loss, structural_loss, uncertain_photometric
 from divff_nerfstudio.rendering import ProposalSamples, sample_rays
 
 
@@ -123,3 +124,12 @@ def test_shadow_is_found_where_the_target_is_a_darker_multiple():
     # A moving layer that draws the shadow pays for it; one that draws something of another colour does not.
     draws = [shadow_loss(half, mask, room, target, tolerance=0.04) for mask in torch.eye(3)]
     assert draws[1] == pytest.approx(0.5 / 3, abs=1e-3) and draws[0] + draws[2] == pytest.approx(0.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 28), (6, 9), (3, 3)])
+def test_structural_loss_is_the_librarys(height, width):
+    rgb, target = torch.rand(2, height * width, 3, generator=torch.Generator().manual_seed(0))
+    first, second = (image.view(1, height, width, 3).permute(0, 3, 1, 2) for image in (rgb, target))
+    window = min(11, 2 * ((min(height, width) - 1) // 2) + 1)
+    expected = 1 - ssim(first, second, data_range=1.0, win_size=window)
+    assert torch.equal(structural_loss(rgb, target, height, width), expected)

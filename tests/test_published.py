@@ -23,6 +23,7 @@ from divff_nerfstudio.fields.published import (
     PublishedHeads,
     PublishedHeadsConfig,
 )
+from divff_nerfstudio.models import paper
 from divff_nerfstudio.models.paper import PublishedModel, PublishedModelConfig, PublishedModelError
 from divff_nerfstudio.models.schedule import PublishedScheduleConfig, StagedCosine, StagedCosineConfig
 from divff_nerfstudio.models.view import PICTURES

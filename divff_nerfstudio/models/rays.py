@@ -16,6 +16,7 @@ from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.model_components.losses import lossfun_outer, ray_samples_to_sdist
 from torch import Tensor
 
+from divff_nerfstudio.card import free_bytes
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.models.base import CODE, LayeredModel
 from divff_nerfstudio.models.view import PICTURES
@@ -24,6 +25,8 @@ from divff_nerfstudio.rendering import ProposalSamples
 _CROP = "crop"
 CUT = "cut"
 """Key of a ray bundle's metadata: which rays end where a crop does, before their frame's far."""
+_BYTES_OF_A_RAY = 2**18
+"""What the activations of a ray take at most while it is rendered."""
 UNSEEN_WEARER: tuple[Layer, ...] = ("static", "dynamic")
 """Layers of a view that belongs to no camera: where the actor is depends on one."""
 
@@ -80,12 +83,18 @@ class RayModel(LayeredModel):
         if rays.nears is not None and rays.fars is not None:
             rays.metadata[_CROP] = torch.cat((rays.nears, rays.fars), -1)
             rays.nears = rays.fars = None
-        parts, size = defaultdict(list), self.config.eval_num_rays_per_chunk
+        parts, size = defaultdict(list), self.rays_in_a_chunk
         for start in range(0, len(rays), size):
             chunk = rays.get_row_major_sliced_ray_bundle(start, start + size)
             for name, part in self.along(chunk, layers, wanted).items():
                 parts[name].append(part)
         return {name: torch.cat(found).view(*rays.shape, -1) for name, found in parts.items()}
+
+    @property
+    def rays_in_a_chunk(self) -> int:
+        """Rays of a view that are rendered at a time: as configured, on a card as many more as its memory holds."""
+        usual, free = self.config.eval_num_rays_per_chunk, free_bytes(self.device)
+        return usual if free is None else max(usual, free // 4 // _BYTES_OF_A_RAY)
 
     def _camera_directions(self, camera: Cameras, rays: RayBundle) -> Float[Tensor, "*bs 3"]:
         """Unit directions of a camera's rays in its own frame."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from nerfstudio.configs.base_config import PrintableConfig
 from torch import Tensor
 
+from divff_nerfstudio.card import sent
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.fields.layers import Layer
 from divff_nerfstudio.schema import Positive, Share, Weight
@@ -140,7 +142,14 @@ def structural_loss(
         twice = (1, 1, 2 if height == 1 else 1, 2 if width == 1 else 1)
         first, second = first.repeat(twice), second.repeat(twice)
     window = min(11, 2 * ((min(height, width) - 1) // 2) + 1)
-    return 1 - ssim(first, second, data_range=1.0, win_size=window)
+    return 1 - ssim(first, second, data_range=1.0, win=_window(window, rgb.device))
+
+
+@lru_cache
+def _window(size: int, device: torch.device) -> Float[Tensor, "3 1 1 size"]:
+    """Weights of a line of pixels, for each colour (Wang 2004: a Gaussian of 1.5 pixels), kept on the device."""
+    weights = torch.exp(-(torch.arange(size, dtype=torch.float) - size // 2).square() / (2 * 1.5**2))
+    return sent((weights / weights.sum()).repeat(3, 1, 1, 1), device)
 
 
 def persistence_loss(

@@ -13,6 +13,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.model_components import renderers
 from torch import Tensor
 
+from divff_nerfstudio.card import wait_for
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.models.view import RenderedView
 from divff_nerfstudio.query import Answer
@@ -135,6 +136,7 @@ class Views:
         start = time.perf_counter()
         found = self._model.render(camera, self._visibility.layers, obb_box)
         found.features.kept_bytes = most_decoded
+        wait_for(found.pictures["rgb"].device)
         speed = found.height * found.width / max(time.perf_counter() - start, 1e-6)
         self.rays_per_second = 0.7 * self.rays_per_second + 0.3 * speed if self.rays_per_second else speed
         return View(found.camera, found.pictures, found.features)
