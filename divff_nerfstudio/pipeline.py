@@ -15,6 +15,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
+from divff_nerfstudio.calibration import calibration
 from divff_nerfstudio.checkpoints import CheckpointError, require_sound
 from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfig
 from divff_nerfstudio.features.pca import fit_feature_basis
@@ -98,6 +99,7 @@ class DivFFPipeline(VanillaPipeline):
             scene.camera_to_worlds,
             float(2 * np.arctan(scene.height / 2 / scene.intrinsics[1, 1])),
             presets=lambda: scene_presets(scene, config.query.presets),
+            calibrate=lambda kind: calibration(self.query, kind, stores[kind]) if kind in stores else None,
         )
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:

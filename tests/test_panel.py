@@ -26,6 +26,7 @@ from torch import nn
 from waiting import PATIENCE
 from waiting import until as wait
 
+from divff_nerfstudio.calibration import Calibration
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.models.view import Features, RenderedView
 from divff_nerfstudio.query import PUBLISHED_NEGATIVES, Query, QueryConfig
@@ -127,13 +128,23 @@ class Viewer:
 class Pipeline(nn.Module):
     """A pipeline as far as the viewer is concerned."""
 
-    def __init__(self, kinds=("image", "video"), text=""):
+    def __init__(self, kinds=("image", "video"), text="", calibrated=False):
         super().__init__()
+        self.calibrated = calibrated
         self.query = Query(QueryConfig(text=text), dict.fromkeys(kinds, encode))
         self.visibility = Visibility()
         poses = np.repeat(np.eye(4)[None, :3], len(IDS), 0)
         presets = [Preset("mug", "image"), Preset("take the mug", "video")]
-        self.panel = QueryPanel(self.query, self.visibility, IDS, IDS / IDS[-1], poses, 0.9, lambda: presets)
+        self.panel = QueryPanel(
+            self.query, self.visibility, IDS, IDS / IDS[-1], poses, 0.9, lambda: presets, self.calibrate
+        )
+
+    def calibrate(self, kind):
+        """A scene of a mug on a table, in every frame, held against what else there might be."""
+        if not self.calibrated:
+            return None
+        features = np.eye(8, dtype=np.float32)[[0, 7] * 12]
+        return Calibration(self.query, kind, features, np.arange(24) // 2, [f"{'x' * n}" for n in range(1, 60)])
 
 
 @pytest.fixture
@@ -213,6 +224,18 @@ def test_a_question_is_answered_without_rendering_again(attached):
     assert "took" in panel.state and "rendering" not in panel.state
     legend = drawing(panel.elements.legend)
     assert legend.index("mug") < legend.index("bowl") and "not in view" in legend
+
+
+def test_the_legend_tells_whether_the_scene_has_it(attached):
+    panel, viewer = attached(Pipeline(calibrated=True))
+    render(viewer)
+    ask(panel, "mug; bowl")
+    render(viewer)
+    settle(panel)
+    assert panel.parts.judging.lane.join(PATIENCE)
+    legend = drawing(panel.elements.legend)
+    assert legend.index("mug") < legend.index("bowl") < legend.index("not in the scene")
+    assert "not in view" not in legend
 
 
 def test_a_kept_view_answers_lower_resolutions_and_gives_its_own(attached):

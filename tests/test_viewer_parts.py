@@ -60,6 +60,8 @@ def test_the_legend_tells_what_is_seen():
     svg = legend(["mug", "bowl"], [0.7, 0.4], 0.53)
     assert svg.index("mug") < svg.index("0.70") < svg.index("bowl") < svg.index("0.40 · not in view")
     assert PALETTE[0] in svg and PALETTE[1] in svg
+    judged = legend(["mug", "bowl"], [0.7, 0.4], 0.53, ["not in the scene", "in view"])
+    assert judged.index("0.70 · not in the scene") < judged.index("0.40<")
 
 
 def test_each_phrase_has_its_colour_and_its_outline():

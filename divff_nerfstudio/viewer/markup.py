@@ -14,7 +14,7 @@ from divff_nerfstudio.overlays import LINE, PALETTE
 
 _MAX_LINE = 300
 _MAX_CODE = 4000
-_MAX_NAME = 30
+_MAX_NAME = 24
 _WIDTH, _ROW, _PLOT = 300, 26, 74
 _INK, _DIM, _FAINT = "#d5d8dc", "#8b9096", "#3a3f45"
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -54,20 +54,24 @@ def phrase_colour(i: int, phrases: int) -> str:
     return LINE if phrases == 1 else PALETTE[i % len(PALETTE)]
 
 
-def legend(phrases: Sequence[str], scores: Sequence[float], threshold: float) -> str:
+def legend(
+    phrases: Sequence[str], scores: Sequence[float], threshold: float, states: Sequence[str] | None = None
+) -> str:
     """The phrases with their colours and how relevant the best pixel of the view is to each.
 
     Args:
         phrases: What was asked.
         scores: Largest relevancy in the view, one per phrase.
-        threshold: Relevancy from which on a phrase counts as seen.
+        threshold: Relevancy from which on a phrase counts as seen, where nothing better is known.
+        states: Whether each phrase's thing is "in view", or how it is not.
 
     Returns:
         An SVG drawing.
     """
     rows = []
-    for i, (phrase, score) in enumerate(zip(phrases, scores, strict=True)):
-        y, seen, colour = i * _ROW, score >= threshold, phrase_colour(i, len(phrases))
+    states = states or ["in view" if score >= threshold else "not in view" for score in scores]
+    for i, (phrase, score, state) in enumerate(zip(phrases, scores, states, strict=True)):
+        y, seen, colour = i * _ROW, state == "in view", phrase_colour(i, len(phrases))
         ink = _INK if seen else _DIM
         bar, tick = (_WIDTH - 22) * min(max(score, 0), 1), 20 + (_WIDTH - 22) * threshold
         fill = "url(#scale)" if len(phrases) == 1 else colour
@@ -75,7 +79,7 @@ def legend(phrases: Sequence[str], scores: Sequence[float], threshold: float) ->
             f'<rect x="2" y="{y + 5}" width="12" height="12" rx="3" fill="{fill}" stroke="{colour}"/>'
             f'<text x="20" y="{y + 15}" fill="{ink}">{escape(one_line(phrase, _MAX_NAME))}</text>'
             f'<text x="{_WIDTH - 2}" y="{y + 15}" fill="{ink}" text-anchor="end">'
-            f"{score:.2f}{'' if seen else ' · not in view'}</text>"
+            f"{score:.2f}{'' if seen else f' · {state}'}</text>"
             f'<rect x="20" y="{y + 20}" width="{_WIDTH - 22}" height="3" rx="1.5" fill="{_FAINT}"/>'
             f'<rect x="20" y="{y + 20}" width="{bar:.1f}" height="3" rx="1.5" fill="{colour if seen else _DIM}"/>'
             f'<rect x="{tick:.1f}" y="{y + 18}" width="1" height="7" fill="{_INK}"/>'

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import nn
 
+from divff_nerfstudio.calibration import Calibration
 from divff_nerfstudio.query import Query
 from divff_nerfstudio.viewer.context import Frames, PanelContext
 from divff_nerfstudio.viewer.layout import build
@@ -40,6 +41,8 @@ class QueryPanel(nn.Module):
         poses: Their camera-to-world matrices.
         fov: Their vertical field of view, in radians.
         presets: Gives the questions to offer; called in the background.
+        calibrate: Gives what fits the answers of a kind of features to the scene, if there is something; called in the
+            background.
 
     Attributes:
         viewer_control: What nerfstudio finds.
@@ -56,9 +59,11 @@ class QueryPanel(nn.Module):
         poses: Float[np.ndarray, "frames 3 4"],
         fov: float,
         presets: Callable[[], Sequence[Preset]] = list,
+        calibrate: Callable[[str], Calibration | None] = lambda _: None,
     ):
         super().__init__()
         self._query, self._visibility, self._find_presets = query, visibility, presets
+        self._calibrate = calibrate
         self._frames = Frames(np.asarray(frame_ids), np.asarray(times), np.asarray(poses), fov)
         self.parts: Parts | None = None
         self.elements: SimpleNamespace | None = None
@@ -75,10 +80,11 @@ class QueryPanel(nn.Module):
             self._query.ask(contour=True)
         if context.kinds and self._query.config.features not in context.kinds:
             self._query.config = replace(self._query.config, features=context.kinds[0])
-        self.parts = parts = Parts(context)
+        self.parts = parts = Parts(context, self._calibrate)
         self.elements = build(parts)
         context.viewer.on_client(came=parts.answering.welcome, gone=parts.forget)
         context.viewer.prepare()
         context.note(parts.asking.describe())
+        parts.judging.prepare()
         for work in (partial(parts.asking.offer, self._find_presets), parts.recording.watch):
             threading.Thread(target=work, name="panel", daemon=True).start()

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from viser import GuiApi
 
+from divff_nerfstudio.calibration import Calibration
 from divff_nerfstudio.viewer.answering import Answering
 from divff_nerfstudio.viewer.asking import Asking
 from divff_nerfstudio.viewer.context import PanelContext
+from divff_nerfstudio.viewer.judging import Judging
 from divff_nerfstudio.viewer.pointing import Marks, Pointing
 from divff_nerfstudio.viewer.recording import Recording
 from divff_nerfstudio.viewer.timeline import OverTime
 
 
 class Parts:
-    """The parts of the panel, none of which knows its elements, and what they share."""
+    """The parts of the panel, none of which knows its elements, and what they share.
 
-    def __init__(self, context: PanelContext):
+    Args:
+        context: What they share.
+        calibrate: See `Judging`.
+    """
+
+    def __init__(self, context: PanelContext, calibrate: Callable[[str], Calibration | None]):
         self.context = context
         self.answering = Answering(context)
         self.asking = Asking(context, self.answering)
+        self.judging = Judging(context, self.answering, calibrate)
         self.marks = Marks(context)
         self.pointing = Pointing(context, self.answering, self.asking)
         self.over_time = OverTime(context, self.answering, on=bool(context.kinds) and not context.viewer.training)

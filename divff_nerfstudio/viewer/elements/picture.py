@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import viser
@@ -51,18 +52,19 @@ def add_note(panel: Parts) -> Any:
 
 
 def add_legend(panel: Parts) -> Any:
-    """The phrases with their colours and their scores in the view."""
+    """The phrases with their colours, their scores in the view, and whether the scene has them."""
     text = panel.gui.add_markdown("")
 
-    def draw(_: int, view: View, __: bool) -> None:
+    def draw(view: View, states: Sequence[str] | None = None) -> None:
         answer = view.answer
         if answer is None:
             write(text, "")
         else:
             scores = [answer.best(i)[2] for i in range(len(answer.phrases))]
-            write(text, as_image(legend(answer.phrases, scores, answer.config.threshold)))
+            write(text, as_image(legend(answer.phrases, scores, answer.config.threshold, states)))
 
-    panel.answering.drawn.connect(draw)
+    panel.answering.drawn.connect(lambda _, view, __: draw(view))
+    panel.judging.judged.connect(draw)
     return text
 
 
