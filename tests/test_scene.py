@@ -23,6 +23,7 @@ from PIL import Image
 from divff_nerfstudio.cache_dirs import user_cache_dir
 from divff_nerfstudio.data import frames as frames_module
 from divff_nerfstudio.data.frames import cache_folder, decode_frame, open_frames
+from divff_nerfstudio.data.remarks import video_remarks
 from divff_nerfstudio.data.scene import SceneError, load_scene
 
 EditMeta = Callable[[Callable[[dict], object]], None]
@@ -81,6 +82,34 @@ def test_times(tiny_scene: Path) -> None:
     assert scene.times(rows=25)[-1] == 1.0
     with pytest.raises(SceneError, match=r"frame id 24.*24 time rows"):
         scene.times(rows=24)
+
+
+@pytest.mark.parametrize("name", ["frame_{:010d}.JPG", "frame_{:010d}.jpeg", "frame_{:06d}.png", "FRAME_{:d}.bmp"])
+def test_frames_of_a_video_are_called_in_many_ways(tiny_scene: Path, name: str) -> None:
+    folder = tiny_scene / "high_res_video"
+    for number in range(100, 136):
+        path = folder / f"frame_{number:010d}.jpg"
+        picture = Image.open(path).convert("RGB")
+        path.unlink()
+        picture.save(folder / name.format(number))
+    scene = load_scene(tiny_scene)
+    assert scene.video_numbers_available.tolist() == list(range(100, 136)) and video_remarks(scene) == []
+    assert scene.video_frame_path(101) == folder / name.format(101)
+    assert scene.video_frame(101).shape == (2 * TINY_HEIGHT, 2 * TINY_WIDTH, 3)
+
+
+def test_what_is_odd_among_a_videos_frames_is_said(tiny_scene: Path) -> None:
+    folder = tiny_scene / "high_res_video"
+    first, second, *rest = sorted(folder.iterdir())
+    first.rename(folder / "IMG_0000000100.jpg")
+    rest[0].rename(folder / "frame_102.gif")
+    Image.new("RGB", (2 * TINY_HEIGHT, 2 * TINY_WIDTH)).save(second)
+    scene = load_scene(tiny_scene)
+    unread, shape = video_remarks(scene)
+    assert "and 1 more in" in unread and "frame_NUMBER.jpg" in unread and len(scene.video_numbers_available) == 34
+    assert "frame_0000000101.jpg is 32x48, of another shape than the frames of 24x16" in shape
+    second.write_bytes(b"no picture")
+    assert len(video_remarks(load_scene(tiny_scene))) == 1
 
 
 def test_video_frames(tiny_scene: Path, tmp_path: Path) -> None:

@@ -7,18 +7,49 @@ from pathlib import Path
 
 import numpy as np
 
+from divff_nerfstudio.data.frames import SceneError, open_picture
 from divff_nerfstudio.data.masks import MASK_SUFFIXES, frame_finder
 from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.data.video_files import video_number
 
 _SAMPLES = 16
 """Rows and columns of a picture that are looked at before it is compared as a whole."""
+_SAME_SHAPE = 0.08
+"""How far the shapes of pictures of one view may be apart, as a share: sizes are whole numbers."""
 _NAMES = {"object_annotations": "te.json", "affordance_annotations": "aff_annotations.pkl"}
 
 
 def remarks(scene: Scene) -> list[str]:
-    """Sentences about a scene: held-out pictures that are trained on, annotations that nobody reads."""
+    """Sentences about a scene: held-out pictures that are trained on, annotations and pictures that nobody reads."""
     found = [_moving_masks(scene), *(_labels(scene, folder, file) for folder, file in _NAMES.items())]
-    return [sentence for sentence in (_same_pictures(scene), *found) if sentence]
+    return [sentence for sentence in (_same_pictures(scene), *found, *video_remarks(scene)) if sentence]
+
+
+def video_remarks(scene: Scene) -> list[str]:
+    """Sentences about the frames of a scene's video: files that nobody reads, pictures of another shape."""
+    folder = scene.video_dir
+    unread = [path for path in _files(folder) if video_number(path.name) is None]
+    found = [_unread(folder, unread, "frames of the video are called frame_NUMBER.jpg")]
+    if len(numbers := scene.video_numbers_available):
+        found.append(_other_shape(scene, scene.video_frame_path(int(numbers[0]))))
+    return [sentence for sentence in found if sentence]
+
+
+def _other_shape(scene: Scene, path: Path | None) -> str | None:
+    """Whether a frame of the video cannot show the same view as the scene's frames."""
+    if path is None:
+        return None
+    try:
+        with open_picture(path) as image:
+            width, height = image.size
+    except SceneError:  # told when it is read
+        return None
+    if abs(width * scene.height / (height * scene.width) - 1) < _SAME_SHAPE:
+        return None
+    return (
+        f"{path} is {width}x{height}, of another shape than the frames of {scene.width}x{scene.height}: features are "
+        "taken as if both showed the same view, so put pictures there that do."
+    )
 
 
 def _same_pictures(scene: Scene) -> str | None:

@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int64, UInt8
 from pydantic import Field
 
 from divff_nerfstudio.data.frames import SceneError, decode_frame, frame_size, open_frames
+from divff_nerfstudio.data.video_files import usual_name, video_files
 from divff_nerfstudio.schema import Number, Record, read_json
 
 __all__ = ["SPLITS", "Scene", "SceneError", "Split", "load_scene"]
@@ -178,8 +179,7 @@ class Scene:
 
     def video_frame_path(self, number: int) -> Path | None:
         """Picture of frame `number` of the video, if there is one."""
-        path = self.video_dir / f"frame_{number:010d}.jpg"
-        return path if path.is_file() else None
+        return self._video_files.get(number)
 
     def video_frame(self, number: int) -> UInt8[np.ndarray, "video_height video_width 3"]:
         """Decodes frame `number` of the video.
@@ -187,13 +187,16 @@ class Scene:
         Raises:
             SceneError: If it is missing or damaged.
         """
-        return decode_frame(self.video_dir / f"frame_{number:010d}.jpg")
+        return decode_frame(self._video_files.get(number, self.video_dir / usual_name(number)))
 
     @cached_property
     def video_numbers_available(self) -> Int64[np.ndarray, "M"]:
         """Numbers of the video's frames that exist, ascending."""
-        names = (re.fullmatch(r"frame_(\d+)\.jpg", path.name) for path in self.video_dir.glob("frame_*.jpg"))
-        return np.array(sorted(int(match[1]) for match in names if match), np.int64)
+        return np.array(list(self._video_files), np.int64)
+
+    @cached_property
+    def _video_files(self) -> dict[int, Path]:
+        return video_files(self.video_dir)
 
 
 def load_scene(root: Path | str, check_frames: bool = True, video_dir: Path | str | None = None) -> Scene:

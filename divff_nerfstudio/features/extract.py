@@ -28,6 +28,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from divff_nerfstudio.data.remarks import video_remarks
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.ahead import features_of
@@ -102,6 +103,8 @@ class ExtractConfig:
             DivffError: If the scene, a model or a store is not usable; the message says what to do.
         """
         pictures = Pictures(load_scene(self.data, video_dir=self.video_dir))
+        for sentence in video_remarks(pictures.scene):
+            CONSOLE.print(sentence, soft_wrap=True, markup=False)
         root, names = store_root(pictures.scene, self.output), self._names()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _FramesASecond())
         with (
