@@ -27,7 +27,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from divff_nerfstudio.query import EXAMPLE_NAME, Query, QueryConfig
+from divff_nerfstudio.query import Query, QueryConfig
+from divff_nerfstudio.relevancy import EXAMPLE_NAME
 
 if TYPE_CHECKING:
     from divff_nerfstudio.features.store.reader import FeatureStore

@@ -31,13 +31,13 @@ from divff_nerfstudio.features.store import (
     StoreHeader,
     store_root,
 )
-from divff_nerfstudio.fields.published import HIDDEN_LAYERS
 from divff_nerfstudio.fields.published_checkpoint import PublishedCheckpoint, read_published
+from divff_nerfstudio.fields.published_heads import HIDDEN_LAYERS
 from divff_nerfstudio.locks import locked
 from divff_nerfstudio.models.paper import PublishedModelConfig
 from divff_nerfstudio.pipeline import DivFFPipeline
-from divff_nerfstudio.query import PUBLISHED_NEGATIVES
 from divff_nerfstudio.registry import divff_paper
+from divff_nerfstudio.relevancy import PUBLISHED_NEGATIVES
 from divff_nerfstudio.run_config import read_config
 from divff_nerfstudio.schema import Words
 from divff_nerfstudio.trainer import DivFFTrainerConfig

@@ -7,16 +7,15 @@ bounded by the file's size: lists that share their parts (a few bytes can stand 
 
 from __future__ import annotations
 
-import math
 import pickletools
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.pickled_arrays import PickledArray, PickledDtype, UnsafePickleError, array_of_buffer, scalar
 
 MOST_BYTES = 2**30
 """Larger pickles are taken for something else; what they unfold to is held to twice as much."""
@@ -27,79 +26,6 @@ _MOST_BITS = 256
 """Longer whole numbers are no measurements."""
 _REMEMBERED = 2**20
 """No file of ours puts more aside than that."""
-
-
-class UnsafePickleError(DivffError):
-    """A pickle holds something else than plain data and NumPy arrays, or cannot be read."""
-
-
-class _Dtype:
-    """What a pickle says of a data type, taken down without letting NumPy act on it."""
-
-    def __init__(self, code: Any, *flags: Any):
-        del flags
-        if not isinstance(code, str) or len(code) > 16:
-            raise UnsafePickleError("arrays of a data type without a name")
-        self.code = code
-        self.order: Literal["<", ">"] = "<"
-
-    def build(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) < 5:
-            raise UnsafePickleError("arrays of a damaged data type")
-        if any(part is not None for part in state[2:5]):
-            raise UnsafePickleError("structured arrays")
-        self.order = ">" if state[1] == ">" else "<"
-
-    def numpy(self) -> np.dtype:
-        dtype = np.dtype(self.code)
-        if dtype.kind not in "biufcSU":
-            raise UnsafePickleError(f"arrays of data type {dtype}")
-        return dtype.newbyteorder(self.order)
-
-
-class _Array:
-    """What a pickle says of an array; it becomes one only after its parts have been looked at."""
-
-    def __init__(self, *reconstruct_arguments: Any):
-        del reconstruct_arguments
-        self.state: tuple | None = None
-
-    def build(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) != 5:
-            raise UnsafePickleError("an array of damaged content")
-        self.state = state
-
-    def numpy(self) -> np.ndarray:
-        if self.state is None:
-            raise UnsafePickleError("an array without content")
-        _, shape, dtype, fortran, raw = self.state
-        if not isinstance(dtype, _Dtype):
-            raise UnsafePickleError("arrays without a data type")
-        dtype = dtype.numpy()
-        if not isinstance(raw, (bytes, bytearray)):
-            raise UnsafePickleError("arrays of Python objects")
-        if not isinstance(shape, tuple) or not all(type(length) is int and 0 <= length < 2**31 for length in shape):
-            raise UnsafePickleError("arrays without a shape")
-        if math.prod(shape) * dtype.itemsize != len(raw):
-            raise UnsafePickleError(f"an array of shape {shape[:8]} in {len(raw)} bytes")
-        if not raw:
-            return np.zeros(shape, dtype)
-        return np.frombuffer(bytes(raw), dtype).reshape(shape, order="F" if fortran else "C").copy(order="K")
-
-
-def _array_of_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    array = _Array()
-    array.build((1, shape, dtype, order == "F", raw))
-    return array
-
-
-def _scalar(dtype: Any, raw: Any = b"") -> Any:
-    if not isinstance(dtype, _Dtype) or not isinstance(raw, (bytes, bytearray)):
-        raise UnsafePickleError("a number without a data type")
-    kind = dtype.numpy()
-    if kind.itemsize != len(raw):
-        raise UnsafePickleError("a number of damaged content")
-    return np.frombuffer(raw, kind)[0] if kind.itemsize else kind.type()
 
 
 def _latin1(text: Any, encoding: Any) -> bytes:
@@ -125,13 +51,13 @@ _TYPE_OF_ARRAYS = object()
 """Stands for ``numpy.ndarray``, which is named and never called."""
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _TYPE_OF_ARRAYS,
-    ("numpy", "dtype"): _Dtype,
+    ("numpy", "dtype"): PickledDtype,
     ("_codecs", "encode"): _latin1,
     **{(module, "bytes"): _bytes for module in ("builtins", "__builtin__")},
     **{(module, "bytearray"): _bytearray for module in ("builtins", "__builtin__")},
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _array_of_buffer for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): PickledArray for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): array_of_buffer for core in ("core", "_core")},
 }
 _FUNCTIONS = tuple(value for value in _ALLOWED.values() if value is not _TYPE_OF_ARRAYS)
 _KEYS = (str, bytes, int, float, type(None), np.generic)
@@ -334,7 +260,7 @@ class _Machine:
 
     def _do_build(self, _: None) -> None:
         state = self._pop()
-        self._top((_Array, _Dtype)).build(state)  # pyright: ignore[reportArgumentType]
+        self._top((PickledArray, PickledDtype)).build(state)  # pyright: ignore[reportArgumentType]
 
 
 class _Unfolding:
@@ -363,7 +289,7 @@ class _Unfolding:
         return found
 
     def _unfolded(self, value: Any, depth: int) -> tuple[Any, int]:
-        if isinstance(value, _Array):
+        if isinstance(value, PickledArray):
             array = value.numpy()
             self.room -= array.nbytes
             if self.room < 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from torch import Tensor
 from divff_nerfstudio.data.annotations import clean_query
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.overlays import OVERLAY_OFFSET, outlined, overlay, overlay_several
+from divff_nerfstudio.relevancy import EXAMPLE_NAME, PUBLISHED_NEGATIVES, Example, relevancy
 from divff_nerfstudio.schema import Positive, Share, Words
 
 if TYPE_CHECKING:
@@ -28,13 +28,6 @@ FeatureKind = Literal["image", "video"]
 Encode = Callable[[Sequence[str]], Float[Tensor, "phrases dim"]]
 Decode = Callable[[Float[Tensor, "rows code"]], Float[Tensor, "rows dim"]]
 
-PUBLISHED_NEGATIVES: Mapping[str, tuple[str, ...]] = {
-    "image": ("object", "things", "stuff", "hands"),
-    "video": ("general task", "undistic movement", "unclear action", "background"),
-}
-"""The phrases that a query is held against in DIV-FF, spelt as there."""
-EXAMPLE_NAME = re.compile(r"\[point \d+\]")
-"""How phrases are called that are no words but something pointed at."""
 MAX_PHRASES = 16
 """More phrases than this in one query are refused: each costs a map of the image's size."""
 _REMEMBERED = 4096
@@ -44,31 +37,6 @@ _DECODED = 32768
 
 class QueryError(DivffError):
     """A query cannot be answered; the message is one sentence with the remedy."""
-
-
-def relevancy(
-    features: Float[Tensor, "*bs dim"],
-    positives: Float[Tensor, "phrases dim"],
-    negatives: Float[Tensor, "others dim"],
-    temperature: float = 10.0,
-) -> Float[Tensor, "*bs phrases"]:
-    """Relevancy of features to phrases: LERF (Kerr et al. 2023), equation 4.
-
-    For each negative phrase, a softmax over `temperature` times the similarities to the query and to that negative; the
-    least of the query's probabilities. The least belongs to the negative that is most similar, so one sigmoid of the
-    difference to it is the same number.
-
-    Args:
-        features: Features, of unit length.
-        positives: Embeddings of the phrases asked for.
-        negatives: Embeddings of the phrases to hold them against, at least one.
-        temperature: Factor of the similarities.
-
-    Returns:
-        Relevancies in [0, 1]; 0.5 where query and nearest negative are equally similar.
-    """
-    strongest = (features @ negatives.T).amax(dim=-1, keepdim=True)
-    return torch.sigmoid(temperature * (features @ positives.T - strongest))
 
 
 @dataclass
@@ -99,31 +67,6 @@ class QueryConfig(InstantiateConfig):
     """Whether the overlay outlines where the threshold is reached; None: in the viewer, and nowhere else."""
     presets: tuple[Words, ...] = ()
     """Queries that the viewer offers. Empty: the names in the scene's annotations."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """A feature that was pointed at and stands for a phrase.
-
-    Features of images are far closer to each other than to any text, so an example is not held against the negatives
-    but against the view that it was found in: `level` is the similarity halfway between the example itself and the mean
-    of that view.
-    """
-
-    feature: Float[Tensor, "dim"]
-    """The feature, of unit length."""
-    level: float
-    """Similarity from which on something is rather like the example than like the rest."""
-
-    @classmethod
-    def of(cls, features: Float[Tensor, "height width dim"], row: int, col: int) -> Example:
-        """The feature of a pixel, held against the rest of its view."""
-        feature = features[row, col]
-        return cls(feature.detach().cpu(), 0.5 + 0.5 * min(float((features @ feature).mean()), 0.98))
-
-    def relevancy(self, features: Float[Tensor, "*bs dim"]) -> Float[Tensor, "*bs"]:
-        """Relevancies in [0, 1]: 0.98 for the example itself, 0.5 at its level, 0.02 for the mean of its view."""
-        return torch.sigmoid(4 * (features @ self.feature.to(features) - self.level) / (1 - self.level))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
-from divff_nerfstudio.datamanager import DivFFDataManagerConfig, FrameDataManagerConfig
+from divff_nerfstudio.datamanager import DivFFDataManagerConfig
+from divff_nerfstudio.frame_datamanager import FrameDataManagerConfig
 from divff_nerfstudio.guard import guard_configs
 from divff_nerfstudio.models.divff import DivFFModelConfig
 from divff_nerfstudio.models.paper import PublishedModelConfig

@@ -7,14 +7,12 @@ is looked up, never imported, and every value must be what its field's type says
 
 from __future__ import annotations
 
-import math
 import re
-import types
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from enum import Enum
-from pathlib import Path, PureWindowsPath
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Union
 
 import yaml
 from nerfstudio.engine.optimizers import AdamOptimizerConfig, RAdamOptimizerConfig
@@ -25,6 +23,7 @@ from nerfstudio.engine.schedulers import (
 )
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from divff_nerfstudio.config_values import MOST_NODES, ConfigBuilder, FaultError, full_name, shortened
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.autoencoder import AutoencoderConfig
 from divff_nerfstudio.plugins import classes_named, is_allowed
@@ -40,6 +39,10 @@ ALTERNATIVES: tuple[type, ...] = (
 )
 """Classes that may stand where a registered method has another one or none; each holds numbers alone."""
 FORMER_NAMES = {
+    "divff_nerfstudio.datamanager.FrameDataManagerConfig": "divff_nerfstudio.frame_datamanager.FrameDataManagerConfig",
+    "divff_nerfstudio.fields.published.PublishedHeadsConfig": (
+        "divff_nerfstudio.fields.published_heads.PublishedHeadsConfig"
+    ),
     "divff_nerfstudio.model": "divff_nerfstudio.models.divff",
     "divff_nerfstudio.published_model": "divff_nerfstudio.models.paper",
     "divff_nerfstudio.schedule": "divff_nerfstudio.models.schedule",
@@ -48,28 +51,18 @@ FORMER_NAMES = {
     "divff_nerfstudio.trainer.SplatTrainerConfig": "divff_nerfstudio.trainer.DivFFTrainerConfig",
 }
 """What runs of earlier versions call modules and classes, and what they are called now."""
-LATER = frozenset(
-    (
-        *("max_num_iterations", "train_num_rays_per_batch", "steps_per_epoch", "memory_mb"),
-        *("static_start", "static_most", "dynamic_most", "actor_most"),
-    )
-)
-"""Options for which earlier versions wrote 0 where it was not settled yet what they are: None stands for that."""
-MOST_BYTES, MOST_NODES, MOST_DEPTH = 2**20, 20_000, 32
-"""Of a file; those of our runs have 20 kB, 400 values and 8 levels."""
-_PATHS = re.compile(r"pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path")
-_YAML = "tag:yaml.org,2002:"
-_OBJECT, _CALL, _NAME, _TUPLE = (f"{_YAML}python/{kind}" for kind in ("object:", "object/apply:", "name:", "tuple"))
-_GROUP = {"optimizer": AdamOptimizerConfig.__mro__[1], "scheduler": ExponentialDecaySchedulerConfig.__mro__[1]}
-_TARGET = "_target"
+MOST_BYTES, MOST_DEPTH = 2**20, 32
+"""Of a file; those of our runs have 20 kB and 8 levels."""
+_PACKAGE = "divff_nerfstudio."
 
 
 class UnsafeConfigError(DivffError):
     """A ``config.yml`` cannot be read, or asks for what no configuration of ours contains."""
 
 
-class _FaultError(ValueError):
-    """What is wrong with a value, in words."""
+def ours_among(configs: Iterable[Any]) -> list[Any]:
+    """Those configurations that are of this package's kind, whoever wrote their methods."""
+    return [each for each in configs if any(kind.__module__.startswith(_PACKAGE) for kind in type(each).__mro__)]
 
 
 def allowed_classes(configs: Sequence[Any]) -> dict[str, type]:
@@ -81,15 +74,15 @@ def allowed_classes(configs: Sequence[Any]) -> dict[str, type]:
     Returns:
         Dataclasses and enumerations by their full names, and by those that they had in earlier versions.
     """
-    found: dict[str, type] = {_full_name(kind): kind for kind in ALTERNATIVES}
+    found: dict[str, type] = {full_name(kind): kind for kind in ALTERNATIVES}
 
     def visit(value: Any) -> None:
         if is_dataclass(value) and not isinstance(value, type):
-            found[_full_name(type(value))] = type(value)
+            found[full_name(type(value))] = type(value)
             for entry in fields(value):
                 visit(getattr(value, entry.name))
         elif isinstance(value, Enum):
-            found[_full_name(type(value))] = type(value)
+            found[full_name(type(value))] = type(value)
         elif isinstance(value, Mapping):
             for each in value.values():
                 visit(each)
@@ -125,15 +118,15 @@ def read_config(path: Path | str, configs: Sequence[Any]) -> Any:
     remedy = "use the config.yml that ns-train wrote"
     try:
         if not path.is_file():
-            raise _FaultError("there is no such file")
+            raise FaultError("there is no such file")
         if path.stat().st_size > MOST_BYTES:
-            raise _FaultError(f"it has {path.stat().st_size} bytes, and at most {MOST_BYTES} are read")
+            raise FaultError(f"it has {path.stat().st_size} bytes, and at most {MOST_BYTES} are read")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UnsafeConfigError(f"{path} is refused because it is no UTF-8 text: {remedy}.") from None
     except OSError as error:
         raise UnsafeConfigError(f"{path} cannot be read ({error.strerror or error}): see to its rights.") from None
-    except _FaultError as fault:
+    except FaultError as fault:
         raise UnsafeConfigError(f"{path} is refused because {fault}: {remedy}.") from None
     return parse_config(text, str(path), configs)
 
@@ -150,11 +143,11 @@ def parse_config(text: str, place: str, configs: Sequence[Any]) -> Any:
         UnsafeConfigError: As `read_config`.
     """
     try:
-        builder = _Builder(allowed_classes(configs))
+        builder = ConfigBuilder(allowed_classes(configs))
         config = builder.build(_composed(text), Union[tuple(type(each) for each in configs)], "")  # noqa: UP007
         _check_meaning(config)
-    except (_FaultError, yaml.YAMLError, RecursionError) as error:
-        reason = str(error) if isinstance(error, _FaultError) else "it is not readable YAML"
+    except (FaultError, yaml.YAMLError, RecursionError) as error:
+        reason = str(error) if isinstance(error, FaultError) else "it is not readable YAML"
         raise UnsafeConfigError(
             f"{place} is refused because {reason}: use the config.yml that ns-train wrote."
         ) from None
@@ -172,7 +165,7 @@ def names_one_of(text: str, configs: Sequence[Any]) -> bool:
     """Whether a ``config.yml`` says that it is of one of these configurations, by its class or its method's name."""
     root = re.search(r"python/\w+(?:/\w+)?:([\w.]+)", text)
     method = re.search(r"^method_name: *['\"]?([\w-]+)", text, re.MULTILINE)
-    classes, methods = {_full_name(type(each)) for each in configs}, {each.method_name for each in configs}
+    classes, methods = {full_name(type(each)) for each in configs}, {each.method_name for each in configs}
     return (root is not None and root[1] in classes) or (method is not None and method[1] in methods)
 
 
@@ -182,208 +175,11 @@ def _composed(text: str) -> yaml.Node:
     for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MOST_DEPTH or count > MOST_NODES:
-            raise _FaultError("it is longer or nested deeper than any run's")
+            raise FaultError("it is longer or nested deeper than any run's")
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     if node is None:
-        raise _FaultError("it is empty")
+        raise FaultError("it is empty")
     return node
-
-
-class _Builder:
-    """Builds values of nodes, each by the type of the field that it is for."""
-
-    def __init__(self, allowed: Mapping[str, type]):
-        self.allowed = allowed
-        self.unknown: list[str] = []
-        self._built = 0
-
-    def build(self, node: yaml.Node, hint: Any, place: str) -> Any:
-        """The value of a node.
-
-        Args:
-            node: The node.
-            hint: Type that it must be of.
-            place: Names of the fields that lead to it, dots between.
-        """
-        self._built += 1
-        if self._built > MOST_NODES:
-            raise _FaultError("it refers to itself again and again")
-        if get_origin(hint) is Annotated:
-            return self.build(node, get_args(hint)[0], place)
-        if get_origin(hint) in (Union, types.UnionType):
-            return self._one_of(node, get_args(hint), place)
-        if isinstance(hint, type) and (is_dataclass(hint) or node.tag.startswith(_OBJECT)):
-            return self._object(node, hint, place)
-        if isinstance(hint, type) and issubclass(hint, Enum):
-            return self._member(node, hint, place)
-        if isinstance(hint, type) and issubclass(hint, Path):
-            return self._path(node, place)
-        if get_origin(hint) in (tuple, list):
-            return self._sequence(node, hint, place)
-        if get_origin(hint) is dict:
-            return self._mapping(node, get_args(hint)[1], place)
-        return self._scalar(node, hint, place)
-
-    def _one_of(self, node: yaml.Node, hints: Sequence[Any], place: str) -> Any:
-        fault = None
-        if node.tag.startswith(_OBJECT) and (kind := self.allowed.get(node.tag.removeprefix(_OBJECT))) is not None:
-            plain = [get_args(hint)[0] if get_origin(hint) is Annotated else hint for hint in hints]
-            hints = [hint for hint in plain if isinstance(hint, type) and issubclass(kind, hint)] or plain
-        for hint in sorted(hints, key=lambda hint: hint is str):
-            known = len(self.unknown)
-            try:
-                return self.build(node, hint, place)
-            except _FaultError as error:
-                del self.unknown[known:]
-                if fault is None or hint is not types.NoneType:
-                    fault = error
-        raise fault or _mismatch(place, node)
-
-    def _object(self, node: yaml.Node, hint: type, place: str) -> Any:
-        if not isinstance(node, yaml.MappingNode) or not node.tag.startswith(_OBJECT):
-            raise _mismatch(place, node)
-        kind = self.allowed.get(node.tag.removeprefix(_OBJECT))
-        if kind is None or not is_dataclass(kind):
-            raise _FaultError(f"it asks for {_short(node.tag)}, which no configuration of ours contains")
-        if not issubclass(kind, hint):
-            raise _FaultError(f"{place or 'its root'} is a {kind.__name__} where a {hint.__name__} belongs")
-        hints = _hints(kind)
-        values: dict[str, Any] = {}
-        for key, value in node.value:
-            name = _text(key)
-            inner = f"{place}.{name}" if place else name
-            if name in values:
-                raise _FaultError(f"it has {_short(inner)} twice")
-            if name == _TARGET:  # what a configuration sets up is said by its class alone
-                if not isinstance(value, yaml.ScalarNode) or not value.tag.startswith(_NAME):
-                    raise _mismatch(inner, value)
-            elif name not in hints:
-                self._look_at_unknown(value, inner)
-            elif name == "optimizers" and not place:
-                values[name] = self._optimizers(value, inner)
-            elif name == "collate_fn":
-                self._same_function(value, kind, inner)
-            else:
-                built = self.build(value, hints[name], inner)
-                values[name] = None if name in LATER and built == 0 else built
-        lacking = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]
-        if missing := [name for name in lacking if name not in values]:
-            raise _FaultError(f"{place or 'it'} lacks {missing[0]}")
-        return kind(**values)
-
-    def _look_at_unknown(self, node: yaml.Node, place: str) -> None:
-        """An option of another version is left out; it may be plain, and no more."""
-        plain = isinstance(node, yaml.ScalarNode) and not node.tag.startswith(f"{_YAML}python/")
-        if not plain and not (isinstance(node, yaml.SequenceNode) and node.tag in (_TUPLE, f"{_YAML}seq")):
-            raise _FaultError(f"it has {_short(place)}, which no configuration of ours contains")
-        for each in node.value if isinstance(node, yaml.SequenceNode) else ():
-            if not isinstance(each, yaml.ScalarNode) or each.tag.startswith(f"{_YAML}python/"):
-                raise _FaultError(f"it has {_short(place)}, which no configuration of ours contains")
-        self.unknown.append(place)
-
-    def _optimizers(self, node: yaml.Node, place: str) -> dict[str, Any]:
-        groups = {}
-        for name, group in self._pairs(node, place):
-            parts = self._pairs(group, f"{place}.{name}")
-            if {part for part, _ in parts} != _GROUP.keys():
-                raise _FaultError(f"{place}.{_short(name)} does not consist of optimizer and scheduler")
-            groups[name] = {
-                part: self.build(value, Union[_GROUP[part], None], f"{place}.{name}.{part}")  # noqa: UP007
-                for part, value in parts
-            }
-        return groups
-
-    def _same_function(self, node: yaml.Node, kind: type, place: str) -> None:
-        """A function stays the one that the class has."""
-        usual: Any = next(each.default for each in fields(kind) if each.name == place.rpartition(".")[2])
-        if node.tag != f"{_NAME}{_full_name(usual)}":
-            raise _FaultError(f"it asks for {_short(node.tag)}, which no configuration of ours contains")
-
-    def _member(self, node: yaml.Node, hint: type[Enum], place: str) -> Enum:
-        """A member of an enumeration: by its value, or by its name as Python up to 3.11.3 writes it."""
-        if isinstance(node, yaml.SequenceNode) and self.allowed.get(node.tag.removeprefix(_CALL)) is hint:
-            for member in hint:
-                if [str(member.value)] == [_text(each) for each in node.value]:
-                    return member
-        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_CALL}builtins.getattr" and len(node.value) == 2:
-            owner, name = node.value
-            if owner.tag == f"{_NAME}{_full_name(hint)}" and _text(name) in hint.__members__:
-                return hint[_text(name)]
-        raise _mismatch(place, node)
-
-    def _path(self, node: yaml.Node, place: str) -> Path:
-        """A path, written as text or in parts on any system."""
-        if isinstance(node, yaml.ScalarNode) and node.tag == f"{_YAML}str":
-            parts, kind = [node.value], ""
-        elif isinstance(node, yaml.SequenceNode) and _PATHS.fullmatch(kind := node.tag.removeprefix(_CALL)):
-            parts = [_text(each) for each in node.value]
-        else:
-            raise _mismatch(place, node)
-        if any("\0" in part for part in parts) or sum(map(len, parts)) > 4096:
-            raise _FaultError(f"{place} is no path")
-        return Path(PureWindowsPath(*parts).as_posix()) if "Windows" in kind else Path(*parts)
-
-    def _sequence(self, node: yaml.Node, hint: Any, place: str) -> tuple | list:
-        if not isinstance(node, yaml.SequenceNode) or node.tag not in (_TUPLE, f"{_YAML}seq"):
-            raise _mismatch(place, node)
-        inner = get_args(hint)
-        endless = get_origin(hint) is list or (len(inner) == 2 and inner[1] is Ellipsis)
-        if not endless and len(inner) != len(node.value):
-            raise _FaultError(f"{place} has {len(node.value)} values instead of {len(inner)}")
-        kinds = [inner[0]] * len(node.value) if endless else inner
-        built = (self.build(each, kind, place) for each, kind in zip(node.value, kinds, strict=True))
-        return list(built) if get_origin(hint) is list else tuple(built)
-
-    def _mapping(self, node: yaml.Node, hint: Any, place: str) -> dict[str, Any]:
-        return {name: self.build(value, hint, f"{place}.{name}") for name, value in self._pairs(node, place)}
-
-    def _pairs(self, node: yaml.Node, place: str) -> list[tuple[str, yaml.Node]]:
-        if not isinstance(node, yaml.MappingNode) or node.tag != f"{_YAML}map":
-            raise _mismatch(place, node)
-        pairs = [(_text(key), value) for key, value in node.value]
-        if len({name for name, _ in pairs}) < len(pairs):
-            raise _FaultError(f"{place} has a key twice")
-        return pairs
-
-    def _scalar(self, node: yaml.Node, hint: Any, place: str) -> Any:
-        if not isinstance(node, yaml.ScalarNode) or not node.tag.startswith(_YAML) or "python/" in node.tag:
-            raise _mismatch(place, node)
-        try:
-            value = _SCALARS.construct_object(node)
-        except (yaml.YAMLError, ValueError, TypeError, OverflowError):
-            raise _mismatch(place, node) from None
-        if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-            value = _number(value)  # 0 for 0.0, and 1e-3, which YAML takes for text
-        if isinstance(value, float) and not math.isfinite(value):
-            raise _FaultError(f"{place} is not finite")
-        wanted = get_args(hint) if get_origin(hint) is Literal else ()
-        fits = any(value == each and type(value) is type(each) for each in wanted) if wanted else type(value) is hint
-        if not fits and not (hint is types.NoneType and value is None):
-            raise _mismatch(place, node)
-        return value
-
-
-_SCALARS = yaml.constructor.SafeConstructor()
-
-
-def _number(value: int | str) -> float | str:
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return str(value)
-
-
-def _text(node: yaml.Node) -> str:
-    if not isinstance(node, yaml.ScalarNode) or "python/" in node.tag:
-        raise _FaultError(f"it asks for {_short(node.tag)}, which no configuration of ours contains")
-    return node.value
-
-
-def _mismatch(place: str, node: yaml.Node) -> _FaultError:
-    if "python/" in node.tag and node.tag != _TUPLE:
-        return _FaultError(f"it asks for {_short(node.tag)}, which no configuration of ours contains there")
-    value = _short(node.value) if isinstance(node, yaml.ScalarNode) else "a list or table"
-    return _FaultError(f"{place or 'its root'} is {value}, which that option cannot be")
 
 
 def _check_meaning(config: Any) -> None:
@@ -391,35 +187,21 @@ def _check_meaning(config: Any) -> None:
     try:
         check_options(config)
     except ValueError as error:
-        raise _FaultError(str(error).rstrip(".")) from None
+        raise FaultError(str(error).rstrip(".")) from None
     except RuntimeError as error:
-        raise _FaultError(str(error).rstrip(".")) from None
+        raise FaultError(str(error).rstrip(".")) from None
     if config.viewer.make_share_url:
-        raise _FaultError("viewer.make_share_url would open the viewer to the world, which only a command line may")
+        raise FaultError("viewer.make_share_url would open the viewer to the world, which only a command line may")
     for name, place in (
         ("relative_model_dir", config.relative_model_dir),
         ("logging.relative_log_dir", config.logging.relative_log_dir),
         ("viewer.relative_log_filename", Path(config.viewer.relative_log_filename)),
     ):
         if place.is_absolute() or ".." in place.parts:
-            raise _FaultError(f"{name} leads out of the run")
+            raise FaultError(f"{name} leads out of the run")
     options = config.pipeline.datamanager.extract_options
     if foreign := [name for name in classes_named([options]) if not is_allowed(name)]:
-        raise _FaultError(
-            f"pipeline.datamanager.extract_options names {_short(foreign[0])}, which files may not (DIVFF_PLUGINS in "
-            "the environment allows it)"
+        raise FaultError(
+            f"pipeline.datamanager.extract_options names {shortened(foreign[0])}, which files may not "
+            "(DIVFF_PLUGINS in the environment allows it)"
         )
-
-
-def _full_name(kind: type | Callable) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _hints(kind: type) -> dict[str, Any]:
-    hints = get_type_hints(kind, include_extras=True)
-    return {entry.name: hints[entry.name] for entry in fields(kind) if entry.name != _TARGET}
-
-
-def _short(text: str) -> str:
-    text = repr(text.removeprefix(_YAML))[1:-1]
-    return text if len(text) <= 100 else text[:97] + "..."

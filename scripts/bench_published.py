@@ -20,14 +20,8 @@ from stopwatch import machine
 from torch import Tensor, nn
 
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
-from divff_nerfstudio.fields.published import (
-    CoarseNetwork,
-    FineNetwork,
-    PublishedField,
-    PublishedHeads,
-    PublishedHeadsConfig,
-    octave_encoding,
-)
+from divff_nerfstudio.fields.published import CoarseNetwork, FineNetwork, PublishedField, octave_encoding
+from divff_nerfstudio.fields.published_heads import PublishedHeads, PublishedHeadsConfig
 from divff_nerfstudio.models.paper import PublishedModel, PublishedModelConfig
 from divff_nerfstudio.models.schedule import PublishedScheduleConfig
 

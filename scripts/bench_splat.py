@@ -53,17 +53,16 @@ class Splat:
         model.eval()
         kind = model.semantic.kinds[0]
         from divff_nerfstudio.fields.layers import LAYERS
-        from divff_nerfstudio.models.splat.views import View
 
-        view = View.of(camera, float(model.space.length), model.config.default_time, model.device)
+        view = model.seen_by(camera)
 
         @torch.no_grad()
         def colours() -> Any:
-            return model._joint(view, model._splats(view, LAYERS), codes=False)
+            return model.drawing(view, LAYERS).together(codes=False)
 
         @torch.no_grad()
         def colours_and_features() -> Any:
-            parts, _, _ = model._joint(view, model._splats(view, LAYERS), codes=True)
+            parts, _ = model.drawing(view, LAYERS).together(codes=True)
             code = model.semantic.code(parts["rest"], parts["masks"], view.moment.time)
             return model.semantic.decode(code, kind)
 

@@ -33,7 +33,7 @@ from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import FeatureStore, store_root
 from divff_nerfstudio.features.text import text_encoder
-from divff_nerfstudio.query import relevancy
+from divff_nerfstudio.relevancy import relevancy
 
 RAYS = 4096
 

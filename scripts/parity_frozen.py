@@ -17,12 +17,8 @@ from torch import nn
 
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig
-from divff_nerfstudio.fields.published import (
-    PublishedField,
-    PublishedFieldConfig,
-    PublishedHeads,
-    PublishedHeadsConfig,
-)
+from divff_nerfstudio.fields.published import PublishedField, PublishedFieldConfig
+from divff_nerfstudio.fields.published_heads import PublishedHeads, PublishedHeadsConfig
 
 FIELD = PublishedFieldConfig(
     position_octaves=4,

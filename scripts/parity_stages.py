@@ -26,9 +26,10 @@ from divff_nerfstudio.features.autoencoder import Autoencoder, load_autoencoder
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples
 from divff_nerfstudio.fields.published import PUBLISHED_LAYERS, octave_encoding, octave_scales
 from divff_nerfstudio.fields.published_checkpoint import read_published
-from divff_nerfstudio.models.paper import CoarsePass, PublishedModel, PublishedModelConfig, Rendering
+from divff_nerfstudio.models.paper import PublishedModel, PublishedModelConfig
+from divff_nerfstudio.models.published_rays import CoarsePass, Rendering
 from divff_nerfstudio.models.schedule import PublishedScheduleConfig
-from divff_nerfstudio.query import relevancy
+from divff_nerfstudio.relevancy import relevancy
 from divff_nerfstudio.rendering import (
     Composite,
     accumulate,

@@ -11,7 +11,8 @@ from PIL import Image
 
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.models.view import EVERYTHING, Features, RenderedView
-from divff_nerfstudio.query import PUBLISHED_NEGATIVES, Query, QueryConfig
+from divff_nerfstudio.query import Query, QueryConfig
+from divff_nerfstudio.relevancy import PUBLISHED_NEGATIVES
 
 HEIGHT, WIDTH, FRAMES, STEP = 24, 40, 16, 10
 TEST, VAL = (4, 9, 14), (2, 12)

@@ -11,7 +11,8 @@ import torch
 from divff_nerfstudio.calibration import Calibration, calibration, common_phrases, parting
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.features.oracle import phrase_code
-from divff_nerfstudio.query import PUBLISHED_NEGATIVES, Query, QueryConfig
+from divff_nerfstudio.query import Query, QueryConfig
+from divff_nerfstudio.relevancy import PUBLISHED_NEGATIVES
 
 DIM = 48
 ROOM = ("table", "wall", "floor", "mug", "kettle", "green lamp of our own")

@@ -20,7 +20,8 @@ from test_camera_paths import CROP, viewers_path
 from divff_nerfstudio.cli import COMMANDS
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.tables import average_table, read_runs
-from divff_nerfstudio.query import Example, QueryConfig
+from divff_nerfstudio.query import QueryConfig
+from divff_nerfstudio.relevancy import Example
 from divff_nerfstudio.schema import OptionError, check_options
 from divff_nerfstudio.stages import Stage, finished_seconds
 from divff_nerfstudio.viewer.camera_paths import CameraPath, read_camera_path

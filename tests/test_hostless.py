@@ -12,7 +12,7 @@ from hostless import DEVICE, HostWatch
 from torch import Tensor
 
 from divff_nerfstudio.fields.space import SceneSpace
-from divff_nerfstudio.models.splat import density, gaussians, model
+from divff_nerfstudio.models.splat import density, drawing, gaussians, model
 from divff_nerfstudio.models.splat.model import SplatModel
 
 METHODS = {"divff": tiny_run.config, "divff-paper": tiny_run.published_config, "divff-splat": tiny_run.splat_config}
@@ -72,14 +72,14 @@ def test_a_step_of_gaussians_waits_for_nothing_but_their_kernels(tiny_scene, tmp
         splat.gaussian_layer(layer).make_room(7)
         for row in splat.gaussian_layer(layer).rows.values():
             row.data = row.data.to(DEVICE)
-    monkeypatch.setattr(model, "rasterization", rasterised)
+    monkeypatch.setattr(drawing, "rasterization", rasterised)
     for module in (gaussians, model):
         monkeypatch.setattr(module, "is_card", lambda device: True)
     schedule = splat.schedule
     for step in sorted({0, schedule.static_until, schedule.heads_from, schedule.joint_from, 39}):
         splat.zero_grad()
         assert followed(pipe, step) == [], step
-        layers = {name: (splat.gaussian_layer(name), seen) for name, seen in splat._seen.items()}
+        layers = {name: (splat.gaussian_layer(name), seen) for name, seen in splat.observed.items()}
         with HostWatch() as watch:  # between two refinements what is seen is only gathered
             for layer, observation in layers.values():
                 density.refine(layer, {}, observation, 1, 99, splat.config.density)

@@ -24,7 +24,8 @@ from divff_nerfstudio.checkpoints import CheckpointError
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.runs import our_configs
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig, save_autoencoder
-from divff_nerfstudio.fields.published import PublishedField, PublishedFieldConfig, PublishedHeads, PublishedHeadsConfig
+from divff_nerfstudio.fields.published import PublishedField, PublishedFieldConfig
+from divff_nerfstudio.fields.published_heads import PublishedHeads, PublishedHeadsConfig
 from divff_nerfstudio.importing import NEURALDIFF_EPSILON, ImportConfig, ImportRefusedError
 from divff_nerfstudio.locks import take_lock
 from divff_nerfstudio.models.view import FEATURES

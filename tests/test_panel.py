@@ -29,7 +29,8 @@ from waiting import until as wait
 from divff_nerfstudio.calibration import Calibration
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.models.view import Features, RenderedView
-from divff_nerfstudio.query import PUBLISHED_NEGATIVES, Query, QueryConfig
+from divff_nerfstudio.query import Query, QueryConfig
+from divff_nerfstudio.relevancy import PUBLISHED_NEGATIVES
 from divff_nerfstudio.viewer.elements.picture import SHOWN
 from divff_nerfstudio.viewer.layout import LAYOUT, TITLE
 from divff_nerfstudio.viewer.panel import QueryPanel

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from divff_nerfstudio.query import Example, Query, QueryConfig, QueryError
+from divff_nerfstudio.query import Query, QueryConfig, QueryError
+from divff_nerfstudio.relevancy import Example
 from divff_nerfstudio.viewer.panel_state import PanelState, PanelStateError, load_panel_state, panel_state_path
 
 

@@ -16,13 +16,8 @@ from nerfstudio.utils import writer
 
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig, save_autoencoder
 from divff_nerfstudio.fields.layers import LAYERS, SamplePoints
-from divff_nerfstudio.fields.published import (
-    HIDDEN_LAYERS,
-    PublishedField,
-    PublishedFieldConfig,
-    PublishedHeads,
-    PublishedHeadsConfig,
-)
+from divff_nerfstudio.fields.published import PublishedField, PublishedFieldConfig
+from divff_nerfstudio.fields.published_heads import HIDDEN_LAYERS, PublishedHeads, PublishedHeadsConfig
 from divff_nerfstudio.models import paper
 from divff_nerfstudio.models.paper import PublishedModel, PublishedModelConfig, PublishedModelError
 from divff_nerfstudio.models.schedule import PublishedScheduleConfig, StagedCosine, StagedCosineConfig

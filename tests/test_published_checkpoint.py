@@ -10,14 +10,9 @@ import pytest
 import torch
 
 from divff_nerfstudio.checkpoints import CheckpointError
-from divff_nerfstudio.fields.published import (
-    FieldSizeError,
-    PublishedField,
-    PublishedFieldConfig,
-    PublishedHeads,
-    PublishedHeadsConfig,
-)
+from divff_nerfstudio.fields.published import FieldSizeError, PublishedField, PublishedFieldConfig
 from divff_nerfstudio.fields.published_checkpoint import read_published
+from divff_nerfstudio.fields.published_heads import PublishedHeads, PublishedHeadsConfig
 
 FIELD = PublishedFieldConfig(
     position_octaves=3,

@@ -14,15 +14,14 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.pca import fit_feature_basis, project
 from divff_nerfstudio.query import (
     MAX_PHRASES,
-    PUBLISHED_NEGATIVES,
     Query,
     QueryConfig,
     QueryError,
     build_query,
     overlay,
-    relevancy,
     split_phrases,
 )
+from divff_nerfstudio.relevancy import PUBLISHED_NEGATIVES, relevancy
 
 WORDS = ["mug", "bowl", "cut the bread", *PUBLISHED_NEGATIVES["image"], *PUBLISHED_NEGATIVES["video"]]
 CODES = dict(zip(WORDS, torch.eye(len(WORDS)), strict=True))

@@ -19,6 +19,7 @@ from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.models.splat import gaussians, rasterise
+from divff_nerfstudio.models.splat.densification import give_lives
 from divff_nerfstudio.models.splat.density import discard, row_optimizers
 from divff_nerfstudio.models.splat.gaussians import HARMONIC_0
 from divff_nerfstudio.models.splat.model import SplatModel, SplatModelConfig
@@ -312,7 +313,7 @@ def test_a_gaussian_that_comes_back_leaves_one_place_behind_it(start: Start):
         ends=torch.tensor([0.3, 0.5, infinity]),
         behind=torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
     )
-    splat._give_lives(SimpleNamespace(stays=lambda most: stays), optimizers)  # pyright: ignore[reportArgumentType]
+    give_lives(splat, SimpleNamespace(stays=lambda most: stays), optimizers)  # pyright: ignore[reportArgumentType]
     assert len(static) == count and len(dynamic) == 3
     torch.testing.assert_close(dynamic.rows["means"].detach(), where[[9, 4, 9]])
     colours = (static.rows["colours"].detach()[-2:] * HARMONIC_0 + 0.5).round()

@@ -19,7 +19,8 @@ from waiting import PATIENCE
 from divff_nerfstudio.cli.video import VideoConfig
 from divff_nerfstudio.models.view import Features
 from divff_nerfstudio.overlays import PALETTE, as_rgb, outline, outlined, overlay_several
-from divff_nerfstudio.query import Example, Query, QueryConfig
+from divff_nerfstudio.query import Query, QueryConfig
+from divff_nerfstudio.relevancy import Example
 from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.layout import LAYOUT
 from divff_nerfstudio.viewer.markup import as_code, as_image, as_markdown, legend, one_line, plot

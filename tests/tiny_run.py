@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nerfstudio.engine.trainer import TrainerConfig
 from test_feature_encoders import write_encoder
 from torch import nn
 
@@ -15,7 +16,8 @@ from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.features.encoders import load_encoder
 from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader
 from divff_nerfstudio.fields.layered import LayeredFieldConfig
-from divff_nerfstudio.fields.published import PublishedFieldConfig, PublishedHeadsConfig
+from divff_nerfstudio.fields.published import PublishedFieldConfig
+from divff_nerfstudio.fields.published_heads import PublishedHeadsConfig
 from divff_nerfstudio.fields.semantic_heads import SemanticHeadsConfig
 from divff_nerfstudio.models.divff import DivFFModelConfig
 from divff_nerfstudio.models.paper import PublishedModelConfig
@@ -38,9 +40,9 @@ def shrink(model: DivFFModelConfig) -> DivFFModelConfig:
     return model
 
 
-def config(scene: Path, output: Path, steps: int = 12) -> DivFFTrainerConfig:
-    """The registered method on a scene, tiny, on the CPU, without a viewer."""
-    chosen = copy.deepcopy(divff.config)
+def config(scene: Path, output: Path, steps: int = 12, registered: TrainerConfig = divff.config) -> DivFFTrainerConfig:
+    """The registered method, or one derived from it, on a scene, tiny, on the CPU, without a viewer."""
+    chosen = copy.deepcopy(registered)
     assert isinstance(chosen, DivFFTrainerConfig)
     _quiet(chosen, scene, output, steps)
     assert isinstance(chosen.pipeline.model, DivFFModelConfig)

@@ -11,15 +11,8 @@ import torch
 from torch import Tensor
 
 from divff_nerfstudio.checkpoints import CheckpointError, Shape, read_checkpoint, require_shapes, weights_of
-from divff_nerfstudio.fields.published import (
-    HIDDEN_LAYERS,
-    PUBLISHED_LAYERS,
-    FieldSizeError,
-    PublishedField,
-    PublishedFieldConfig,
-    PublishedHeads,
-    PublishedHeadsConfig,
-)
+from divff_nerfstudio.fields.published import PUBLISHED_LAYERS, FieldSizeError, PublishedField, PublishedFieldConfig
+from divff_nerfstudio.fields.published_heads import HIDDEN_LAYERS, PublishedHeads, PublishedHeadsConfig
 from divff_nerfstudio.schema import OptionError, check_options
 
 _NETS: Mapping[str, str] = {

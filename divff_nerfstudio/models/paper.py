@@ -20,31 +20,24 @@ from divff_nerfstudio.data.rays import at_origin
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder
-from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
-from divff_nerfstudio.fields.published import (
-    HIDDEN_LAYERS,
-    PublishedField,
-    PublishedFieldConfig,
-    PublishedHeads,
-    PublishedHeadsConfig,
-)
+from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples
+from divff_nerfstudio.fields.published import PublishedField, PublishedFieldConfig
+from divff_nerfstudio.fields.published_heads import HIDDEN_LAYERS, PublishedHeads, PublishedHeadsConfig
 from divff_nerfstudio.models.base import LayeredModelConfig, nearest_frame
+from divff_nerfstudio.models.partial_steps import step_in_parts
+from divff_nerfstudio.models.published_rays import CoarsePass, Rendering
 from divff_nerfstudio.models.rays import CUT, RayModel
 from divff_nerfstudio.models.schedule import PublishedScheduleConfig, Schedule, StagedCosineConfig
 from divff_nerfstudio.models.separation import weighted_error
 from divff_nerfstudio.models.view import pictures_of
 from divff_nerfstudio.rendering import (
-    CLEAR,
     Composite,
-    accumulate,
     between,
     composite,
     even_depths,
     importance_depths,
     open_intervals,
     points_at,
-    ray_uncertainty,
-    weights_alone,
 )
 from divff_nerfstudio.schema import Count, Positive, Size, Weight
 from divff_nerfstudio.training_folder import TrainingError
@@ -133,74 +126,6 @@ class PublishedModelConfig(LayeredModelConfig):
     def staged(self) -> Schedule:
         """The schedule of its stages."""
         return self.schedule.staged()
-
-
-@dataclass
-class CoarsePass:
-    """What the coarse network says of rays."""
-
-    depths: Float[Tensor, "rays samples"]
-    """Distances along the unit rays, in scene units."""
-    density: Float[Tensor, "rays samples"]
-    """In 1 / scene unit, without noise."""
-    composited: Composite
-    """The one layer, with noise in training."""
-    colours: Float[Tensor, "rays samples 3"] | None
-    """In training only: elsewhere the densities are enough."""
-
-    @property
-    def rgb(self) -> Float[Tensor, "rays 3"]:
-        """Colours of the rays."""
-        assert self.colours is not None
-        return accumulate(self.composited.joint, self.colours)
-
-
-@dataclass
-class Rendering:
-    """Rays when layers have been composited."""
-
-    coarse: CoarsePass
-    """What led to the samples."""
-    drawn: Float[Tensor, "rays drawn"]
-    """Depths that were drawn from the coarse weights."""
-    depths: Float[Tensor, "rays samples"]
-    """Those and the coarse ones, ascending."""
-    points: SamplePoints
-    """Where they are."""
-    fields: dict[Layer, LayerSamples]
-    """What the fine network says there, with the last sample's override in training."""
-    composited: Composite
-    """Shares of the layers."""
-    least_uncertainty: float
-    """Standard deviation of the colours of the static layer."""
-
-    @property
-    def uncertainty(self) -> Float[Tensor, "rays"]:
-        """Standard deviations of the colours."""
-        return ray_uncertainty(self.composited, self.fields, self.least_uncertainty)
-
-    @property
-    def shares(self) -> dict[Layer, Float[Tensor, "rays 3"]]:
-        """Each layer's share of the colours."""
-        return {layer: accumulate(self.composited.weights[layer], self.fields[layer].rgb) for layer in self.fields}
-
-    @property
-    def rgb(self) -> Float[Tensor, "rays 3"]:
-        """Colours of the rays."""
-        return torch.stack(list(self.shares.values())).sum(0)
-
-    @property
-    def depth(self) -> Float[Tensor, "rays"]:
-        """Sum of the joint weights times the distances; it is not divided by the opacity."""
-        return (self.composited.joint * self.depths).sum(-1)
-
-    def alone(self, layer: Layer) -> Float[Tensor, "rays samples"]:
-        """Weights of a layer rendered alone."""
-        return weights_alone(self.composited.alphas[layer], CLEAR)
-
-    def rgb_alone(self, layer: Layer) -> Float[Tensor, "rays 3"]:
-        """Colours of a layer rendered alone."""
-        return accumulate(self.alone(layer), self.fields[layer].rgb)
 
 
 class PublishedModel(RayModel):
@@ -438,27 +363,10 @@ class PublishedModel(RayModel):
 
         All losses are means over rays, so that those of parts add up, and so do their gradients.
         """
-        size, count = self.rays_at_once, len(rays)
-        if size >= count or not self.config.mean_over_all_rays:
-            return super().training_step(rays, batch)
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        gradients: list[Tensor | None] = [None] * len(parameters)
-        losses: dict[str, Tensor] = {}
-        metrics: dict[str, Tensor] = {}
-        for start in range(0, count, size):
-            part = slice(start, start + size)
-            outputs, found, measured = super().training_step(rays[part], _part_of(batch, part))
-            share = len(outputs["rgb"]) / count
-            scaled = {name: share * loss for name, loss in found.items()}
-            followed = torch.autograd.grad(sum(scaled.values()), parameters, allow_unused=True)  # pyright: ignore
-            for i, gradient in enumerate(followed):
-                known = gradients[i]
-                gradients[i] = gradient if known is None else known if gradient is None else known.add_(gradient)
-            losses = _added(losses, scaled)
-            metrics = _added(metrics, {name: share * value for name, value in measured.items()})
-        first = next(iter(losses))
-        losses[first] = _Followed.apply(losses[first], gradients, *parameters)  # pyright: ignore[reportArgumentType]
-        return {}, losses, metrics
+        step, size = super().training_step, self.rays_at_once
+        if size >= len(rays) or not self.config.mean_over_all_rays:
+            return step(rays, batch)
+        return {}, *step_in_parts(step, [each for each in self.parameters() if each.requires_grad], rays, batch, size)
 
     def _geometry_losses(self, outputs: dict[str, Any], target: Tensor) -> dict[str, Tensor]:
         densities, uncertainty = outputs["densities"], outputs["uncertainty"]
@@ -478,34 +386,7 @@ class PublishedModel(RayModel):
         return super()._feature_losses(code, features)
 
 
-class _Followed(torch.autograd.Function):
-    """A loss whose gradients are known already."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor | None], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (None if gradient is None else gradient * upstream[0] for gradient in ctx.gradients)
-        return None, None, *scaled
-
-
 def _closed(samples: LayerSamples, cut: Bool[Tensor, "rays 1"]) -> LayerSamples:
     """Samples of which the last one, behind which the ray is open, shows nothing where a crop cuts the ray."""
     last = samples.density[:, -1:].masked_fill(cut, 0.0)
     return replace(samples, density=torch.cat((samples.density[:, :-1], last), -1))
-
-
-def _part_of(batch: dict[str, Any], part: slice) -> dict[str, Any]:
-    """Some rays of a batch."""
-    some = {"image": batch["image"][part]}
-    if "features" in batch:
-        some["features"] = {kind: (target[part], valid[part]) for kind, (target, valid) in batch["features"].items()}
-    return some
-
-
-def _added(sums: dict[str, Tensor], values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums by name, with further values added, cut off from what they were computed from."""
-    return {name: sums.get(name, 0) + value.detach() for name, value in values.items()}

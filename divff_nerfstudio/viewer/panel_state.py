@@ -27,7 +27,8 @@ from pydantic import Field, field_validator
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.query import EXAMPLE_NAME, Example, FeatureKind, Query, QueryConfig, QueryError, split_phrases
+from divff_nerfstudio.query import FeatureKind, Query, QueryConfig, QueryError, split_phrases
+from divff_nerfstudio.relevancy import EXAMPLE_NAME, Example
 from divff_nerfstudio.schema import Number, Positive, Record, Share, read_json
 
 FORMAT, VERSION = "divff-panel-state", 1

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from divff_nerfstudio.overlays import as_rgb
-from divff_nerfstudio.query import Example, Query, QueryError
+from divff_nerfstudio.query import Query, QueryError
+from divff_nerfstudio.relevancy import Example
 from divff_nerfstudio.viewer.answering import Answering
 from divff_nerfstudio.viewer.asking import Asking
 from divff_nerfstudio.viewer.background import Latest

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from divff_nerfstudio.models.splat.gaussians import GaussianLayer
+from divff_nerfstudio.fields.layers import Layer
+from divff_nerfstudio.models.splat.gaussians import GaussianLayer, Splats
 from divff_nerfstudio.schema import Count, Positive, Share, Weight
 
 _NEVER = 1 << 30
@@ -63,6 +64,18 @@ class Observation:
             "gaussian_ids": None,
             "means2d": SimpleNamespace(grad=gradients),
         }
+
+
+def observations(facts: Mapping[str, Any], splats: Mapping[Layer, Splats]) -> dict[Layer, Observation]:
+    """What a rasterisation says of each layer, for refinement after the step; nothing where none is followed back."""
+    if not facts["means2d"].requires_grad:
+        return {}
+    facts["means2d"].retain_grad()
+    found, start = {}, 0
+    for name, each in splats.items():
+        found[name] = Observation(facts, start, each.ids)
+        start += len(each)
+    return found
 
 
 def refine(

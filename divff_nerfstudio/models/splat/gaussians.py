@@ -27,6 +27,14 @@ FADING = 5.0
 HARMONIC_0 = 0.28209479177387814
 """The spherical harmonic of degree 0."""
 
+ROW_GROUPS = {
+    "middles": "lives",
+    "extents": "lives",
+    "edges": "lives",
+    "turns": "motions",
+}
+"""Groups of optimizers of rows that do not have one of their own name."""
+
 
 @dataclass
 class Moment:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Optional
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
@@ -33,8 +32,11 @@ from divff_nerfstudio.models.separation import (
     structural_loss,
     uncertain_photometric,
 )
-from divff_nerfstudio.models.splat.density import DensityConfig, Observation, append, discard, refine, row_optimizers
+from divff_nerfstudio.models.splat.densification import Densification
+from divff_nerfstudio.models.splat.density import DensityConfig, Observation, observations
+from divff_nerfstudio.models.splat.drawing import MOVING, Drawing
 from divff_nerfstudio.models.splat.gaussians import (
+    ROW_GROUPS,
     ActorGaussians,
     DynamicGaussians,
     GaussianLayer,
@@ -43,22 +45,12 @@ from divff_nerfstudio.models.splat.gaussians import (
     mean_opacity,
 )
 from divff_nerfstudio.models.splat.heads import SplatHeads, SplatHeadsConfig
-from divff_nerfstudio.models.splat.permanence import Sightings
-from divff_nerfstudio.models.splat.points import find_points, random_points, read_points, spacing
-from divff_nerfstudio.models.splat.rasterise import rasterization, require_kernels
-from divff_nerfstudio.models.splat.seeds import Residuals, actor_seeds, dynamic_seeds
-from divff_nerfstudio.models.splat.views import View
+from divff_nerfstudio.models.splat.points import first_points, spacing
+from divff_nerfstudio.models.splat.rasterise import require_kernels
+from divff_nerfstudio.models.splat.views import View, pixel_cameras
 from divff_nerfstudio.models.view import PICTURES, RenderError
 from divff_nerfstudio.schema import Amount, Count, Octaves, Positive, Size, Weight
 from divff_nerfstudio.training_folder import TrainingError
-
-ROW_GROUPS = {
-    "middles": "lives",
-    "extents": "lives",
-    "edges": "lives",
-    "turns": "motions",
-}
-"""Groups of optimizers of rows that do not have one of their own name."""
 
 
 class DivergenceError(DivffError):
@@ -157,6 +149,9 @@ class SplatModel(LayeredModel):
     """Renders a scene's three sets of Gaussians at any time, and the features that were distilled into them.
 
     Rays are the pixels of whole frames, row by row; everything else is as in other methods.
+
+    Attributes:
+        observed: What the last training step has seen of the Gaussians, for `Densification`.
     """
 
     config: SplatModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -183,7 +178,7 @@ class SplatModel(LayeredModel):
         self._place(scene)
         centres = scene.camera_to_worlds[scene.splits["train"], :, 3]
         self.register_buffer("eye", torch.from_numpy(centres.mean(0)).float(), persistent=False)
-        self._seen: dict[Layer, Observation] = {}
+        self.observed: dict[Layer, Observation] = {}
         self._on_host = OnHost()
 
     def gaussian_layer(self, layer: Layer) -> GaussianLayer:
@@ -192,20 +187,13 @@ class SplatModel(LayeredModel):
 
     def gaussians_at(self, camera: Cameras) -> dict[Layer, Splats]:
         """The Gaussians of each layer that live at a camera's time, in the world, in lengths of the scene."""
-        view = self._seen_by(camera)
-        return {layer: splats for layer, splats in self._splats(view, LAYERS).items() if len(splats)}
+        splats = self.drawing(self.seen_by(camera), LAYERS).splats
+        return {layer: each for layer, each in splats.items() if len(each)}
 
     def _place(self, scene: Scene) -> None:
         """Puts the static layer's first Gaussians."""
         config, layer = self.config, self.gaussian_layer("static")
-        path = config.points or find_points(scene)
-        # Training checks that there are points; whoever opens a checkpoint needs none.
-        if path is None or not path.is_file():
-            positions, colours = random_points(scene, config.static_start or 0)
-        else:
-            positions, colours = read_points(path)
-            chosen = torch.randperm(len(positions))[: config.most("static")]
-            positions, colours = positions[chosen], colours[chosen]
+        positions, colours = first_points(scene, config.points, config.static_start or 0, config.most("static"))
         positions = positions / self.space.length
         layer.make_room(len(positions))
         for name, row in layer.new_rows(positions, spacing(positions), colours, opacity=0.1).items():
@@ -218,11 +206,6 @@ class SplatModel(LayeredModel):
                 self.gaussian_layer(name).make_room(len(means))
 
     # The schedule.
-
-    @property
-    def _actor_alone(self) -> int:
-        """Rounds of seeds in which the actor has its first try at what is wrong: arms that rest could be objects."""
-        return self.config.seed_rounds // 3
 
     def get_param_groups(self) -> dict[str, list[Any]]:
         """Parameters by what they are; each row of each layer is a group of its own for gsplat's strategies."""
@@ -241,110 +224,8 @@ class SplatModel(LayeredModel):
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
         """Changes the number of Gaussians after each step."""
-        return [
-            TrainingCallback(
-                [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
-                self._adapt,
-                update_every_num_iters=1,
-                args=[training_callback_attributes],
-            )
-        ]
-
-    def _adapt(self, attributes: TrainingCallbackAttributes, step: int) -> None:
-        """Refines the layers, and puts moving Gaussians where the picture is wrong."""
-        config, seen = self.config, self._seen
-        self._seen = {}
-        if step >= self.schedule.heads_from:
-            return
-        assert attributes.optimizers is not None and attributes.pipeline is not None
-        optimizers = attributes.optimizers.optimizers.values()
-        if step % config.density.every == 0:
-            self._diverged(
-                {f"{layer} {name}": row for layer in seen for name, row in self.gaussian_layer(layer).rows.items()}
-            )
-        if step < 0.85 * self.schedule.heads_from:
-            for name, observation in seen.items():
-                layer = self.gaussian_layer(name)
-                since = step if name == "static" else step - self.schedule.static_until
-                refine(layer, row_optimizers(layer, optimizers), observation, since, config.most(name), config.density)
-        pause = max(1, (self.schedule.heads_from - self.schedule.static_until) // (2 * max(1, config.seed_rounds)))
-        done, late = divmod(step + 1 - max(1, self.schedule.static_until), pause)
-        if late == 0 and 0 <= done < config.seed_rounds:
-            data: Any = attributes.pipeline.datamanager
-            self._seed(data.train_dataset, list(optimizers), done)
-
-    @torch.no_grad()
-    def _seed(self, dataset: Any, optimizers: list[torch.optim.Optimizer], done: int) -> None:
-        """Adds moving Gaussians where training frames differ from what is rendered."""
-        config = self.config
-        self.eval()
-        residuals, sightings = Residuals(), Sightings()
-        for index in torch.randperm(len(dataset))[: config.seed_frames].tolist():
-            view = self._seen_by(dataset.cameras[index : index + 1])
-            target = torch.from_numpy(dataset.get_numpy_image(index)).to(self.device).reshape(-1, 3) / 255.0
-            splats = self._splats(view, LAYERS)
-            parts, _, shadow = self._joint(view, splats, codes=False)
-            depth = self._look_at_room(view, splats["static"], shadow, target, parts["masks"][:, 1], sightings)
-            residuals.add(view, target, (parts["rgb"] - target).abs().mean(-1), depth)
-        self.train()
-        moving: tuple[tuple[Layer, Any], ...] = (("dynamic", dynamic_seeds), ("actor", actor_seeds))
-        for name, seeds in moving:
-            layer, most = self.gaussian_layer(name), config.most(name)
-            # Half of what may be, spread over the rounds; the other half is for refinement.
-            count = min(most - len(layer), most // (2 * config.seed_rounds) * (2 if done == 0 else 1))
-            if count > 0 and (name == "actor" or done >= self._actor_alone):
-                append(layer, row_optimizers(layer, optimizers), seeds(layer, residuals, count))
-        if done > 0:
-            self._give_lives(sightings, optimizers)
-
-    def _look_at_room(
-        self,
-        view: View,
-        static: Splats,
-        shadow: Tensor | None,
-        target: Float[Tensor, "rays 3"],
-        actor: Float[Tensor, "rays"],
-        sightings: Sightings,
-    ) -> Float[Tensor, "rays"]:
-        """Notes what a training frame shows where static Gaussians are, beside the actor.
-
-        Returns:
-            Depth of the static layer, in lengths of the scene.
-        """
-        colours = static.colours if shadow is None else static.colours * (1 - shadow)[:, None]
-        with torch.enable_grad():
-            probes = colours.new_zeros(len(static), 5, requires_grad=True)
-            values = [colours, view.depths(static.means)[:, None], probes]
-            image, alpha, _ = self._rasterise(view, {"static": static}, values)
-            room, weighed = image.split((4, 5), -1)
-        room = room.detach() / alpha[:, None].clamp_min(1e-2)
-        error = (room[:, :3] - target).abs().mean(-1, keepdim=True)
-        looked_at = torch.cat((torch.ones_like(error), error, target), -1) * (1 - actor).clamp_min(0)[:, None]
-        # The derivative by a Gaussian's value is its weight in each pixel.
-        (sums,) = torch.autograd.grad(weighed, probes, looked_at)
-        sightings.add(view.moment.time, static.ids, len(self.gaussian_layer("static")), sums)
-        return room[:, 3]
-
-    def _give_lives(self, sightings: Sightings, optimizers: list[torch.optim.Optimizer]) -> None:
-        """Moves Gaussians that are not always there from the static to the dynamic layer, and fills their places."""
-        static, dynamic = self.gaussian_layer("static"), self.gaussian_layer("dynamic")
-        assert isinstance(dynamic, DynamicGaussians)
-        stays = sightings.stays(self.config.most("dynamic") - len(dynamic))
-        if not len(stays.ids):
-            return
-        kept = {name: row.detach()[stays.ids] for name, row in static.rows.items()}
-        lives = dynamic.rows_of_lives(stays.starts, stays.ends)
-        append(dynamic, row_optimizers(dynamic, optimizers), dynamic.filled({**kept, **lives}))
-        gone = torch.zeros(len(static), dtype=torch.bool, device=self.device)
-        gone[stays.ids] = True
-        away = F.normalize(kept["means"] - self.eye / self.space.length, dim=-1)
-        sizes = kept["scales"].exp().amax(-1)
-        # One that leaves and comes back has two stays, and one place.
-        once = torch.from_numpy(np.sort(np.unique(stays.ids.cpu().numpy(), return_index=True)[1])).to(self.device)
-        means, sizes = (kept["means"] + 2 * sizes[:, None] * away)[once], sizes[once]
-        behind = static.new_rows(means, sizes, stays.behind[once], opacity=0.5)
-        discard(static, row_optimizers(static, optimizers), gone)
-        append(static, row_optimizers(static, optimizers), behind)
+        adapt = Densification(self, training_callback_attributes).adapt
+        return [TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], adapt, update_every_num_iters=1)]
 
     # Rendering.
 
@@ -360,13 +241,14 @@ class SplatModel(LayeredModel):
         """
         wanted = {*PICTURES, CODE} if self.features_trained else {*PICTURES}
         if isinstance(ray_bundle, RayBundle):
-            views = map(self._seen_by, _pixels(ray_bundle))
+            views = map(self.seen_by, pixel_cameras(ray_bundle))
             pixels = [self._pictures(view, ("static", "dynamic"), None, wanted) for view in views]
             return {name: torch.cat([each[name] for each in pixels]) for name in pixels[0]}
-        view = self._seen_by(ray_bundle)
+        view = self.seen_by(ray_bundle)
         return self._training_outputs(view) if self.training else self._pictures(view, LAYERS, None, wanted)
 
-    def _seen_by(self, camera: Cameras) -> View:
+    def seen_by(self, camera: Cameras) -> View:
+        """What Gaussians are drawn for: the view of one camera."""
         return View.of(camera, self.space.known_length(), self.config.default_time, self.device)
 
     def _checked(self, camera: Cameras) -> Cameras:
@@ -379,78 +261,25 @@ class SplatModel(LayeredModel):
         self, camera: Cameras, layers: tuple[Layer, ...], box: OrientedBox | None, wanted: Collection[str]
     ) -> dict[str, Float[Tensor, "height width channels"]]:
         """Pictures of a view."""
-        view = self._seen_by(camera)
+        view = self.seen_by(camera)
         outputs = self._pictures(view, layers, box, wanted)
         return {name: output.view(view.height, view.width, -1) for name, output in outputs.items()}
 
-    def _splats(self, view: View, layers: tuple[Layer, ...]) -> dict[Layer, Splats]:
-        """The Gaussians of layers in a view; a layer may have none."""
-        return {layer: self.gaussian_layer(layer).at(view.moment) for layer in layers}
-
-    def _shaded(self, view: View, splats: Mapping[Layer, Splats]) -> tuple[Tensor, Tensor | None]:
-        """Colours of Gaussians with the actor's shadow on the static ones, and that shadow."""
-        colours = {layer: each.colours for layer, each in splats.items()}
-        shadow = None
-        if self.actor_shadow is not None and len(splats.get("actor", ())) and len(splats["static"]):
-            places = view.in_camera(splats["static"].means.detach())
-            times = view.moment.time.view(1, 1).expand(len(places), 1)
-            shadow = self.actor_shadow(self.gaussian_layer("actor"), places, times)
-            colours["static"] = colours["static"] * (1 - shadow)[:, None]
-        return torch.cat(list(colours.values())), shadow
-
-    def _rasterise(
-        self, view: View, splats: Mapping[Layer, Splats], values: list[Float[Tensor, "gaussians channels"]]
-    ) -> tuple[Float[Tensor, "rays channels"], Float[Tensor, "rays"], dict[str, Any]]:
-        """Composites values of Gaussians, in one pass.
-
-        Returns:
-            The sums, the sums of the weights, and the rasteriser's facts.
-        """
-        image, alpha, facts = rasterization(
-            *(torch.cat([getattr(each, name) for each in splats.values()]) for name in _GEOMETRY),
-            colors=torch.cat(values, -1),
-            viewmats=view.world_to_camera[None],
-            Ks=view.camera_matrix[None],
-            width=view.width,
-            height=view.height,
-            near_plane=self.config.nearest * self._near(view),
+    def drawing(self, view: View, layers: tuple[Layer, ...]) -> Drawing:
+        """The Gaussians of layers in a view."""
+        actor, shadow = self.gaussian_layer("actor"), self.actor_shadow
+        return Drawing(
+            view,
+            {layer: self.gaussian_layer(layer).at(view.moment) for layer in layers},
+            self.config.nearest * self._near(view),
+            self.config.least_uncertainty,
+            None if shadow is None else partial(shadow, actor),  # pyright: ignore[reportArgumentType]
         )
-        return image[0].flatten(0, 1), alpha.flatten(), facts
 
     def _near(self, view: View) -> float:
         """Where the room begins at a time, in lengths of the scene."""
         times, nears = (self._on_host(name, getattr(self, name)) for name in ("train_times", "train_nears"))
         return float(nears[nearest_frame(times, torch.tensor([view.moment.known_time]))] / self.space.known_length())
-
-    def _joint(
-        self, view: View, splats: Mapping[Layer, Splats], codes: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Any], Tensor | None]:
-        """Renders layers together: what every picture is made of, the rasteriser's facts, and the shadow."""
-        colours, shadow = self._shaded(view, splats)
-        marks = [
-            torch.cat([each.opacities.new_full((len(each),), float(name == layer)) for name, each in splats.items()])
-            for layer in _MOVING
-        ]
-        uncertainties = torch.cat([each.uncertainties for each in splats.values()])
-        depths = view.depths(torch.cat([each.means for each in splats.values()]))
-        values = [colours, torch.stack((*marks, uncertainties, depths), -1)]
-        if codes:
-            values.append(torch.cat([each.codes for each in splats.values()]))
-        elif self.training and "dynamic" in splats:
-            lasting = torch.zeros_like(uncertainties)
-            start = len(splats["static"])
-            lasting[start : start + len(splats["dynamic"])] = self._lasting(splats["dynamic"])
-            values.append(lasting[:, None])
-        image, alpha, facts = self._rasterise(view, splats, values)
-        parts = {
-            "rgb": image[:, :3],
-            "masks": image[:, 3:5],
-            "uncertainty": self.config.least_uncertainty + image[:, 5],
-            "depth": image[:, 6] / alpha.clamp_min(1e-6),
-            "accumulation": alpha,
-            "rest": image[:, 7:],
-        }
-        return parts, facts, shadow
 
     def _lasting(self, splats: Splats) -> Float[Tensor, "gaussians"]:
         """How much of each dynamic Gaussian there is at the one of some moments at which there is least."""
@@ -464,7 +293,8 @@ class SplatModel(LayeredModel):
         codes = self.semantic is not None and self.features_trained
         layers: tuple[Layer, ...] = ("static",) if self.static_only else LAYERS
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.geometry_frozen):
-            splats = self._splats(view, layers)
+            drawing = self.drawing(view, layers)
+        splats = drawing.splats
         static = splats["static"]
         splats["static"] = static.select(
             view.depths(static.means) > self.config.room_from * self._near(view), view.moment
@@ -472,13 +302,13 @@ class SplatModel(LayeredModel):
         if self.geometry_frozen:
             for name, each in splats.items():
                 splats[name] = replace(each, codes=self.gaussian_layer(name).rows["codes"][each.ids])
-        parts, facts, shadow = self._joint(view, splats, codes)
+        parts, facts = drawing.together(codes, None if codes else self._lasting)
         rgb, alpha, masks = parts["rgb"], parts["accumulation"], parts["masks"]
         outputs: dict[str, Any] = {
             # A random background: nothing may hide in black behind the room.
             "rgb": rgb + (1 - alpha)[:, None] * torch.rand_like(rgb),
             "uncertainty": parts["uncertainty"],
-            "masks": dict(zip(_MOVING, masks.unbind(-1), strict=True)) if len(layers) > 1 else {},
+            "masks": dict(zip(MOVING, masks.unbind(-1), strict=True)) if len(layers) > 1 else {},
             "lasting": parts["rest"][:, 0] if "dynamic" in splats and not codes else None,
             "size": (view.height, view.width),
             "splats": splats,
@@ -489,48 +319,30 @@ class SplatModel(LayeredModel):
             joined = masks.detach() if self.features_detached else masks
             outputs[CODE] = self.semantic.code(parts["rest"], joined, view.moment.time)
         if not self.geometry_frozen:
-            self._observe(splats, facts)
+            self.observed |= observations(facts, splats)
             if len(layers) > 1:
-                outputs |= self._static_alone(view, splats, shadow)
+                outputs |= drawing.static_alone(drawing.shadow)
         return outputs
-
-    def _static_alone(self, view: View, splats: Mapping[Layer, Splats], shadow: Tensor | None) -> dict[str, Tensor]:
-        """The static layer without its shadow, where it is closed, and the shadow as it would be seen on it."""
-        static = splats["static"]
-        taken = torch.zeros_like(static.opacities) if shadow is None else shadow
-        image, alpha, _ = self._rasterise(view, {"static": static}, [static.colours, taken[:, None]])
-        full = image / alpha.clamp_min(1e-2)[:, None]
-        return {"rgb_static": full[:, :3], "shadow": full[:, 3], "enclosed": alpha}
-
-    def _observe(self, splats: Mapping[Layer, Splats], facts: dict[str, Any]) -> None:
-        """Keeps what refinement reads after the step."""
-        if not facts["means2d"].requires_grad:
-            return
-        facts["means2d"].retain_grad()
-        start = 0
-        for name, each in splats.items():
-            self._seen[name] = Observation(facts, start, each.ids)
-            start += len(each)
 
     def _pictures(
         self, view: View, layers: tuple[Layer, ...], box: OrientedBox | None, wanted: Collection[str]
     ) -> dict[str, Tensor]:
         """Pictures of a view, and its code, if they are wanted; (rays, channels) each."""
-        splats = self._splats(view, layers)
+        drawing = self.drawing(view, layers)
         if box is not None:
-            for name, each in splats.items():
-                splats[name] = each.select(box.within(each.means * self.space.length), view.moment)
-        moving: list[Layer] = [layer for layer in _MOVING if f"rgb_{layer}" in wanted]
-        pictures: dict[str, Tensor] = {f"rgb_{layer}": self._in_room(view, splats, layer) for layer in moving}
+            for name, each in drawing.splats.items():
+                drawing.splats[name] = each.select(box.within(each.means * self.space.length), view.moment)
+        moving: list[Layer] = [layer for layer in MOVING if f"rgb_{layer}" in wanted]
+        pictures: dict[str, Tensor] = {f"rgb_{layer}": drawing.in_room(layer) for layer in moving}
         if "rgb_static" in wanted:
-            pictures["rgb_static"] = self._static_alone(view, splats, None)["rgb_static"]
+            pictures["rgb_static"] = drawing.static_alone(None)["rgb_static"]
         outputs: dict[str, Tensor] = {}
         if set(wanted) - {f"rgb_{layer}" for layer in LAYERS}:
-            parts, _, _ = self._joint(view, splats, CODE in wanted)
+            parts, _ = drawing.together(CODE in wanted)
             pictures |= {
                 "rgb": parts["rgb"],
                 "accumulation": parts["accumulation"][:, None],
-                **{f"mask_{layer}": mask for layer, mask in zip(_MOVING, parts["masks"].split(1, -1), strict=True)},
+                **{f"mask_{layer}": mask for layer, mask in zip(MOVING, parts["masks"].split(1, -1), strict=True)},
                 "mask_moving": parts["masks"].sum(-1, keepdim=True),
                 "uncertainty": parts["uncertainty"][:, None],
             }
@@ -540,14 +352,6 @@ class SplatModel(LayeredModel):
                 outputs[CODE] = self.semantic.code(parts["rest"], parts["masks"], view.moment.time)
         outputs |= {name: picture.clamp(0, 1) for name, picture in pictures.items()}
         return {name: output for name, output in outputs.items() if name in wanted}
-
-    def _in_room(self, view: View, splats: Mapping[Layer, Splats], layer: Layer) -> Float[Tensor, "rays 3"]:
-        """A moving layer alone, where the static layer does not hide it."""
-        if layer not in splats or not len(splats[layer]):
-            return view.intrinsics.new_zeros(view.height * view.width, 3)
-        both: dict[Layer, Splats] = {"static": splats["static"], layer: splats[layer]}
-        colours = [torch.zeros_like(splats["static"].colours), splats[layer].colours]
-        return self._rasterise(view, both, [torch.cat(colours)])[0]
 
     # Losses.
 
@@ -561,10 +365,10 @@ class SplatModel(LayeredModel):
         # On a card, for whose answer one would have to wait, the trainer looks now and then.
         looks = self.training and losses and not is_card(self.device)
         if looks and not torch.stack(list(losses.values())).sum().isfinite():
-            self._diverged(losses)
+            self.stop_if_diverged(losses)
         return losses
 
-    def _diverged(self, values: Mapping[str, Tensor]) -> None:
+    def stop_if_diverged(self, values: Mapping[str, Tensor]) -> None:
         """Stops if any of these values is not finite.
 
         Raises:
@@ -604,31 +408,3 @@ class SplatModel(LayeredModel):
         if len(motions):
             losses["motion"] = config.motion_weight * motions.abs().sum((1, 2)).mean()
         return losses
-
-
-def _pixels(rays: RayBundle) -> Iterator[Cameras]:
-    """Cameras of one pixel, each of which looks along a ray."""
-    origins, directions = rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)
-    times = None if rays.times is None else rays.times.reshape(-1, 1)
-    for i, (origin, direction) in enumerate(zip(origins, directions, strict=True)):
-        ahead = direction if bool(direction.isfinite().all()) else origin.new_tensor((0.0, 0.0, -1.0))
-        back = -F.normalize(ahead, dim=0)
-        least = F.one_hot(back.abs().argmin(), 3).to(back)
-        right = F.normalize(torch.linalg.cross(least, back), dim=0)
-        pose = torch.stack((right, torch.linalg.cross(back, right), back, origin), -1)
-        yield Cameras(
-            camera_to_worlds=pose[None],
-            fx=_FAR_SIGHT,
-            fy=_FAR_SIGHT,
-            cx=0.5,
-            cy=0.5,
-            width=1,
-            height=1,
-            times=None if times is None else times[i : i + 1],
-        )
-
-
-_FAR_SIGHT = 500.0
-"""Focal length, in pixels, of a camera whose one pixel is a ray."""
-_MOVING: tuple[Layer, Layer] = ("dynamic", "actor")
-_GEOMETRY = ("means", "quats", "scales", "opacities")

@@ -24,6 +24,24 @@ Points = tuple[Float[Tensor, "points 3"], Float[Tensor, "points 3"]]
 """Positions in scene units and colours in [0, 1]."""
 
 
+def first_points(scene: Scene, given: Path | None, start: int, most: int) -> Points:
+    """The points that Gaussians start from.
+
+    Args:
+        scene: The scene.
+        given: A file of points; None: the scene's, if it has one.
+        start: How many there are at random places where there is no file: training checks that there is, and whoever
+            opens a checkpoint needs none.
+        most: How many are taken of a file.
+    """
+    path = given or find_points(scene)
+    if path is None or not path.is_file():
+        return random_points(scene, start)
+    positions, colours = read_points(path)
+    chosen = torch.randperm(len(positions))[:most]
+    return positions[chosen], colours[chosen]
+
+
 def find_points(scene: Scene) -> Path | None:
     """The scene's file of points, if it has one."""
     return next((scene.root / place for place in PLACES if (scene.root / place).is_file()), None)

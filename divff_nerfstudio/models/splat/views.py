@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
 from divff_nerfstudio.card import sent
 from divff_nerfstudio.data.rays import camera_directions, pixel_grid
 from divff_nerfstudio.models.splat.gaussians import Moment, turn_of
+
+_FAR_SIGHT = 500.0
+"""Focal length, in pixels, of a camera whose one pixel is a ray."""
 
 
 @dataclass
@@ -76,3 +82,25 @@ class View:
     def in_camera(self, means: Float[Tensor, "gaussians 3"]) -> Float[Tensor, "gaussians 3"]:
         """World positions in the camera's frame."""
         return (means - self.moment.origin) @ self.moment.rotation
+
+
+def pixel_cameras(rays: RayBundle) -> Iterator[Cameras]:
+    """Cameras of one pixel, each of which looks along a ray."""
+    origins, directions = rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)
+    times = None if rays.times is None else rays.times.reshape(-1, 1)
+    for i, (origin, direction) in enumerate(zip(origins, directions, strict=True)):
+        ahead = direction if bool(direction.isfinite().all()) else origin.new_tensor((0.0, 0.0, -1.0))
+        back = -F.normalize(ahead, dim=0)
+        least = F.one_hot(back.abs().argmin(), 3).to(back)
+        right = F.normalize(torch.linalg.cross(least, back), dim=0)
+        pose = torch.stack((right, torch.linalg.cross(back, right), back, origin), -1)
+        yield Cameras(
+            camera_to_worlds=pose[None],
+            fx=_FAR_SIGHT,
+            fy=_FAR_SIGHT,
+            cx=0.5,
+            cy=0.5,
+            width=1,
+            height=1,
+            times=None if times is None else times[i : i + 1],
+        )
