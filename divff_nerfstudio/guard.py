@@ -22,7 +22,7 @@ import yaml
 from divff_nerfstudio.checkpoints import read_run_checkpoint
 from divff_nerfstudio.faults import tell_uncaught
 from divff_nerfstudio.process import prepare_process
-from divff_nerfstudio.run_config import UnsafeConfigError, names_one_of, parse_config
+from divff_nerfstudio.run_config import UnsafeConfigError, names_one_of, ours_among, parse_config
 from divff_nerfstudio.run_folder import RunError, last_checkpoint, relocate
 
 TRUST = "DIVFF_TRUST_CONFIGS"
@@ -45,7 +45,7 @@ def guard_configs(configs: Sequence[Any]) -> None:
     """Has `yaml.load` look at configurations first, where it would build any object.
 
     Args:
-        configs: Configurations of our methods.
+        configs: Configurations of our methods; those of our kind that others have registered by then are known, too.
     """
     if getattr(yaml.load, "guards", None) is not None:
         return
@@ -53,9 +53,11 @@ def guard_configs(configs: Sequence[Any]) -> None:
 
     def load(stream: Any, Loader: Any) -> Any:
         if Loader in (yaml.Loader, yaml.UnsafeLoader) and isinstance(stream, str) and "python/" in stream:
-            if names_one_of(stream, configs):
+            registered = getattr(sys.modules.get("nerfstudio.configs.method_configs"), "all_methods", {})
+            known = [*configs, *ours_among(registered.values())]
+            if names_one_of(stream, known):
                 prepare_process()
-                return _opened(stream, sys._getframe(1), configs)
+                return _opened(stream, sys._getframe(1), known)
             if os.environ.get(TRUST) != "1":
                 try:
                     _look_through(stream)

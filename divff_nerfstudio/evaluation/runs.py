@@ -12,7 +12,7 @@ import torch
 
 from divff_nerfstudio.checkpoints import CheckpointError, read_run_checkpoint
 from divff_nerfstudio.evaluation.trained_scene import TrainedScene
-from divff_nerfstudio.run_config import read_config
+from divff_nerfstudio.run_config import ours_among, read_config
 from divff_nerfstudio.run_folder import last_checkpoint, relocate
 
 
@@ -69,10 +69,10 @@ def open_run(load_config: Path, data: Path | None = None) -> tuple[Any, int]:
 
 
 def our_configs() -> list[Any]:
-    """The configurations of this package's registered methods."""
+    """The configurations of the registered methods that are of this package's kind."""
     from nerfstudio.configs.method_configs import all_methods
 
-    return [config for config in all_methods.values() if type(config).__module__.startswith("divff_nerfstudio.")]
+    return ours_among(all_methods.values())
 
 
 def run_facts(pipeline: Any, step: int) -> dict[str, str]:
