@@ -1,4 +1,4 @@
-"""Pictures of single things and places from the demo's world, for training and testing small encoders.
+"""Pictures of single things from the demo's world, for training and testing small encoders.
 
 Everything is drawn by the renderer, with the textures, hands and light of the demo scene, but with more kinds,
 colours, kitchens, people and views than any one scene has.
@@ -6,23 +6,19 @@ colours, kitchens, people and views than any one scene has.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from divff_nerfstudio.demo_scene.arrays import Mask, Picture, Vector
 from divff_nerfstudio.demo_scene.grasps import grasp_of
-from divff_nerfstudio.demo_scene.hands import ActorStyle, HandPose, arm_bodies, hand_rotation
+from divff_nerfstudio.demo_scene.hands import ActorStyle, HandPose, arm_bodies
 from divff_nerfstudio.demo_scene.motions import rotation_about
 from divff_nerfstudio.demo_scene.objects import BUILDERS, COLOURS
 from divff_nerfstudio.demo_scene.plan import (
-    BOARD,
     BOARD_TOP,
     CORNERS,
     COUNTER_Z,
-    NUMBER,
-    SINK,
     RoomStyle,
 )
 from divff_nerfstudio.demo_scene.primitives import Rectangle
@@ -48,7 +44,7 @@ COLOUR_NAMES: tuple[str, ...] = tuple(COLOURS)
 
 OBJECT, OTHER, HAND, ARM = 101, 102, 111, 112
 STYLES = 12
-"""Number of different kitchens behind crops and clips."""
+"""Number of different kitchens behind crops."""
 
 SKINS: tuple[Colour, ...] = (
     (0.86, 0.64, 0.52),
@@ -57,41 +53,6 @@ SKINS: tuple[Colour, ...] = (
     (0.42, 0.27, 0.19),
     (0.74, 0.54, 0.40),
 )
-
-
-@dataclass(frozen=True)
-class Place:
-    """A part of the room: what counts as it and how to look at it."""
-
-    centre: tuple[float, float, float]
-    spread: tuple[float, float, float]
-    """Half size of the region in which the view's target lies, metres."""
-    extent: float
-    """Half of what the view shows at the target, metres."""
-    instances: tuple[str, ...]
-
-
-PLACES: dict[str, Place] = {
-    "sink": Place((*SINK, 0.86), (0.06, 0.05, 0.03), 0.30, ("sink", "tap")),
-    "tap": Place((SINK[0], 0.43, 1.04), (0.04, 0.02, 0.03), 0.15, ("tap",)),
-    "hob": Place((0.72, 0.29, COUNTER_Z), (0.10, 0.08, 0.01), 0.30, ("hob",)),
-    "counter": Place((-0.1, 0.3, COUNTER_Z), (0.9, 0.20, 0.0), 0.22, ("counter",)),
-    "cupboard": Place((0.16, 0.30, 1.70), (0.2, 0.0, 0.15), 0.32, ("cupboard", "cupboard door")),
-    "drawer": Place((0.21, 0.03, 0.68), (0.08, 0.0, 0.12), 0.24, ("drawer",)),
-    "oven": Place((0.74, 0.0, 0.60), (0.10, 0.0, 0.10), 0.30, ("oven",)),
-    "fridge": Place((-1.68, 0.0, 1.2), (0.10, 0.0, 0.3), 0.40, ("fridge",)),
-    "wall": Place((0.2, 0.62, 1.2), (0.8, 0.0, 0.10), 0.24, ("back wall",)),
-    "floor": Place((0.0, -0.5, 0.0), (0.9, 0.15, 0.0), 0.40, ("floor",)),
-    "window": Place((SINK[0], 0.62, 1.52), (0.10, 0.0, 0.15), 0.40, ("window",)),
-    "shelf": Place((1.48, 0.13, 1.27), (0.0, 0.2, 0.03), 0.22, ("shelf",)),
-    "picture": Place((-1.16, 0.61, 1.62), (0.03, 0.0, 0.03), 0.22, ("picture",)),
-    "plant": Place((-0.93, 0.56, 1.21), (0.02, 0.0, 0.03), 0.14, ("plant",)),
-    "hood": Place((0.75, 0.5, 1.68), (0.08, 0.0, 0.06), 0.34, ("hood",)),
-    "cutting board": Place((*BOARD, BOARD_TOP), (0.05, 0.04, 0.0), 0.22, ("cutting board",)),
-    "kitchen tools": Place((0.13, 0.59, 1.24), (0.06, 0.0, 0.03), 0.18, ("rail",)),
-    "hand": Place((0.0, 0.2, 1.0), (0.6, 0.1, 0.05), 0.15, ()),
-    "arm": Place((0.0, 0.1, 1.0), (0.6, 0.1, 0.05), 0.22, ()),
-}
 
 
 @lru_cache(maxsize=STYLES)
@@ -239,36 +200,3 @@ def render_object_crop(
     plain = rng.uniform(0.0, 0.9, 3).astype(np.float32)
     picture = picture_of(stage, camera, sample_lighting(rng), plain if background == "plain" else None)
     return picture, cast(stage, camera).instance == OBJECT
-
-
-def render_place_crop(
-    rng: np.random.Generator, place: str, size: int = 64, fill: tuple[float, float] = (0.6, 1.3)
-) -> tuple[Picture, Mask]:
-    """A picture of a part of the room, or of a hand or an arm in it.
-
-    Args:
-        rng: source of kitchen, view and light.
-        place: one of `PLACES`.
-        size: of the square picture, pixels.
-        fill: range of the part's size as a share of the picture's.
-
-    Returns:
-        The picture (size, size, 3) uint8 and the part's visible pixels (size, size) bool.
-    """
-    spot = PLACES[place]
-    target = np.asarray(spot.centre) + rng.uniform(-1.0, 1.0, 3) * spot.spread
-    eye = np.array([target[0] * 0.8 + rng.uniform(-0.45, 0.45), rng.uniform(-0.85, -0.3), rng.uniform(1.45, 1.72)])
-    stage = kitchen_of(int(rng.integers(STYLES)))[1]
-    focal = size * 0.5 * float(rng.uniform(*fill)) * float(np.linalg.norm(target - eye)) / spot.extent
-    camera = Camera.look_at(size, size, focal, eye, target, float(rng.normal(0.0, 0.06)))
-    numbers = [NUMBER[name] for name in spot.instances]
-    if place in ("hand", "arm"):
-        side = int(rng.choice([-1, 1]))
-        fingers = np.array([-0.25 * side, 0.85, -0.3]) + rng.normal(0.0, 0.2, 3)
-        palm = np.array([-0.6 * side, 0.0, -0.6]) + rng.normal(0.0, 0.25, 3)
-        at = target + ([0.0, 0.1, 0.0] if place == "arm" else [0.0, 0.0, 0.0])
-        pose = HandPose(at, hand_rotation(fingers, palm), float(rng.uniform(0.05, 0.8)))
-        stage = Stage.joined(stage, Stage(arm_of(rng, side, pose, eye, sample_actor(rng))))
-        numbers = [HAND if place == "hand" else ARM]
-    picture = picture_of(stage, camera, sample_lighting(rng))
-    return picture, np.isin(cast(stage, camera).instance, numbers)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from divff_nerfstudio.demo_scene.arrays import Rotation, Vector
+from divff_nerfstudio.demo_scene.arrays import Rotation
 from divff_nerfstudio.demo_scene.objects import shaded
 from divff_nerfstudio.demo_scene.plan import (
     BOARD,
@@ -31,7 +31,7 @@ from divff_nerfstudio.demo_scene.plan import (
 )
 from divff_nerfstudio.demo_scene.primitives import Box, Ellipsoid, Lathe, Prism, Rectangle
 from divff_nerfstudio.demo_scene.renderer import Body, Part
-from divff_nerfstudio.demo_scene.shapes import arc, rod, tube, turn_x, turn_y, turn_z, vector
+from divff_nerfstudio.demo_scene.shapes import arc, rod, tube, turn_x, turn_y, vector
 from divff_nerfstudio.demo_scene.textures import (
     Colour,
     Metal,
@@ -345,48 +345,6 @@ def _furniture(style: RoomStyle) -> list[Part]:
         ),
     ]
     return [*parts, picture, *rail, *board]
-
-
-DOORS: dict[str, tuple[tuple[float, float], tuple[float, float], float, str]] = {
-    "cupboard": ((0.16, 0.44), (CUPBOARD_Z, 2.15), CUPBOARD_Y, "left"),
-    "drawer": ((0.0, 0.42), (0.62, 0.87), 0.03, "bar"),
-}
-"""Things that can be opened: left and right, bottom and top, plane y, side of the handle."""
-
-
-def open_door(thing: str, share: float, style: RoomStyle) -> tuple[list[Body], Vector]:
-    """A door or drawer that is pulled open in front of the closed room.
-
-    Args:
-        thing: a key of `DOORS`.
-        share: 0 closed, 1 open.
-        style: of the room.
-
-    Returns:
-        Its bodies (front and dark inside), and where its handle is, (3,).
-    """
-    x, z, y, handle = DOORS[thing]
-    name = "drawer" if thing == "drawer" else "cupboard door"
-    parts = tuple(_door(name, x, z, y, style.door, handle))
-    grip = np.asarray(parts[1].position) + 0.5 * parts[1].rotation[:, 2] * parts[1].primitive.bounds[1, 2]
-    hole = _slab(
-        name, (x[0] + 0.01, x[1] - 0.01), (y - 0.021, y - 0.019), (z[0] + 0.01, z[1] - 0.01), Plain((0.12, 0.10, 0.09))
-    )
-    if handle == "bar":
-        pulled = np.array([0.0, -0.22 * share, 0.0])
-        tray = _slab(
-            name,
-            (x[0] + 0.02, x[1] - 0.02),
-            (y - 0.22 * share, y),
-            (z[0] + 0.03, z[1] - 0.04),
-            Wood((0.74, 0.60, 0.42), (0.55, 0.40, 0.24)),
-        )
-        return [Body(parts, position=pulled), Body((tray,))], grip + pulled
-    hinge = np.array([x[1] if handle == "left" else x[0], y, 0.0])
-    rotation = turn_z((1.5 if handle == "left" else -1.5) * share)
-    return [Body(parts, rotation=rotation, position=hinge - rotation @ hinge), Body((hole,))], rotation @ (
-        grip - hinge
-    ) + hinge
 
 
 def build_room(style: RoomStyle | None = None) -> list[Body]:
