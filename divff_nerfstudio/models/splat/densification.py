@@ -13,6 +13,7 @@ from torch import Tensor
 
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.models.splat.density import append, discard, refine, row_optimizers
+from divff_nerfstudio.models.splat.divergence import stop_if_diverged
 from divff_nerfstudio.models.splat.drawing import Drawing
 from divff_nerfstudio.models.splat.gaussians import DynamicGaussians
 from divff_nerfstudio.models.splat.permanence import Sightings
@@ -47,8 +48,9 @@ class Densification:
         assert attributes.optimizers is not None and attributes.pipeline is not None
         optimizers = attributes.optimizers.optimizers.values()
         if step % config.density.every == 0:
-            model.stop_if_diverged(
-                {f"{layer} {name}": row for layer in seen for name, row in model.gaussian_layer(layer).rows.items()}
+            stop_if_diverged(
+                step,
+                {f"{layer} {name}": row for layer in seen for name, row in model.gaussian_layer(layer).rows.items()},
             )
         if step < 0.85 * schedule.heads_from:
             for name, observation in seen.items():

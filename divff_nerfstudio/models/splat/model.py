@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from divff_nerfstudio.card import OnHost, is_card
 from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
-from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.fields.actor import ActorShadow
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.space import SceneSpace
@@ -34,6 +33,7 @@ from divff_nerfstudio.models.separation import (
 )
 from divff_nerfstudio.models.splat.densification import Densification
 from divff_nerfstudio.models.splat.density import DensityConfig, Observation, observations
+from divff_nerfstudio.models.splat.divergence import stop_if_diverged
 from divff_nerfstudio.models.splat.drawing import MOVING, Drawing
 from divff_nerfstudio.models.splat.gaussians import (
     ROW_GROUPS,
@@ -51,10 +51,6 @@ from divff_nerfstudio.models.splat.views import View, pixel_cameras
 from divff_nerfstudio.models.view import PICTURES, RenderError
 from divff_nerfstudio.schema import Amount, Count, Octaves, Positive, Size, Weight
 from divff_nerfstudio.training_folder import TrainingError
-
-
-class DivergenceError(DivffError):
-    """Training has left what can be computed."""
 
 
 @dataclass
@@ -365,21 +361,8 @@ class SplatModel(LayeredModel):
         # On a card, for whose answer one would have to wait, the trainer looks now and then.
         looks = self.training and losses and not is_card(self.device)
         if looks and not torch.stack(list(losses.values())).sum().isfinite():
-            self.stop_if_diverged(losses)
+            stop_if_diverged(self.step, losses)
         return losses
-
-    def stop_if_diverged(self, values: Mapping[str, Tensor]) -> None:
-        """Stops if any of these values is not finite.
-
-        Raises:
-            DivergenceError: With their names.
-        """
-        if wrong := [name for name, value in values.items() if not value.isfinite().all()]:
-            raise DivergenceError(
-                f"Step {self.step}: {', '.join(wrong)} not finite: training has diverged. Resume from an earlier "
-                "checkpoint with --load-dir and --load-step, and lower learning rates, for example "
-                "--optimizers.means.optimizer.lr."
-            )
 
     def _geometry_losses(self, outputs: dict[str, Any], target: Tensor) -> dict[str, Tensor]:
         config = self.config
