@@ -196,6 +196,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
                 f"{video.directory} of {video.header.model}: run `{shlex.join(again)}`."
             )
         self.feature_stores["hotspot"] = hotspots
+        self.__dict__.pop("_features", None)  # tables without them
 
     def use_evidence(self) -> None:
         """Adds to training batches what the frames tell of what moves: "evidence", see `evidence.labels`."""

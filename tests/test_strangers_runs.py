@@ -379,7 +379,7 @@ def test_enumerations_as_python_up_to_3_11_3_writes_them() -> None:
 def test_the_list_of_what_is_allowed_is_short() -> None:
     allowed = allowed_classes(our_configs())
     foreign = {name for name in allowed if not name.startswith("divff_nerfstudio.")}
-    assert len(allowed) < 40
+    assert len({*allowed.values()}) < 40  # some of ours have former names, too
     assert foreign == {  # each looked through: numbers, texts and places; what they set up is theirs or torch's Adam
         "nerfstudio.configs.base_config.LocalWriterConfig",
         "nerfstudio.configs.base_config.LoggingConfig",
