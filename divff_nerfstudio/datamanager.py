@@ -30,7 +30,7 @@ from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.evidence.labels import Labels, labels
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES
-from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, ResidentStore, store_root
+from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, ResidentStore, finished_stores, store_root
 from divff_nerfstudio.option_ranges import Rays
 from divff_nerfstudio.pixels import FeatureTables, FrameTable, PixelBatches
 from divff_nerfstudio.schema import Positive, Weight, split_words
@@ -110,7 +110,7 @@ class DivFFDataManagerConfig(VanillaDataManagerConfig):
             SceneError: If the scene cannot be read.
         """
         scene = load_scene(self.data or self.dataparser.data, check_frames=False)
-        stored = self.features != "none" and any(store_root(scene, self.feature_dir).glob("*/header.json"))
+        stored = self.features != "none" and bool(finished_stores(store_root(scene, self.feature_dir)))
         return len(scene.splits["train"]) * scene.height * scene.width, stored
 
 
@@ -343,8 +343,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
 
 def _found_stores(scene: Scene, feature_dir: Path | None) -> dict[str, FeatureStore]:
     """The scene's finished stores by kind."""
-    root = store_root(scene, feature_dir)
-    folders = sorted(path.parent for path in root.glob("*/header.json") if not path.parent.name.startswith("."))
+    folders = finished_stores(store_root(scene, feature_dir))
     stores = {folder.name: FeatureStore.open(folder) for folder in folders}
     for name, store in stores.items():
         if store.header.kind != name:

@@ -29,6 +29,7 @@ from divff_nerfstudio.features.store import (
     FeatureWriter,
     FrameFeatures,
     StoreHeader,
+    finished_stores,
     store_root,
 )
 from divff_nerfstudio.fields.published_checkpoint import PublishedCheckpoint, read_published
@@ -250,7 +251,7 @@ def _place(name: str) -> str:
 def _has_targets(scene: Scene, headers: dict[str, StoreHeader]) -> bool:
     """Whether the scene's own features are what the heads were trained on: kinds, lengths and text encoders."""
     root = store_root(scene)
-    found = {path.parent.name for path in root.glob("*/header.json") if not path.parent.name.startswith(".")}
+    found = {folder.name for folder in finished_stores(root)}
     if found & HIDDEN_LAYERS.keys() != headers.keys():
         return False
     for kind, header in headers.items():

@@ -54,12 +54,15 @@ class FeaturesAreWhole:
         from divff_nerfstudio.arrays import ArrayFaultError
         from divff_nerfstudio.data.scene import load_scene
         from divff_nerfstudio.features.store.header import HeaderRecord
+        from divff_nerfstudio.features.store.reader import finished_stores
 
         root = features_dir(self.scene) if self.root is None else self.root
         try:
             ids = load_scene(self.scene, check_frames=False).frame_ids.tolist()
-            paths = sorted(path for path in root.glob("*/header.json") if not path.parent.name.startswith("."))
-            headers = {path.parent: read_json(path, HeaderRecord, "a store's header", "extract anew") for path in paths}
+            headers = {
+                folder: read_json(folder / "header.json", HeaderRecord, "a store's header", "extract anew")
+                for folder in finished_stores(root)
+            }
             there = {name for header in headers.values() for name in (header.kind, header.source)}
             lacking = [name for name in self.wanted if ":" not in name and name not in there]
             if lacking:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -52,17 +53,18 @@ def frames_of(container: Any, stream: Any, path: Path) -> Iterator[tuple[int, An
             if frame.is_corrupt:
                 raise ConvertError(
                     f"{path} is damaged at its frame {number}, which cannot be decoded whole: copy it anew from its "
-                    f"source or, if it is so there, code it anew with `ffmpeg -i {path} OUT.mp4`, and give that."
+                    f"source or, if it is so there, code it anew with `ffmpeg -i {shlex.quote(str(path))} OUT.mp4`, "
+                    "and give that."
                 )
             if number == 1 and not _is_turned_by_quarters(frame):
                 raise ConvertError(
                     f"{path} is to be shown turned by less than a quarter, or scaled: make its pictures so with "
-                    f"`ffmpeg -i {path} OUT.mp4`, and give that."
+                    f"`ffmpeg -i {shlex.quote(str(path))} OUT.mp4`, and give that."
                 )
             if frame.interlaced_frame:
                 raise ConvertError(
                     f"{path} is interlaced, its frame {number} shows two moments line by line: make one of each with "
-                    f"`ffmpeg -i {path} -vf bwdif=send_frame OUT.mp4`, and give that."
+                    f"`ffmpeg -i {shlex.quote(str(path))} -vf bwdif=send_frame OUT.mp4`, and give that."
                 )
             yield number, frame
     if number == 0:
@@ -84,7 +86,7 @@ def pixel_shape(stream: Any, path: Path) -> Fraction:
     if not Fraction(1, _LONGEST_PIXEL) <= ratio <= _LONGEST_PIXEL:
         raise ConvertError(
             f"{path} says that its pixels are {float(ratio):g} times as wide as high: take that away with "
-            f"`ffmpeg -i {path} -vf setsar=1 OUT.mp4`, and give that."
+            f"`ffmpeg -i {shlex.quote(str(path))} -vf setsar=1 OUT.mp4`, and give that."
         )
     return ratio
 

@@ -54,8 +54,8 @@ class Labels(NamedTuple):
     """What was found of training frames' pixels."""
 
     codes: UInt8[np.ndarray, "frames height width 6"]
-    """In 1/255 of what there can be, memory-mapped: the chances of dynamic layer and actor; of a pixel of an object at
-    rest 1 / depth, from the farthest plane looked at (1) to the nearest (255), 0 where it is not known, and between
+    """In 1/255 of what there can be, memory-mapped: the chances of dynamic layer and actor; of what rests there
+    1 / depth, from the farthest plane looked at (1) to the nearest (255), 0 where it is not known, and between
     which frames it rests there, from the first (0) to the last (255); and the chance that something else is seen at
     the pixel's place at other times."""
     depths: tuple[float, float]

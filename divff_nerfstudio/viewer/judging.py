@@ -53,8 +53,8 @@ class Judging:
     def _known(self, kind: str) -> Calibration | None:
         """The calibration of a kind; one whose text encoder does not work says nothing: asking will tell."""
         if kind not in self._calibrations:
-            found = self._calibrate(kind)
             try:
+                found = self._calibrate(kind)
                 self._calibrations[kind] = found if found is not None and np.isfinite(found.needed) else None
             except QueryError:
                 return None

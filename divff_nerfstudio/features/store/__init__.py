@@ -7,7 +7,7 @@ that a place has no feature. A single index serves all frames where features lie
 """
 
 from divff_nerfstudio.features.store.header import IMPORTED, NO_FEATURE, FeatureStoreError, StoreHeader
-from divff_nerfstudio.features.store.reader import FeatureStore, store_root
+from divff_nerfstudio.features.store.reader import FeatureStore, finished_stores, store_root
 from divff_nerfstudio.features.store.resident import ResidentStore
 from divff_nerfstudio.features.store.writer import FeatureWriter, FrameFeatures
 
@@ -20,5 +20,6 @@ __all__ = [
     "FrameFeatures",
     "ResidentStore",
     "StoreHeader",
+    "finished_stores",
     "store_root",
 ]

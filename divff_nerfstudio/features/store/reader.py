@@ -53,6 +53,11 @@ def store_root(scene: Scene, override: Path | None = None) -> Path:
     return features_dir(scene.root)
 
 
+def finished_stores(root: Path) -> list[Path]:
+    """Folders of the finished stores in a root, by name; what an extraction has left hidden does not count."""
+    return sorted(path.parent for path in root.glob("*/header.json") if not path.parent.name.startswith("."))
+
+
 def _as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
