@@ -230,9 +230,8 @@ class DivFFModel(RayModel):
             return losses
         losses["photometric"] = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"])
         densities, at = outputs["densities"], None
-        if evidence is not None and "resting" in outputs:  # the room's own depth says nothing of objects
-            depth = torch.where(evidence[:, 0] > 0.5, outputs["resting"][:, 0], 0.0)
-            at = depth / -outputs["rays"].metadata["camera_directions"][:, 2]
+        if "resting" in outputs:
+            at = outputs["resting"][:, 0] / -outputs["rays"].metadata["camera_directions"][:, 2]
         losses["density"] = (
             config.dynamic_density_weight * densities["dynamic"].mean()
             + config.actor_density_weight * densities["actor"].mean()
@@ -261,7 +260,7 @@ class DivFFModel(RayModel):
             at: Distances of these places along the rays, 0 where they are not known.
         """
         config, rays = self.config, outputs["rays"]
-        sure = (2 * outputs["evidence"][:, 0] - 1) * (at > 0)
+        sure = (2 * outputs["evidence"][:, 0] - 1).clamp_min(0) * (at > 0)
         drawn = weighted_draw(sure + 1e-6, min(config.resting_points, len(sure)))
         positions = rays.origins[drawn] + at[drawn, None] * rays.directions[drawn]
         since, until = outputs["resting"][drawn, 1:].unbind(-1)
