@@ -20,25 +20,25 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from divff_nerfstudio.atomic import atomic_path
 
 PUBLISHED: dict[str, Any] = {
-    "static_until": 1,
-    "mask_weight": 0.0,
-    "persistence_weight": 0.0,
-    "fields.largest_uncertainty": 10.0,
-    "fields.shadow": False,
-    "fields.permanence": False,
-    "evidence": "off",
+    "model.static_until": 1,
+    "model.mask_weight": 0.0,
+    "model.persistence_weight": 0.0,
+    "model.fields.largest_uncertainty": 10.0,
+    "model.fields.shadow": False,
+    "model.fields.permanence": False,
+    "model.evidence": "off",
 }
 """The published priors alone: uncertainty without bound, and a penalty on the moving layers' mean density."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "published priors only": PUBLISHED,
-    "unbounded uncertainty": {"fields.largest_uncertainty": 10.0},
-    "without static first": {"static_until": 1},
-    "without mask cost": {"mask_weight": 0.0},
-    "without persistence": {"persistence_weight": 0.0},
-    "without permanence": {"fields.permanence": False},
-    "with evidence": {"evidence": "on"},
-    "without shadow": {"fields.shadow": False},
+    "unbounded uncertainty": {"model.fields.largest_uncertainty": 10.0},
+    "without static first": {"model.static_until": 1},
+    "without mask cost": {"model.mask_weight": 0.0},
+    "without persistence": {"model.persistence_weight": 0.0},
+    "without permanence": {"model.fields.permanence": False},
+    "with evidence": {"model.evidence": "on"},
+    "without shadow": {"model.fields.shadow": False},
 }
 SCORES = ("psnr", "psnr_static_room", "moving_ap", "moving_ap_ever", "actor_ap", "dynamic_ap", "dynamic_ap_ever")
 
@@ -86,7 +86,7 @@ def scores_of(
         data: The scene's folder.
         steps: Training steps.
         seed: Of the training.
-        overrides: Values of the model's options by dotted name.
+        overrides: Values of the pipeline's options by dotted name.
         features: As the option of the data manager.
         wanted: Names of scores.
 
@@ -107,7 +107,7 @@ def scores_of(
     config.pipeline.datamanager.features = features
     for path, value in overrides.items():
         *parents, last = path.split(".")
-        target: Any = config.pipeline.model
+        target: Any = config.pipeline
         for parent in parents:
             target = getattr(target, parent)
         setattr(target, last, value)

@@ -21,8 +21,11 @@ from divff_nerfstudio.atomic import atomic_path
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "evidence alone": {"evidence": "on"},
-    "neither": {"evidence": "off"},
+    "weight 1.0": {"model.evidence_weight": 1.0},
+    "not placed": {"model.elsewhere_share": 1.0, "model.resting_weight": 0.0},
+    "drawn alike": {"datamanager.contested_weight": 0.0},
+    "not carried": {"model.evidence": "on"},
+    "neither": {"model.evidence": "off"},
 }
 """Overrides; by default there are evidence and carried objects where features are distilled."""
 SCORES = (

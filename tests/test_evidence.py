@@ -186,7 +186,7 @@ def test_evidence_pulls_where_it_is_sure():
 
 def test_a_mask_counts_less_where_it_was_not_found():
     weights, distances = torch.tensor([[0.2, 0.5, 0.1]]).expand(3, 3), torch.tensor([[1.0, 2.0, 4.0]]).expand(3, 3)
-    whole, right, wrong = placed_mask(weights, distances, torch.tensor([0.0, 2.0, 1.5])).tolist()
+    whole, right, wrong = placed_mask(weights, distances, torch.tensor([0.0, 2.0, 1.5]), 0.25).tolist()
     assert whole == pytest.approx(0.8) and right == pytest.approx(0.5 + 0.25 * 0.3, abs=1e-3)
     assert 0.25 * 0.8 <= wrong < right
 

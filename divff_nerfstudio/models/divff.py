@@ -42,7 +42,7 @@ from divff_nerfstudio.rendering import (
     transmittance,
     weights_alone,
 )
-from divff_nerfstudio.schema import Positive, Size, Weight
+from divff_nerfstudio.schema import Positive, Share, Size, Weight
 
 
 @dataclass
@@ -80,6 +80,9 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Points at which it is measured, per step."""
     persistence_moments: Size = 8
     """Moments at which it is measured, per point."""
+    elsewhere_share: Share = 0.25
+    """What the dynamic layer's mask counts, held against evidence, where it is far from the place at which the pixel's
+    segment rests; 1: as much as there."""
     resting_weight: Weight = 0.3
     """Weight of `resting_loss`, with evidence."""
     resting_points: Size = 64
@@ -229,9 +232,10 @@ class DivFFModel(RayModel):
             losses["photometric"] = room_loss(config, outputs["rgb"], target, evidence)
             return losses
         losses["photometric"] = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"])
-        densities, at = outputs["densities"], None
+        densities, at, placed = outputs["densities"], None, None
         if "resting" in outputs:
             at = outputs["resting"][:, 0] / -outputs["rays"].metadata["camera_directions"][:, 2]
+            placed = placed_mask(outputs["dynamic_weights"], outputs["distances"], at, config.elsewhere_share)
         losses["density"] = (
             config.dynamic_density_weight * densities["dynamic"].mean()
             + config.actor_density_weight * densities["actor"].mean()
@@ -244,7 +248,7 @@ class DivFFModel(RayModel):
             outputs["shadow"] if config.fields.shadow else None,
             target,
             evidence,
-            None if at is None else placed_mask(outputs["dynamic_weights"], outputs["distances"], at),
+            placed,
         )
         if at is not None and config.resting_weight > 0:
             losses["resting"] = config.resting_weight * self._resting(outputs, at)

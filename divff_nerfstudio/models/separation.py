@@ -19,8 +19,6 @@ from divff_nerfstudio.schema import Positive, Share, Weight
 
 PLACED = 0.08
 """How far from where it was found an object may be drawn, relative to its distance."""
-ELSEWHERE = 0.25
-"""What its weights count if they are far from there."""
 
 
 @dataclass
@@ -194,6 +192,7 @@ def placed_mask(
     weights: Float[Tensor, "rays samples"],
     distances: Float[Tensor, "rays samples"],
     found: Float[Tensor, "rays"],
+    elsewhere: float,
 ) -> Float[Tensor, "rays"]:
     """A layer's mask, of which what lies elsewhere than it was found counts less.
 
@@ -201,9 +200,10 @@ def placed_mask(
         weights: The layer's weights.
         distances: Of the samples.
         found: Distances at which it was found; 0 where that is not known.
+        elsewhere: What weights count that are far from there.
     """
     off = (distances - found[:, None]) / found.clamp_min(1e-6)[:, None]
-    near = ELSEWHERE + (1 - ELSEWHERE) * torch.exp(-(off / PLACED).square() / 2)
+    near = elsewhere + (1 - elsewhere) * torch.exp(-(off / PLACED).square() / 2)
     return (weights * torch.where(found[:, None] > 0, near, 1.0)).sum(-1)
 
 
