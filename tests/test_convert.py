@@ -411,13 +411,10 @@ def test_a_converted_scene_trains(tmp_path, frames):
     """A few steps of the registered method on a converted scene, tiny; the parameters move and stay finite."""
     import tiny_run
     import torch
-    from nerfstudio.utils import writer
 
     assert convert(as_colmap(tmp_path, frames), tmp_path / "scene", "--width", "48", "--video-width", "0") == 0
     tiny_run.write_features(tmp_path / "scene", tmp_path / "encoder")
-    writer.EVENT_WRITERS.clear()
-    writer.GLOBAL_BUFFER.clear()
-    trainer = tiny_run.config(tmp_path / "scene", tmp_path / "runs", steps=6).setup(local_rank=0, world_size=1)
+    trainer = tiny_run.trainer_of(tiny_run.config(tmp_path / "scene", tmp_path / "runs", steps=6))
     trainer.setup()
     before = tiny_run.parameters(trainer.pipeline.model)
     trainer.train()

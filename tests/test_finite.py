@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import tiny_run
 import torch
-from nerfstudio.utils import writer
 
 from divff_nerfstudio.checkpoints import CheckpointError
 from divff_nerfstudio.errors import DivffError
@@ -26,9 +25,7 @@ def start(method: str, scene: Path, output: Path, **changes: Any) -> DivFFTraine
     config.pipeline.datamanager.features = "none"
     for key, value in changes.items():
         setattr(config, key, value)
-    writer.EVENT_WRITERS.clear()
-    writer.GLOBAL_BUFFER.clear()
-    trainer = config.setup(local_rank=0, world_size=1)
+    trainer = tiny_run.trainer_of(config)
     trainer.setup()
     return trainer
 

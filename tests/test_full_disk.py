@@ -115,9 +115,7 @@ def test_what_is_told_of_errors_of_the_system():
 def training(tiny_scene: Path, tmp_path: Path):
     config = tiny_run.config(tiny_scene, tmp_path / "run", 8)
     config.pipeline.datamanager.features, config.steps_per_save = "none", 2
-    writer.EVENT_WRITERS.clear()
-    writer.GLOBAL_BUFFER.clear()
-    trainer = config.setup(local_rank=0, world_size=1)
+    trainer = tiny_run.trainer_of(config)
     trainer.setup()
     return trainer
 

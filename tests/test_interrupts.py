@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 import torch
-from nerfstudio.utils import writer
 from waiting import until
 
 from divff_nerfstudio import cli
@@ -33,9 +32,7 @@ def trainer(scene: Path, output: Path, **changes) -> DivFFTrainer:
     config.pipeline.datamanager.features = "none"
     for key, value in changes.items():
         setattr(config, key, value)
-    writer.EVENT_WRITERS.clear()
-    writer.GLOBAL_BUFFER.clear()
-    return config.setup(local_rank=0, world_size=1)
+    return tiny_run.trainer_of(config)
 
 
 def names(made: DivFFTrainer) -> list[str]:

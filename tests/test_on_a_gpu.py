@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tiny_run
 import torch
-from nerfstudio.utils import writer
 from test_feature_encoders import write_encoder, write_scene
 
 from divff_nerfstudio.features.extract import ExtractConfig
@@ -28,9 +27,7 @@ def started(method: str, scene: Path, tmp_path: Path, name: str, **changes: Any)
     config.machine.device_type = "cuda"
     for key, value in changes.items():
         setattr(config, key, value)
-    writer.EVENT_WRITERS.clear()
-    writer.GLOBAL_BUFFER.clear()
-    trainer = config.setup(local_rank=0, world_size=1)
+    trainer = tiny_run.trainer_of(config)
     trainer.setup()
     return trainer
 

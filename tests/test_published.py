@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import SceneBox
-from nerfstudio.utils import writer
 
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig, save_autoencoder
 from divff_nerfstudio.fields.layers import LAYERS, SamplePoints
@@ -362,11 +361,8 @@ def begin(tiny_scene: Path, tmp_path: Path):
         config = tiny_run.published_config(tiny_scene, tmp_path / name, steps)
         for key, value in changes.items():
             setattr(config, key, value)
-        writer.EVENT_WRITERS.clear()
-        writer.GLOBAL_BUFFER.clear()
         torch.manual_seed(0)
-        trainer = config.setup(local_rank=0, world_size=1)
-        assert isinstance(trainer, DivFFTrainer)
+        trainer = tiny_run.trainer_of(config)
         trainer.setup()
         return trainer
 

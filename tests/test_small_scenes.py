@@ -11,7 +11,6 @@ import pytest
 import tiny_run
 import torch
 from conftest import tiny_poses
-from nerfstudio.utils import writer
 from PIL import Image
 
 from divff_nerfstudio.cli.evaluate import EvaluateConfig
@@ -77,11 +76,9 @@ def test_small_scenes_train_and_are_looked_at(tmp_path, method, scene):
     shape = (SCENES | LARGE_IDS)[scene]
     config = METHODS[method](write_small_scene(tmp_path / "scene", **shape), tmp_path / "out")
     config.steps_per_eval_batch, config.steps_per_eval_image = 3, 5
-    writer.EVENT_WRITERS.clear()
-    writer.GLOBAL_BUFFER.clear()
     torch.manual_seed(0)
     config.save_config()
-    trainer = config.setup(local_rank=0, world_size=1)
+    trainer = tiny_run.trainer_of(config)
     trainer.setup()
     trainer.train()
     scores = trainer.pipeline.get_average_eval_image_metrics(step=99)
@@ -100,7 +97,7 @@ def test_the_published_table_of_times_has_no_row_for_large_ids(tmp_path, ids):
     """One sentence, before anything is trained."""
     config = tiny_run.published_config(write_small_scene(tmp_path / "scene", **LARGE_IDS[ids]), tmp_path / "out")
     with pytest.raises(SceneError, match="no row among 1000 time rows: number the frames anew, from 0 on"):
-        config.setup(local_rank=0, world_size=1).setup()
+        tiny_run.trainer_of(config).setup()
 
 
 @pytest.mark.parametrize("method", METHODS)

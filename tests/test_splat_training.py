@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tiny_run
 import torch
-from nerfstudio.utils import writer
 from plyfile import PlyData
 
 from divff_nerfstudio.cli.export import ExportConfig
@@ -46,10 +45,8 @@ def start(tiny_scene: Path, tmp_path: Path) -> Start:
             setattr(config, key, value)
         for key, value in (model or {}).items():
             setattr(config.pipeline.model, key, value)
-        writer.EVENT_WRITERS.clear()
-        writer.GLOBAL_BUFFER.clear()
         torch.manual_seed(seed)
-        trainer = config.setup(local_rank=0, world_size=1)
+        trainer = tiny_run.trainer_of(config)
         trainer.setup()
         return trainer
 

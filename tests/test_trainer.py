@@ -12,7 +12,6 @@ import tiny_run
 import torch
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.optimizers import Optimizers
-from nerfstudio.utils import writer
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.checkpoints import CheckpointError
@@ -155,11 +154,8 @@ def start(tiny_scene: Path, tmp_path: Path) -> Start:
         config = tiny_run.config(tiny_scene, tmp_path / name, STEPS)
         for key, value in changes.items():
             setattr(config, key, value)
-        writer.EVENT_WRITERS.clear()
-        writer.GLOBAL_BUFFER.clear()
         torch.manual_seed(seed)
-        trainer = config.setup(local_rank=0, world_size=1)
-        assert isinstance(trainer, DivFFTrainer)
+        trainer = tiny_run.trainer_of(config)
         trainer.setup()
         return trainer
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import tiny_run
 import yaml
-from nerfstudio.utils import writer
 
 from divff_nerfstudio.registry import divff  # installs the guard of configurations
-from divff_nerfstudio.trainer import DivFFTrainer, DivFFTrainerConfig, TrainingError
+from divff_nerfstudio.trainer import DivFFTrainerConfig, TrainingError
 
 STEPS = 4
 assert divff
@@ -31,10 +30,7 @@ def train(chosen: DivFFTrainerConfig) -> Path:
     """As ns-train does it; returns the folder of checkpoints."""
     chosen.set_timestamp()
     chosen.save_config()
-    writer.EVENT_WRITERS.clear()
-    writer.GLOBAL_BUFFER.clear()
-    trainer = chosen.setup(local_rank=0, world_size=1)
-    assert isinstance(trainer, DivFFTrainer)
+    trainer = tiny_run.trainer_of(chosen)
     trainer.setup()
     trainer.train()
     return trainer.checkpoint_dir

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.utils import writer
 from test_feature_encoders import write_encoder
 from torch import nn
 
@@ -24,7 +25,7 @@ from divff_nerfstudio.models.paper import PublishedModelConfig
 from divff_nerfstudio.models.splat.heads import SplatHeadsConfig
 from divff_nerfstudio.models.splat.model import SplatModelConfig
 from divff_nerfstudio.registry import divff, divff_paper, divff_splat
-from divff_nerfstudio.trainer import DivFFTrainerConfig
+from divff_nerfstudio.trainer import DivFFTrainer, DivFFTrainerConfig
 
 FIELDS = {"static_resolutions": (8, 16), "static_channels": 4, "dynamic_resolutions": (8,), "dynamic_channels": 4}
 NETWORKS = {"dynamic_hidden": 16, "actor_hidden": 16, "hidden": 16, "encoding_dim": 5}
@@ -87,6 +88,16 @@ def _quiet(chosen: DivFFTrainerConfig, scene: Path, output: Path, steps: int) ->
     chosen.pipeline.datamanager.features = "auto"
     chosen.pipeline.datamanager.train_num_rays_per_batch = 32
     chosen.pipeline.datamanager.eval_num_rays_per_batch = 32
+
+
+def trainer_of(chosen: DivFFTrainerConfig) -> DivFFTrainer:
+    """The trainer of a configuration, where other trainings may have gone before: nerfstudio's writers are the
+    process's own."""
+    writer.EVENT_WRITERS.clear()
+    writer.GLOBAL_BUFFER.clear()
+    trainer = chosen.setup(local_rank=0, world_size=1)
+    assert isinstance(trainer, DivFFTrainer)
+    return trainer
 
 
 Paint = Callable[[int, int, int], np.ndarray]
