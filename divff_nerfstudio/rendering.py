@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from nerfstudio.cameras.rays import RayBundle, RaySamples
-from nerfstudio.model_components.ray_samplers import PDFSampler
+from nerfstudio.model_components.ray_samplers import LogSampler, PDFSampler
 from torch import Tensor
 
 from divff_nerfstudio.fields.layers import Layer, LayerSamples, SamplePoints
@@ -176,46 +176,17 @@ def sample_rays(
         anneal: Exponent of the proposal's weights, below 1 while it is still unreliable.
         training: Whether to draw at random.
     """
+    first = LogSampler(single_jitter=True)
+    first.train(training)
     second = PDFSampler(include_original=False, single_jitter=True, histogram_padding=SPREAD / num_proposal)
     second.train(training)
-    coarse = log_samples(rays, num_proposal, training)
+    with rays.origins.device:  # on which the sampler would else wait for what it makes on the host
+        coarse = first(rays, num_samples=num_proposal)
     everything, room = (
         coarse.get_weights(found.view(-1, num_proposal, 1)) for found in density(points_of(rays, coarse))
     )
     drawn = torch.pow(((everything + BEHIND * room) / (1 + BEHIND)).detach(), anneal)
     return second(rays, coarse, drawn, num_samples=num_samples), ProposalSamples(coarse, everything, room)
-
-
-def log_samples(rays: RayBundle, count: int, jitter: bool) -> RaySamples:
-    """Intervals along rays of equal length in the logarithm of the distance.
-
-    As nerfstudio's LogSampler, which makes them on the host and waits until the device has them.
-
-    Args:
-        rays: Rays with nears and fars.
-        count: Intervals on each ray.
-        jitter: Draw their ends between the middles, for all of a ray alike.
-    """
-    assert rays.nears is not None and rays.fars is not None
-    edges = torch.linspace(0.0, 1.0, count + 1, device=rays.origins.device)[None]
-    if jitter:
-        middles = (edges[..., 1:] + edges[..., :-1]) / 2.0
-        upper = torch.cat((middles, edges[..., -1:]), -1)
-        lower = torch.cat((edges[..., :1], middles), -1)
-        edges = lower + (upper - lower) * torch.rand((len(rays), 1), device=edges.device)
-    near, far = torch.log(rays.nears), torch.log(rays.fars)
-
-    def distances(shares: Tensor) -> Tensor:
-        return torch.exp(shares * far + (1 - shares) * near)
-
-    ends = distances(edges)
-    return rays.get_ray_samples(
-        bin_starts=ends[..., :-1, None],
-        bin_ends=ends[..., 1:, None],
-        spacing_starts=edges[..., :-1, None],
-        spacing_ends=edges[..., 1:, None],
-        spacing_to_euclidean_fn=distances,
-    )
 
 
 def points_of(rays: RayBundle, samples: RaySamples) -> SamplePoints:

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nerfstudio.cameras.rays import Frustums, RayBundle, RaySamples
-from nerfstudio.model_components.ray_samplers import LogSampler
 
 from divff_nerfstudio.fields.layers import LAYERS, LayerSamples
 from divff_nerfstudio.generators import weighted_draw
@@ -17,7 +16,6 @@ from divff_nerfstudio.rendering import (
     accumulate,
     composite,
     expected_depth,
-    log_samples,
     midpoints,
     points_of,
     ray_uncertainty,
@@ -190,21 +188,6 @@ def test_weighted_draws_are_those_of_multinomial():
     expected = torch.multinomial(weights, 60)
     torch.manual_seed(3)
     assert torch.equal(weighted_draw(weights, 60), expected)
-
-
-@pytest.mark.parametrize("jitter", [False, True])
-def test_logarithmic_samples_are_those_of_nerfstudio(jitter):
-    torch.manual_seed(0)
-    rays, sampler = bundle(6, 0.1, 4.0), LogSampler(single_jitter=True)
-    sampler.train(jitter)
-    torch.manual_seed(1)
-    expected = sampler(rays, num_samples=9)
-    torch.manual_seed(1)
-    found = log_samples(rays, 9, jitter)
-    for part in ("starts", "ends"):
-        assert torch.equal(getattr(found.frustums, part), getattr(expected.frustums, part))
-    assert torch.equal(found.spacing_starts, expected.spacing_starts)
-    assert torch.equal(found.deltas, expected.deltas)
 
 
 def bundle(count: int, near: float, far: float) -> RayBundle:
