@@ -242,9 +242,17 @@ def common_phrases() -> dict[str, list[str]]:
     return json.loads(_COMMON.read_text(encoding="utf-8"))
 
 
-def in_view(mask: Bool[np.ndarray, "height width"]) -> bool:
-    """Whether a mask is more than noise."""
-    return int(mask.sum()) >= _LEAST_PIXELS
+def standing(verdict: Verdict, mask: Bool[np.ndarray, "height width"], pixels: int = 1) -> str:
+    """Whether a phrase's thing is "in view", "in the scene, not in view" or "not in the scene".
+
+    Args:
+        verdict: What the whole scene says of the phrase.
+        mask: The pixels of a view that are the thing, of which a few are noise.
+        pixels: Pixels of the view for each of the mask's.
+    """
+    if not verdict.in_scene:
+        return "not in the scene"
+    return "in view" if pixels * int(mask.sum()) >= _LEAST_PIXELS else "in the scene, not in view"
 
 
 def parting(sure: Float[np.ndarray, "phrases"]) -> float:

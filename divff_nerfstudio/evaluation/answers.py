@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from divff_nerfstudio.calibration import Calibration, Verdict, in_view
+from divff_nerfstudio.calibration import Calibration, Verdict, standing
 from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD
 from divff_nerfstudio.query import OVERLAY_OFFSET, QueryError, overlay
 
@@ -73,12 +73,8 @@ class Answer:
 
     @property
     def state(self) -> str | None:
-        """ "in view", "in the scene, not in view" or "not in the scene"; None where nobody knows."""
-        if self.verdict is None:
-            return None
-        if not self.verdict.in_scene:
-            return "not in the scene"
-        return "in view" if in_view(self.mask) else "in the scene, not in view"
+        """See `standing`; None where nobody knows."""
+        return None if self.verdict is None else standing(self.verdict, self.mask)
 
     @cached_property
     def overlay(self) -> Float[np.ndarray, "height width 3"]:

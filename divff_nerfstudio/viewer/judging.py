@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from divff_nerfstudio.calibration import Calibration, in_view
+from divff_nerfstudio.calibration import Calibration, standing
 from divff_nerfstudio.query import EXAMPLE_NAME, QueryError
 from divff_nerfstudio.spelling import respelled
 from divff_nerfstudio.viewer.answering import Answering
@@ -31,8 +32,7 @@ class Judging:
 
     Attributes:
         lane: The thread that judges.
-        judged: Happens when a view has been judged; told the view and the state of each phrase, as
-            `evaluation.answers.Answer.state` has it.
+        judged: Happens when a view has been judged; told the view and how it stands with each phrase (`standing`).
     """
 
     def __init__(self, context: PanelContext, answering: Answering, calibrate: Callable[[str], Calibration | None]):
@@ -51,13 +51,13 @@ class Judging:
         self._known(self._query.config.features)
 
     def _known(self, kind: str) -> Calibration | None:
-        """The calibration of a kind; one whose text encoder does not work says nothing: asking will tell."""
+        """The calibration of a kind, looked for once; where its text encoder does not work, asking will tell."""
         if kind not in self._calibrations:
-            try:
+            self._calibrations[kind] = None
+            with contextlib.suppress(QueryError):
                 found = self._calibrate(kind)
-                self._calibrations[kind] = found if found is not None and np.isfinite(found.needed) else None
-            except QueryError:
-                return None
+                if found is not None and np.isfinite(found.needed):  # encodes the common phrases
+                    self._calibrations[kind] = found
         return self._calibrations[kind]
 
     def _drawn(self, _: int, view: View, at_rest: bool) -> None:
@@ -76,12 +76,8 @@ class Judging:
         every = max(1, int(np.ceil((view.height * view.width / _MOST_PIXELS) ** 0.5)))
         features = self._query.decode(view.features[kind][::every, ::every], kind)
         masks = known.masks(features, answer.relevancies[::every, ::every].float().cpu().numpy(), phrases)
-        states = []
-        for verdict, mask in zip(known.verdicts(phrases), np.moveaxis(masks, -1, 0), strict=True):
-            seen = in_view(np.repeat(mask, every**2))
-            states.append(
-                "not in the scene" if not verdict.in_scene else "in view" if seen else "in the scene, not in view"
-            )
+        judged = zip(known.verdicts(phrases), np.moveaxis(masks, -1, 0), strict=True)
+        states = [standing(verdict, mask, every**2) for verdict, mask in judged]
         if view.answer is not answer:
             return
         self.judged(view, states)
