@@ -199,7 +199,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         self.__dict__.pop("_features", None)  # tables without them
 
     def use_evidence(self) -> None:
-        """Adds to training batches what the frames tell of what moves: "evidence", see `evidence.labels`."""
+        """Adds to training batches what the frames tell of what moves, see `evidence.labels`."""
         self._uses_evidence = True
 
     @cached_property
@@ -220,12 +220,6 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
     def _times(self) -> Float[Tensor, "frames"]:
         """Of the training frames."""
         return self.train_dataset.metadata["times"].flatten().to(self.device)
-
-    def _evidence(self, codes: Float[Tensor, "pixels 6"], frames: Int[Tensor, "#pixels"]) -> dict[str, Tensor]:
-        """What a batch tells of what was found of its pixels, by their codes and training frames."""
-        assert self._labels is not None
-        resting = self._labels.resting(codes, sent(frames, self.device), self._times)
-        return {"evidence": self._labels.chances(codes), "resting": resting}
 
     def _contested(self, indices: Int[Tensor, "pixels 3"]) -> Float[Tensor, "pixels"]:
         """How often pixels (camera, row, column) are to be drawn, relative to places where nothing ever happens."""
@@ -283,7 +277,9 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         if self.with_features(step):
             batch["features"] = self._features.lookup(self.train_pixel_sampler.in_scene(camera), row, column)
         if self._labels is not None:
-            batch |= self._evidence(self._codes.pixels(camera, row, column), camera)
+            codes = self._codes.pixels(camera, row, column)
+            batch["evidence"] = self._labels.chances(codes)
+            batch["resting"] = self._labels.resting(codes, sent(camera, self.device), self._times)
         return rays, batch
 
     def next_eval(self, step: int) -> tuple[RayBundle, dict[str, Any]]:

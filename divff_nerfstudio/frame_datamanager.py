@@ -22,6 +22,7 @@ class FrameDataManagerConfig(DivFFDataManagerConfig):
     """Target class to instantiate."""
     feature_pixels: Count = 2048
     """Pixels of each frame whose features are looked up; all where a frame has fewer."""
+    contested_weight: tyro.conf.Suppress[float] = 0.0
     train_num_rays_per_batch: tyro.conf.Suppress[Optional[int]] = 1  # noqa: UP045
     eval_num_rays_per_batch: tyro.conf.Suppress[int] = 1
 
@@ -53,8 +54,8 @@ class FrameDataManager(DivFFDataManager):
 
         Returns:
             Its camera, with a time, and a batch of "image" (all pixels row by row, R x 3, 0..1), "image_idx",
-            "frame_index" (in the scene), after `use_evidence` "evidence" and "resting", and, from `feature_start_step`
-            on, "features" of its "pixels".
+            "frame_index" (in the scene), after `use_evidence` "evidence" (chances of dynamic layer and actor), and,
+            from `feature_start_step` on, "features" of its "pixels".
         """
         self.train_count += 1
         dataset, frames = self.train_dataset, len(self.train_dataset)
@@ -67,7 +68,7 @@ class FrameDataManager(DivFFDataManager):
             "frame_index": in_scene,
         }
         if self._labels is not None:
-            batch |= self._evidence(self._codes.frame(index), torch.tensor([index]))
+            batch["evidence"] = self._labels.chances(self._codes.frame(index))
         if self.with_features(step):
             where = self.device if self.resident else "cpu"
             pixels = torch.randperm(self._area, device=where)[: self.config.feature_pixels]
