@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -56,6 +57,22 @@ def store_root(scene: Scene, override: Path | None = None) -> Path:
 def finished_stores(root: Path) -> list[Path]:
     """Folders of the finished stores in a root, by name; what an extraction has left hidden does not count."""
     return sorted(path.parent for path in root.glob("*/header.json") if not path.parent.name.startswith("."))
+
+
+_Places = TypeVar("_Places", np.ndarray, Tensor)
+
+
+def place_in(shape: Sequence[int], size: tuple[int, int], row: _Places, col: _Places) -> tuple[_Places, _Places]:
+    """Row and column of pixels' centres in an index, in whole numbers: exact at every size.
+
+    Args:
+        shape: Of the index: planes, rows, columns.
+        size: Height and width of the picture.
+        row: Row of each pixel.
+        col: Its column.
+    """
+    (_, rows, columns), (height, width) = shape, size
+    return (2 * row + 1) * rows // (2 * height), (2 * col + 1) * columns // (2 * width)
 
 
 def _as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
@@ -175,11 +192,8 @@ class FeatureStore:
             FeatureStoreError: If a place points to a row that its frame has not.
         """
         frame, row, col = _as_numpy(frame), _as_numpy(row), _as_numpy(col)
-        height, width = self.header.image_size
-        _, index_height, index_width = self._index.shape
-        # The centre (row + 1/2) / height * index_height, in whole numbers: exact at every size.
-        index_row = (2 * row.astype(np.int64) + 1) * index_height // (2 * height)
-        index_col = (2 * col.astype(np.int64) + 1) * index_width // (2 * width)
+        whole = row.astype(np.int64), col.astype(np.int64)
+        index_row, index_col = place_in(self._index.shape, self.header.image_size, *whole)
         plane = np.zeros_like(frame) if self.header.shared_index else frame
         local = self._index[plane, index_row, index_col]
         valid = local != NO_FEATURE

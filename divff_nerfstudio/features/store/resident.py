@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from divff_nerfstudio.features.store.header import NO_FEATURE
-from divff_nerfstudio.features.store.reader import FeatureStore
+from divff_nerfstudio.features.store.reader import FeatureStore, place_in
 
 
 class ResidentStore:
@@ -44,10 +44,7 @@ class ResidentStore:
             row: Pixel row in the scene's frame; its centre is looked up.
             col: Pixel column in the scene's frame.
         """
-        height, width = self._size
-        _, index_height, index_width = self._index.shape
-        index_row = (2 * row + 1) * index_height // (2 * height)
-        index_col = (2 * col + 1) * index_width // (2 * width)
+        index_row, index_col = place_in(self._index.shape, self._size, row, col)
         plane = torch.zeros_like(frame) if self._shared else frame
         local = self._index[plane, index_row, index_col].long() & NO_FEATURE
         valid = local != NO_FEATURE
