@@ -128,10 +128,9 @@ class Sweep:
         total = later + earlier
         best = total.argmax(-1, keepdim=True)
         ends = [steps.gather(-1, best)[:, 0] for steps in (first, last)]
-        before = sum(other < self.number for other in self.others)
         numbers = torch.tensor([*self.others, self.number], device=total.device)  # an empty interval is the frame's own
-        since = numbers[torch.where(ends[0] > 0, before - ends[0], -1)]
-        until = numbers[torch.where(ends[1] > 0, before + ends[1] - 1, -1)]
+        since = numbers[torch.where(ends[0] > 0, self._before - ends[0], -1)]
+        until = numbers[torch.where(ends[1] > 0, self._before + ends[1] - 1, -1)]
         support = total.gather(-1, best)[:, 0] / (pixels * max(1, len(self.others))).clamp_min(1)
         return Stays(support, self._between(total, best), since, until)
 
@@ -144,10 +143,14 @@ class Sweep:
         hit, miss = torch.log(_KEEPS_LOOKING / chance), torch.log((1 - _KEEPS_LOOKING) / (1 - chance))
         return torch.where(self.same > 0, hit, miss) * self.seen
 
+    @property
+    def _before(self) -> int:
+        """How many of the others are before this one."""
+        return sum(other < self.number for other in self.others)
+
     def _around(self, ratios: Float[Tensor, "others *places"]) -> tuple[Tensor, Tensor]:
         """Those of the frames behind this one, and of those before it, both leading away from it."""
-        before = sum(other < self.number for other in self.others)
-        return ratios[before:], ratios[:before].flip(0)
+        return ratios[self._before :], ratios[: self._before].flip(0)
 
     def _between(self, total: Float[Tensor, "segments depths"], best: Int[Tensor, "segments 1"]) -> Tensor:
         """Depth of the top of a parabola through the best plane and its neighbours."""
