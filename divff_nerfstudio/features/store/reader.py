@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ def finished_stores(root: Path) -> list[Path]:
 _Places = TypeVar("_Places", np.ndarray, Tensor)
 
 
-def place_in(shape: Sequence[int], size: tuple[int, int], row: _Places, col: _Places) -> tuple[_Places, _Places]:
+def place_in(shape: Sequence[int], size: Sequence[int], row: _Places, col: _Places) -> tuple[_Places, _Places]:
     """Row and column of pixels' centres in an index, in whole numbers: exact at every size.
 
     Args:
@@ -72,7 +72,8 @@ def place_in(shape: Sequence[int], size: tuple[int, int], row: _Places, col: _Pl
         col: Its column.
     """
     (_, rows, columns), (height, width) = shape, size
-    return (2 * row + 1) * rows // (2 * height), (2 * col + 1) * columns // (2 * width)
+    places = (2 * row + 1) * rows // (2 * height), (2 * col + 1) * columns // (2 * width)
+    return cast("tuple[_Places, _Places]", places)  # torch declares no type of a floor division
 
 
 def _as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
