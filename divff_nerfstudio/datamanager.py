@@ -145,6 +145,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         if self._scaled:
             config = replace(config, camera_res_scale_factor=1 / factor)
         super().__init__(config, *args, **kwargs)
+        self.train_dataparser_outputs = self._train_outputs
 
     def create_train_dataset(self) -> SceneDataset:
         """The training frames; opens the feature stores and hands their dimensions on to the model."""
@@ -154,6 +155,16 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
             self._hotspots = self.feature_stores.pop("hotspot", None)
         dataset.metadata["feature_dims"] = {kind: store.dimension for kind, store in self.feature_stores.items()}
         return dataset
+
+    def create_eval_dataset(self) -> SceneDataset:
+        """The held-out frames.
+
+        After this nerfstudio compares the sizes of all training cameras, one by one, which takes longer than all else
+        where there are thousands; ours share one, so that it gets none to compare.
+        """
+        self._train_outputs = self.train_dataparser_outputs
+        self.train_dataparser_outputs = None  # pyright: ignore[reportAttributeAccessIssue]
+        return super().create_eval_dataset()
 
     def setup_train(self) -> None:
         """Prepares drawing training rays."""

@@ -14,6 +14,8 @@ python scripts/bench.py published [--rays 1024] [--width 228 --height 128]
     the published network beside a straightforward version of it
 python scripts/bench.py splat --data SCENE [--gaussians 10000] [--width 114 --height 64]
     views, features and steps of divff-splat
+python scripts/bench.py long [--frames 100 1000 5000 20000] [--stages start view]
+    memory and time of each stage by the length of a video
 python scripts/bench.py gpu --data SCENE
     all figures that a GPU is to reach, beside their aims
 """
@@ -28,6 +30,7 @@ import torch
 import tyro
 from bench_features import Lookup, Memory, Segments
 from bench_gpu import Gpu
+from bench_long import Long
 from bench_published import Published
 from bench_splat import Splat
 from compare_methods import Compare
@@ -145,6 +148,7 @@ if __name__ == "__main__":
         "compare": Compare,
         "published": Published,
         "splat": Splat,
+        "long": Long,
         "gpu": Gpu,
     }
     tyro.extras.subcommand_cli_from_dict(commands).main()

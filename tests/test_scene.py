@@ -280,7 +280,7 @@ def test_a_transparent_picture_is_refused(tmp_path: Path) -> None:
 
 
 def only_cache(root: Path) -> Path:
-    (path,) = (path for path in cache_folder(root).iterdir())
+    (path,) = cache_folder(root).glob("frames-*.npy")
     return path
 
 

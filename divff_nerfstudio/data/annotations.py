@@ -106,8 +106,11 @@ def check_annotations(scene: Scene) -> None:
     Raises:
         SceneError: If anything is damaged or belongs to another scene.
     """
-    for index in range(len(scene)):
-        moving_mask(scene, index)
+    folder = scene.root / "annotations"
+    stems = {path.stem.lower() for path in folder.iterdir()} if folder.is_dir() else set()  # asked once, not by frame
+    for index, path in enumerate(scene.image_paths):
+        if path.stem.lower() in stems:
+            moving_mask(scene, index)
     object_annotations(scene)
     affordance_annotations(scene)
 

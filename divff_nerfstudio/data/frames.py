@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -31,6 +31,7 @@ _ORIENTATION = 0x0112
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError, struct.error)
 """How Pillow's readers of formats fail where a file is damaged."""
 _FOLDER = ".divff_cache"
+_DIGEST_BYTES = 16
 
 
 class SceneError(DivffError):
@@ -171,10 +172,40 @@ def _fingerprint(paths: Sequence[Path], width: int, height: int) -> str:
 
 def _remove_old(folder: Path, keep: Path) -> None:
     """Removes caches of frames that are no more."""
-    for path in folder.glob("frames-*.npy"):
+    kept = keep, _digests_beside(keep)
+    for path in (*folder.glob("frames-*.npy"), *folder.glob("digests-*.npy")):
         with contextlib.suppress(OSError):
-            if path != keep:
+            if path not in kept:
                 path.unlink()
+
+
+def _digests_beside(cache: Path) -> Path:
+    """Where the digests of decoded frames are kept."""
+    return cache.with_name(cache.name.replace("frames-", "digests-", 1))
+
+
+def _digest(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    return hashlib.blake2b(frame.tobytes(), digest_size=_DIGEST_BYTES).digest()
+
+
+def frame_digests(frames: UInt8[np.ndarray, "frames height width 3"]) -> UInt8[np.ndarray, "frames bytes"]:
+    """Digests of the pixels of each of the frames that `open_frames` gave.
+
+    They were taken when the frames were decoded: a start reads none of the video's pixels for them. Where they are
+    missing, all frames are read once.
+    """
+    kept = _digests_beside(Path(cast(np.memmap, frames).filename or ""))
+    if (found := open_cache(kept, (len(frames), _DIGEST_BYTES))) is not None:
+        return found
+    digests = np.stack([np.frombuffer(_digest(frame), np.uint8) for frame in frames])
+    with contextlib.suppress(OSError):
+        _keep_digests(kept, digests)
+    return digests
+
+
+def _keep_digests(target: Path, digests: UInt8[np.ndarray, "frames bytes"]) -> None:
+    with atomic_path(target) as temporary, temporary.open("wb") as file:
+        np.save(file, digests)
 
 
 def open_frames(
@@ -203,8 +234,9 @@ def open_frames(
             if (frames := open_cache(cache, shape)) is not None:
                 return frames
             remove_unfinished(cache.parent, "frames-*")
+            remove_unfinished(cache.parent, "digests-*")
             with atomic_path(cache) as temporary:
-                _decode_all(temporary, paths, shape)
+                _keep_digests(_digests_beside(cache), _decode_all(temporary, paths, shape))
     except OSError as error:
         raise SceneError(
             f"The decoded frames cannot be kept in {cache.parent} ({error.strerror or error}): make room there, or "
@@ -232,8 +264,10 @@ def open_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     return frames if frames.shape == shape else None
 
 
-def _decode_all(target: Path, paths: Sequence[Path], shape: tuple[int, ...]) -> None:
+def _decode_all(target: Path, paths: Sequence[Path], shape: tuple[int, ...]) -> UInt8[np.ndarray, "frames bytes"]:
+    """Decodes frames into a file, and tells their digests."""
     frames = create_array(target, np.uint8, shape)
+    digests = np.empty((len(paths), _DIGEST_BYTES), np.uint8)
 
     def decode(index: int) -> None:
         frame = decode_frame(paths[index])
@@ -243,7 +277,9 @@ def _decode_all(target: Path, paths: Sequence[Path], shape: tuple[int, ...]) -> 
                 f"{shape[2]}x{shape[1]}: bring all frames to one size."
             )
         frames[index] = frame
+        digests[index] = np.frombuffer(_digest(frame), np.uint8)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(decode, range(len(paths))))
     frames.flush()
+    return digests

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from divff_nerfstudio.data.frames import SceneError, open_picture
 from divff_nerfstudio.data.masks import MASK_SUFFIXES, frame_finder
 from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.data.video_files import video_number
 
-_SAMPLES = 16
-"""Rows and columns of a picture that are looked at before it is compared as a whole."""
 _SAME_SHAPE = 0.08
 """How far the shapes of pictures of one view may be apart, as a share: sizes are whole numbers."""
 _NAMES = {"object_annotations": "te.json", "affordance_annotations": "aff_annotations.pkl"}
@@ -54,24 +50,16 @@ def _other_shape(scene: Scene, path: Path | None) -> str | None:
 
 def _same_pictures(scene: Scene) -> str | None:
     """Whether a held-out picture is, byte for byte, one that is trained on."""
-    frames = scene.frames
-    rows, columns = (np.unique(np.linspace(0, n - 1, _SAMPLES).astype(int)) for n in (scene.height, scene.width))
-    trained: dict[bytes, list[int]] = {}
-
-    def sample(index: int) -> bytes:
-        return frames[index][rows][:, columns].tobytes()
-
-    for index in scene.splits["train"].tolist():
-        trained.setdefault(sample(index), []).append(index)
+    digests = [digest.tobytes() for digest in scene.digests]
+    trained = {digests[index]: index for index in reversed(scene.splits["train"].tolist())}
     for split in ("val", "test"):
         for index in scene.splits[split].tolist():
-            for other in trained.get(sample(index), ()):
-                if np.array_equal(frames[index], frames[other]):
-                    same = scene.image_paths[other].name
-                    return (
-                        f"{scene.image_paths[index]} of ids_{split} is the same picture as {same} of ids_train, so "
-                        "that scores of it say nothing: take one of them out of meta.json."
-                    )
+            if (other := trained.get(digests[index])) is not None:
+                same = scene.image_paths[other].name
+                return (
+                    f"{scene.image_paths[index]} of ids_{split} is the same picture as {same} of ids_train, so "
+                    "that scores of it say nothing: take one of them out of meta.json."
+                )
     return None
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from pydantic import Field
 
-from divff_nerfstudio.data.frames import SceneError, decode_frame, frame_size, open_frames
+from divff_nerfstudio.data.frames import SceneError, decode_frame, frame_digests, frame_size, open_frames
 from divff_nerfstudio.data.video_files import usual_name, video_files
 from divff_nerfstudio.schema import Number, Record, read_json
 
@@ -172,6 +172,11 @@ class Scene:
             SceneError: If a frame is missing, damaged or of another size.
         """
         return open_frames(self.root, self.image_paths, self.width, self.height)
+
+    @cached_property
+    def digests(self) -> UInt8[np.ndarray, "N bytes"]:
+        """A digest of each frame's pixels, equal where two frames are; no frame is read for them again."""
+        return frame_digests(self.frames)
 
     def frame(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         """A copy of one frame."""

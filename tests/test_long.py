@@ -1,0 +1,114 @@
+"""Long videos: what a start opens, reads and keeps does not grow with the number of frames."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_run
+from conftest import write_tiny_scene
+from PIL import Image
+
+from divff_nerfstudio.data import frames as frames_module
+from divff_nerfstudio.data.frames import cache_folder
+from divff_nerfstudio.data.remarks import remarks
+from divff_nerfstudio.data.scene import load_scene
+from divff_nerfstudio.datamanager import DivFFDataManager
+
+_OPENED: list[Path] = []
+_LISTENING: list[bool] = []
+sys.addaudithook(lambda event, args: _note(args[0]) if event == "open" and _LISTENING else None)  # it stays for good
+
+
+def _note(path: Any) -> None:
+    if isinstance(path, (str, Path)):
+        _OPENED.append(Path(path))
+
+
+@contextmanager
+def opened_in(folder: Path) -> Iterator[list[Path]]:
+    """Collects the files of a folder that the block opens."""
+    _OPENED.clear()
+    _LISTENING.append(True)
+    found: list[Path] = []
+    try:
+        yield found
+    finally:
+        _LISTENING.clear()
+        found += [path.relative_to(folder) for path in _OPENED if path.is_relative_to(folder)]
+
+
+def started(scene: Path, output: Path) -> DivFFDataManager:
+    """The data of a training that is about to begin."""
+    config = tiny_run.config(scene, output).pipeline.datamanager
+    return config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+
+
+class Untouched(np.ndarray):
+    """An array whose values nobody may look at."""
+
+    def __getitem__(self, places: Any) -> Any:
+        raise AssertionError(f"{places} was looked at")
+
+    def __iter__(self) -> Any:
+        raise AssertionError("all was looked at")
+
+
+def test_a_start_opens_as_many_files_for_a_long_video_as_for_a_short_one(tmp_path: Path) -> None:
+    counts = []
+    for frames in (8, 120):
+        scene = write_tiny_scene(tmp_path / f"{frames}", frames, extras=False)
+        tiny_run.write_features(scene, tmp_path / f"encoder{frames}")
+        started(scene, tmp_path)  # decodes, once
+        with opened_in(scene) as files:
+            started(scene, tmp_path).next_train(0)
+        assert {path.name for path in files if path.parts[0] == "frames"} == {"IMG_0000000100.bmp"}  # for its size
+        counts.append(sorted(path.name.split("-")[0] for path in files))
+    assert counts[0] == counts[1]
+
+
+def test_a_start_reads_no_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = write_tiny_scene(tmp_path / "scene", 24, extras=False)
+    load_scene(scene)
+    opened = frames_module.open_cache
+
+    def open_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+        found = opened(path, shape)
+        return found.view(Untouched) if found is not None and len(shape) == 4 else found
+
+    monkeypatch.setattr(frames_module, "open_cache", open_cache)
+    found = load_scene(scene)
+    with pytest.raises(AssertionError):
+        found.frame(0)
+    monkeypatch.setattr(Untouched, "filename", str(next(cache_folder(scene).glob("frames-*.npy"))), raising=False)
+    assert remarks(found) == []
+
+
+def test_equal_pictures_are_told_by_digests_which_are_made_anew_where_they_are_missing(tmp_path: Path) -> None:
+    root = write_tiny_scene(tmp_path / "scene", 16, extras=False)
+    scene = load_scene(root)
+    trained, held_out = (scene.image_paths[scene.splits[split][1]] for split in ("train", "test"))
+    Image.open(trained).save(held_out)
+    for _ in range(2):
+        scene = load_scene(root)
+        (sentence,) = remarks(scene)
+        assert held_out.name in sentence and trained.name in sentence
+        equal = [scene.digests[i].tobytes() == scene.digests[j].tobytes() for i in range(16) for j in range(i)]
+        assert sum(equal) == 1
+        (kept,) = cache_folder(root).glob("digests-*.npy")
+        kept.unlink()
+
+
+def test_equally_large_cameras_are_not_compared_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nerfstudio.cameras.cameras import Cameras
+
+    taken, usual = [], Cameras.__getitem__
+    monkeypatch.setattr(Cameras, "__getitem__", lambda self, places: taken.append(places) or usual(self, places))
+    data = started(write_tiny_scene(tmp_path / "scene", 40, extras=False), tmp_path)
+    assert len(taken) < 5
+    assert len(data.train_dataparser_outputs.cameras) == len(data.train_dataset)
