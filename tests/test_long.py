@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from divff_nerfstudio.data.frames import cache_folder
 from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.datamanager import DivFFDataManager
+from divff_nerfstudio.evaluation import viewpoints
+from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 
 _OPENED: list[Path] = []
 _LISTENING: list[bool] = []
@@ -112,3 +116,50 @@ def test_equally_large_cameras_are_not_compared_one_by_one(tmp_path: Path, monke
     data = started(write_tiny_scene(tmp_path / "scene", 40, extras=False), tmp_path)
     assert len(taken) < 5
     assert len(data.train_dataparser_outputs.cameras) == len(data.train_dataset)
+
+
+class Cameras:
+    """Poses of a scene, on their way through a room."""
+
+    def __init__(self, frames: int):
+        poses = np.random.default_rng(0).normal(size=(frames, 3, 4)).cumsum(0)
+        poses[:, :, 2] /= np.linalg.norm(poses[:, :, 2], axis=1, keepdims=True)
+        self.camera_to_worlds = poses
+
+    def __len__(self) -> int:
+        return len(self.camera_to_worlds)
+
+
+@pytest.mark.parametrize("compared", [10_000, 300])
+def test_the_central_frame_is_the_one_nearest_to_all_others(monkeypatch: pytest.MonkeyPatch, compared: int) -> None:
+    monkeypatch.setattr(viewpoints, "_COMPARED", compared)
+    frames = Cameras(700)
+    positions, directions = frames.camera_to_worlds[:, :, 3], -frames.camera_to_worlds[:, :, 2]
+    apart = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+    turned = np.arccos(np.clip(directions @ directions.T, -1, 1))
+    far = (apart / apart.mean() + turned / turned.mean()).mean(1)
+    found = viewpoints.central_frame(frames)  # pyright: ignore[reportArgumentType]
+    assert far[found] <= far.min() * (1 + (0 if compared > 700 else 0.01))
+
+
+def test_the_central_frame_of_a_long_video_takes_no_memory_for_each_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(viewpoints, "_COMPARED", 200)
+    peaks = []
+    for count in (2000, 8000):
+        frames = Cameras(count)
+        tracemalloc.start()
+        viewpoints.central_frame(frames)  # pyright: ignore[reportArgumentType]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0] < 2**24
+
+
+def test_the_nearest_trained_frame_is_found_in_a_long_video() -> None:
+    random = np.random.default_rng(0)
+    ids = np.sort(random.choice(10_000, 400, replace=False))
+    trained = TrainedScene.__new__(TrainedScene)
+    trained.scene = SimpleNamespace(frame_ids=ids)  # pyright: ignore[reportAttributeAccessIssue]
+    trained.trained = sorted(random.choice(400, 150, replace=False).tolist())
+    for index in range(400):
+        expected = min(trained.trained, key=lambda i: (abs(int(ids[i] - ids[index])), i))
+        assert trained.nearest_trained(index) == expected

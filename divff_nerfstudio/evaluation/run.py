@@ -259,13 +259,13 @@ def _held_out(trained: TrainedScene, count: int | None) -> Iterable[tuple[int, C
     """
     scene, dataset = trained.scene, trained.datamanager.eval_dataset
     indices = [int(i) for i in dataset.metadata["indices"]]
-    seen = getattr(trained.model, "train_times", None)
+    seen, known = getattr(trained.model, "train_times", None), set(trained.trained)
     there = [int(i) for i in trained.datamanager.fixed_indices_eval_dataloader.image_indices]
     chosen = [there[i] for i in chosen_frames(len(there), count)]
     near = min(1e-6, float(np.diff(trained.times).min()) / 2)  # frames may be closer than a millionth of the video
     for index in (indices[i] for i in chosen):
         time = float(trained.times[index])
-        if index in trained.trained or (seen is not None and bool((seen - time).abs().lt(near).any())):
+        if index in known or (seen is not None and bool((seen - time).abs().lt(near).any())):
             raise EvaluationError(
                 f"Frame {scene.frame_ids[index]} of {scene.root} was trained on: evaluate held-out frames only."
             )

@@ -175,8 +175,10 @@ class TrainedScene:
 
     def nearest_trained(self, index: int) -> int:
         """Index of the training frame next in time to a frame, of two as near the earlier."""
-        ids = self.scene.frame_ids
-        return min(self.trained, key=lambda i: (abs(int(ids[i] - ids[index])), i))
+        ids, own = self.scene.frame_ids[self.trained], self.scene.frame_ids[index]
+        later = int(np.searchsorted(ids, own))
+        around = range(max(later - 1, 0), min(later + 1, len(ids)))
+        return self.trained[min(around, key=lambda i: (abs(int(ids[i] - own)), i))]
 
     def frame_at(self, time: float) -> int:
         """Index of the frame next in time, of two as near the earlier."""

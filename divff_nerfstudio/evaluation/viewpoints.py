@@ -15,6 +15,10 @@ from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.schema import Amount, Number, Record, Share, parse_json, read_json
 from divff_nerfstudio.viewer.camera_paths import CameraFileError, Side, read_camera_path, rigid
 
+_COMPARED = 2000
+_BLOCK = 256
+"""Frames that are compared with others at a time."""
+
 
 def fixed_viewpoint(scene: Scene, frame_id: int | None = None) -> int:
     """Index of the frame whose viewpoint is the fixed one.
@@ -41,13 +45,18 @@ def published_viewpoints() -> dict[str, int]:
 
 
 def central_frame(scene: Scene) -> int:
-    """Index of the frame whose viewpoint is nearest to all others: the medoid of positions and viewing directions."""
+    """Index of the frame whose viewpoint is nearest to all others: the medoid of positions and viewing directions.
+
+    Of more than `_COMPARED` frames, each is held against so many others, evenly spread over the video.
+    """
     positions, directions = scene.camera_to_worlds[:, :, 3], -scene.camera_to_worlds[:, :, 2]
-    apart = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
-    apart = apart / max(apart.mean(), 1e-9)
-    turned = np.arccos(np.clip(directions @ directions.T, -1, 1))
-    turned = turned / max(turned.mean(), 1e-9)
-    return int((apart + turned).sum(axis=1).argmin())
+    others = chosen_frames(len(scene), _COMPARED)
+    apart, turned = np.zeros(len(scene)), np.zeros(len(scene))
+    for start in range(0, len(scene), _BLOCK):
+        own = slice(start, start + _BLOCK)
+        apart[own] = np.linalg.norm(positions[own, None] - positions[others], axis=-1).mean(axis=1)
+        turned[own] = np.arccos(np.clip(directions[own] @ directions[others].T, -1, 1)).mean(axis=1)
+    return int((apart / max(apart.mean(), 1e-9) + turned / max(turned.mean(), 1e-9)).argmin())
 
 
 def chosen_frames(count: int, wanted: int | None) -> list[int]:
