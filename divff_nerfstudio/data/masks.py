@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Integer
 
 from divff_nerfstudio.data.frames import open_picture, require_upright
 from divff_nerfstudio.data.scene import Scene, SceneError
@@ -45,6 +45,22 @@ def read_mask(path: Path, scene: Scene) -> Bool[np.ndarray, "height width"]:
     Raises:
         SceneError: If it is damaged, of another shape than the frames, transparent, or holds more than two values.
     """
+    values = mask_values(path)
+    if values.shape[2] > 1:
+        values = (values.astype(np.int64) @ (256 ** np.arange(values.shape[2])))[..., None]
+    return fitted_mask(path, values, scene)[..., 0]
+
+
+def mask_values(path: Path, named: bool = False) -> Integer[np.ndarray, "h w channels"]:
+    """Values of a mask as they are stored: of a palette the places in it, an opaque alpha channel left out.
+
+    Args:
+        path: The picture.
+        named: Whether somebody has said which values are inside: of a palette, then, the first need not be black.
+
+    Raises:
+        SceneError: If it is damaged, turned, transparent, or no mask has its mode.
+    """
     with open_picture(path) as image:
         require_upright(path, image)
         image.load()
@@ -55,14 +71,11 @@ def read_mask(path: Path, scene: Scene) -> Bool[np.ndarray, "height width"]:
             if (numbers[..., -1] != 255).any():
                 raise SceneError(f"{path} has transparent places, which say nothing of a mask: save it without alpha.")
             numbers = numbers[..., :-1]
-        if image.mode == "P":
+        if image.mode == "P" and not named:
             colours = np.asarray(image.convert("RGB"))
             if not np.array_equal(numbers != 0, colours.any(-1)):
                 raise SceneError(f"{path} has a palette in which 0 is not black: save it in black and white.")
-    values = numbers.reshape(*numbers.shape[:2], -1)
-    if values.shape[2] > 1:
-        values = (values.astype(np.int64) @ (256 ** np.arange(values.shape[2])))[..., None]
-    return fitted_mask(path, values, scene)[..., 0]
+    return numbers.reshape(*numbers.shape[:2], -1)
 
 
 def fitted_mask(place: Path | str, values: np.ndarray, scene: Scene) -> Bool[np.ndarray, "height width channels"]:

@@ -36,6 +36,7 @@ from divff_nerfstudio.features.clip_source import ClipSourceConfig
 from divff_nerfstudio.features.egovideo.encoder import load_egovideo
 from divff_nerfstudio.features.egovideo.source import EgoVideoSourceConfig
 from divff_nerfstudio.features.encoders import load_encoder
+from divff_nerfstudio.features.hints.source import HintSourceConfig
 from divff_nerfstudio.features.hotspots import HotspotSourceConfig
 from divff_nerfstudio.features.open_clip_source import PatchSourceConfig, SegmentSourceConfig
 from divff_nerfstudio.features.patches import DinoSourceConfig
@@ -59,7 +60,7 @@ class ExtractConfig:
     sources: Annotated[tuple[Words, ...], Field(min_length=1)] = tuple(DEFAULT_SOURCES)
     """Which features: image (what is it), video (what is done here), regulariser, each by its default source, or a
     source by its name (segments; egovideo, xclip, clip-tiles; dinov2, patches; hotspot), or your own class,
-    module:Class."""
+    module:Class; hints: of what moves and what is hand."""
     output: Path | None = None
     """Folder of the stores; None: SCENE/features, or the user's cache where the scene may not be written to."""
     overwrite: bool = False
@@ -86,6 +87,8 @@ class ExtractConfig:
     """Options of the video-language features of X-CLIP."""
     hotspot: HotspotSourceConfig = field(default_factory=HotspotSourceConfig)
     """Options of the interaction hotspots."""
+    hints: HintSourceConfig = field(default_factory=HintSourceConfig)
+    """Options of the hints of what moves and what is hand."""
 
     def __post_init__(self) -> None:
         self.hotspot.clips = getattr(self, self.hotspot.video.replace("-", "_"), None)

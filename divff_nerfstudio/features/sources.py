@@ -15,7 +15,7 @@ from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.store import FrameFeatures, StoreHeader
 from divff_nerfstudio.plugins import plugin_class
 
-FeatureKind = Literal["image", "video", "regulariser", "hotspot"]
+FeatureKind = Literal["image", "video", "regulariser", "hotspot", "hints"]
 
 SOURCES: dict[str, str] = {
     "segments": "divff_nerfstudio.features.open_clip_source:SegmentSource",
@@ -25,6 +25,7 @@ SOURCES: dict[str, str] = {
     "egovideo": "divff_nerfstudio.features.egovideo.source:EgoVideoSource",
     "xclip": "divff_nerfstudio.features.xclip:XClipSource",
     "hotspot": "divff_nerfstudio.features.hotspots:HotspotSource",
+    "hints": "divff_nerfstudio.features.hints.source:HintSource",
     "oracle-objects": "divff_nerfstudio.features.oracle:OracleObjects",
     "oracle-actions": "divff_nerfstudio.features.oracle:OracleActions",
 }

@@ -88,6 +88,16 @@ def check_table(table: np.ndarray, unit_length: bool) -> None:
                 raise ArrayFaultError("has features that are not of unit length")
 
 
+def check_hints(table: np.ndarray) -> None:
+    """Refuses hints other than two of yes (1), no (-1) and unknown (0).
+
+    Raises:
+        ArrayFaultError: With what is wrong.
+    """
+    if table.shape[1] != 2 or not np.isin(table, (-1, 0, 1)).all():
+        raise ArrayFaultError("holds other hints than yes, no and unknown of what moves and of hands")
+
+
 def seal_of(directory: Path, names: tuple[str, ...]) -> str:
     """What to call these files of a store as they are now: it changes when one of them is written to or exchanged.
 

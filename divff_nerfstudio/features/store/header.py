@@ -16,6 +16,8 @@ FORMAT = 1
 HEADER, TABLE, OFFSETS, INDEX = "header.json", "table.npy", "offsets.npy", "index.npy"
 NO_FEATURE = 65535
 """Row in the index where there is no feature."""
+HINTS = "hints"
+"""Kind of the store that holds no features but what is said of pixels, see `features.hints`."""
 IMPORTED = "imported"
 """Source of the stores of an imported run, which say what its heads speak and hold no targets for them."""
 _Size = Annotated[int, Field(ge=1, le=2**16)]
@@ -28,7 +30,7 @@ class FeatureStoreError(DivffError):
 class HeaderRecord(Record):
     """``header.json`` of a feature store; its entries are told in `StoreHeader`."""
 
-    kind: Literal["image", "video", "regulariser", "hotspot"]
+    kind: Literal["image", "video", "regulariser", "hotspot", "hints"]
     source: str
     model: str
     fingerprint: str
@@ -48,7 +50,7 @@ class StoreHeader:
     """What a feature store holds and how it was made; equal headers mean equal features."""
 
     kind: str
-    """Kind of features: "image", "video" or "regulariser"."""
+    """Kind of features: "image", "video", "regulariser" or "hotspot"; or "hints"."""
     source: str
     """Registered name of the feature source."""
     model: str
@@ -93,7 +95,7 @@ class StoreHeader:
         """Whether its features must be: those of all registered sources are; what others give is theirs to know."""
         from divff_nerfstudio.features.sources import SOURCES
 
-        return self.source in SOURCES
+        return self.source in SOURCES and self.kind != HINTS
 
     def write(self, path: Path) -> None:
         """Writes the header as JSON."""

@@ -16,6 +16,7 @@ from divff_nerfstudio.arrays import ArrayFaultError, open_array
 from divff_nerfstudio.cache_dirs import features_dir
 from divff_nerfstudio.features.autoencoder import Autoencoder, load_autoencoder
 from divff_nerfstudio.features.store.checks import (
+    check_hints,
     check_index,
     check_offsets,
     check_table,
@@ -25,6 +26,7 @@ from divff_nerfstudio.features.store.checks import (
 )
 from divff_nerfstudio.features.store.header import (
     HEADER,
+    HINTS,
     INDEX,
     NO_FEATURE,
     OFFSETS,
@@ -106,7 +108,8 @@ class FeatureStore:
 
         Raises:
             FeatureStoreError: If it is missing, or one of its files is truncated, does not fit the header, points
-                beyond the table, or holds features that are not finite or, of a source of ours, not of unit length.
+                beyond the table, or holds features that are not finite or, of a source of ours, not of unit length, or
+                hints that are none.
             CheckpointError: If the autoencoder of its codes cannot be read.
         """
         directory = Path(directory)
@@ -129,6 +132,8 @@ class FeatureStore:
                 if arrays[TABLE].shape[1] != header.dimension:
                     raise ArrayFaultError(f"does not hold features of length {header.dimension}")
                 check_table(arrays[TABLE], header.is_of_unit_length)
+                if header.kind == HINTS:
+                    check_hints(arrays[TABLE])
                 remember_checked(directory, seal)
         except FileNotFoundError:
             raise refuse(name, "is missing") from None
@@ -149,6 +154,15 @@ class FeatureStore:
     def seal(self) -> str:
         """Changes with the content, by sizes and times of the files."""
         return seal_of(self.directory, _FILES)
+
+    def other_frames(self, scene: Scene) -> str | None:
+        """From which other frames than a scene's its features are, in words; None if from the same."""
+        height, width = self.header.image_size
+        if (height, width) != (scene.height, scene.width):
+            return f"from frames of {width}x{height} where those of {scene.root} are {scene.width}x{scene.height}"
+        if self.header.frame_ids != scene.frame_ids.tolist():
+            return f"from other frames than {scene.root / 'meta.json'} names"
+        return None
 
     @property
     def table(self) -> Float[np.ndarray, "R D"]:
