@@ -29,8 +29,16 @@ from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.evidence.labels import Labels, labels
+from divff_nerfstudio.features.hints.stored import has_hints, open_hints
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES
-from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, ResidentStore, finished_stores, store_root
+from divff_nerfstudio.features.store import (
+    HINTS,
+    FeatureStore,
+    FeatureStoreError,
+    ResidentStore,
+    finished_stores,
+    store_root,
+)
 from divff_nerfstudio.option_ranges import Rays
 from divff_nerfstudio.pixels import FeatureTables, FrameTable, PixelBatches
 from divff_nerfstudio.schema import Positive, Weight, split_words
@@ -110,8 +118,17 @@ class DivFFDataManagerConfig(VanillaDataManagerConfig):
             SceneError: If the scene cannot be read.
         """
         scene = load_scene(self.data or self.dataparser.data, check_frames=False)
-        stored = self.features != "none" and bool(finished_stores(store_root(scene, self.feature_dir)))
+        stored = self.features != "none" and bool(_feature_folders(scene, self.feature_dir))
         return len(scene.splits["train"]) * scene.height * scene.width, stored
+
+    def has_hints(self) -> bool:
+        """Whether the scene has hints of what moves and what is hand.
+
+        Raises:
+            SceneError: If the scene cannot be read.
+        """
+        scene = load_scene(self.data or self.dataparser.data, check_frames=False)
+        return has_hints(store_root(scene, self.feature_dir) / HINTS)
 
 
 class DivFFDataManager(VanillaDataManager[SceneDataset]):
@@ -134,7 +151,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
     def __init__(self, config: DivFFDataManagerConfig, *args: Any, **kwargs: Any):
         self.feature_stores: dict[str, FeatureStore] = {}
         self._hotspots: FeatureStore | None = None
-        self._uses_evidence = False
+        self._uses_evidence = self._uses_hints = False
         self.feature_start_step = 0
         if config.camera_res_scale_factor != 1.0:
             raise SceneError("camera-res-scale-factor must be 1: scale the scene's frames and intrinsics instead.")
@@ -213,6 +230,31 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         """Adds to training batches what the frames tell of what moves, see `evidence.labels`."""
         self._uses_evidence = True
 
+    def use_hints(self) -> None:
+        """Adds to training batches what was said of what moves and what is hand, see `features.hints`.
+
+        Raises:
+            SceneError: In training, if nothing was, or of other frames.
+        """
+        self._uses_hints = True
+        if self.test_mode == "val":
+            _ = self._hint_store
+
+    @cached_property
+    def _hint_store(self) -> FeatureStore | None:
+        """The hints, once they are to be used."""
+        if not self._uses_hints:
+            return None
+        scene = self.train_dataset.scene
+        command = shlex.join(self._extract_command(scene, [HINTS]))
+        return open_hints(scene, store_root(scene, self.config.feature_dir) / HINTS, command)
+
+    @cached_property
+    def _hints(self) -> FeatureTables:
+        """What is said of pixels."""
+        store = self._hint_store
+        return FeatureTables({} if store is None else {HINTS: store}, self.device, self.resident)
+
     @cached_property
     def _labels(self) -> Labels | None:
         """What was found to move in the training frames, looked for when training begins."""
@@ -257,7 +299,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         free = free_bytes(self.device)
         if config.resident == "on" or free is None:
             return config.resident == "on"
-        stores = [*self.feature_stores.values(), *([] if self._hotspots is None else [self._hotspots])]
+        others = [store for store in (self._hotspots, self._hint_store) if store is not None]
+        stores = [*self.feature_stores.values(), *others]
         size = frames.nbytes * 3  # what was found to move has six channels
         size += sum(map(ResidentStore.bytes_of, stores))
         return size <= min(config.resident_gib * 2**30, free / 2)
@@ -275,8 +318,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         Returns:
             The rays (with times, nears, fars, and "camera_directions" in their metadata), and a batch of "image"
             (R x 3, 0..1), "indices" (R x 3: camera, row, column), after `use_evidence` "evidence" (R x 2: chances of
-            dynamic layer and actor) and "resting" (R x 3, see `Labels.resting`), and, from `feature_start_step` on,
-            "features".
+            dynamic layer and actor) and "resting" (R x 3, see `Labels.resting`), after `use_hints` "hints" (R x 2: what
+            moves and what is hand, 1 yes, -1 no, 0 unknown), and, from `feature_start_step` on, "features".
         """
         assert self.train_pixel_sampler is not None
         self.train_count += 1
@@ -291,6 +334,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
             codes = self._codes.pixels(camera, row, column)
             batch["evidence"] = self._labels.chances(codes)
             batch["resting"] = self._labels.resting(codes, sent(camera, self.device), self._times)
+        for name, (said, _) in self._hints.lookup(self.train_pixel_sampler.in_scene(camera), row, column).items():
+            batch[name] = said
         return rays, batch
 
     def next_eval(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
@@ -328,7 +373,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
                 "with those that there are)."
             )
         for kind, store in stores.items():
-            if difference := _other_frames(store, scene):
+            if difference := store.other_frames(scene):
                 again = shlex.join([*self._extract_command(scene, [kind]), "--overwrite"])
                 raise SceneError(
                     f"The features in {store.directory} were extracted {difference}: run `{again}`, with the encoder "
@@ -348,21 +393,15 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         ]
 
 
+def _feature_folders(scene: Scene, feature_dir: Path | None) -> list[Path]:
+    """Folders of the scene's finished stores of features."""
+    return [folder for folder in finished_stores(store_root(scene, feature_dir)) if folder.name != HINTS]
+
+
 def _found_stores(scene: Scene, feature_dir: Path | None) -> dict[str, FeatureStore]:
-    """The scene's finished stores by kind."""
-    folders = finished_stores(store_root(scene, feature_dir))
-    stores = {folder.name: FeatureStore.open(folder) for folder in folders}
+    """The scene's finished stores of features by kind."""
+    stores = {folder.name: FeatureStore.open(folder) for folder in _feature_folders(scene, feature_dir)}
     for name, store in stores.items():
         if store.header.kind != name:
             raise FeatureStoreError(f"{store.directory} holds {store.header.kind} features: call it so, or remove it.")
     return stores
-
-
-def _other_frames(store: FeatureStore, scene: Scene) -> str | None:
-    """From which other frames than the scene's a store's features are, in words; None if from the same."""
-    height, width = store.header.image_size
-    if (height, width) != (scene.height, scene.width):
-        return f"from frames of {width}x{height} where those of {scene.root} are {scene.width}x{scene.height}"
-    if store.header.frame_ids != scene.frame_ids.tolist():
-        return f"from other frames than {scene.root / 'meta.json'} names"
-    return None

@@ -54,8 +54,9 @@ class FrameDataManager(DivFFDataManager):
 
         Returns:
             Its camera, with a time, and a batch of "image" (all pixels row by row, R x 3, 0..1), "image_idx",
-            "frame_index" (in the scene), after `use_evidence` "evidence" (chances of dynamic layer and actor), and,
-            from `feature_start_step` on, "features" of its "pixels".
+            "frame_index" (in the scene), after `use_evidence` "evidence" (chances of dynamic layer and actor), after
+            `use_hints` "hints" (what moves and what is hand), and, from `feature_start_step` on, "features" of its
+            "pixels".
         """
         self.train_count += 1
         dataset, frames = self.train_dataset, len(self.train_dataset)
@@ -69,10 +70,14 @@ class FrameDataManager(DivFFDataManager):
         }
         if self._labels is not None:
             batch["evidence"] = self._labels.chances(self._codes.frame(index))
+        width = dataset.scene.width
+        if self._hint_store is not None:
+            every = torch.arange(self._area, device=self.device if self.resident else "cpu")
+            frame = torch.full_like(every, in_scene)
+            batch["hints"], _ = self._hints.lookup(frame, every // width, every % width)["hints"]
         if self.with_features(step):
             where = self.device if self.resident else "cpu"
             pixels = torch.randperm(self._area, device=where)[: self.config.feature_pixels]
-            width = dataset.scene.width
             batch["pixels"] = sent(pixels, self.device)
             frame = torch.full_like(pixels, in_scene)
             batch["features"] = self._features.lookup(frame, pixels // width, pixels % width)

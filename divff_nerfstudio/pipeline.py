@@ -83,6 +83,8 @@ class DivFFPipeline(VanillaPipeline):
             self.datamanager.use_hotspots()
         if isinstance(config.model, SeparationConfig) and config.model.evidence == "on":
             self.datamanager.use_evidence()
+        if isinstance(config.model, SeparationConfig) and config.model.hints == "on":
+            self.datamanager.use_hints()
         stores = self.datamanager.feature_stores
         self.datamanager.feature_start_step = self.model.schedule.heads_from
         self.query = build_query(config.query, stores, text_encoder)

@@ -38,7 +38,8 @@ divff = MethodSpecification(
         steps_per_save=1000,
         pipeline=DivFFPipelineConfig(
             datamanager=DivFFDataManagerConfig(train_num_rays_per_batch=None, eval_num_rays_per_batch=1024),
-            model=DivFFModelConfig(evidence="auto"),  # off where a config.yml of an earlier version does not name it
+            # Off where a config.yml of an earlier version does not name them.
+            model=DivFFModelConfig(evidence="auto", hints="auto"),
         ),
         optimizers={
             "grids": _optimizer(1e-2, 0.1),
@@ -87,7 +88,7 @@ divff_splat = MethodSpecification(
         steps_per_eval_image=1000,
         steps_per_eval_all_images=100000,
         steps_per_save=1000,
-        pipeline=DivFFPipelineConfig(datamanager=FrameDataManagerConfig(), model=SplatModelConfig()),
+        pipeline=DivFFPipelineConfig(datamanager=FrameDataManagerConfig(), model=SplatModelConfig(hints="auto")),
         optimizers={
             "means": _optimizer(1e-3, 0.02),
             "scales": _optimizer(1e-2, 0.2),

@@ -26,8 +26,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "drawn alike": {"datamanager.contested_weight": 0.0},
     "not carried": {"model.evidence": "on"},
     "neither": {"model.evidence": "off"},
+    "without hints": {"model.hints": "off"},
 }
-"""Overrides; by default there are evidence and carried objects where features are distilled."""
+"""Overrides; by default there are evidence and carried objects where features are distilled, and hints where those are
+stored (`divff extract --sources hints`)."""
 SCORES = (
     "psnr",
     "psnr_static_room",

@@ -62,6 +62,9 @@ def test_options_of_an_earlier_version_mean_what_they_meant(method: str) -> None
     if method == "divff":  # nothing was looked for in them, and their networks carry nothing
         assert read.pipeline.model.evidence == "off" and not read.pipeline.model.fields.carried
         read.pipeline.model.evidence = "auto"
+    if method != "divff-paper":
+        assert read.pipeline.model.hints == "off"
+        read.pipeline.model.hints = "auto"
     assert read == registered
 
 

@@ -307,8 +307,8 @@ class LayeredModel(Model):
         if not self.training:
             error = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"][..., 0])
             return {"photometric": error}
-        if "evidence" in batch:
-            outputs |= {name: batch[name].to(self.device) for name in ("evidence", "resting") if name in batch}
+        known = [name for name in ("evidence", "resting", "hints") if name in batch]
+        outputs |= {name: batch[name].to(self.device) for name in known}
         losses = {} if self.geometry_frozen else self._geometry_losses(outputs, target)
         if CODE in outputs and "features" in batch:
             losses |= self._feature_losses(outputs[CODE], batch["features"])

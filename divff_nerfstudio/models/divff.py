@@ -97,6 +97,7 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
         steps = steps or self.steps_by_device[device]
         data.train_num_rays_per_batch = data.train_num_rays_per_batch or self.rays_by_device[device]
         self.settle_phases(steps)
+        self.settle_hints(data)
         if self.settle_evidence(data):
             self.fields.carried = True
         return steps
@@ -227,9 +228,9 @@ class DivFFModel(RayModel):
         config = self.config
         losses = {"proposal": config.proposal_weight * proposal_loss(*outputs["proposal"])}
         losses["enclosure"] = config.enclosure_weight * (1 - outputs["enclosed"]).mean()
-        evidence = outputs.get("evidence")
+        evidence, hints = outputs.get("evidence"), outputs.get("hints")
         if self.static_only:
-            losses["photometric"] = room_loss(config, outputs["rgb"], target, evidence)
+            losses["photometric"] = room_loss(config, outputs["rgb"], target, evidence, hints)
             return losses
         losses["photometric"] = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"])
         densities, at, placed = outputs["densities"], None, None
@@ -249,6 +250,7 @@ class DivFFModel(RayModel):
             target,
             evidence,
             placed,
+            hints,
         )
         if at is not None and config.resting_weight > 0:
             losses["resting"] = config.resting_weight * self._resting(outputs, at)

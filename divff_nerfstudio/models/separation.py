@@ -38,6 +38,13 @@ class SeparationConfig(PrintableConfig):
     """Weight of `evidence_loss`, with evidence."""
     evidence_against: Share = 0.9
     """Weight, in it, of a layer's mask where it is not (Layered Motion Fusion: 1.0 against 1.1)."""
+    hints: Literal["off", "on", "auto"] = "off"
+    """Whether stored hints of what moves and what is hand are used (`divff extract --sources hints`). "auto" is settled
+    when training starts: on where there are any."""
+    hint_weight: Weight = 1.1
+    """Weight of hints for the layer that a pixel belongs to (Layered Motion Fusion)."""
+    hint_against_weight: Weight = 1.0
+    """Weight of hints against the layers that it does not belong to (Layered Motion Fusion)."""
     static_weight: Weight = 3.0
     """Weight of the static layer's own absolute error where nothing moves: without it, a shadow over everything and a
     room that is brighter by as much look the same."""
@@ -56,16 +63,23 @@ class SeparationConfig(PrintableConfig):
         self.evidence = "on" if voted else "off"
         return voted
 
+    def settle_hints(self, data: DivFFDataManagerConfig) -> None:
+        """Settles "auto"."""
+        if self.hints == "auto":
+            self.hints = "on" if data.has_hints() else "off"
+
 
 def room_loss(
     config: SeparationConfig,
     rgb: Float[Tensor, "rays 3"],
     target: Float[Tensor, "rays 3"],
     evidence: Float[Tensor, "rays 2"] | None,
+    hints: Float[Tensor, "rays 2"] | None = None,
 ) -> Float[Tensor, ""]:
-    """What the static layer alone is trained by: its absolute error, where no evidence is of something that moves."""
+    """What the static layer alone is trained by: its absolute error, where no evidence or hint is of something that
+    moves."""
     error = (rgb - target).abs().mean(-1)
-    return config.photometric_static_weight * (_room(target, evidence) * error).mean()
+    return config.photometric_static_weight * (_room(target, evidence, hints) * error).mean()
 
 
 def layer_losses(
@@ -77,6 +91,7 @@ def layer_losses(
     target: Float[Tensor, "rays 3"],
     evidence: Float[Tensor, "rays 2"] | None,
     placed: Float[Tensor, "rays"] | None = None,
+    hints: Float[Tensor, "rays 2"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """What tells the layers apart once all are trained, weighed.
 
@@ -89,23 +104,32 @@ def layer_losses(
         target: Colour seen.
         evidence: Chances that the pixel shows dynamic layer and actor; None: nothing was looked for.
         placed: The dynamic layer's mask as far as it is where evidence has found it; None: wherever it is.
+        hints: Whether the pixel moves in 2D and is hand, see `fusion_losses`; None: nobody said.
     """
-    moving, room = torch.stack(list(masks.values())).sum(0), _room(target, evidence)
+    moving, room = torch.stack(list(masks.values())).sum(0), _room(target, evidence, hints)
     losses = {"mask": config.mask_weight * ramp * moving.mean()}
     apart = room * (1 - moving.detach()).clamp_min(0) * (rgb_static - target).abs().mean(-1)
     losses["static"] = config.static_weight * apart.mean()
     if evidence is not None:
         pulled = masks if placed is None else {**masks, "dynamic": placed}
         losses["evidence"] = config.evidence_weight * evidence_loss(pulled.values(), evidence, config.evidence_against)
+    if hints is not None:
+        belongs, against = fusion_losses(masks["dynamic"], masks["actor"], hints)
+        losses["hints"] = config.hint_weight * belongs + config.hint_against_weight * against
     if shadow is not None:
         taken = shadow_loss(shadow, moving * room, rgb_static, target, config.shadow_tolerance)
         losses["shadow"] = config.shadow_weight * taken
     return losses
 
 
-def _room(target: Float[Tensor, "rays 3"], evidence: Float[Tensor, "rays 2"] | None) -> Float[Tensor, "rays"]:
-    """Chance that a pixel shows the room."""
-    return torch.ones_like(target[:, 0]) if evidence is None else 1 - evidence.sum(-1)
+def _room(
+    target: Float[Tensor, "rays 3"],
+    evidence: Float[Tensor, "rays 2"] | None,
+    hints: Float[Tensor, "rays 2"] | None,
+) -> Float[Tensor, "rays"]:
+    """Chance that a pixel shows the room: none where a hint says that it moves or is hand."""
+    room = torch.ones_like(target[:, 0]) if evidence is None else 1 - evidence.sum(-1)
+    return room if hints is None else room * (hints <= 0).all(-1)
 
 
 def uncertain_photometric(
@@ -186,6 +210,38 @@ def evidence_loss(
         shown, sure = mask.clamp(1e-3, 1 - 1e-3), 2 * chance - 1
         total = total - (sure.clamp_min(0) * shown.log() + against * (-sure).clamp_min(0) * (1 - shown).log()).mean()
     return total
+
+
+def fusion_losses(
+    dynamic: Float[Tensor, "rays"], actor: Float[Tensor, "rays"], hints: Float[Tensor, "rays 2"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Fuses hints of 2D into the layers' masks: for the layer that a pixel belongs to, and against the others
+    (positive and negative fusion of Layered Motion Fusion, 2025).
+
+    A hand is the actor's. What moves and is no hand is carried, which is the dynamic layer's; what moves and may be
+    either belongs to one of both. What is no hand, or does not move and is not known to be one, is not the actor's.
+    That something does not move says nothing of the dynamic layer, whose objects rest most of the time.
+
+    Args:
+        dynamic: The dynamic layer's share of each pixel.
+        actor: The actor's.
+        hints: Whether the pixel moves in 2D, and whether it is hand: 1 yes, -1 no, 0 unknown.
+
+    Returns:
+        Cross entropies, each a mean over all rays, of which those without a hint count 0.
+    """
+    moves, hand = hints.unbind(-1)
+    is_hand, no_hand, moved = hand > 0, hand < 0, moves > 0
+    either = moved & (hand == 0)
+    belongs = is_hand * _surprise(actor) + (moved & no_hand) * _surprise(dynamic) + either * _surprise(dynamic + actor)
+    not_actors = no_hand | ((moves < 0) & (hand == 0))
+    against = is_hand * _surprise(1 - dynamic) + not_actors * _surprise(1 - actor)
+    return belongs.mean(), against.mean()
+
+
+def _surprise(share: Float[Tensor, "rays"]) -> Float[Tensor, "rays"]:
+    """What it costs that a share is not 1."""
+    return -share.clamp(1e-3, 1 - 1e-3).log()
 
 
 def placed_mask(

@@ -126,6 +126,7 @@ class SplatModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
             KernelsError: If gsplat cannot run on this machine's GPU.
         """
         self.settle_evidence(data)
+        self.settle_hints(data)
         if self.points is not None and not self.points.is_file():
             raise TrainingError(f"{self.points} does not exist: give a PLY file or COLMAP's points3D as points.")
         if device == "cuda":
@@ -367,9 +368,9 @@ class SplatModel(LayeredModel):
     def _geometry_losses(self, outputs: dict[str, Any], target: Tensor) -> dict[str, Tensor]:
         config = self.config
         losses = {"enclosure": config.enclosure_weight * (1 - outputs["enclosed"]).mean()}
-        evidence = outputs.get("evidence")
+        evidence, hints = outputs.get("evidence"), outputs.get("hints")
         if self.static_only:
-            losses["photometric"] = room_loss(config, outputs["rgb"], target, evidence)
+            losses["photometric"] = room_loss(config, outputs["rgb"], target, evidence, hints)
             return losses
         losses["photometric"] = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"])
         losses["structure"] = config.structural_weight * structural_loss(outputs["rgb"], target, *outputs["size"])
@@ -381,6 +382,7 @@ class SplatModel(LayeredModel):
             None if self.actor_shadow is None else outputs["shadow"],
             target,
             evidence,
+            hints=hints,
         )
         if outputs["lasting"] is not None:
             losses["persistence"] = config.persistence_weight * outputs["lasting"].mean()
