@@ -16,7 +16,7 @@ from typing import IO
 
 from divff_nerfstudio.errors import DivffError
 
-MOST_MEMBERS = 2_000_000
+MAX_MEMBERS = 2_000_000
 """An archive with more entries than this is refused."""
 DAMAGE = (
     tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, NotImplementedError,
@@ -73,12 +73,12 @@ def checked_name(archive: Path, name: str) -> PurePosixPath:
 
 
 @contextmanager
-def open_archive(archive: Path, largest: int) -> Iterator[list[Member]]:
+def open_archive(archive: Path, max_bytes: int) -> Iterator[list[Member]]:
     """Opens a zip or tar archive and checks everything in it by name and size.
 
     Args:
         archive: The file; its kind is told by its content.
-        largest: Bytes that it may unpack to, at most.
+        max_bytes: Bytes that it may unpack to, at most.
 
     Yields:
         Its regular files, but for those that `is_litter` tells.
@@ -91,28 +91,28 @@ def open_archive(archive: Path, largest: int) -> Iterator[list[Member]]:
             start = file.read(4)
         if start.startswith(b"PK"):
             with zipfile.ZipFile(archive) as opened:
-                yield _checked(archive, _zip_members(archive, opened), largest)
+                yield _checked(archive, _zip_members(archive, opened), max_bytes)
         else:
             with tarfile.open(archive) as opened:
-                yield _checked(archive, _tar_members(archive, opened), largest)
+                yield _checked(archive, _tar_members(archive, opened), max_bytes)
     except DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
         raise ArchiveError(f"{archive} is truncated or no archive ({reason}): delete it and fetch it anew.") from None
 
 
-def check_archive(archive: Path, largest: int) -> None:
+def check_archive(archive: Path, max_bytes: int) -> None:
     """Raises ArchiveError where `open_archive` would."""
-    with open_archive(archive, largest):
+    with open_archive(archive, max_bytes):
         pass
 
 
-def _checked(archive: Path, members: Iterator[Member], largest: int) -> list[Member]:
+def _checked(archive: Path, members: Iterator[Member], max_bytes: int) -> list[Member]:
     total, checked, names = 0, [], set()
     for member in members:
         total += member.size
-        if total > largest or len(checked) >= MOST_MEMBERS:
+        if total > max_bytes or len(checked) >= MAX_MEMBERS:
             raise ArchiveError(
-                f"{archive} unpacks to more than {largest / 1e9:.1f} GB or {MOST_MEMBERS} files, which no data set "
+                f"{archive} unpacks to more than {max_bytes / 1e9:.1f} GB or {MAX_MEMBERS} files, which no data set "
                 "here has: do not use it, fetch it anew from its publisher."
             )
         if (folded := str(member.name).casefold()) in names:

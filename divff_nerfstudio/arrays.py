@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-_MOST_BYTES = 512 * 2**20
+_MAX_BYTES = 512 * 2**20
 """Of all arrays in an archive; larger ones are taken for something else."""
 
 
@@ -101,8 +101,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            if sum(member.file_size for member in members) > _MOST_BYTES:
-                raise ArrayFaultError(f"holds more than {_MOST_BYTES / 2**20:.0f} MiB")
+            if sum(member.file_size for member in members) > _MAX_BYTES:
+                raise ArrayFaultError(f"holds more than {_MAX_BYTES / 2**20:.0f} MiB")
             return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
     except (FileNotFoundError, ArrayFaultError):
         raise

@@ -43,12 +43,12 @@ SYNONYM = 0.7
 """Common phrases that are so similar to a phrase mean the same, and are no rivals."""
 TOP_FRAMES = 4
 """How many frames' best segments say how sure a phrase is."""
-_MOST_ROWS = 20000
-_LEAST_SHARE = 0.0008
-_LEAST_PHRASES = 20
+_MAX_ROWS = 20000
+_MIN_SHARE = 0.0008
+_MIN_PHRASES = 20
 _CHANCE = 1.5
 _NARROWEST = 0.15
-_LEAST_PIXELS = 6
+_MIN_PIXELS = 6
 _COMMON = Path(__file__).parent / "configs" / "common_phrases.json"
 
 
@@ -221,12 +221,12 @@ def calibration(query: Query, kind: str, store: FeatureStore) -> Calibration | N
     """
     if kind not in query.kinds or not len(store.table):
         return None
-    every = max(1, -(-len(store.table) // _MOST_ROWS))
+    every = max(1, -(-len(store.table) // _MAX_ROWS))
     features, frames = [], []
     for frame in range(0, len(store), every):
         index, table = store.frame_features(frame)
         area = np.bincount(index[index < len(table)].ravel(), minlength=len(table))
-        kept = table[area >= _LEAST_SHARE * index.size]
+        kept = table[area >= _MIN_SHARE * index.size]
         features.append(kept)
         frames += [frame] * len(kept)
     if not frames:
@@ -252,7 +252,7 @@ def standing(verdict: Verdict, mask: Bool[np.ndarray, "height width"], pixels: i
     """
     if not verdict.in_scene:
         return "not in the scene"
-    return "in view" if pixels * int(mask.sum()) >= _LEAST_PIXELS else "in the scene, not in view"
+    return "in view" if pixels * int(mask.sum()) >= _MIN_PIXELS else "in the scene, not in view"
 
 
 def parting(sure: Float[np.ndarray, "phrases"]) -> float:
@@ -266,9 +266,9 @@ def parting(sure: Float[np.ndarray, "phrases"]) -> float:
     """
     sure = np.sort(np.asarray(sure, np.float64))
     middle = float(np.median(sure))
-    least = middle + _CHANCE * max(middle - float(np.quantile(sure, 0.16)), 1e-6)
-    if len(sure) < _LEAST_PHRASES:
-        return least
+    lower_bound = middle + _CHANCE * max(middle - float(np.quantile(sure, 0.16)), 1e-6)
+    if len(sure) < _MIN_PHRASES:
+        return lower_bound
     means, spreads = np.quantile(sure, (0.3, 0.95)), np.full(2, max(float(sure.std()), _NARROWEST))
     shares = np.array([0.8, 0.2])
     for _ in range(200):
@@ -280,7 +280,7 @@ def parting(sure: Float[np.ndarray, "phrases"]) -> float:
         spreads, shares = np.maximum(spreads, _NARROWEST), counts / len(sure)
     between = np.linspace(means[0], means[1], 400)
     density = np.exp(-0.5 * ((between[:, None] - means) / spreads) ** 2) / spreads
-    return max(float(between[np.abs(density[:, 0] - density[:, 1]).argmin()]), least)
+    return max(float(between[np.abs(density[:, 0] - density[:, 1]).argmin()]), lower_bound)
 
 
 def _odds(relevancy: Float[np.ndarray, "*bs"]) -> Float[np.ndarray, "*bs"]:

@@ -15,14 +15,16 @@ import yaml
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 
+from divff_nerfstudio.former_names import former_options
+
 LATER = frozenset(
     (
         *("max_num_iterations", "train_num_rays_per_batch", "steps_per_epoch", "memory_mb"),
-        *("static_start", "static_most", "dynamic_most", "actor_most"),
+        *("static_start", "max_static", "max_dynamic", "max_actor"),
     )
 )
 """Options for which earlier versions wrote 0 where it was not settled yet what they are: None stands for that."""
-MOST_NODES = 20_000
+MAX_NODES = 20_000
 """Of a file; those of our runs have 400 values."""
 _PATHS = re.compile(r"pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path")
 _YAML = "tag:yaml.org,2002:"
@@ -52,7 +54,7 @@ class ConfigBuilder:
             place: Names of the fields that lead to it, dots between.
         """
         self._built += 1
-        if self._built > MOST_NODES:
+        if self._built > MAX_NODES:
             raise FaultError("it refers to itself again and again")
         if get_origin(hint) is Annotated:
             return self.build(node, get_args(hint)[0], place)
@@ -95,8 +97,10 @@ class ConfigBuilder:
             raise FaultError(f"{place or 'its root'} is a {kind.__name__} where a {hint.__name__} belongs")
         hints = _hints(kind)
         values: dict[str, Any] = {}
+        renamed = former_options(hints)
         for key, value in node.value:
             name = _text(key)
+            name = renamed.get(name, name)
             inner = f"{place}.{name}" if place else name
             if name in values:
                 raise FaultError(f"it has {shortened(inner)} twice")

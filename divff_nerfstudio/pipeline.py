@@ -86,7 +86,7 @@ class DivFFPipeline(VanillaPipeline):
         if isinstance(config.model, SeparationConfig) and config.model.hints == "on":
             self.datamanager.use_hints()
         stores = self.datamanager.feature_stores
-        self.datamanager.feature_start_step = self.model.schedule.heads_from
+        self.datamanager.feature_start_step = self.model.schedule.heads_start_step
         self.query = build_query(config.query, stores, text_encoder)
         self.model.query = self.query
         if "image" in stores and len(stores["image"].table) > 0:
@@ -132,8 +132,8 @@ class DivFFPipeline(VanillaPipeline):
             CheckpointError: If names, shapes or types of numbers differ from those of this configuration and scene, or
                 a value is not finite.
         """
-        require_sound(loaded_state, self.state_dict())
-        state = {key.replace("module.", ""): value for key, value in loaded_state.items()}
+        state = {self._present_name(key): value for key, value in loaded_state.items()}
+        require_sound(state, self.state_dict())
         if self.model.semantic is not None and not any("_model.semantic." in key for key in state):
             if self.test_mode == "val" and self.model.heads_begin_on_loaded_geometry:
                 CONSOLE.print("The checkpoint holds geometry alone, so the semantic heads begin anew.")
@@ -157,6 +157,11 @@ class DivFFPipeline(VanillaPipeline):
         self._require_same_scene(state, own)
         self.model.update_to_step(step)
         self.load_state_dict(dict(state), strict=True)
+
+    def _present_name(self, key: str) -> str:
+        """Name of a parameter in this version, whether it was trained on one card or several."""
+        above, _, name = key.replace("module.", "").rpartition(".")
+        return f"{above}.{self.model.former_parameters.get(name, name)}" if above else name
 
     def _scene_of_older_checkpoints(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The training frames' poses, for checkpoints that were written before they held them."""

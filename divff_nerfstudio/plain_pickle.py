@@ -17,12 +17,12 @@ import numpy as np
 
 from divff_nerfstudio.pickled_arrays import PickledArray, PickledDtype, UnsafePickleError, array_of_buffer, scalar
 
-MOST_BYTES = 2**30
+MAX_BYTES = 2**30
 """Larger pickles are taken for something else; what they unfold to is held to twice as much."""
-_MOST_OPCODES = 5_000_000
-_MOST_PLACES = 5_000_000
-_MOST_DEPTH = 50
-_MOST_BITS = 256
+_MAX_OPCODES = 5_000_000
+_MAX_PLACES = 5_000_000
+_MAX_DEPTH = 50
+_MAX_BITS = 256
 """Longer whole numbers are no measurements."""
 _REMEMBERED = 2**20
 """No file of ours puts more aside than that."""
@@ -88,11 +88,11 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 class _Machine:
     """Stack, marks and memory of a pickle's program."""
 
-    def __init__(self, most_bytes: int):
+    def __init__(self, max_bytes: int):
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
-        self.room = most_bytes
+        self.room = max_bytes
         self.steps: dict[str, Callable[[Any], None]] = {
             name.removeprefix("_do_").upper(): getattr(self, name) for name in dir(self) if name.startswith("_do_")
         }
@@ -101,8 +101,8 @@ class _Machine:
         """The value that is left at the end."""
         for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
             name = opcode.name
-            if count > _MOST_OPCODES:
-                raise UnsafePickleError(f"more than {_MOST_OPCODES} steps")
+            if count > _MAX_OPCODES:
+                raise UnsafePickleError(f"more than {_MAX_OPCODES} steps")
             if name in _LITERALS:
                 self._push_literal(argument)
             elif name in _CONSTANTS:
@@ -116,7 +116,7 @@ class _Machine:
         raise UnsafePickleError("no end")
 
     def _push_literal(self, value: Any) -> None:
-        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        if isinstance(value, int) and value.bit_length() > _MAX_BITS:
             raise UnsafePickleError("a whole number of more than a hundred digits")
         self.stack.append(value)
 
@@ -266,8 +266,8 @@ class _Machine:
 class _Unfolding:
     """Turns what was taken down into arrays and plain data, of a size that is counted as if nothing were shared."""
 
-    def __init__(self, most_bytes: int):
-        self.room = most_bytes
+    def __init__(self, max_bytes: int):
+        self.room = max_bytes
         self._known: dict[int, tuple[Any, int]] = {}
         self._open: set[int] = set()
 
@@ -279,13 +279,13 @@ class _Unfolding:
             return self._known[id(value)]
         if id(value) in self._open:
             raise UnsafePickleError("a list that holds itself")
-        if depth > _MOST_DEPTH:
-            raise UnsafePickleError(f"lists nested more than {_MOST_DEPTH} deep")
+        if depth > _MAX_DEPTH:
+            raise UnsafePickleError(f"lists nested more than {_MAX_DEPTH} deep")
         self._open.add(id(value))
         found = self._known[id(value)] = self._unfolded(value, depth + 1)
         self._open.discard(id(value))
-        if found[1] > _MOST_PLACES:
-            raise UnsafePickleError(f"lists of more than {_MOST_PLACES} places")
+        if found[1] > _MAX_PLACES:
+            raise UnsafePickleError(f"lists of more than {_MAX_PLACES} places")
         return found
 
     def _unfolded(self, value: Any, depth: int) -> tuple[Any, int]:
@@ -319,7 +319,7 @@ def restricted_unpickle(path: Path | str) -> Any:
         What it holds.
 
     Raises:
-        UnsafePickleError: If it holds, or asks for, anything else, is no ordinary file, larger than `MOST_BYTES` or
+        UnsafePickleError: If it holds, or asks for, anything else, is no ordinary file, larger than `MAX_BYTES` or
             unfolds to more than that, or cannot be read.
     """
     path = Path(path)
@@ -327,11 +327,11 @@ def restricted_unpickle(path: Path | str) -> Any:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             raise UnsafePickleError("no content of its own (it is no ordinary file)")
-        if found.st_size > MOST_BYTES:
+        if found.st_size > MAX_BYTES:
             raise UnsafePickleError(f"{found.st_size / 2**30:.1f} GiB")
         content = path.read_bytes()
-        taken_down = _Machine(MOST_BYTES).run(content)
-        return _Unfolding(2 * MOST_BYTES).plain(taken_down)[0]
+        taken_down = _Machine(MAX_BYTES).run(content)
+        return _Unfolding(2 * MAX_BYTES).plain(taken_down)[0]
     except UnsafePickleError as error:
         raise UnsafePickleError(
             f"{path} is refused because it holds {error}, and only plain data and NumPy arrays are read from pickles: "

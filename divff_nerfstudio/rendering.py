@@ -132,11 +132,11 @@ def expected_depth(
 
 
 def ray_uncertainty(
-    composited: Composite, samples: Mapping[Layer, LayerSamples], least: float
+    composited: Composite, samples: Mapping[Layer, LayerSamples], min_uncertainty: float
 ) -> Float[Tensor, "rays"]:
     """Standard deviation of a ray's colour: the moving layers' weighted sums, plus `least` (NeRF-W, DIV-FF)."""
     weights = next(iter(composited.weights.values()))
-    total = torch.full_like(weights[:, 0], least)
+    total = torch.full_like(weights[:, 0], min_uncertainty)
     for layer, sample in samples.items():
         if sample.uncertainty is not None:
             total = total + (composited.weights[layer] * sample.uncertainty).sum(-1)

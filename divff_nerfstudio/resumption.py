@@ -15,7 +15,7 @@ from divff_nerfstudio.checkpoints import CheckpointError
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.training_folder import TrainingError, step_in_name
 
-MOST_STEPS = 10**9
+MAX_STEPS = 10**9
 """Steps have nine digits in the names of checkpoints."""
 STATE = frozenset(("step", "pipeline", "optimizers", "schedulers", "scalers", "random"))
 """What a checkpoint holds."""
@@ -39,7 +39,7 @@ def require_run(path: Path, state: Any) -> None:
         )
     step, named = state["step"], step_in_name(path)
     first = -1 if state["optimizers"] == {} else 0  # weights that were imported have no step behind them
-    if not isinstance(step, int) or isinstance(step, bool) or not first <= step < MOST_STEPS:
+    if not isinstance(step, int) or isinstance(step, bool) or not first <= step < MAX_STEPS:
         raise CheckpointError(f"{path} says that {step!r} is its step, which cannot be: take an earlier checkpoint.")
     if named is not None and named != max(step, 0):
         raise CheckpointError(
@@ -89,7 +89,7 @@ def require_optimizers(path: Path, states: Mapping[str, Any], optimizers: Mappin
             for key, value in moments.items():
                 what = f"{key} of its optimizer {name}"
                 if key == "step":
-                    if not 0 <= float(value) < MOST_STEPS:
+                    if not 0 <= float(value) < MAX_STEPS:
                         raise refuse(f"{what} is {float(value):g}")
                     continue
                 parameter = parameters[number]

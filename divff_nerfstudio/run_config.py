@@ -23,9 +23,10 @@ from nerfstudio.engine.schedulers import (
 )
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from divff_nerfstudio.config_values import MOST_NODES, ConfigBuilder, FaultError, full_name, shortened
+from divff_nerfstudio.config_values import MAX_NODES, ConfigBuilder, FaultError, full_name, shortened
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.autoencoder import AutoencoderConfig
+from divff_nerfstudio.former_names import CLASSES
 from divff_nerfstudio.plugins import classes_named, is_allowed
 from divff_nerfstudio.schema import check_options
 
@@ -38,20 +39,7 @@ ALTERNATIVES: tuple[type, ...] = (
     AutoencoderConfig,
 )
 """Classes that may stand where a registered method has another one or none; each holds numbers alone."""
-FORMER_NAMES = {
-    "divff_nerfstudio.datamanager.FrameDataManagerConfig": "divff_nerfstudio.frame_datamanager.FrameDataManagerConfig",
-    "divff_nerfstudio.fields.published.PublishedHeadsConfig": (
-        "divff_nerfstudio.fields.published_heads.PublishedHeadsConfig"
-    ),
-    "divff_nerfstudio.model": "divff_nerfstudio.models.divff",
-    "divff_nerfstudio.published_model": "divff_nerfstudio.models.paper",
-    "divff_nerfstudio.schedule": "divff_nerfstudio.models.schedule",
-    "divff_nerfstudio.splat": "divff_nerfstudio.models.splat",
-    "divff_nerfstudio.trainer.PublishedTrainerConfig": "divff_nerfstudio.trainer.DivFFTrainerConfig",
-    "divff_nerfstudio.trainer.SplatTrainerConfig": "divff_nerfstudio.trainer.DivFFTrainerConfig",
-}
-"""What runs of earlier versions call modules and classes, and what they are called now."""
-MOST_BYTES, MOST_DEPTH = 2**20, 32
+MAX_BYTES, MAX_DEPTH = 2**20, 32
 """Of a file; those of our runs have 20 kB and 8 levels."""
 _PACKAGE = "divff_nerfstudio."
 
@@ -92,7 +80,7 @@ def allowed_classes(configs: Sequence[Any]) -> dict[str, type]:
 
     for config in configs:
         visit(config)
-    for former, now in FORMER_NAMES.items():
+    for former, now in CLASSES.items():
         moved = [name for name in found if f"{name}.".startswith(f"{now}.")]
         found |= {former + name.removeprefix(now): found[name] for name in moved}
     return found
@@ -119,8 +107,8 @@ def read_config(path: Path | str, configs: Sequence[Any]) -> Any:
     try:
         if not path.is_file():
             raise FaultError("there is no such file")
-        if path.stat().st_size > MOST_BYTES:
-            raise FaultError(f"it has {path.stat().st_size} bytes, and at most {MOST_BYTES} are read")
+        if path.stat().st_size > MAX_BYTES:
+            raise FaultError(f"it has {path.stat().st_size} bytes, and at most {MAX_BYTES} are read")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UnsafeConfigError(f"{path} is refused because it is no UTF-8 text: {remedy}.") from None
@@ -174,7 +162,7 @@ def _composed(text: str) -> yaml.Node:
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MOST_DEPTH or count > MOST_NODES:
+        if depth > MAX_DEPTH or count > MAX_NODES:
             raise FaultError("it is longer or nested deeper than any run's")
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     if node is None:

@@ -23,22 +23,22 @@ from pydantic.fields import FieldInfo
 
 from divff_nerfstudio.errors import DivffError
 
-MOST_BYTES = 256 * 2**20
+MAX_BYTES = 256 * 2**20
 """Larger JSON files are taken for something else."""
-MOST_DEPTH = 32
+MAX_DEPTH = 32
 """No format of ours has lists in lists deeper than this."""
 _BRACKETS_AND_TEXTS = re.compile(r'[\[\]{}]|"(?:\\.|[^"\\])*"', re.DOTALL)
-_LARGEST = 1e15
+_MAX_NUMBER = 1e15
 """Larger numbers are faults: what is computed of them is no longer finite in single precision."""
 
 Value = TypeVar("Value")
-Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
+Number = Annotated[float, Field(ge=-_MAX_NUMBER, le=_MAX_NUMBER, allow_inf_nan=False)]
 """A finite number that single precision holds."""
-Positive = Annotated[float, Field(gt=0, le=_LARGEST, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=_MAX_NUMBER, allow_inf_nan=False)]
 """A number above 0."""
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 """A number from 0 to 1, such as a time or a probability."""
-Weight = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=_MAX_NUMBER, allow_inf_nan=False)]
 """A number from 0 on, such as a loss's weight."""
 Count = Annotated[int, Field(ge=1, le=2**53)]
 """How many, at least one."""
@@ -86,7 +86,7 @@ def read_json(
     what: str,
     remedy: str,
     error: type[DivffError] = DivffError,
-    most_bytes: int = MOST_BYTES,
+    max_bytes: int = MAX_BYTES,
 ) -> Value:
     """Reads a JSON file by its schema.
 
@@ -96,7 +96,7 @@ def read_json(
         what: What the file should be, in words: "a camera path of nerfstudio's viewer".
         remedy: What to do where it is not, an imperative without a full stop.
         error: Class of the error raised.
-        most_bytes: How large the file may be.
+        max_bytes: How large the file may be.
 
     Returns:
         An instance of `kind`.
@@ -104,11 +104,11 @@ def read_json(
     Raises:
         DivffError: Of the class `error`, in one sentence that names the file and the place in it: if it is missing, no
             ordinary file, too large, not UTF-8 or no JSON, holds a key twice, a number that is not finite or more than
-            `MOST_DEPTH` nested lists, or does not fit the schema.
+            `MAX_DEPTH` nested lists, or does not fit the schema.
     """
     path = Path(path)
     try:
-        return parse_json(_read(path, most_bytes), kind)
+        return parse_json(_read(path, max_bytes), kind)
     except _FaultError as fault:
         raise error(f"{path} is not {what} ({fault}): {remedy}.") from None
 
@@ -204,13 +204,13 @@ def split_words(text: str, option: str) -> list[str]:
         raise DivffError(f"{option} {text!r} cannot be taken apart ({error}): close the quotation.") from None
 
 
-def _read(path: Path, most_bytes: int) -> str:
+def _read(path: Path, max_bytes: int) -> str:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             raise _FaultError("it is no ordinary file")
-        if found.st_size > most_bytes:
-            raise _FaultError(f"it has {found.st_size / 2**20:.0f} MiB, and at most {most_bytes / 2**20:.0f} are read")
+        if found.st_size > max_bytes:
+            raise _FaultError(f"it has {found.st_size / 2**20:.0f} MiB, and at most {max_bytes / 2**20:.0f} are read")
         return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         raise _FaultError("there is no such file") from None
@@ -227,7 +227,7 @@ def _look_through(text: str) -> None:
         bracket = token[0]
         depth += (bracket in "[{") - (bracket in "]}")
         deepest = max(deepest, depth)
-    if deepest > MOST_DEPTH:
+    if deepest > MAX_DEPTH:
         raise _FaultError(f"its lists are nested {deepest} deep")
     try:
         json.loads(text, object_pairs_hook=_without_twins, parse_float=_finite, parse_constant=_refuse_constant)

@@ -91,7 +91,7 @@ class Bench:
         """A question to a view whose features have been decoded by one before, its phrase encoded already."""
         from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 
-        pipeline.model.update_to_step(pipeline.model.config.heads_from)
+        pipeline.model.update_to_step(pipeline.model.config.heads_start_step)
         view = TrainedScene(pipeline.model, pipeline.datamanager, pipeline.query).render(camera)
         return measure(lambda: view.ask("mug"), self.repeats)
 
@@ -101,7 +101,7 @@ class Bench:
         from divff_nerfstudio.viewer.views import Views, Visibility
 
         query: Query = pipeline.query
-        pipeline.model.update_to_step(pipeline.model.config.joint_from)
+        pipeline.model.update_to_step(pipeline.model.config.joint_start_step)
         pipeline.model.eval()
         views = Views(
             pipeline.model,

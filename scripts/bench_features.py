@@ -151,7 +151,7 @@ class Memory:
         """Draws batches and trains; resident memory of this process afterwards and at its peak, in GiB."""
         pipeline = self._pipeline()
         model, data = pipeline.model, pipeline.datamanager
-        step = model.config.joint_from + 1
+        step = model.config.joint_start_step + 1
         for _ in range(self.batches):
             data.next_train(step)
         model.train()

@@ -162,7 +162,7 @@ class Gpu:
     def _view(self) -> dict[str, Any]:
         """A view with all outputs, of the geometry alone."""
         pipe = self._pipeline()
-        pipe.model.update_to_step(pipe.model.schedule.joint_from)
+        pipe.model.update_to_step(pipe.model.schedule.joint_start_step)
         camera = self._camera(pipe, self.sizes.view)
         return measure(lambda: pipe.model.get_outputs_for_camera(camera), self.sizes.repeats)
 
@@ -171,7 +171,7 @@ class Gpu:
         from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 
         pipe = self._pipeline(features=True)
-        pipe.model.update_to_step(pipe.model.schedule.joint_from)
+        pipe.model.update_to_step(pipe.model.schedule.joint_start_step)
         view = TrainedScene(pipe.model, pipe.datamanager, pipe.query).render(self._camera(pipe, self.sizes.view))
         words = (f"{colour} {thing}" for thing in ("mug", "pan", "bowl", "jar") for colour in map(str, range(999)))
         return measure(lambda: view.ask(next(words)), self.sizes.repeats)

@@ -49,7 +49,7 @@ class Splat:
         model, data = pipeline.model, pipeline.datamanager
         camera, _ = data.next_eval_image(0)
         camera.rescale_output_resolution(self.width / int(camera.width))
-        model.update_to_step(model.config.joint_from)
+        model.update_to_step(model.config.joint_start_step)
         model.eval()
         kind = model.semantic.kinds[0]
         from divff_nerfstudio.fields.layers import LAYERS
@@ -69,7 +69,7 @@ class Splat:
         def step() -> None:
             model.train()
             model.zero_grad()
-            model.update_to_step(model.config.heads_from - 1)
+            model.update_to_step(model.config.heads_start_step - 1)
             outputs, batch = self._frame(pipeline)
             torch.stack(list(model.get_loss_dict(outputs, batch).values())).sum().backward()
 
@@ -126,7 +126,7 @@ class Splat:
             positions, colours = random_points(scene, round(share * self.gaussians))
             positions = positions / length
             layer = model.gaussian_layer(name)
-            own = {"extents": positions.new_zeros(len(positions))} if name == "dynamic" else {}
+            own = {"durations": positions.new_zeros(len(positions))} if name == "dynamic" else {}
             rows = layer.new_rows(positions, 0.5 * spacing(positions), colours, opacity=0.5, **own)
             layer.make_room(len(positions))
             for row, values in rows.items():

@@ -23,7 +23,7 @@ PUBLISHED: dict[str, Any] = {
     "model.static_until": 1,
     "model.mask_weight": 0.0,
     "model.persistence_weight": 0.0,
-    "model.fields.largest_uncertainty": 10.0,
+    "model.fields.max_uncertainty": 10.0,
     "model.fields.shadow": False,
     "model.fields.permanence": False,
     "model.evidence": "off",
@@ -32,7 +32,7 @@ PUBLISHED: dict[str, Any] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "published priors only": PUBLISHED,
-    "unbounded uncertainty": {"model.fields.largest_uncertainty": 10.0},
+    "unbounded uncertainty": {"model.fields.max_uncertainty": 10.0},
     "without static first": {"model.static_until": 1},
     "without mask cost": {"model.mask_weight": 0.0},
     "without persistence": {"model.persistence_weight": 0.0},

@@ -29,7 +29,7 @@ from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.door import open_run
 from divff_nerfstudio.evaluation.found_things import score_things
 from divff_nerfstudio.evaluation.looks import look_cameras, look_of, look_size, ray_directions
-from divff_nerfstudio.evaluation.places import LEAST_PIXELS, Places
+from divff_nerfstudio.evaluation.places import MIN_PIXELS, Places
 from divff_nerfstudio.features.oracle import canonical
 from divff_nerfstudio.features.store.reader import FeatureStore
 from divff_nerfstudio.features.text import text_encoder
@@ -145,7 +145,7 @@ def thresholds(scene: Scene, fitted: Calibration, places: Places, features: Any)
 
 def decisions(fitted: Calibration, places: Places) -> dict[str, Any]:
     """Whether phrases' things are in the scene: half of the phrases are of what at least four frames show."""
-    seen = (places.pixel_counts >= LEAST_PIXELS).sum(axis=0)
+    seen = (places.pixel_counts >= MIN_PIXELS).sum(axis=0)
     table = [e for e in places.truth.instance_table if e["id"]]
     named = [e for e in table if seen[e["id"]] >= 4 and e.get("layer") != 2]
     present = [e["name"] for e in named] + [e.get("description") or e["name"] for e in named]

@@ -68,7 +68,7 @@ def test_what_a_header_promises_takes_no_memory(tmp_path: Path, bomb: str) -> No
 def test_an_archive_that_unpacks_to_more_than_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arrays, "_MOST_BYTES", 2**20)
+    monkeypatch.setattr(arrays, "_MAX_BYTES", 2**20)
     np.savez_compressed(tmp_path / "arrays.npz", a=np.zeros(2**18), b=np.zeros(3))
     with pytest.raises(ArrayFaultError, match="more than 1 MiB"):
         read_arrays(tmp_path / "arrays.npz")

@@ -39,7 +39,7 @@ HOSTILE = (
     "{alert(1)} `a` [b](javascript:alert(1)) ![c](x)",
     "../../x & $(touch x)",
 )
-LARGEST = 228
+MAX_WIDTH = 228
 """Width of the picture at rest."""
 
 
@@ -76,7 +76,7 @@ def train(root: Path) -> Scene:
     model = config.pipeline.model
     model.fields = LayeredFieldConfig(static_resolutions=(16, 64), dynamic_resolutions=(16, 32))
     model.heads = SemanticHeadsConfig(resolutions=(16, 64), hidden=64)
-    model.static_until, model.heads_from, model.joint_from = STEPS // 10, STEPS // 2, STEPS
+    model.static_until, model.heads_start_step, model.joint_start_step = STEPS // 10, STEPS // 2, STEPS
     torch.manual_seed(0)
     trainer = config.setup(local_rank=0, world_size=1)
     config.save_config()
@@ -133,8 +133,8 @@ def own(trained: Scene) -> Any:
 def expected(own: Any, shape: tuple[int, ...], text: str = "", hide_actor: bool = False, time: float = 0.0) -> dict:
     """The outputs that the model itself has for the view of the first frame, in the browser's shape."""
     camera = own.camera_at(0, time)
-    camera.rescale_output_resolution(LARGEST * shape[0] / shape[1] / small_scene.HEIGHT)
-    camera.width, camera.cx = torch.full_like(camera.width, LARGEST), torch.full_like(camera.cx, LARGEST / 2)
+    camera.rescale_output_resolution(MAX_WIDTH * shape[0] / shape[1] / small_scene.HEIGHT)
+    camera.width, camera.cx = torch.full_like(camera.width, MAX_WIDTH), torch.full_like(camera.cx, MAX_WIDTH / 2)
     own.query.ask(text=text, contour=True)
     view = own.model.render(camera, ("static", "dynamic") if hide_actor else ("static", "dynamic", "actor"))
     return view.pictures | own.query.answer(view.pictures, view.features)
@@ -170,7 +170,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_the_answer_appears_where_the_mug_is(panel: ViewerPage, own: Any) -> None:
-    with panel.anew(LARGEST):
+    with panel.anew(MAX_WIDTH):
         panel.ask("mug")
     seen = panel.picture()
     found = expected(own, seen.shape, "mug")
@@ -183,23 +183,23 @@ def test_the_answer_appears_where_the_mug_is(panel: ViewerPage, own: Any) -> Non
 
 
 def test_output_time_and_layers_change_the_picture(panel: ViewerPage, own: Any) -> None:
-    with panel.anew(LARGEST):
+    with panel.anew(MAX_WIDTH):
         panel.choose("Show", "Depth")
-    with panel.anew(LARGEST):
+    with panel.anew(MAX_WIDTH):
         panel.choose("Show", "Picture")
     first = panel.picture()
     assert difference(first, on_screen(expected(own, first.shape)["rgb"], first.shape)) < 8
-    with panel.anew(LARGEST):
+    with panel.anew(MAX_WIDTH):
         panel.box("Hide actor").check()
     without = panel.picture()
     alone = on_screen(expected(own, first.shape, hide_actor=True)["rgb"], first.shape)
     assert difference(without, alone) < 8
     assert np.abs(without.astype(float) - first).mean() > 2
-    with panel.anew(LARGEST):
+    with panel.anew(MAX_WIDTH):
         panel.choose("Show", "Static layer")
     static = on_screen(expected(own, first.shape)["rgb_static"], first.shape)
     assert difference(panel.picture(), static) < 8
-    with panel.anew(LARGEST):
+    with panel.anew(MAX_WIDTH):
         panel.choose("Show", "Picture")
         panel.box("Hide actor").uncheck()
         panel.slider("Time").focus()
@@ -211,11 +211,11 @@ def test_output_time_and_layers_change_the_picture(panel: ViewerPage, own: Any) 
 
 
 def test_a_click_says_what_is_there(panel: ViewerPage, own: Any) -> None:
-    panel.at_rest(LARGEST)
+    panel.at_rest(MAX_WIDTH)
     panel.press("What is this?")
     panel.wait(lambda: "Click into the picture" in panel.text, "the invitation to click")
     across, down = mug_in(panel.picture().shape)
-    with panel.anew(LARGEST):
+    with panel.anew(MAX_WIDTH):
         panel.click(across, down)
         panel.wait(lambda: "most like" in panel.text, "the answer to the click")
     said = re.search(r"(\[point \d+\]): (\w+) layer \(\d+ %\); most like mug \d\.\d\d, .+, .+\.", panel.text)
@@ -254,13 +254,13 @@ def test_two_clients_share_the_question_and_see_it_answered(
     panel: ViewerPage, chromium: Any, server: ViewerServer
 ) -> None:
     other = ViewerPage(chromium, server.url)
-    other.at_rest(LARGEST)
-    with other.anew(LARGEST), panel.anew(LARGEST):
+    other.at_rest(MAX_WIDTH)
+    with other.anew(MAX_WIDTH), panel.anew(MAX_WIDTH):
         panel.ask("sleeve")
     other.wait(lambda: "sleeve" in other.drawings, "the answer at the other client")
     assert other.box("Question").input_value() == "sleeve"
     assert difference(other.picture(), panel.picture()) < 8
-    with other.anew(LARGEST), panel.anew(LARGEST):
+    with other.anew(MAX_WIDTH), panel.anew(MAX_WIDTH):
         other.ask("mug")
     assert panel.box("Question").input_value() == "mug"
     assert difference(other.picture(), panel.picture()) < 8
@@ -305,20 +305,20 @@ def test_a_browser_that_goes_in_the_middle_of_a_render_does_no_harm(
 ) -> None:
     for _ in range(2):
         other = ViewerPage(chromium, server.url)
-        other.at_rest(LARGEST)
+        other.at_rest(MAX_WIDTH)
         other.page.mouse.move(300, 300)
         other.page.mouse.down()
         other.page.mouse.move(340, 310, steps=2)
         other.page.mouse.up()
         # The smaller pictures have come, the full one is on its way.
-        other.wait(lambda other=other: f"Resolution: {LARGEST}x" not in other.text, "a smaller picture")
+        other.wait(lambda other=other: f"Resolution: {MAX_WIDTH}x" not in other.text, "a smaller picture")
         other.page.close()
     panel.ask("sleeve")
 
 
 def test_a_still_film_is_written_with_its_state(panel: ViewerPage, trained: Scene) -> None:
     panel.ask("mug")
-    panel.at_rest(LARGEST)
+    panel.at_rest(MAX_WIDTH)
     panel.unfold("Film")
     panel.press("This view over all times")
     panel.wait(lambda: "divff video" in panel.text, "the command")
@@ -331,7 +331,7 @@ def test_a_still_film_is_written_with_its_state(panel: ViewerPage, trained: Scen
 def test_typing_is_answered_at_once_where_the_view_is_kept(panel: ViewerPage) -> None:
     """No time is asserted, for machines differ; rendering is: the state says where a view had to be."""
     panel.ask("mug")
-    panel.at_rest(LARGEST)
+    panel.at_rest(MAX_WIDTH)
     panel.box("Question").press_sequentially(" sleeve wall", delay=40)
     panel.wait(lambda: "mug sleeve wall" in panel.drawings, "the answer to what was typed")
     panel.wait(lambda: "took" in panel.text, "the time it took")
@@ -348,7 +348,7 @@ def test_a_question_while_training_runs(trained: Scene, chromium: Any) -> None:
         "ns-train", "divff", "--data", trained.scene, "--output-dir", trained.root / "training",
         "--max-num-iterations", 100_000, "--vis", "viewer", "--machine.device-type", "cpu",
         "--pipeline.datamanager.train-num-rays-per-batch", 64, "--pipeline.model.static-until", 1,
-        "--pipeline.model.heads-from", 2, "--pipeline.model.joint-from", 3, *sizes,
+        "--pipeline.model.heads-start-step", 2, "--pipeline.model.joint-start-step", 3, *sizes,
     ]  # fmt: skip
     with serve(command, trained.root / "training.log", env=trained.env) as server:
         panel = ViewerPage(chromium, server.url)

@@ -522,7 +522,7 @@ def test_report_stands_alone_and_says_what_was_reached(report, tmp_path):
 
 
 def test_a_large_video_is_linked(report, monkeypatch):
-    monkeypatch.setattr("divff_nerfstudio.evaluation.report.LARGEST_VIDEO", 10)
+    monkeypatch.setattr("divff_nerfstudio.evaluation.report.MAX_VIDEO", 10)
     page = Page(report_page(report, report.video.parent))
     assert "video.mp4" in page.sources
 

@@ -54,7 +54,7 @@ def test_threads_work_ahead_at_the_same_time_within_bounds():
             both.wait(PATIENCE)  # either alone would wait for ever
         return item
 
-    results = ahead(work, range(20), workers=2, most=4)
+    results = ahead(work, range(20), workers=2, max_pending=4)
     assert next(results) == 0 and next(results) == 1
     assert max(begun) < 6
     results.close()
@@ -62,7 +62,7 @@ def test_threads_work_ahead_at_the_same_time_within_bounds():
 
 
 def test_what_fails_ahead_is_told_where_its_result_would_come():
-    results = ahead(lambda item: 1 // item, [1, 1, 0, 1], workers=2, most=4)
+    results = ahead(lambda item: 1 // item, [1, 1, 0, 1], workers=2, max_pending=4)
     assert next(results) == 1 and next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -78,7 +78,7 @@ def test_a_picture_that_several_threads_want_is_decoded_once(tmp_path, monkeypat
         return decode(number)
 
     monkeypatch.setattr(pictures, "_decode", slowly)
-    results = ahead(lambda frame: pictures.clip(frame, 2, 4), [0, 0, 0], workers=3, most=3)
+    results = ahead(lambda frame: pictures.clip(frame, 2, 4), [0, 0, 0], workers=3, max_pending=3)
     threading.Timer(0.05, go.set).start()
     first, *others = results
     assert all(np.array_equal(first, other) for other in others)

@@ -218,5 +218,5 @@ def test_a_run_trains_on_hotspots_if_it_shall(tiny_scene, tmp_path):
     for weight in (0.0, 1.0):
         config.pipeline.model.hotspot_weight = weight
         pipeline = config.pipeline.setup(device="cpu", test_mode="val")
-        losses[weight] = pipeline.get_train_loss_dict(pipeline.model.schedule.heads_from)[1]
+        losses[weight] = pipeline.get_train_loss_dict(pipeline.model.schedule.heads_start_step)[1]
     assert set(losses[1.0]) - set(losses[0.0]) == {"features_hotspot"} and losses[1.0]["features_hotspot"] > 0

@@ -15,7 +15,7 @@ from divff_nerfstudio.fields.encodings import GridEncoding, PlaneEncoding, posit
 from divff_nerfstudio.fields.layered import LayeredField, LayeredFieldConfig
 from divff_nerfstudio.fields.layers import LAYERS, SamplePoints
 from divff_nerfstudio.fields.semantic_heads import SemanticHeads, SemanticHeadsConfig
-from divff_nerfstudio.fields.space import FARTHEST, NEAREST, SceneSpace, density_from
+from divff_nerfstudio.fields.space import FAR_SCALE, NEAR_SCALE, SceneSpace, activated_density
 from divff_nerfstudio.fields.time_code import LowRankTimeCode, octaves_for
 from divff_nerfstudio.rendering import composite
 
@@ -142,7 +142,7 @@ def test_the_box_becomes_the_unit_cube():
 
 def test_camera_positions_become_direction_and_logarithm_of_depth():
     scene = space()
-    near, far = NEAREST * 4.0, FARTHEST * 4.0
+    near, far = NEAR_SCALE * 4.0, FAR_SCALE * 4.0
     middle = (near * far) ** 0.5
     points = torch.tensor(
         [[0, 0, -near], [0, 0, -far], [0, 0, -middle], [1.1, -1.1, -1], [0.55, 0, -1], [0, 0, 1.0], [0, 0, 0]]
@@ -156,16 +156,16 @@ def test_camera_positions_become_direction_and_logarithm_of_depth():
 
 def test_density_is_positive_in_units_of_the_scene():
     raw = torch.tensor([-50.0, 0.0, 3.0, 60.0])
-    found = density_from(raw, space())
+    found = activated_density(raw, space())
     assert (found > 0).all() and found.isfinite().all()
     twice = SceneSpace(space().box * 2, 8.0)
-    assert torch.allclose(density_from(raw, twice) * 2, found)
-    assert (density_from(raw[:3], space(), shift=-2.0) < found[:3]).all()
+    assert torch.allclose(activated_density(raw, twice) * 2, found)
+    assert (activated_density(raw[:3], space(), shift=-2.0) < found[:3]).all()
 
 
 def test_density_is_that_of_nerfstudio_up_to_its_bound():
     raw = torch.linspace(-40, 59, 200, requires_grad=True)
-    found, expected = density_from(raw, space()), trunc_exp(raw) * (10.0 / space().length)
+    found, expected = activated_density(raw, space()), trunc_exp(raw) * (10.0 / space().length)
     assert torch.equal(found, expected)
     weights = torch.linspace(-1, 1, 200)
     one, other = (torch.autograd.grad((value * weights).sum(), raw)[0] for value in (found, expected))
@@ -187,7 +187,7 @@ def test_raw_densities_far_beyond_opaque_stay_finite_and_can_come_back(field, ra
     for parameter in field.parameters():
         assert parameter.grad is None or parameter.grad.isfinite().all()
     value = torch.tensor([raw], requires_grad=True)
-    density_from(value, space()).backward()
+    activated_density(value, space()).backward()
     assert value.grad is not None and 1 < float(value.grad) < 1e9
 
 
@@ -239,7 +239,7 @@ def test_layers_have_their_shapes_and_ranges(field):
             assert samples.uncertainty is None
         else:
             assert samples.uncertainty.shape == (6, 4)
-            assert (samples.uncertainty > 0).all() and (samples.uncertainty < SMALL.largest_uncertainty).all()
+            assert (samples.uncertainty > 0).all() and (samples.uncertainty < SMALL.max_uncertainty).all()
     assert found["actor"].density.mean() < found["static"].density.mean()
 
 

@@ -34,7 +34,7 @@ def make_model(features: bool = True, frames: int = 5, implementation="planes", 
     torch.manual_seed(0)
     config = tiny_run.shrink(DivFFModelConfig(**options))
     config.fields.implementation = implementation
-    config.static_until, config.heads_from, config.joint_from = STATIC_UNTIL, HEADS_FROM, JOINT_FROM
+    config.static_until, config.heads_start_step, config.joint_start_step = STATIC_UNTIL, HEADS_FROM, JOINT_FROM
     times = torch.linspace(0, 1, frames)
     metadata = {"times": times, "nears": 0.5 + times, "fars": 3 + times}
     if features:
@@ -94,7 +94,7 @@ def test_outputs_have_their_names_in_order_shapes_and_ranges():
         assert name == "depth" or (picture.min() >= 0 and picture.max() <= 1), name
     assert torch.allclose(outputs["mask_moving"], outputs["mask_dynamic"] + outputs["mask_actor"], atol=1e-6)
     assert (outputs["mask_moving"] <= outputs["accumulation"] + 1e-5).all()
-    assert (outputs["uncertainty"] >= model.config.least_uncertainty).all()
+    assert (outputs["uncertainty"] >= model.config.min_uncertainty).all()
     assert model.render(camera(), outputs=(FEATURES,)).features == {}
 
 
@@ -196,8 +196,8 @@ def test_near_and_far_are_those_of_the_frame_next_in_time(time, frame):
     bounded = model._bounded(bundle(model, time=time))
     assert bounded.nears is not None and bounded.fars is not None
     times = torch.linspace(0, 1, 5)
-    assert torch.allclose(bounded.nears, (0.5 + times[frame]) * model.config.nearest)
-    assert torch.allclose(bounded.fars, (3 + times[frame]) * model.config.farthest)
+    assert torch.allclose(bounded.nears, (0.5 + times[frame]) * model.config.near_scale)
+    assert torch.allclose(bounded.fars, (3 + times[frame]) * model.config.far_scale)
 
 
 def test_nearest_time_of_few_frames():
@@ -211,8 +211,8 @@ def test_rays_with_bounds_keep_them():
     rays = bundle(model)
     rays.nears, rays.fars = torch.full((16, 1), 2.0), torch.full((16, 1), 4.0)
     bounded = model._bounded(rays)
-    assert torch.allclose(bounded.nears, rays.nears * model.config.nearest)
-    assert torch.allclose(bounded.fars, rays.fars * model.config.farthest)
+    assert torch.allclose(bounded.nears, rays.nears * model.config.near_scale)
+    assert torch.allclose(bounded.fars, rays.fars * model.config.far_scale)
 
 
 def test_a_crop_box_shows_what_is_in_it():
@@ -371,7 +371,7 @@ def carrying() -> DivFFModel:
     torch.manual_seed(0)
     config = tiny_run.shrink(DivFFModelConfig())
     config.fields.implementation, config.fields.carried = "planes", True
-    config.static_until, config.heads_from, config.joint_from = 1, 1000, 1000
+    config.static_until, config.heads_start_step, config.joint_start_step = 1, 1000, 1000
     poses = torch.eye(4)[:3].repeat(3, 1, 1)
     poses[:, 0, 3] = torch.tensor([0.0, 0.5, 1.0])
     times = torch.linspace(0, 1, 3)

@@ -169,7 +169,7 @@ def test_training_refuses_what_is_out_of_range(option, tmp_path):
         (divff_paper, "coarse_samples", 0),
         (divff_paper, "share_epsilon", 0.0),
         (divff_splat, "seed_frames", 0),
-        (divff_splat, "room_from", -1.0),
+        (divff_splat, "room_near_scale", -1.0),
     ],
 )
 def test_other_methods_refuse_it_too(method, name, value):

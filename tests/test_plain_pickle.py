@@ -171,7 +171,7 @@ def test_bombs_do_not_go_off(tmp_path: Path, bomb: str) -> None:
 
 
 def test_one_content_in_many_arrays_is_counted_as_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plain_pickle, "MOST_BYTES", 10**6)
+    monkeypatch.setattr(plain_pickle, "MAX_BYTES", 10**6)
     raw, dtype = b"B" + struct.pack("<I", 10**5) + bytes(10**5) + b"\x94", b"cnumpy\ndtype\nU\x02u1\x85R\x94"
     array = b"cnumpy.core.numeric\n_frombuffer\n(h\x00h\x01J" + struct.pack("<i", 10**5) + b"\x85U\x01CtR"
     (tmp_path / "a.pkl").write_bytes(b"\x80\x04" + raw + dtype + b"(" + array * 30 + b"l.")
@@ -192,7 +192,7 @@ def test_what_is_no_file_of_bounded_size_is_refused(tmp_path: Path, monkeypatch:
     os.mkfifo(tmp_path / "pipe.pkl")
     (tmp_path / "folder.pkl").mkdir()
     (tmp_path / "large.pkl").write_bytes(pickle.dumps(bytes(2000)))
-    monkeypatch.setattr(plain_pickle, "MOST_BYTES", 1000)
+    monkeypatch.setattr(plain_pickle, "MAX_BYTES", 1000)
     for name in ("pipe.pkl", "folder.pkl", "large.pkl"):
         with bounded(), pytest.raises(UnsafePickleError, match=f"{name} is refused"):
             restricted_unpickle(tmp_path / name)

@@ -97,6 +97,22 @@ def test_without_triton_pytorch_serves_and_says_so_once(monkeypatch, capsys):
     assert capsys.readouterr().out.count("Triton is not installed") == 1
 
 
+@pytest.mark.parametrize("capability", [75, 90])
+def test_the_kernels_compile_for_a_card_that_is_not_here(capability, monkeypatch, tmp_path):
+    """Down to the card's own code, by the assembler that comes with Triton: no driver is needed for that."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiler = pytest.importorskip("triton.compiler", reason="Triton has no compiler here")
+    target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", capability, 32)
+    kernels = importlib.import_module("divff_nerfstudio.fields.plane_kernels")
+    tables = {"forward": ("out",), "backward": ("gradient", "found")}
+    for name, rest in tables.items():
+        types = dict.fromkeys(("positions", "times", "table", *rest), "*fp32")
+        types |= dict.fromkeys(("count", "width", "height", "channels"), "i32")
+        fixed = {"timed": True, "block": 64, "padded": 16}
+        source = compiler.ASTSource(getattr(kernels, f"_{name}"), types | dict.fromkeys(fixed, "constexpr"), fixed)
+        assert compiler.compile(source, target=target).asm["cubin"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("time_resolution", [0, 12])

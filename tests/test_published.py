@@ -307,24 +307,24 @@ def test_image_features_are_learnt_as_codes_and_asked_decoded(tmp_path: Path):
 def test_the_schedule_has_the_published_epochs_and_scales():
     full = PublishedScheduleConfig()
     full.settle(pixels=1_000_001, rays=1000, features=True, steps=None)
-    assert (full.steps, full.staged().heads_from) == (13 * 1001, 10 * 1001)
+    assert (full.steps, full.staged().heads_start_step) == (13 * 1001, 10 * 1001)
     frozen = full.staged().networks_frozen
     assert frozen(10010) and not frozen(10009) and not frozen(15010)
     geometry = PublishedScheduleConfig()
     geometry.settle(1_000_000, 1000, features=False, steps=None)
-    assert geometry.steps == geometry.staged().heads_from == 10000
+    assert geometry.steps == geometry.staged().heads_start_step == 10000
     short = PublishedScheduleConfig()
     short.settle(1_000_000, 1000, features=True, steps=130)
-    assert (short.steps, short.staged().heads_from, short.frozen_steps) == (130, 100, 50)
+    assert (short.steps, short.staged().heads_start_step, short.frozen_steps) == (130, 100, 50)
     again = dataclasses.replace(short)
     again.settle(5, 5, features=False, steps=7)
     assert again == short
     heads = PublishedScheduleConfig(stages="heads")
     heads.settle(1_000_000, 1000, features=True, steps=None)
-    assert (heads.steps, heads.staged().heads_from) == (3000, 0) and heads.staged().networks_frozen(0)
+    assert (heads.steps, heads.staged().heads_start_step) == (3000, 0) and heads.staged().networks_frozen(0)
     joint = PublishedScheduleConfig(stages="joint")
     joint.settle(1_000_000, 1000, features=True, steps=None)
-    assert (joint.steps, joint.staged().heads_from) == (13000, 0) and not joint.staged().networks_frozen(0)
+    assert (joint.steps, joint.staged().heads_start_step) == (13000, 0) and not joint.staged().networks_frozen(0)
 
 
 def test_the_learning_rate_is_a_cosine_per_stage_changed_once_an_epoch():
@@ -373,7 +373,7 @@ def test_it_trains_both_stages_and_resumes_exactly(begin, tiny_scene: Path, tmp_
     tiny_run.write_features(tiny_scene, tmp_path / "encoder")
     unbroken = begin("unbroken", steps_per_save=6, save_only_latest_checkpoint=False)
     schedule = unbroken.pipeline.model.config.schedule
-    assert (schedule.staged().heads_from, schedule.steps) == (10, 13)
+    assert (schedule.staged().heads_start_step, schedule.steps) == (10, 13)
     unbroken.train()
     resumed = begin("resumed", load_dir=unbroken.checkpoint_dir, load_step=6)
     resumed.train()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import operator
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,10 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from conftest import write_tiny_scene
 
 from divff_nerfstudio.evaluation.runs import load_run, our_configs
 from divff_nerfstudio.features.extract import ExtractConfig
+from divff_nerfstudio.fields.layered import LayeredFieldConfig
+from divff_nerfstudio.models.splat.gaussians import FORMER_ROWS
 from divff_nerfstudio.run_config import read_config
 
 DATA = Path(__file__).parent / "data"
@@ -47,6 +53,9 @@ def test_an_earlier_run_opens_and_answers(moved: Path, monkeypatch: pytest.Monke
     assert run.step == 2 and run.pipeline.datamanager.train_dataset.scene.root == moved / "tiny"
     assert run.pipeline.query.kinds and run.pipeline.method_name == method
     saved = torch.load(moved / "theirs" / method / CHECKPOINT, weights_only=True)["pipeline"]
+    if method == "divff-splat":
+        assert "_model.layers.dynamic.rows.middles" in saved
+        saved = {re.sub(r"\w+$", lambda name: FORMER_ROWS.get(name[0], name[0]), key): saved[key] for key in saved}
     own = run.pipeline.state_dict()
     assert all(torch.equal(own[name], value) for name, value in saved.items())
     run.pipeline.query.ask(text="cup")
@@ -62,10 +71,52 @@ def test_options_of_an_earlier_version_mean_what_they_meant(method: str) -> None
     if method == "divff":  # nothing was looked for in them, and their networks carry nothing
         assert read.pipeline.model.evidence == "off" and not read.pipeline.model.fields.carried
         read.pipeline.model.evidence = "auto"
+        for name, size in LayeredFieldConfig.sizes_by_device["cpu"].items():  # they were the same on every device
+            assert getattr(read.pipeline.model.fields, name) == size
+            setattr(read.pipeline.model.fields, name, None)
     if method != "divff-paper":
         assert read.pipeline.model.hints == "off"
         read.pipeline.model.hints = "auto"
     assert read == registered
+
+
+FORMER = {
+    "divff": {
+        "nearest": ("near_scale", 0.2),
+        "farthest": ("far_scale", 2.0),
+        "least_uncertainty": ("min_uncertainty", 0.5),
+        "heads_from": ("heads_start_step", 7),
+        "joint_from": ("joint_start_step", 9),
+        "fields.largest_uncertainty": ("fields.max_uncertainty", 0.4),
+    },
+    "divff-paper": {"least_uncertainty": ("min_uncertainty", 0.5)},
+    "divff-splat": {
+        "room_from": ("room_near_scale", 0.6),
+        "static_most": ("max_static", 50),
+        "dynamic_most": ("max_dynamic", 40),
+        "actor_most": ("max_actor", 30),
+        "largest_uncertainty": ("max_uncertainty", 0.4),
+    },
+}
+"""Options of the model that had another name: what they are called now, and another value than the default."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_former_names_of_options_are_taken(method: str, tmp_path: Path) -> None:
+    """On the command line and in a run's ``config.yml``."""
+    (registered,) = (config for config in our_configs() if config.method_name == method)
+    text = (CONFIGS / f"{method}.yml").read_text()
+    words = []
+    for former, (_, value) in FORMER[method].items():
+        words += [f"--pipeline.model.{former.replace('_', '-')}", str(value)]
+        text, count = re.subn(rf"(?m)^( +{former.rpartition('.')[2]}: ).*$", rf"\g<1>{value}", text)
+        assert count == 1
+    (tmp_path / "config.yml").write_text(text)
+    read = read_config(tmp_path / "config.yml", our_configs())
+    typed = tyro.cli(type(registered), default=copy.deepcopy(registered), args=words)
+    for name, value in FORMER[method].values():
+        assert operator.attrgetter(name)(read.pipeline.model) == value
+        assert operator.attrgetter(name)(typed.pipeline.model) == value
 
 
 def test_nerfstudios_commands_open_an_earlier_run_beside_stray_files(moved: Path, tmp_path: Path) -> None:

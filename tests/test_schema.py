@@ -13,7 +13,7 @@ from pydantic import Field
 
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import (
-    MOST_DEPTH,
+    MAX_DEPTH,
     Count,
     Number,
     OptionError,
@@ -67,7 +67,7 @@ def test_what_fits_is_read(tmp_path: Path) -> None:
         ('{"frames": [', "it is no JSON"),
         ("", "it is no JSON"),
         ("[" * 100_000, "nested 100000 deep"),
-        ('{"frames": ' + "[" * MOST_DEPTH + "]" * MOST_DEPTH + "}", "nested 33 deep"),
+        ('{"frames": ' + "[" * MAX_DEPTH + "]" * MAX_DEPTH + "}", "nested 33 deep"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
@@ -92,7 +92,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "latin.json").write_bytes(b'{"title": "K\xfcche"}')
     refused(tmp_path / "latin.json", "it is no UTF-8 text")
     (tmp_path / "large.json").write_text('{"frames": []}' + " " * 2**20, encoding="utf-8")
-    refused(tmp_path / "large.json", "at most 1 are read", most_bytes=2**20)
+    refused(tmp_path / "large.json", "at most 1 are read", max_bytes=2**20)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(), st.lists))

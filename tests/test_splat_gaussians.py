@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from nerfstudio.cameras.camera_utils import quaternion_from_matrix
 from torch import Tensor
 
-from divff_nerfstudio.models.splat.density import DensityConfig, Observation, append, refine, row_optimizers
+from divff_nerfstudio.models.splat.density_control import (
+    DensityControlConfig,
+    Observation,
+    append,
+    refine,
+    row_optimizers,
+)
 from divff_nerfstudio.models.splat.gaussians import (
     ActorGaussians,
     DynamicGaussians,
@@ -45,22 +51,22 @@ def fill(layer: GaussianLayer, count: int, opacity: float = 0.5, **own: Tensor) 
     return layer
 
 
-def dynamic(middles: list[float], extents: list[float], degree: int = 0) -> DynamicGaussians:
+def dynamic(centres: list[float], half_durations: list[float], degree: int = 0) -> DynamicGaussians:
     layer = DynamicGaussians(CODE, degree, FRAMES, 0.3)
     fill(
         layer,
-        len(middles),
-        middles=torch.tensor(middles),
-        extents=layer.raw_extents(torch.tensor(extents)),
+        len(centres),
+        centres=torch.tensor(centres),
+        durations=layer.raw_durations(torch.tensor(half_durations)),
     )
     return layer
 
 
 def test_what_rests_for_half_the_video_needs_one_gaussian():
     layer = dynamic([0.25], [0.25])
-    lives = layer.lives(torch.linspace(0, 1, FRAMES))[:, 0]
-    assert (lives[4:17] > 0.9).all(), "a plateau, not a bump"
-    assert (lives[30:] < 1 / 255).all()
+    opacity = layer.temporal_opacity(torch.linspace(0, 1, FRAMES))[:, 0]
+    assert (opacity[4:17] > 0.9).all(), "a plateau, not a bump"
+    assert (opacity[30:] < 1 / 255).all()
     assert torch.equal(layer.at(moment(0.1)).means, layer.at(moment(0.4)).means)
     assert len(layer.at(moment(0.9))) == 0, "what does not live costs nothing"
 
@@ -68,16 +74,16 @@ def test_what_rests_for_half_the_video_needs_one_gaussian():
 @settings(max_examples=30)
 @given(middle=st.floats(0, 1), extent=st.floats(0.05, 0.8))
 def test_a_life_is_one_at_its_middle_and_falls_on_both_sides(middle, extent):
-    lives = dynamic([middle], [extent]).lives(middle + torch.linspace(0, 2, 50))[:, 0].detach()
-    assert lives[0] == pytest.approx(1, abs=1e-4) and (lives.diff() <= 1e-6).all() and lives[-1] < 0.05
-    back = dynamic([middle], [extent]).lives(middle - torch.linspace(0, 2, 50))[:, 0].detach()
-    torch.testing.assert_close(lives, back, atol=1e-4, rtol=0)
+    opacity = dynamic([middle], [extent]).temporal_opacity(middle + torch.linspace(0, 2, 50))[:, 0].detach()
+    assert opacity[0] == pytest.approx(1, abs=1e-4) and (opacity.diff() <= 1e-6).all() and opacity[-1] < 0.05
+    back = dynamic([middle], [extent]).temporal_opacity(middle - torch.linspace(0, 2, 50))[:, 0].detach()
+    torch.testing.assert_close(opacity, back, atol=1e-4, rtol=0)
 
 
 def test_extents_are_never_shorter_than_the_frames_distance():
     layer = dynamic([0.5], [0.0])
-    assert float(layer.extents()) >= 1 / (FRAMES - 1)
-    torch.testing.assert_close(dynamic([0.5], [0.3]).extents(), torch.tensor([0.3]))
+    assert float(layer.half_durations()) >= 1 / (FRAMES - 1)
+    torch.testing.assert_close(dynamic([0.5], [0.3]).half_durations(), torch.tensor([0.3]))
 
 
 def test_motion_is_that_of_the_life_and_ends_with_it():
@@ -151,11 +157,11 @@ def test_only_what_is_pulled_hardest_grows_and_the_limit_holds():
     pulled = torch.zeros(10, 2)
     pulled[:, 0] = torch.arange(10) / 100
     means = layer.rows["means"].detach().clone()
-    refine(layer, views, observed(10, pulled), 3, 13, DensityConfig(every=3, gradient=1e-3))
+    refine(layer, views, observed(10, pulled), 3, 13, DensityControlConfig(every=3, gradient=1e-3))
     assert len(layer) == 13 == len(layer.gradients)
     kept = [any(torch.equal(row, mean) for row in layer.rows["means"]) for mean in means]
     assert kept == [True] * 7 + [False] * 3, "the three that are pulled hardest are split"
-    refine(layer, views, observed(13, torch.ones(13, 2)), 6, 13, DensityConfig(every=3, gradient=1e-3))
+    refine(layer, views, observed(13, torch.ones(13, 2)), 6, 13, DensityControlConfig(every=3, gradient=1e-3))
     assert len(layer) == 13
 
 
@@ -164,7 +170,7 @@ def test_transparent_and_huge_gaussians_go_and_optimizers_follow():
     optimizers, views = trained(layer)
     layer.rows["opacities"].data[1] = -8.0
     layer.rows["scales"].data[4] = 2.0
-    refine(layer, views, observed(6, torch.zeros(6, 2)), 3, 20, DensityConfig(every=3))
+    refine(layer, views, observed(6, torch.zeros(6, 2)), 3, 20, DensityControlConfig(every=3))
     assert len(layer) == 4
     for optimizer, (name, row) in zip(optimizers, layer.rows.items(), strict=True):
         assert optimizer.param_groups[1]["params"][0] is row
@@ -199,5 +205,5 @@ def test_gradients_are_gathered_as_gsplat_gathers_them():
     facts = seen.of_layer(8)
     state = {"grad2d": layer.gradients.clone(), "count": layer.sightings.clone()}
     DefaultStrategy()._update_state(layer.rows, state, facts)
-    refine(layer, {}, seen, 1, 99, DensityConfig(every=100))
+    refine(layer, {}, seen, 1, 99, DensityControlConfig(every=100))
     assert torch.equal(layer.gradients, state["grad2d"]) and torch.equal(layer.sightings, state["count"])

@@ -74,10 +74,10 @@ def test_no_more_stays_than_there_is_room_for():
 
 def test_a_stay_becomes_a_life_with_sharp_edges():
     layer = DynamicGaussians(2, 0, 41, 0.3)
-    rows = layer.rows_of_lives(torch.tensor([0.3, -torch.inf]), torch.tensor([0.7, 0.4]))
+    rows = layer.rows_of_spans(torch.tensor([0.3, -torch.inf]), torch.tensor([0.7, 0.4]))
     layer.make_room(2)
     for name, row in layer.filled({"means": torch.zeros(2, 3), **rows}).items():
         layer.rows[name].data = row
-    lives = layer.lives(torch.linspace(0, 1, 41)).detach()
+    lives = layer.temporal_opacity(torch.linspace(0, 1, 41)).detach()
     assert (lives[16:25, 0] > 0.9).all() and (lives[:9, 0] < 0.06).all() and (lives[32:, 0] < 0.06).all()
     assert (lives[:12, 1] > 0.9).all() and (lives[20:, 1] < 0.06).all()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from divff_nerfstudio.models.splat import compositing
 from divff_nerfstudio.models.splat.compositing import Projected, composite_gaussians, list_tiles
-from divff_nerfstudio.models.splat.rasterise import MOST_CHANNELS, harmonics, rasterization, rasterization_in_torch
+from divff_nerfstudio.models.splat.rasterise import MAX_CHANNELS, harmonics, rasterization, rasterization_in_torch
 
 
 def some_gaussians(seed: int, count: int, channels: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -187,7 +187,7 @@ def test_harmonics_of_degree_zero_do_not_depend_on_the_direction():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-@pytest.mark.parametrize("channels", [3, MOST_CHANNELS])
+@pytest.mark.parametrize("channels", [3, MAX_CHANNELS])
 def test_gsplat_renders_the_same_on_a_gpu(channels):
     gaussians = some_gaussians(11, 2000, channels)
     width, height = 114, 64

@@ -18,8 +18,8 @@ from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.models.splat import gaussians, rasterise
-from divff_nerfstudio.models.splat.densification import give_lives
-from divff_nerfstudio.models.splat.density import discard, row_optimizers
+from divff_nerfstudio.models.splat.densification import give_durations
+from divff_nerfstudio.models.splat.density_control import discard, row_optimizers
 from divff_nerfstudio.models.splat.gaussians import HARMONIC_0
 from divff_nerfstudio.models.splat.model import SplatModel, SplatModelConfig
 from divff_nerfstudio.models.splat.permanence import Stays
@@ -90,9 +90,9 @@ def test_layers_begin_grow_within_limits_and_freeze_by_the_schedule(start: Start
     trainer.train_iteration = watched
     trainer.train()
     config = model.config
-    assert (config.static_until, config.heads_from, config.joint_from) == (4, 15, 18)
+    assert (config.static_until, config.heads_start_step, config.joint_start_step) == (4, 15, 18)
     assert counts[0] == [60, 0, 0] and all(counts[4][1:]), "moving layers begin with what is wrong"
-    most = np.array([config.static_most, config.dynamic_most, config.actor_most])
+    most = np.array([config.max_static, config.max_dynamic, config.max_actor])
     assert (np.array(counts) <= most).all() and counts[-1][0] > 60
     assert counts[-1] == counts[15], "numbers stay from the heads on"
     geometry = {f"layers.{layer}.rows.{row}" for layer in LAYERS for row in ("means", "scales", "opacities", "colours")}
@@ -310,7 +310,7 @@ def test_a_gaussian_that_comes_back_leaves_one_place_behind_it(start: Start):
         ends=torch.tensor([0.3, 0.5, infinity]),
         behind=torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
     )
-    give_lives(splat, SimpleNamespace(stays=lambda most: stays), optimizers)  # pyright: ignore[reportArgumentType]
+    give_durations(splat, SimpleNamespace(stays=lambda most: stays), optimizers)  # pyright: ignore[reportArgumentType]
     assert len(static) == count and len(dynamic) == 3
     torch.testing.assert_close(dynamic.rows["means"].detach(), where[[9, 4, 9]])
     colours = (static.rows["colours"].detach()[-2:] * HARMONIC_0 + 0.5).round()
@@ -326,10 +326,10 @@ def test_what_a_card_puts_behind_the_camera_is_left_out(start: Start, monkeypatc
     found = []
     for on_card in (False, True):
         monkeypatch.setattr(gaussians, "is_card", lambda device, on_card=on_card: on_card)
-        splat.update_to_step(splat.schedule.heads_from)
+        splat.update_to_step(splat.schedule.heads_start_step)
         view = splat.get_outputs_for_camera(camera)
         splat.train()
-        splat.update_to_step(splat.schedule.heads_from - 1)
+        splat.update_to_step(splat.schedule.heads_start_step - 1)
         torch.manual_seed(0)
         outputs = splat(camera)
         hidden = outputs["splats"]["dynamic"].seen

@@ -38,11 +38,12 @@ def test_settles_by_device(device):
     config.settle()
     steps, model = config.max_num_iterations, config.pipeline.model
     assert (steps, config.pipeline.datamanager.train_num_rays_per_batch) == (
-        (5000, 512) if device == "cpu" else (20000, 4096)
+        (5000, 512) if device == "cpu" else (10000, 4096)
     )
     assert model.fields.implementation == "planes"
-    phases = [model.static_until, model.heads_from, model.joint_from]
-    assert phases == ([600, 3750, 4600] if device == "cpu" else [2400, 15000, 18400])
+    assert model.fields.static_resolutions == ((64, 256) if device == "cpu" else (128, 512))
+    phases = [model.static_until, model.heads_start_step, model.joint_start_step]
+    assert phases == ([600, 3750, 4600] if device == "cpu" else [1200, 7500, 9200])
     assert all(group["scheduler"].max_steps == steps for group in config.optimizers.values())
     again = copy.deepcopy(config)
     again.settle()
@@ -54,10 +55,17 @@ def test_keeps_what_the_user_has_chosen():
     config.max_num_iterations = 70
     config.pipeline.datamanager.train_num_rays_per_batch = 9
     model = config.pipeline.model
-    model.fields.implementation, model.static_until, model.heads_from, model.joint_from = "hash", 3, 40, 50
+    model.fields.implementation, model.static_until, model.heads_start_step, model.joint_start_step = "hash", 3, 40, 50
+    model.fields.dynamic_resolutions, model.fields.actor_hidden = (32,), 48
     config.settle()
+    assert (model.fields.dynamic_resolutions, model.fields.actor_hidden) == ((32,), 48)
     assert config.max_num_iterations == 70 and config.pipeline.datamanager.train_num_rays_per_batch == 9
-    assert (model.fields.implementation, model.static_until, model.heads_from, model.joint_from) == ("hash", 3, 40, 50)
+    assert (model.fields.implementation, model.static_until, model.heads_start_step, model.joint_start_step) == (
+        "hash",
+        3,
+        40,
+        50,
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 49, 50, 51, 99, 100, 5000])
@@ -81,10 +89,10 @@ def test_learning_rates_of_short_runs_too_are_finite_and_not_negative(steps):
 @pytest.mark.parametrize(
     ("chosen", "expected"),
     [
-        ({"heads_from": 5}, (5, 5, 92)),
-        ({"joint_from": 40}, (12, 40, 40)),
+        ({"heads_start_step": 5}, (5, 5, 92)),
+        ({"joint_start_step": 40}, (12, 40, 40)),
         ({"static_until": 80}, (80, 80, 92)),
-        ({"heads_from": 1000}, (12, 1000, 1000)),
+        ({"heads_start_step": 1000}, (12, 1000, 1000)),
     ],
 )
 def test_steps_that_were_not_chosen_give_way(chosen, expected):
@@ -94,12 +102,14 @@ def test_steps_that_were_not_chosen_give_way(chosen, expected):
     for name, step in chosen.items():
         setattr(model, name, step)
     config.settle()
-    assert (model.static_until, model.heads_from, model.joint_from) == expected
+    assert (model.static_until, model.heads_start_step, model.joint_start_step) == expected
     config.settle()
-    assert (model.static_until, model.heads_from, model.joint_from) == expected
+    assert (model.static_until, model.heads_start_step, model.joint_start_step) == expected
 
 
-@pytest.mark.parametrize("settings", [{"static_until": -5}, {"static_until": 50, "heads_from": 40}, {"heads_from": -1}])
+@pytest.mark.parametrize(
+    "settings", [{"static_until": -5}, {"static_until": 50, "heads_start_step": 40}, {"heads_start_step": -1}]
+)
 def test_a_schedule_that_makes_no_sense_is_refused(settings):
     config = fresh()
     for name, step in settings.items():
@@ -139,7 +149,7 @@ def test_config_is_written_settled_and_passes_the_check(tiny_scene, tmp_path):
     path = config.get_base_dir() / "config.yml"
     read_config(path, our_configs())
     text = path.read_text()
-    assert "implementation: planes" in text and "heads_from: 9\n" in text
+    assert "implementation: planes" in text and "heads_start_step: 9\n" in text
 
 
 Start = Callable[..., DivFFTrainer]

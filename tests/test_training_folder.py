@@ -178,7 +178,7 @@ def test_no_static_first_phase_can_be_asked_for(tiny_scene, tmp_path, method):
     model = chosen.pipeline.model
     model.static_until = 0
     train(chosen)
-    assert (model.static_until, model.heads_from, model.joint_from) == (0, 3, 4)
+    assert (model.static_until, model.heads_start_step, model.joint_start_step) == (0, 3, 4)
     text = (chosen.get_base_dir() / "config.yml").read_text()
     assert "static_until: 0\n" in text
     again = yaml.load(text, Loader=yaml.Loader)

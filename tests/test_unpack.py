@@ -151,7 +151,7 @@ def test_too_many_files_and_files_twice(tmp_path, monkeypatch):
             opened.writestr("a", b"3")
     with pytest.raises(ArchiveError, match="twice"):
         check_archive(archive, LIMIT)
-    monkeypatch.setattr(archives, "MOST_MEMBERS", 3)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 3)
     with pytest.raises(ArchiveError, match="more than"):
         check_archive(write_tar(tmp_path / "b.tar", {str(i): b"" for i in range(4)}), LIMIT)
 

@@ -71,7 +71,7 @@ def splat_config(scene: Path, output: Path, steps: int = 12) -> DivFFTrainerConf
     _quiet(chosen, scene, output, steps)
     model = chosen.pipeline.model
     assert isinstance(model, SplatModelConfig)
-    model.static_start, model.static_most, model.dynamic_most, model.actor_most = 60, 90, 40, 30
+    model.static_start, model.max_static, model.max_dynamic, model.max_actor = 60, 90, 40, 30
     model.seed_rounds, model.density.every, model.density.gradient = 2, 3, 0.0
     model.heads = SplatHeadsConfig(code_dim=6, hidden=16)
     model.hidden = 16

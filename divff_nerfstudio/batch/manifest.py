@@ -23,8 +23,8 @@ USUAL_STEPS: tuple[StepName, ...] = ("extract", "train", "evaluate")
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 """How files end that are taken for videos in a folder that is a manifest."""
 _CONVERTERS = ("video", "colmap", "nerfstudio", "epic-fields")
-_MOST_BYTES = 16 * 2**20
-_MOST_SCENES = 100_000
+_MAX_BYTES = 16 * 2**20
+_MAX_SCENES = 100_000
 
 
 class ManifestError(DivffError):
@@ -179,7 +179,7 @@ def _text(path: Path) -> str:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             raise ManifestError(f"{path} is no ordinary file: give a .csv or a .yaml file, or a folder of scenes.")
-        if found.st_size > _MOST_BYTES:
+        if found.st_size > _MAX_BYTES:
             raise ManifestError(f"{path} has {found.st_size / 2**20:.0f} MiB, more than a manifest: give another file.")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -303,7 +303,7 @@ def _take(
     faults: list[str],
 ) -> None:
     """Adds the scene that a row names, or its faults."""
-    if len(entries) >= _MOST_SCENES:
+    if len(entries) >= _MAX_SCENES:
         return
     fault = _fault(_Row, row)
     if fault is not None:

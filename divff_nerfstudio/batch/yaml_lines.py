@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from divff_nerfstudio.schema import MOST_DEPTH
+from divff_nerfstudio.schema import MAX_DEPTH
 
 
 class YamlFaultError(ValueError):
@@ -61,7 +61,7 @@ def _refuse_tricks(text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.BaseLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         line = event.start_mark.line + 1
-        if depth > MOST_DEPTH:
+        if depth > MAX_DEPTH:
             raise YamlFaultError(f"line {line}: its lists are nested too deep")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise YamlFaultError(f"line {line}: names for values (& and *) are not taken, write the value itself")

@@ -17,12 +17,12 @@ from pydantic import Field
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.convert.alignment import Alignment
 from divff_nerfstudio.convert.layout import (
-    LARGEST,
+    MAX_SIDE,
     QUALITY,
     is_written,
     video_name,
 )
-from divff_nerfstudio.convert.names import LARGEST_NUMBER, ConvertError
+from divff_nerfstudio.convert.names import MAX_NUMBER, ConvertError
 from divff_nerfstudio.convert.pictures import (
     ArchiveFrames,
     FrameSource,
@@ -48,13 +48,13 @@ class VideoFramesOfScene:
     """The video (P01_01.MP4), the archive of its RGB frames (P01_01.tar), or a folder of them."""
     data: Path
     """Folder of the scene; the frames get into its folder high_res_video."""
-    width: Annotated[int, Field(ge=16, le=LARGEST)] = 456
+    width: Annotated[int, Field(ge=16, le=MAX_SIDE)] = 456
     """Of the frames, pixels."""
-    height: Annotated[int, Field(ge=16, le=LARGEST)] = 256
+    height: Annotated[int, Field(ge=16, le=MAX_SIDE)] = 256
     """Of the frames, pixels."""
-    margin: Annotated[int, Field(ge=0, le=LARGEST_NUMBER)] = 32
+    margin: Annotated[int, Field(ge=0, le=MAX_NUMBER)] = 32
     """Frames before the first and behind the last sampled one to cut as well."""
-    offset: Annotated[int, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)] = 0
+    offset: Annotated[int, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)] = 0
     """Number of a frame in the source less its number in the scene."""
     overwrite: bool = False
     """Replace the frames that are there."""

@@ -40,7 +40,7 @@ CENTRED = 0.1
 _ROUND_TRIP = 0.5
 """Pixels by which a border pixel may miss itself after undistortion and distortion; beyond, the model is not valid."""
 _SHRINK = 0.98
-_SMALLEST = 0.25
+_MIN_SHARE = 0.25
 _ASPECT_TOLERANCE = 0.01
 
 
@@ -233,7 +233,7 @@ def common_pinhole(cameras: Sequence[SourceCamera], width: int, widest: float = 
         if all(_holds(camera, pinhole) for camera in different):
             return pinhole
         half *= _SHRINK
-        if half < _SMALLEST * start:
+        if half < _MIN_SHARE * start:
             raise CameraError(
                 f"The distortion of a camera of model {first.model} {first.params} folds the picture over itself: "
                 "calibrate it anew, or with fewer parameters."

@@ -18,7 +18,7 @@ MODEL_PARAMS = {
     "EUCM": 6, "EQUIRECTANGULAR": 2,
 }  # fmt: skip
 """How many parameters COLMAP's camera models have, in the order of their ids."""
-_LARGEST = 1e15
+_MAX_NUMBER = 1e15
 _UNIT_TOLERANCE = 1e-3
 
 
@@ -106,7 +106,7 @@ def check_images(images: Images, cameras: dict[int, Camera]) -> None:
             raise ModelFault(f"its image {name} has the camera {camera}, which is not among the cameras")
     poses = np.array(images.poses, np.float64).reshape(-1, 7)
     unit_quaternions(poses[:, :4])
-    if not (np.abs(poses) <= _LARGEST).all():
+    if not (np.abs(poses) <= _MAX_NUMBER).all():
         raise ModelFault("it has a position that is no finite number")
 
 
@@ -114,7 +114,7 @@ def check_points(points: Points, images: Images) -> None:
     """Raises ModelFault where a point is there twice, nowhere, or seen by an image that does not exist."""
     if len(np.unique(points.keys)) < len(points.keys):
         raise ModelFault("two of its points have the same id")
-    if not (np.abs(points.positions) <= _LARGEST).all():
+    if not (np.abs(points.positions) <= _MAX_NUMBER).all():
         raise ModelFault("it has a point whose position is no finite number")
     keys = np.array(images.keys, np.uint64)
     order = np.argsort(keys)

@@ -12,7 +12,7 @@ from divff_nerfstudio.convert.cameras import SourceCamera
 from divff_nerfstudio.convert.colmap import world_to_cameras
 from divff_nerfstudio.convert.colmap_model import ModelFault
 from divff_nerfstudio.convert.layout import PosedFrames, opengl_poses, posed_frames
-from divff_nerfstudio.convert.names import LARGEST_NUMBER, ConvertError, printable, trailing_number
+from divff_nerfstudio.convert.names import MAX_NUMBER, ConvertError, printable, trailing_number
 from divff_nerfstudio.schema import Number, Record, Size, read_json
 
 
@@ -56,7 +56,7 @@ def read_epic_fields(path: Path) -> tuple[PosedFrames, list[str]]:
     numbers = []
     for name in names:
         number = trailing_number(name)
-        if number is None or number >= LARGEST_NUMBER:
+        if number is None or number >= MAX_NUMBER:
             raise ConvertError(f"{path} has the frame {printable(name)}, which ends in no number: rename it.")
         numbers.append(number)
     values = np.array([content.images[name] for name in names], np.float64).reshape(len(names), 7)

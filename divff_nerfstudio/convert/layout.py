@@ -15,7 +15,7 @@ from pydantic import Field
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.convert.cameras import CameraError, Pinhole, SourceCamera, Undistorter, common_pinhole
-from divff_nerfstudio.convert.names import LARGEST_NUMBER, ConvertError
+from divff_nerfstudio.convert.names import MAX_NUMBER, ConvertError
 from divff_nerfstudio.convert.pictures import FrameSource
 from divff_nerfstudio.convert.timeline import SPLITS, ids_of
 from divff_nerfstudio.schema import Positive
@@ -25,9 +25,9 @@ QUANTILES = (0.001, 0.999)
 QUALITY = 92
 """Of the video's JPEG files."""
 FEWEST_FRAMES = 4
-LARGEST = 16384
+MAX_SIDE = 16384
 """Pixels that a frame may be wide."""
-_MOST_POINTS = 200_000
+_MAX_POINTS = 200_000
 _RIGID_TOLERANCE = 1e-3
 _FEWEST_POINTS = 10
 
@@ -36,9 +36,9 @@ _FEWEST_POINTS = 10
 class SceneOptions:
     """What a scene made of one's own frames looks like."""
 
-    width: Annotated[int, Field(ge=16, le=LARGEST)] = 228
+    width: Annotated[int, Field(ge=16, le=MAX_SIDE)] = 228
     """Of the frames, pixels; never more than they have."""
-    video_width: Literal[0] | Annotated[int, Field(ge=16, le=LARGEST)] | None = None
+    video_width: Literal[0] | Annotated[int, Field(ge=16, le=MAX_SIDE)] | None = None
     """Of the video's frames (high_res_video), pixels; None: twice the width of the frames, 0: none are written."""
     widest: Annotated[float, Field(ge=10, le=160)] = 110.0
     """Degrees that the undistorted view may span horizontally; a pinhole stretches what lies farther out."""
@@ -46,9 +46,9 @@ class SceneOptions:
     """Every n-th frame is held out, for test and validation alternately, unless the data set says which."""
     every: Annotated[int, Field(ge=1, le=10**6)] = 1
     """Use every n-th posed frame."""
-    first: Annotated[int, Field(ge=0, le=LARGEST_NUMBER)] | None = None
+    first: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
     """Number of the first frame to use."""
-    last: Annotated[int, Field(ge=0, le=LARGEST_NUMBER)] | None = None
+    last: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
     """Number of the last frame to use."""
     near: Positive | None = None
     """Where the room begins, scene units; None: found from the points of the reconstruction."""
@@ -208,8 +208,8 @@ def ray_bounds(
     Raises:
         ConvertError: If there are no points, or none ahead of any camera.
     """
-    if len(points) > _MOST_POINTS:
-        points = points[np.random.default_rng(0).choice(len(points), _MOST_POINTS, replace=False)]
+    if len(points) > _MAX_POINTS:
+        points = points[np.random.default_rng(0).choice(len(points), _MAX_POINTS, replace=False)]
     bounds = np.full((len(poses), 2), np.nan)
     for i, pose in enumerate(poses):
         offsets = points - pose[:, 3]

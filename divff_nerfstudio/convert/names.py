@@ -14,12 +14,12 @@ from divff_nerfstudio.errors import DivffError
 
 Order = Literal["number", "name"]
 """Frames are numbered by the digits at the end of their names, or counted in the order of their names."""
-LARGEST_NUMBER = 10**9
+MAX_NUMBER = 10**9
 """Numbers from here on are time stamps: frames are counted in their order."""
 
 _STAMP = re.compile(r"(?P<before>.*?)(?P<whole>\d+)(?:[.,](?P<part>\d+))? ?(?P<unit>ns|us|ms|s)?", re.DOTALL)
 _SECONDS = {"ns": Decimal("1e-9"), "us": Decimal("1e-6"), "ms": Decimal("1e-3"), "s": Decimal(1), None: Decimal(1)}
-_MOST_DIGITS = 40
+_MAX_DIGITS = 40
 
 
 class ConvertError(DivffError):
@@ -29,7 +29,7 @@ class ConvertError(DivffError):
 def trailing_number(name: str) -> int | None:
     """The digits at the end of a file name without its suffix; None where there are none, or too many for a number."""
     match = re.search(r"(\d+)$", Path(name).stem, re.ASCII)
-    return int(match[1]) if match and len(match[1].lstrip("0")) <= len(str(LARGEST_NUMBER)) else None
+    return int(match[1]) if match and len(match[1].lstrip("0")) <= len(str(MAX_NUMBER)) else None
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
@@ -65,7 +65,7 @@ class _Stamp:
 
 def _stamp(name: str) -> _Stamp | None:
     match = _STAMP.fullmatch(PurePosixPath(name).stem)
-    if match is None or len(match["whole"]) + len(match["part"] or "") > _MOST_DIGITS:
+    if match is None or len(match["whole"]) + len(match["part"] or "") > _MAX_DIGITS:
         return None
     if not (match["whole"] + (match["part"] or "")).isascii():
         return None
@@ -123,7 +123,7 @@ def number_names(names: Sequence[str], order: Order, where: Path) -> dict[str, i
                 f"{printable(name)}: give --order name if the order of the names is that of the video."
             )
         values[value] = name
-    if (counted or all(stamp.is_number for stamp in known)) and max(values, default=0) < LARGEST_NUMBER:
+    if (counted or all(stamp.is_number for stamp in known)) and max(values, default=0) < MAX_NUMBER:
         return {name: int(value) for value, name in values.items()}
     return {values[value]: i for i, value in enumerate(sorted(values), 1)}
 
@@ -131,7 +131,7 @@ def number_names(names: Sequence[str], order: Order, where: Path) -> dict[str, i
 def are_frame_numbers(names: Sequence[str]) -> bool:
     """Whether all names end in numbers that can be those of a video's frames."""
     stamps = [_stamp(name) for name in names]
-    return all(stamp is not None and stamp.is_number and int(stamp.whole) < LARGEST_NUMBER for stamp in stamps)
+    return all(stamp is not None and stamp.is_number and int(stamp.whole) < MAX_NUMBER for stamp in stamps)
 
 
 def alike(name: str) -> str:

@@ -32,9 +32,9 @@ from divff_nerfstudio.errors import DivffError
 FORMATS = (*PICTURE_FORMATS, "WEBP")
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 _VIDEOS = frozenset((".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"))
-_MOST_BYTES = 100 * 10**9
+_MAX_BYTES = 100 * 10**9
 """Bytes that an archive of frames may unpack to; each picture is read by itself, where it lies."""
-_LARGEST_PICTURE = 2**29
+_MAX_PICTURE = 2**29
 
 
 class FrameSource(Protocol):
@@ -152,7 +152,7 @@ class ArchiveFrames:
         """
         self.path = path
         self._opened = contextlib.ExitStack()
-        members = self._opened.enter_context(open_archive(path, _MOST_BYTES))
+        members = self._opened.enter_context(open_archive(path, _MAX_BYTES))
         pictures = {str(member.name): member for member in members if _is_picture(str(member.name))}
         if not pictures:
             raise ConvertError(f"{path} has no pictures: give the archive of RGB frames.")
@@ -173,7 +173,7 @@ class ArchiveFrames:
             ConvertError: If it is not there or the archive is damaged.
         """
         with self._reading(number) as file:
-            return file.read(_LARGEST_PICTURE)
+            return file.read(_MAX_PICTURE)
 
     @contextlib.contextmanager
     def _reading(self, number: int) -> Iterator[IO[bytes]]:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from divff_nerfstudio.convert.names import ConvertError
 
 SPLITS = ("train", "val", "test")
-_MOST_IDS = 10_000
+_MAX_IDS = 10_000
 """Ids, whose distances are those of the times, are not spread further."""
 _OFF = 0.02
 """Share of a step by which times may miss a grid."""
@@ -29,9 +29,9 @@ def ids_of(times: Float[np.ndarray, "n"] | None, count: int) -> Int64[np.ndarray
     passed = (times - times[0]) / (times[-1] - times[0])
     for parts in range(1, 11):
         steps = passed / np.diff(passed).min() * parts
-        if steps[-1] < _MOST_IDS and np.abs(steps - steps.round()).max() < _OFF * parts:
+        if steps[-1] < _MAX_IDS and np.abs(steps - steps.round()).max() < _OFF * parts:
             return steps.round().astype(np.int64)
-    return (passed * (_MOST_IDS - 1)).round().astype(np.int64)
+    return (passed * (_MAX_IDS - 1)).round().astype(np.int64)
 
 
 def usable_times(times: Float[np.ndarray, "n"]) -> str | None:
@@ -43,7 +43,7 @@ def usable_times(times: Float[np.ndarray, "n"]) -> str | None:
         return "two frames have the same"
     if (passed < 0).any():
         return "they do not ascend with the frames' numbers"
-    if passed.min() * (_MOST_IDS - 1) < times[-1] - times[0]:
+    if passed.min() * (_MAX_IDS - 1) < times[-1] - times[0]:
         return "their distances differ too much"
     return None
 

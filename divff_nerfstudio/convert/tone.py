@@ -55,10 +55,10 @@ def to_screen(frame: Any, width: int | None = None, height: int | None = None) -
 
 def compressed(light: Float[np.ndarray, "*rest 3"]) -> Float[np.ndarray, "*rest 3"]:
     """Light whose largest channel stays below 1: what is beyond the knee is bent towards it, with its hue."""
-    largest = light.max(-1, keepdims=True)
-    beyond = np.maximum(largest - _KNEE, 0) / (1 - _KNEE)
-    bent = np.where(largest > _KNEE, _KNEE + (1 - _KNEE) * beyond / (1 + beyond), largest)
-    return light * (bent / np.maximum(largest, 1e-6))
+    brightest = light.max(-1, keepdims=True)
+    beyond = np.maximum(brightest - _KNEE, 0) / (1 - _KNEE)
+    bent = np.where(brightest > _KNEE, _KNEE + (1 - _KNEE) * beyond / (1 + beyond), brightest)
+    return light * (bent / np.maximum(brightest, 1e-6))
 
 
 @cache

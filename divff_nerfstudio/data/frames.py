@@ -25,7 +25,7 @@ from divff_nerfstudio.locks import locked
 
 PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF")
 """What scenes are made of. Pillow knows more, among them EPS, for which it starts a program."""
-MOST_PIXELS = 2**27
+MAX_PIXELS = 2**27
 """Larger pictures are taken for something else."""
 _ORIENTATION = 0x0112
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError, struct.error)
@@ -53,14 +53,14 @@ def open_picture(
         The picture; what fails while the block reads it is told as a fault of the file.
 
     Raises:
-        SceneError: If the file is missing, no ordinary file, truncated, larger than `MOST_PIXELS`, or no picture in one
+        SceneError: If the file is missing, no ordinary file, truncated, larger than `MAX_PIXELS`, or no picture in one
             of `formats`, whatever it is called.
     """
     try:
         if content is None and not stat.S_ISREG(path.stat().st_mode):
             raise SceneError(f"{path} is no ordinary file: put the picture itself there.")
         with Image.open(path if content is None else content, formats=formats) as image:
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 raise SceneError(
                     f"{path} has {image.width}x{image.height} pixels, more than is read: make the picture smaller."
                 )

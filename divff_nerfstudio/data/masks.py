@@ -16,7 +16,7 @@ from divff_nerfstudio.data.scene import Scene, SceneError
 
 MASK_SUFFIXES = (".bmp", ".png")
 _MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "I;16")
-_LEAST_SHARE = 0.2
+_MIN_SHARE = 0.2
 """A mask is at least that wide and high, as a share of the frame."""
 
 
@@ -92,7 +92,7 @@ def fitted_mask(place: Path | str, values: np.ndarray, scene: Scene) -> Bool[np.
     height, width = values.shape[:2]
     tolerance = 0.03 + 1 / max(1, min(height, width))
     across = abs(np.log(max(1, width) * scene.height / (max(1, height) * scene.width)))
-    if min(height / scene.height, width / scene.width) < _LEAST_SHARE or across > tolerance:
+    if min(height / scene.height, width / scene.width) < _MIN_SHARE or across > tolerance:
         raise SceneError(
             f"{place} is {width}x{height}, which is not the shape of the frames ({scene.width}x{scene.height}): write "
             "the mask of the whole frame."

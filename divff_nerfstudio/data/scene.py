@@ -27,9 +27,9 @@ _PRINCIPAL_POINT_TOLERANCE = 0.15
 _RIGID_TOLERANCE = 1e-3
 _COUNTABLE = 10**12
 """Numbers of frames from here on are faults."""
-_MOST_ROWS = 10**6
+_MAX_ROWS = 10**6
 """Larger time tables do not fit into memory beside a network."""
-_LEAST_STEP = 2.5e-7
+_MIN_STEP = 2.5e-7
 """Times closer than that, as shares of the video, are the same in single precision or nearly so."""
 _FOCAL_RANGE = (0.02, 500.0)
 """Focal lengths in widths (or heights) of the frame."""
@@ -141,14 +141,14 @@ class Scene:
         ids, path = self.frame_ids.astype(np.float64), self.root / "meta.json"
         if rows is None:
             times = ((ids - ids[0]) / (ids[-1] - ids[0])).astype(np.float32)
-        elif rows > _MOST_ROWS:
+        elif rows > _MAX_ROWS:
             raise SceneError(
-                f"A table of {rows} time rows does not fit into memory (at most {_MOST_ROWS} do): number the frames of "
+                f"A table of {rows} time rows does not fit into memory (at most {_MAX_ROWS} do): number the frames of "
                 f"{path} anew, from 0 on, and set time-rows to more than the largest id."
             )
         elif rows < 2 or ids[-1] > rows - 1:
             remedy = "set time-rows to more than the largest id, or leave it out"
-            if ids[-1] >= _MOST_ROWS:
+            if ids[-1] >= _MAX_ROWS:
                 remedy = "number the frames anew, from 0 on"
             raise SceneError(
                 f"{path} has frame id {self.frame_ids[-1]}, which has no row among {rows} time rows: {remedy}."
@@ -156,7 +156,7 @@ class Scene:
         else:
             times = (ids / (rows - 1)).astype(np.float32)
         steps = np.diff(times)
-        if (steps < _LEAST_STEP).any():
+        if (steps < _MIN_STEP).any():
             i = int(np.argmin(steps))
             raise SceneError(
                 f"{path} has frames {self.frame_ids[i]} and {self.frame_ids[i + 1]} so close, in ids up to "

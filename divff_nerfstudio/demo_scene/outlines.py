@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 CANVAS = (480, 270)
 """Width and height of the pictures on which polygons are drawn."""
-SMALLEST = 6
+MIN_AREA = 6
 """Pieces and holes of fewer pixels are left out."""
 
 
@@ -39,7 +39,7 @@ def outlines_of(mask: Bool[np.ndarray, "height width"]) -> list[Float[np.ndarray
     outlines = []
     for piece in range(1, int(pieces.max()) + 1):
         inside = pieces == piece
-        if inside.sum() < SMALLEST:
+        if inside.sum() < MIN_AREA:
             continue
         borders = find_contours(np.pad(inside, 1).astype(np.float32), 0.5)
         borders = [approximate_polygon(border, 0.35)[:-1, ::-1] - 0.5 for border in borders]
@@ -47,7 +47,7 @@ def outlines_of(mask: Bool[np.ndarray, "height width"]) -> list[Float[np.ndarray
         borders.sort(key=lambda border: -abs(area(border)))
         outline = borders[0]
         for hole in borders[1:]:
-            if abs(area(hole)) >= SMALLEST:
+            if abs(area(hole)) >= MIN_AREA:
                 outline = _with_hole(outline, hole)
         outlines.append(outline / (width, height))
     return outlines

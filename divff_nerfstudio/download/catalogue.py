@@ -57,7 +57,7 @@ class Item:
     """Folder below the root into which the scenes of an archive are unpacked, or in which the file lies."""
     sha256: str | None = None
     """Checksum, where its publisher states one; None: recorded at the first download."""
-    largest: int = 100 * GIGABYTE
+    max_bytes: int = 100 * GIGABYTE
     """Bytes that an archive may unpack to, at most."""
 
 
@@ -75,7 +75,7 @@ CATALOGUE: dict[What, Item] = {
         "https://github.com/dichotomies/NeuralDiff",
         "EPIC-Diff-annotations.tar.gz",
         "archive",
-        largest=20 * GIGABYTE,
+        max_bytes=20 * GIGABYTE,
     ),
     "frames": Item(
         "sampled frames of EPIC-Diff",
@@ -91,7 +91,7 @@ CATALOGUE: dict[What, Item] = {
         "ckpts.tar.gz",
         "archive",
         target="checkpoints/neuraldiff",
-        largest=5 * GIGABYTE,
+        max_bytes=5 * GIGABYTE,
     ),
     "divff": Item(
         "DIV-FF's checkpoints",

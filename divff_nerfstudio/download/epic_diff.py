@@ -103,9 +103,9 @@ class DownloadConfig:
             CONSOLE.print(f"It is at {fetch(remote, target / item.file_name, require_whole)}.")
             return
         archive = (self.archives or self.root / "archives") / item.file_name
-        fetch(remote, archive, lambda path: check_archive(path, item.largest))
+        fetch(remote, archive, lambda path: check_archive(path, item.max_bytes))
         place = scene_place(self.scenes, PurePosixPath(f"README_{archive.stem}.txt"))
-        done = unpack(archive, target, place, item.largest, self.overwrite)
+        done = unpack(archive, target, place, item.max_bytes, self.overwrite)
         CONSOLE.print(f"{done.written} files unpacked into {target}, {done.present} were there.")
         if done.written + done.present + len(done.kept) == 0:
             raise DownloadError(

@@ -36,7 +36,7 @@ def unpack(
     archive: Path,
     root: Path,
     place: Callable[[PurePosixPath], PurePosixPath | None],
-    largest: int,
+    max_bytes: int,
     overwrite: bool = False,
 ) -> Unpacked:
     """Unpacks what is asked for, each file as a whole or not at all; what is there already is not written again.
@@ -45,7 +45,7 @@ def unpack(
         archive: The zip or tar archive.
         root: Folder to unpack into.
         place: From a path in the archive to the path below `root`, or None where it is not asked for.
-        largest: Bytes that the archive may unpack to, at most.
+        max_bytes: Bytes that the archive may unpack to, at most.
         overwrite: Replace files that differ from the archive's; otherwise those of another size stay, and those of the
             same size count as there already.
 
@@ -55,7 +55,7 @@ def unpack(
     """
     from rich.progress import track
 
-    with open_archive(archive, largest) as members:
+    with open_archive(archive, max_bytes) as members:
         wanted, present, kept = [], 0, []
         for member in members:
             relative = place(member.name)

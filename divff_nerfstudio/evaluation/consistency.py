@@ -110,9 +110,9 @@ def _agreement(relevancy: Float[np.ndarray, "moments height width"]) -> dict[str
     pairs = list(combinations(range(len(relevancy)), 2))
     hard = [_iou(masks[a], masks[b]) for a, b in pairs if (masks[a] | masks[b]).any()]
     soft = [
-        float(np.minimum(above[a], above[b]).sum() / largest)
+        float(np.minimum(above[a], above[b]).sum() / greatest_sum)
         for a, b in pairs
-        if (largest := np.maximum(above[a], above[b]).sum()) > 0
+        if (greatest_sum := np.maximum(above[a], above[b]).sum()) > 0
     ]
     for name, values in (("consistency_iou", hard), ("consistency_soft_iou", soft)):
         if values:

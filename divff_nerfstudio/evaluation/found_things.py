@@ -15,10 +15,10 @@ from jaxtyping import Int
 
 from divff_nerfstudio.data.annotations import resize_nearest
 from divff_nerfstudio.data.moved_objects import MovedObject, MovedObjects
-from divff_nerfstudio.evaluation.places import LEAST_PIXELS, Places
+from divff_nerfstudio.evaluation.places import MIN_PIXELS, Places
 from divff_nerfstudio.objects.things import Thing, Things
 
-LEAST_FRAMES = 10
+MIN_FRAMES = 10
 """An instance that fewer frames show need not be found."""
 SECONDS = 1.0
 """How far a move may be off at its begin and at its end."""
@@ -70,9 +70,9 @@ def _found_once(
     own: Int[np.ndarray, "things"],
     frames: Int[np.ndarray, "frames 256"],
 ) -> dict[str, float]:
-    seen = (frames >= LEAST_PIXELS).sum(axis=0)
+    seen = (frames >= MIN_PIXELS).sum(axis=0)
     table = places.truth.instance_table
-    asked = [e for e in table if e["id"] != _UNLABELLED and e.get("layer") != _ACTOR and seen[e["id"]] >= LEAST_FRAMES]
+    asked = [e for e in table if e["id"] != _UNLABELLED and e.get("layer") != _ACTOR and seen[e["id"]] >= MIN_FRAMES]
     once: dict[int, bool] = {}
     pieces = []
     for entry in asked:

@@ -13,7 +13,7 @@ OBJECT_THRESHOLD = 0.7
 """Relevancy above which a pixel counts as the object asked for (DIV-FF, image features)."""
 AFFORDANCE_THRESHOLD = 0.54
 """Relevancy above which a pixel counts as the place of the action asked for (DIV-FF, video features)."""
-LARGEST_PSNR = 100.0
+MAX_PSNR = 100.0
 """PSNR of equal pictures, which has no number, in dB."""
 LPIPS_WEIGHTS = "alexnet-owt-7be5be79.pth"
 """File of torchvision's AlexNet, in torch's folder of downloaded checkpoints."""
@@ -32,13 +32,13 @@ def psnr(
         where: The pixels to look at; None: all.
 
     Returns:
-        Decibels, at most `LARGEST_PSNR`; None if `where` has no pixel.
+        Decibels, at most `MAX_PSNR`; None if `where` has no pixel.
     """
     error = np.square(np.asarray(image, np.float64) - np.asarray(target, np.float64))
     error = error if where is None else error[where]
     if error.size == 0:
         return None
-    return float(-10 * np.log10(max(error.mean(), 10 ** (-LARGEST_PSNR / 10))))
+    return float(-10 * np.log10(max(error.mean(), 10 ** (-MAX_PSNR / 10))))
 
 
 def ssim(image: Float[np.ndarray, "height width 3"], target: Float[np.ndarray, "height width 3"]) -> float | None:

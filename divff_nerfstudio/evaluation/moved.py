@@ -36,7 +36,7 @@ from divff_nerfstudio.features.oracle import canonical
 from divff_nerfstudio.query import QueryError
 
 KIND = "image"
-LEAST_SHARE = 1 / 255
+MIN_SHARE = 1 / 255
 """What the dynamic layer has less of in a pixel than a picture can show, it does not have there."""
 LOOKS = 3
 """How many cameras look at a place."""
@@ -93,7 +93,7 @@ def object_ap(
     """AP of a layer's mask against one object, near it.
 
     Near it are the pixels of its bounding box and as far again on each side as the box is long. Pixels that the layer
-    does not show (`LEAST_SHARE`) are found at no threshold, so that a layer that shows nothing has 0 and not the share
+    does not show (`MIN_SHARE`) are found at no threshold, so that a layer that shows nothing has 0 and not the share
     of the object's pixels.
 
     Args:
@@ -108,7 +108,7 @@ def object_ap(
         return None
     near = np.zeros_like(mask)
     near[around(mask)] = True
-    shown = near & ~(ignored & ~mask) & (shares >= LEAST_SHARE)
+    shown = near & ~(ignored & ~mask) & (shares >= MIN_SHARE)
     precision = average_precision(shares[shown], mask[shown]) if mask[shown].any() else 0.0
     assert precision is not None
     return precision * float(mask[shown].sum() / mask.sum())

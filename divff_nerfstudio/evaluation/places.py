@@ -16,13 +16,13 @@ from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.evaluation.surroundings import projected, true_points
 from divff_nerfstudio.evaluation.viewpoints import chosen_frames
 
-LEAST_PIXELS = 6
+MIN_PIXELS = 6
 """A thing of fewer pixels in a frame does not count as seen there."""
 _SAME_PLACE = 0.05
 """Share of its longest side that no corner of its box may be displaced by where a thing stands as before."""
 _SURFACE_FRAMES, _SURFACE_POINTS = 64, 4000
 _SHORTLIST = 8
-_SMALLEST_WINDOW = 8
+_MIN_WINDOW = 8
 
 Pose = Float[np.ndarray, "3 4"]
 
@@ -89,7 +89,7 @@ class Places:
 
     def seen(self, thing: MovedObject, index: int) -> bool:
         """Whether a frame shows enough of an object."""
-        return bool(self.pixel_counts[index, thing.instance.id] >= LEAST_PIXELS)
+        return bool(self.pixel_counts[index, thing.instance.id] >= MIN_PIXELS)
 
     def mask(self, thing: MovedObject, index: int) -> Bool[np.ndarray, "height width"]:
         """The pixels of a frame that show an object."""
@@ -99,7 +99,7 @@ class Places:
         """Points of an object's surface that frames show, in its own frame, scene units; none if no frame does."""
         number = thing.instance.id
         if number not in self._surfaces:
-            shown = np.flatnonzero(self.pixel_counts[:, number] >= LEAST_PIXELS)
+            shown = np.flatnonzero(self.pixel_counts[:, number] >= MIN_PIXELS)
             found = [np.empty((0, 3))]
             for index in (int(shown[i]) for i in chosen_frames(len(shown), _SURFACE_FRAMES)):
                 points = true_points(self.scene, index, self.truth.depth(index))[self.mask(thing, index)]
@@ -136,7 +136,7 @@ class Places:
         """Whether an object at one pose reaches into its own box at another."""
         return bool((self.distance(thing, second, _out_of(first, self.surface(thing))) == 0).any())
 
-    def looks(self, thing: MovedObject, pose: Pose, asked: int, most: int) -> list[Look]:
+    def looks(self, thing: MovedObject, pose: Pose, asked: int, max_looks: int) -> list[Look]:
         """Frames in which an object stands at a pose, and their pixels that show it there.
 
         At the time of another frame such a pixel shows the place still, unless a moved object has come between.
@@ -146,21 +146,21 @@ class Places:
             thing: The object.
             pose: The place.
             asked: Index of the frame whose time is asked about; it comes first where it shows the object there.
-            most: How many looks at most.
+            max_looks: How many looks at most.
         """
         counts = self.pixel_counts[:, thing.instance.id]
         there = [
             index
             for index in sorted({*self.viewpoints, asked})
-            if counts[index] >= LEAST_PIXELS and self.same(thing, self.pose(thing, index), pose)
+            if counts[index] >= MIN_PIXELS and self.same(thing, self.pose(thing, index), pose)
         ]
         first = [asked] if asked in there else []
         large = [i for i in there if i != asked and 2 * counts[i] >= max(counts[i] for i in there)]
         shortlist = [large[i] for i in chosen_frames(len(large), _SHORTLIST)] if large else []
         masks = {index: self._clear(thing, index, asked) for index in [*first, *shortlist]}
-        usable = {index: mask for index, mask in masks.items() if mask.sum() >= LEAST_PIXELS}
+        usable = {index: mask for index, mask in masks.items() if mask.sum() >= MIN_PIXELS}
         rest = [index for index in shortlist if index in usable]
-        wanted = most - len(first)
+        wanted = max_looks - len(first)
         chosen = [rest[i] for i in chosen_frames(len(rest), wanted)] if rest and wanted > 0 else []
         return [Look.at(index, usable[index]) for index in [*first, *chosen] if index in usable]
 
@@ -198,9 +198,9 @@ def around(mask: Bool[np.ndarray, "height width"]) -> tuple[slice, slice]:
 
 def _interval(found: np.ndarray, size: int) -> tuple[int, int]:
     """First and behind last of some indices, at least so far apart that every method renders it."""
-    short = max(0, min(_SMALLEST_WINDOW, size) - (int(found[-1]) + 1 - int(found[0])))
-    low = min(max(0, int(found[0]) - short // 2), size - min(_SMALLEST_WINDOW, size))
-    return low, max(int(found[-1]) + 1, low + min(_SMALLEST_WINDOW, size))
+    short = max(0, min(_MIN_WINDOW, size) - (int(found[-1]) + 1 - int(found[0])))
+    low = min(max(0, int(found[0]) - short // 2), size - min(_MIN_WINDOW, size))
+    return low, max(int(found[-1]) + 1, low + min(_MIN_WINDOW, size))
 
 
 def _into(pose: Pose, points: Float[np.ndarray, "*bs 3"]) -> Float[np.ndarray, "*bs 3"]:

@@ -19,7 +19,7 @@ from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES, TASK_TITLES
 from divff_nerfstudio.evaluation.tiles import Picture, cell_size
 
-LARGEST_VIDEO = 16 * 2**20
+MAX_VIDEO = 16 * 2**20
 """A video of more bytes is linked to, not put into the page."""
 
 _STYLE = """
@@ -243,7 +243,7 @@ def _figure(picture: Picture, text: str) -> str:
 
 def _video(path: Path, folder: Path) -> str:
     relative = escape(path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.resolve().as_uri())
-    if path.stat().st_size <= LARGEST_VIDEO:
+    if path.stat().st_size <= MAX_VIDEO:
         source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
     else:
         source = relative

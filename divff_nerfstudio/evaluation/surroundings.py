@@ -18,7 +18,7 @@ from divff_nerfstudio.evaluation.tiles import Picture, as_picture, cell_size, la
 from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
 
 KIND = "image"
-LEAST = 0.02
+MIN_SHARE = 0.02
 """Share of a view that must lie outside of the frame, or the view says nothing about the surroundings."""
 _SHOWN = 3
 _CELL_HEIGHT = 150
@@ -48,7 +48,7 @@ def surroundings(trained: TrainedScene, queries: Sequence[str] = (), moments: in
     scores, figures = ClassScores(names, THRESHOLDS[KIND]), {}
     for frame in held_out[:: max(1, -(-len(held_out) // moments))]:
         other, share = _elsewhere(scene, frame, held_out)
-        if share < LEAST:
+        if share < MIN_SHARE:
             continue
         view = trained.render(trained.camera_at(other, float(trained.times[frame])), hide=("actor",))
         if view.embeddings(KIND) is None:

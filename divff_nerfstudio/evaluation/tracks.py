@@ -23,7 +23,7 @@ UNDECIDED = 0.5
 """Relevancy of a pixel that is as much like the nearest negative as like the phrase: nothing is sighted there."""
 CORE = 0.8
 """A sighting is where relevancy is above this share of the way from `UNDECIDED` to its largest value."""
-LEAST_STEP = 0.05
+MIN_STEP = 0.05
 """Share of its distance from the camera that a thing must be displaced by to have moved."""
 NOISE = 3.0
 """How many times the median displacement it must be displaced by to have moved."""
@@ -84,7 +84,7 @@ class Track:
         if not np.isfinite(self.steps).any():
             return 0.0
         depth = np.median([s.depth for s in self.sightings if s.point is not None])
-        return float(max(LEAST_STEP * depth, NOISE * np.nanmedian(self.steps)))
+        return float(max(MIN_STEP * depth, NOISE * np.nanmedian(self.steps)))
 
     @property
     def moving(self) -> Bool[np.ndarray, "moments"]:

@@ -24,7 +24,7 @@ from divff_nerfstudio.viewer.camera_paths import CameraPath, Crop
 FPS = 10.0
 """Pictures per second where nothing else is said."""
 _LABEL_HEIGHT = 28
-_LARGEST = 16384
+_MAX_SIDE = 16384
 """Pixels of a side that libx264 takes at most."""
 _TARGET = "target"
 
@@ -178,9 +178,9 @@ def write_video(path: Path, pictures: Iterable[Picture], fps: float = FPS) -> in
     first = next(pictures, None)
     if first is None:
         raise EvaluationError(f"{path} would have no picture: choose at least one frame.")
-    if max(first.shape[:2]) > _LARGEST:
+    if max(first.shape[:2]) > _MAX_SIDE:
         raise EvaluationError(
-            f"{path} would have pictures of {first.shape[1]}x{first.shape[0]}, and H.264 takes {_LARGEST} pixels at "
+            f"{path} would have pictures of {first.shape[1]}x{first.shape[0]}, and H.264 takes {_MAX_SIDE} pixels at "
             "most: lower --cell-height, ask less at once, or choose a --layout of fewer columns."
         )
     odd = ((0, first.shape[0] % 2), (0, first.shape[1] % 2), (0, 0))

@@ -20,7 +20,7 @@ from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.data.frames import SceneError, cache_folder, open_cache
 from divff_nerfstudio.data.masks import resize_nearest
 from divff_nerfstudio.data.scene import Scene
-from divff_nerfstudio.evidence.sightings import LEAST_FRAMES, Asked, Stays, Views, plane_bounds, settle_tolerance, sweep
+from divff_nerfstudio.evidence.sightings import MIN_FRAMES, Asked, Stays, Views, plane_bounds, settle_tolerance, sweep
 from divff_nerfstudio.evidence.votes import count, decide, of_kinds
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import NO_FEATURE, FeatureStore
@@ -113,7 +113,7 @@ def labels(
     Raises:
         SceneError: If they cannot be kept.
     """
-    if len(indices) <= LEAST_FRAMES:
+    if len(indices) <= MIN_FRAMES:
         return None
     shape = (len(indices), scene.height, scene.width, 6)
     path = cache_folder(scene.root) / f"evidence-{_fingerprint(scene, indices, store)}.npy"

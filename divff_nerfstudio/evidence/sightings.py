@@ -16,13 +16,13 @@ DEPTHS = 40
 """Planes of the sweep, at even distances in 1 / depth."""
 NEARER, FARTHER = 0.75, 1.05
 """Where the sweep begins and ends, in units of near and far."""
-LEAST_FRAMES = 10
+MIN_FRAMES = 10
 """A place that fewer other frames see is known too little: nothing is said of it."""
 _TOLERANCES = (0.03, 0.04, 0.06, 0.09, 0.13)
 _SETTLED = 0.95
 _KEEPS_LOOKING = 0.85
 """Share of the frames in which something at rest looks the same while it is there."""
-_LEAST_CHANCE, _LARGEST_CHANCE = 0.03, 0.5
+_MIN_CHANCE, _MAX_CHANCE = 0.03, 0.5
 
 
 class Stays(NamedTuple):
@@ -99,8 +99,8 @@ class Sweep:
         """Largest share, over the depths, of the frames seeing the place in which it looks the same; 1 where too few
         do."""
         count = self.seen.sum(0)
-        share = torch.where(count >= LEAST_FRAMES, self.same.sum(0) / count.clamp_min(1), 0.0)
-        return torch.where((count >= LEAST_FRAMES).any(-1), share.amax(-1), 1.0)
+        share = torch.where(count >= MIN_FRAMES, self.same.sum(0) / count.clamp_min(1), 0.0)
+        return torch.where((count >= MIN_FRAMES).any(-1), share.amax(-1), 1.0)
 
     @property
     def rests(self) -> Float[Tensor, "rows columns"]:
@@ -139,7 +139,7 @@ class Sweep:
         """How much more likely each sight is of something at rest than by chance, which is how often the pixel's colour
         is met at any depth at any time; a logarithm."""
         met, asked = self.same.sum((0, 3)), self.seen.sum((0, 3)).clamp_min(1)
-        chance = (met / asked).clamp(_LEAST_CHANCE, _LARGEST_CHANCE)[..., None]
+        chance = (met / asked).clamp(_MIN_CHANCE, _MAX_CHANCE)[..., None]
         hit, miss = torch.log(_KEEPS_LOOKING / chance), torch.log((1 - _KEEPS_LOOKING) / (1 - chance))
         return torch.where(self.same > 0, hit, miss) * self.seen
 

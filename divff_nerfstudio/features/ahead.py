@@ -12,7 +12,7 @@ from typing import TypeVar
 from divff_nerfstudio.features.sources import FeatureSource
 from divff_nerfstudio.features.store import FrameFeatures
 
-_MOST_WORKERS = {"cuda": 8}
+_MAX_WORKERS = {"cuda": 8}
 """Threads that prepare frames, at most; one beside a CPU, which computes the features, too."""
 
 Item = TypeVar("Item")
@@ -31,7 +31,7 @@ def features_of(source: FeatureSource, frames: Sequence[int]) -> Generator[Frame
     """
     kind = source.device.type
     at_once = source.frames_at_once if kind == "cuda" else 1
-    workers = min(_MOST_WORKERS.get(kind, 1), os.cpu_count() or 1)
+    workers = min(_MAX_WORKERS.get(kind, 1), os.cpu_count() or 1)
     prepared = ahead(source.prepare, frames, workers, workers + at_once)
     try:
         while part := list(islice(prepared, at_once)):
@@ -41,7 +41,7 @@ def features_of(source: FeatureSource, frames: Sequence[int]) -> Generator[Frame
 
 
 def ahead(
-    work: Callable[[Item], Result], items: Iterable[Item], workers: int, most: int
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int, max_pending: int
 ) -> Generator[Result, None, None]:
     """The results of some work on each item, in order, done by threads before they are asked for.
 
@@ -49,13 +49,13 @@ def ahead(
         work: The work; what it raises is raised where its result would come.
         items: What to work on.
         workers: Number of threads.
-        most: Results that are begun or wait, at most.
+        max_pending: Results that are begun or wait, at most.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="ahead")
     pending: deque[Future[Result]] = deque()
     rest = iter(items)
     try:
-        pending.extend(pool.submit(work, item) for item in islice(rest, most))
+        pending.extend(pool.submit(work, item) for item in islice(rest, max_pending))
         while pending:
             result = pending.popleft().result()
             pending.extend(pool.submit(work, item) for item in islice(rest, 1))

@@ -230,9 +230,9 @@ class SamSegmenter(Segmenter):
 
     def _without_small_regions(self, masks: Bool[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
         """Masks without small holes and islands; of those that have become alike one stays, an untouched one first."""
-        least = self.config.min_region * masks.shape[1] * masks.shape[2] / _PUBLISHED_PIXELS
+        min_area = self.config.min_region * masks.shape[1] * masks.shape[2] / _PUBLISHED_PIXELS
         with ThreadPoolExecutor(_CLEANERS) as pool:
-            rid = list(pool.map(lambda mask: filled_and_rid(mask, least), masks.cpu().numpy()))
+            rid = list(pool.map(lambda mask: filled_and_rid(mask, min_area), masks.cpu().numpy()))
         cleaned = np.array(rid, bool).reshape(masks.shape)
         result = torch.from_numpy(cleaned).to(self.device)
         untouched = (result == masks).all(2).all(1).float()
@@ -288,7 +288,7 @@ def mask_nms(masks: Bool[Tensor, "n h w"], scores: Float[Tensor, "n"], threshold
         kept = still
 
 
-def filled_and_rid(mask: Bool[np.ndarray, "h w"], least: float) -> Bool[np.ndarray, "h w"]:
+def filled_and_rid(mask: Bool[np.ndarray, "h w"], min_area: float) -> Bool[np.ndarray, "h w"]:
     """A mask without holes and islands of fewer than `least` pixels; its largest island stays in any case."""
     import cv2
 
@@ -297,11 +297,11 @@ def filled_and_rid(mask: Bool[np.ndarray, "h w"], least: float) -> Bool[np.ndarr
         return regions, statistics[1:, cv2.CC_STAT_AREA]
 
     regions, areas = sizes(~mask)
-    mask = mask | np.append(False, areas < least)[regions]
+    mask = mask | np.append(False, areas < min_area)[regions]
     regions, areas = sizes(mask)
     if len(areas) == 0:
         return mask
-    stay = areas >= least
+    stay = areas >= min_area
     stay[areas.argmax()] = True
     return np.append(False, stay)[regions]
 

@@ -34,7 +34,7 @@ class ActorField(nn.Module):
         encoding_dim: Length of the encoding that is handed on.
         time_octaves: Frequencies of the time code.
         density_shift: Start of the raw density.
-        largest_uncertainty: Bound of the uncertainty.
+        max_uncertainty: Bound of the uncertainty.
         carries: Whether there is such a share.
     """
 
@@ -46,13 +46,13 @@ class ActorField(nn.Module):
         encoding_dim: int,
         time_octaves: int,
         density_shift: float,
-        largest_uncertainty: float,
+        max_uncertainty: float,
         carries: bool = False,
     ):
         super().__init__()
         self.space = space
         self.density_shift = density_shift
-        self.largest_uncertainty = largest_uncertainty
+        self.max_uncertainty = max_uncertainty
         self.carries = carries
         self.encoding = positional_encoding(3, octaves)
         self.time_code = LowRankTimeCode(time_octaves)
@@ -72,8 +72,8 @@ class ActorField(nn.Module):
         codes = points.per_sample(self.time_code(points.times))
         raw = self.network(torch.cat((self.encode(points.camera_positions.reshape(-1, 3)), codes), -1))
         if not self.carries:
-            return moving_layer(raw, points, self.space, self.density_shift, self.largest_uncertainty)
-        found = moving_layer(raw[:, :-1], points, self.space, self.density_shift, self.largest_uncertainty)
+            return moving_layer(raw, points, self.space, self.density_shift, self.max_uncertainty)
+        found = moving_layer(raw[:, :-1], points, self.space, self.density_shift, self.max_uncertainty)
         return replace(found, carried=torch.sigmoid(raw[:, -1] + CARRIED).view(found.density.shape))
 
 

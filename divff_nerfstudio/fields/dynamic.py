@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from divff_nerfstudio.fields.encodings import GridEncoding, Implementation
 from divff_nerfstudio.fields.layers import LayerSamples, SamplePoints
-from divff_nerfstudio.fields.space import SceneSpace, density_from
+from divff_nerfstudio.fields.space import SceneSpace, activated_density
 from divff_nerfstudio.fields.time_code import LowRankTimeCode
 
 
@@ -27,7 +27,7 @@ class DynamicField(nn.Module):
         encoding_dim: Length of the encoding that is handed on.
         time_octaves: Frequencies of the time code.
         density_shift: Start of the raw density.
-        largest_uncertainty: Bound of the uncertainty, so that it cannot explain a wrong colour away.
+        max_uncertainty: Bound of the uncertainty, so that it cannot explain a wrong colour away.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class DynamicField(nn.Module):
         encoding_dim: int,
         time_octaves: int,
         density_shift: float,
-        largest_uncertainty: float,
+        max_uncertainty: float,
     ):
         super().__init__()
         self.space = space
         self.density_shift = density_shift
-        self.largest_uncertainty = largest_uncertainty
+        self.max_uncertainty = max_uncertainty
         self.grid = GridEncoding(implementation, resolutions, channels)
         self.time_code = LowRankTimeCode(time_octaves)
         self.network = MLP(
@@ -59,9 +59,9 @@ class DynamicField(nn.Module):
     def density(
         self, positions: Float[Tensor, "points 3"], times: Float[Tensor, "points 1"]
     ) -> tuple[Float[Tensor, "points"], Float[Tensor, "points"]]:
-        """Density of what comes to a place, and presence there of what leaves it."""
+        """Density added to a place at times, and presence there of what can be removed from it."""
         raw = self.raw(positions, self.time_code(times))
-        return density_from(raw[:, 0], self.space, self.density_shift), torch.sigmoid(raw[:, -1])
+        return activated_density(raw[:, 0], self.space, self.density_shift), torch.sigmoid(raw[:, -1])
 
     def forward(self, points: SamplePoints, static: LayerSamples | None = None) -> LayerSamples:
         """The layer at samples.
@@ -73,13 +73,13 @@ class DynamicField(nn.Module):
         """
         codes = points.per_sample(self.time_code(points.times))
         raw = self.raw(points.positions.reshape(-1, 3), codes)
-        comes = moving_layer(raw[:, :-1], points, self.space, self.density_shift, self.largest_uncertainty)
+        added = moving_layer(raw[:, :-1], points, self.space, self.density_shift, self.max_uncertainty)
         if static is None:
-            return comes
+            return added
         assert static.permanence is not None
-        presence = torch.sigmoid(raw[:, -1]).view(comes.density.shape)
-        leaves = static.density * (1 - static.permanence) * presence
-        return mixed(comes, static, leaves)
+        presence = torch.sigmoid(raw[:, -1]).view(added.density.shape)
+        removable = static.density * (1 - static.permanence) * presence
+        return mixed(added, static, removable)
 
 
 def mixed(layer: LayerSamples, other: LayerSamples, density: Float[Tensor, "rays samples"]) -> LayerSamples:
@@ -108,13 +108,13 @@ def moving_layer(
     points: SamplePoints,
     space: SceneSpace,
     density_shift: float,
-    largest_uncertainty: float,
+    max_uncertainty: float,
 ) -> LayerSamples:
     """A layer that moves from its network's outputs: density, colour (3), uncertainty, encoding."""
     shape = points.positions.shape[:2]
     return LayerSamples(
-        density=density_from(raw[:, 0], space, density_shift).view(shape),
+        density=activated_density(raw[:, 0], space, density_shift).view(shape),
         rgb=torch.sigmoid(raw[:, 1:4]).view(*shape, 3),
-        uncertainty=(largest_uncertainty * torch.sigmoid(raw[:, 4] - 1)).view(shape),
+        uncertainty=(max_uncertainty * torch.sigmoid(raw[:, 4] - 1)).view(shape),
         encoding=raw[:, 5:].view(*shape, -1),
     )

@@ -7,7 +7,7 @@ from nerfstudio.field_components.mlp import MLP
 from torch import Tensor, nn
 
 from divff_nerfstudio.fields.encodings import PlaneEncoding
-from divff_nerfstudio.fields.space import SceneSpace, density_from
+from divff_nerfstudio.fields.space import SceneSpace, activated_density
 
 
 class ProposalField(nn.Module):
@@ -35,6 +35,6 @@ class ProposalField(nn.Module):
         times: Float[Tensor, "points 1"],
     ) -> tuple[Float[Tensor, "points"], Float[Tensor, "points"]]:
         """Density of everything and of the room with what is in it, in 1 / scene unit."""
-        room = density_from(self.room_network(self.room(self.space.to_unit_cube(positions)))[:, 0], self.space)
+        room = activated_density(self.room_network(self.room(self.space.to_unit_cube(positions)))[:, 0], self.space)
         camera = self.camera_network(self.camera(self.space.to_camera_cube(camera_positions), times))
-        return room + density_from(camera[:, 0], self.space, shift=-2.0), room
+        return room + activated_density(camera[:, 0], self.space, shift=-2.0), room

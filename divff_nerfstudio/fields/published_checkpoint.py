@@ -21,7 +21,7 @@ _NETS: Mapping[str, str] = {
     "regulariser": "static_video.dino_net",
 }
 """Where the head of each kind of features is in a checkpoint, for the static layer."""
-_LARGEST = 10_000
+_MAX_SIZE = 10_000
 """Larger widths, and tables for more frames, are taken for a fault before memory is asked for."""
 
 
@@ -105,7 +105,7 @@ def read_published(path: Path | str) -> PublishedCheckpoint:
 def _size(shapes: Mapping[str, Shape], name: str, axis: int, otherwise: int) -> int:
     """Length of a weight's axis, or another one where the weight is missing, is no matrix or is beyond all reason."""
     shape = shapes.get(name, ())
-    return shape[axis] if len(shape) == 2 and min(shape) > 0 and shape[axis] <= _LARGEST else otherwise
+    return shape[axis] if len(shape) == 2 and min(shape) > 0 and shape[axis] <= _MAX_SIZE else otherwise
 
 
 def _octaves(encoded: int, dim: int, otherwise: int) -> int:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from divff_nerfstudio.card import OnHost
 
-NEAREST = 0.03
+NEAR_SCALE = 0.03
 """Distance from the camera, in lengths of the scene, at which the actor's depth coordinate starts."""
-FARTHEST = 1.5
+FAR_SCALE = 1.5
 """Distance at which it ends."""
-_MOST, _STEEPEST = 60.0, 15.0
+_MAX_EXPONENT, _STEEPEST = 60.0, 15.0
 """Largest raw density, and the one up to which its gradient grows. Nothing pulls at what is opaque already, so that a
 long training of the static layer alone takes raw densities beyond 88, where their exponential is infinite and a layer's
 share of it not a number."""
@@ -52,11 +52,11 @@ class SceneSpace(nn.Module):
         """Camera positions as (right, up, logarithm of the distance), each in [0, 1], in the camera's field of view."""
         distance = (-camera_positions[:, 2:]).clamp_min(1e-4 * self.known_length())
         across = camera_positions[:, :2] / distance / (2 * half_angle_tangent) + 0.5
-        depth = torch.log((distance / self.length / NEAREST).clamp_min(1)) / math.log(FARTHEST / NEAREST)
+        depth = torch.log((distance / self.length / NEAR_SCALE).clamp_min(1)) / math.log(FAR_SCALE / NEAR_SCALE)
         return torch.cat((across, depth), -1).clamp(0, 1)
 
 
-def density_from(raw: Float[Tensor, "*bs"], space: SceneSpace, shift: float = 0.0) -> Float[Tensor, "*bs"]:
+def activated_density(raw: Float[Tensor, "*bs"], space: SceneSpace, shift: float = 0.0) -> Float[Tensor, "*bs"]:
     """Density in 1 / scene unit from a network's raw output, always finite; a negative shift starts transparent."""
     return _BoundedExp.apply((raw + shift).float()) * (10.0 / space.length)  # pyright: ignore[reportOptionalOperand]
 
@@ -67,7 +67,7 @@ class _BoundedExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, raw: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.save_for_backward(raw)
-        return torch.exp(raw.clamp_max(_MOST))
+        return torch.exp(raw.clamp_max(_MAX_EXPONENT))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from divff_nerfstudio.fields.encodings import GridEncoding, Implementation
 from divff_nerfstudio.fields.layers import LayerSamples, SamplePoints
-from divff_nerfstudio.fields.space import SceneSpace, density_from
+from divff_nerfstudio.fields.space import SceneSpace, activated_density
 
 PERMANENT = 2.0
 """Raw permanence at which places start: most of what is there stays."""
@@ -50,7 +50,7 @@ class StaticField(nn.Module):
     def vacating(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points"]:
         """Density, in 1 / scene unit, of what is there for a while only."""
         hidden = self.network(self.grid(self.space.to_unit_cube(positions)))
-        return density_from(hidden[:, 0], self.space) * torch.sigmoid(-hidden[:, 1] - PERMANENT)
+        return activated_density(hidden[:, 0], self.space) * torch.sigmoid(-hidden[:, 1] - PERMANENT)
 
     def forward(self, points: SamplePoints) -> LayerSamples:
         """The layer at samples."""
@@ -58,7 +58,7 @@ class StaticField(nn.Module):
         hidden = self.network(self.grid(self.space.to_unit_cube(points.positions.reshape(-1, 3))))
         encoding = hidden[:, 2:]
         return LayerSamples(
-            density=density_from(hidden[:, 0], self.space).view(shape),
+            density=activated_density(hidden[:, 0], self.space).view(shape),
             rgb=self.colour(encoding).view(*shape, 3),
             encoding=encoding.view(*shape, -1),
             permanence=torch.sigmoid(hidden[:, 1] + PERMANENT).view(shape),

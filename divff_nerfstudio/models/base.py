@@ -6,7 +6,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Optional, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Optional, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.features.pca import FeatureBasis, project
 from divff_nerfstudio.fields.layers import LAYERS, Layer
+from divff_nerfstudio.former_names import formerly
 from divff_nerfstudio.models.schedule import Schedule
 from divff_nerfstudio.models.separation import uncertain_photometric
 from divff_nerfstudio.models.view import (
@@ -62,9 +63,9 @@ class LayeredModelConfig(ModelConfig):
     """Near and far come with the rays."""
     eval_num_rays_per_chunk: int = 4096
     """Rays rendered at a time."""
-    nearest: Positive = 1.0
+    near_scale: Annotated[Positive, formerly("--pipeline.model.nearest")] = 1.0
     """Where rays start, in units of their frame's near."""
-    farthest: Positive = 1.0
+    far_scale: Annotated[Positive, formerly("--pipeline.model.farthest")] = 1.0
     """Where rays end, in units of their frame's far."""
     default_time: Share = 0.5
     """Time in [0, 1] of cameras that have none (ns-render interpolate)."""
@@ -121,6 +122,8 @@ class LayeredModel(Model):
     config: LayeredModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     camera_types: ClassVar[tuple[CameraType, ...] | None] = None
     """Kinds of cameras that are rendered; None: all that nerfstudio casts rays of."""
+    former_parameters: ClassVar[Mapping[str, str]] = {}
+    """Last parts of parameters' names in checkpoints of earlier versions, and what they are called now."""
     field: Any
     semantic: Any
     train_times: Tensor
@@ -137,11 +140,11 @@ class LayeredModel(Model):
             self.register_buffer(f"train_{name}", metadata[name].flatten()[order].float())
         if "poses" in metadata:  # that a checkpoint knows its scene again
             self.register_buffer("train_poses", metadata["poses"][order].float())
-        nearest, farthest = self.config.nearest, self.config.farthest
-        if not bool((self.train_nears * nearest < self.train_fars * farthest).all()):
+        near, far = self.config.near_scale, self.config.far_scale
+        if not bool((self.train_nears * near < self.train_fars * far).all()):
             raise RenderError(
-                f"Rays would end before they begin: lower --pipeline.model.nearest ({nearest:g}) or raise "
-                f"--pipeline.model.farthest ({farthest:g})."
+                f"Rays would end before they begin: lower --pipeline.model.near-scale ({near:g}) or raise "
+                f"--pipeline.model.far-scale ({far:g})."
             )
         self.query: Answers | None = None
         self.feature_basis: FeatureBasis | None = None

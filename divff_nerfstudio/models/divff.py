@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
@@ -16,6 +16,7 @@ from divff_nerfstudio.fields.layered import LayeredField, LayeredFieldConfig
 from divff_nerfstudio.fields.layers import Layer
 from divff_nerfstudio.fields.semantic_heads import SemanticHeads, SemanticHeadsConfig
 from divff_nerfstudio.fields.space import SceneSpace
+from divff_nerfstudio.former_names import formerly
 from divff_nerfstudio.generators import weighted_draw
 from divff_nerfstudio.models.base import LayeredModelConfig
 from divff_nerfstudio.models.rays import RayModel, proposal_loss
@@ -49,7 +50,7 @@ from divff_nerfstudio.schema import Positive, Share, Size, Weight
 class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Options of the default model."""
 
-    steps_by_device: ClassVar[Mapping[str, int]] = {"cuda": 20000, "cpu": 5000}
+    steps_by_device: ClassVar[Mapping[str, int]] = {"cuda": 10000, "cpu": 5000}
     """Training steps, unless said otherwise."""
     rays_by_device: ClassVar[Mapping[str, int]] = {"cuda": 4096, "cpu": 512}
     """Rays per step, unless said otherwise."""
@@ -64,9 +65,9 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Intervals of the proposal on each ray."""
     num_samples: Size = 24
     """Samples of the fields on each ray."""
-    nearest: Positive = 0.1
+    near_scale: Annotated[Positive, formerly("--pipeline.model.nearest")] = 0.1
     """Where rays start, in units of their frame's near: the actor is closer than the room."""
-    farthest: Positive = 1.25
+    far_scale: Annotated[Positive, formerly("--pipeline.model.farthest")] = 1.25
     """Where rays end, in units of their frame's far, which is measured along the optical axis."""
     proposal_weight: Weight = 10.0
     """Weight of the proposal's loss."""
@@ -93,7 +94,8 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Whether geometry goes on training while the heads are trained on it, detached."""
 
     def settle(self, device: Literal["cuda", "cpu"], steps: int | None, data: DivFFDataManagerConfig) -> int:
-        """Settles steps and rays by device; see `LayeredModelConfig`."""
+        """Settles steps, rays and sizes by device; see `LayeredModelConfig`."""
+        self.fields.settle(device)
         steps = steps or self.steps_by_device[device]
         data.train_num_rays_per_batch = data.train_num_rays_per_batch or self.rays_by_device[device]
         self.settle_phases(steps)
@@ -191,13 +193,13 @@ class DivFFModel(RayModel):
                 "accumulation": lambda: composited.total.sum(-1),
                 "rgb_static": lambda: static_alone,
                 **{f"rgb_{layer}": partial(in_room, layer) for layer in layers if layer != "static"},
-                "uncertainty": lambda: ray_uncertainty(composited, fields, config.least_uncertainty),
+                "uncertainty": lambda: ray_uncertainty(composited, fields, config.min_uncertainty),
             }
             return {**pictures_of(wanted, composited, made), "state": state}
         total = composited.total
         accumulation = total.sum(-1)
         rgb = torch.stack(list(shares.values())).sum(0)
-        uncertainty = ray_uncertainty(composited, fields, config.least_uncertainty)
+        uncertainty = ray_uncertainty(composited, fields, config.min_uncertainty)
         # A random background: nothing may hide in black behind the room.
         rgb = rgb + (1 - accumulation)[:, None] * torch.rand_like(rgb)
         return {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Optional
+from typing import Annotated, Any, ClassVar, Literal, Optional
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,6 +23,7 @@ from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples
 from divff_nerfstudio.fields.published import PublishedField, PublishedFieldConfig
 from divff_nerfstudio.fields.published_heads import HIDDEN_LAYERS, PublishedHeads, PublishedHeadsConfig
+from divff_nerfstudio.former_names import formerly
 from divff_nerfstudio.models.base import LayeredModelConfig, nearest_frame
 from divff_nerfstudio.models.partial_steps import step_in_parts
 from divff_nerfstudio.models.published_rays import CoarsePass, Rendering
@@ -87,7 +88,7 @@ class PublishedModelConfig(LayeredModelConfig):
     share_epsilon: Positive = 1e-6
     """Added to the summed density where a layer's part of it is taken. NeuralDiff adds nothing: 1e-20 stands for that,
     which changes no density that single precision tells from 0."""
-    least_uncertainty: Positive = 0.03
+    min_uncertainty: Annotated[Positive, formerly("--pipeline.model.least-uncertainty")] = 0.03
     """Standard deviation of the colours of the static layer."""
     density_weight: Weight = 0.01
     """Weight of the mean densities of the dynamic layer and of the actor."""
@@ -219,7 +220,7 @@ class PublishedModel(RayModel):
         """Begins the second stage with fresh optimizers."""
 
         def refresh(step: int) -> None:
-            if step == self.schedule.heads_from and training_callback_attributes.optimizers is not None:
+            if step == self.schedule.heads_start_step and training_callback_attributes.optimizers is not None:
                 for optimizer in training_callback_attributes.optimizers.optimizers.values():
                     optimizer.state.clear()
 
@@ -289,7 +290,7 @@ class PublishedModel(RayModel):
         if (cut := rays.metadata.get(CUT)) is not None:
             fields = {layer: _closed(found, cut) for layer, found in fields.items()}
         composited = self.composited(depths, fields)
-        return Rendering(coarse, drawn, depths, points, fields, composited, self.config.least_uncertainty)
+        return Rendering(coarse, drawn, depths, points, fields, composited, self.config.min_uncertainty)
 
     def coarse_depths(self, rays: RayBundle) -> Float[Tensor, "rays samples"]:
         """Distances of the coarse samples along unit rays, in scene units."""

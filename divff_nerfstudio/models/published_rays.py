@@ -48,13 +48,13 @@ class Rendering:
     """What the fine network says there, with the last sample's override in training."""
     composited: Composite
     """Shares of the layers."""
-    least_uncertainty: float
+    min_uncertainty: float
     """Standard deviation of the colours of the static layer."""
 
     @property
     def uncertainty(self) -> Float[Tensor, "rays"]:
         """Standard deviations of the colours."""
-        return ray_uncertainty(self.composited, self.fields, self.least_uncertainty)
+        return ray_uncertainty(self.composited, self.fields, self.min_uncertainty)
 
     @property
     def shares(self) -> dict[Layer, Float[Tensor, "rays 3"]]:

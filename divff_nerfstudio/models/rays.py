@@ -108,7 +108,7 @@ class RayModel(LayeredModel):
             times = torch.full_like(rays.origins[..., :1], self.config.default_time)
         if nears is None or fars is None:
             nears, fars = self._frame_bounds(times)
-        nears, fars, metadata = nears * self.config.nearest, fars * self.config.farthest, rays.metadata
+        nears, fars, metadata = nears * self.config.near_scale, fars * self.config.far_scale, rays.metadata
         if _CROP in metadata:
             enter, leave = metadata[_CROP].split(1, -1)
             metadata = {**metadata, CUT: (leave < fars) | (enter >= fars)}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, Optional
+from typing import Annotated, ClassVar, Literal, NamedTuple, Optional
 
 from nerfstudio.configs.base_config import PrintableConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from divff_nerfstudio.former_names import formerly
 from divff_nerfstudio.schema import Amount, Count, Positive
 from divff_nerfstudio.training_folder import TrainingError
 
@@ -23,11 +24,11 @@ class Schedule(NamedTuple):
 
     static_until: int = 0
     """Up to which the static layer is trained alone."""
-    heads_from: int = 0
+    heads_start_step: int = 0
     """From which the semantic heads are trained."""
     heads_alone_until: int = 0
     """Up to which the heads, once they are trained, are all that is trained."""
-    joint_from: int = 0
+    joint_start_step: int = 0
     """From which features teach what they are rendered from, too."""
     networks_frozen_until: int = 0
     """Up to which, once the heads are trained, the networks stay as they are; all losses go on."""
@@ -38,23 +39,23 @@ class Schedule(NamedTuple):
 
     def heads_trained(self, step: int) -> bool:
         """Whether the heads are trained."""
-        return step >= self.heads_from
+        return step >= self.heads_start_step
 
     def heads_alone(self, step: int) -> bool:
         """Whether the heads are all that is trained."""
-        return self.heads_from <= step < self.heads_alone_until
+        return self.heads_start_step <= step < self.heads_alone_until
 
     def detached(self, step: int) -> bool:
         """Whether features do not teach what they are rendered from."""
-        return step < self.joint_from
+        return step < self.joint_start_step
 
     def networks_frozen(self, step: int) -> bool:
         """Whether the networks stay as they are."""
-        return self.heads_from <= step < self.networks_frozen_until
+        return self.heads_start_step <= step < self.networks_frozen_until
 
     def ramp(self, step: int) -> float:
         """Rises from 0 to 1 over the first quarter of the geometry's part that all layers are trained in."""
-        return min(1.0, (step - self.static_until) / max(1, (self.heads_from - self.static_until) // 4))
+        return min(1.0, (step - self.static_until) / max(1, (self.heads_start_step - self.static_until) // 4))
 
 
 @dataclass
@@ -65,9 +66,9 @@ class PhasesConfig(PrintableConfig):
     """Part of the training at which the static layer is joined, unless said otherwise."""
     static_until: Optional[Amount] = None  # noqa: UP045  (tyro and pyright agree on this form in Python 3.10)
     """Step up to which the static layer is trained alone; None: settled when training starts."""
-    heads_from: Optional[Amount] = None  # noqa: UP045
+    heads_start_step: Annotated[Optional[Amount], formerly("--pipeline.model.heads-from")] = None  # noqa: UP045
     """Step from which the semantic heads are trained, on detached geometry; None: settled when training starts."""
-    joint_from: Optional[Amount] = None  # noqa: UP045
+    joint_start_step: Annotated[Optional[Amount], formerly("--pipeline.model.joint-from")] = None  # noqa: UP045
     """Step from which everything is trained together; None: settled when training starts."""
 
     def settle_phases(self, steps: int) -> None:
@@ -76,7 +77,7 @@ class PhasesConfig(PrintableConfig):
         Raises:
             TrainingError: If they do not ascend.
         """
-        static, heads, joint = self.static_until, self.heads_from, self.joint_from
+        static, heads, joint = self.static_until, self.heads_start_step, self.joint_start_step
         until_joint = steps if joint is None else joint
         if static is None:
             static = min(round(self.static_share * steps), until_joint if heads is None else heads, until_joint)
@@ -84,17 +85,17 @@ class PhasesConfig(PrintableConfig):
             heads = max(static, min(round(HEADS_SHARE * steps), until_joint))
         if joint is None:
             joint = max(heads, round(JOINT_SHARE * steps))
-        self.static_until, self.heads_from, self.joint_from = static, heads, joint
+        self.static_until, self.heads_start_step, self.joint_start_step = static, heads, joint
         if not 0 <= static <= heads <= joint:
             raise TrainingError(
-                f"The schedule's steps do not ascend (static-until {static}, heads-from {heads}, joint-from {joint}): "
-                "mend those options of --pipeline.model."
+                f"The schedule's steps do not ascend (static-until {static}, heads-start-step {heads}, "
+                f"joint-start-step {joint}): mend those options of --pipeline.model."
             )
 
     def staged(self) -> Schedule:
         """The schedule; what is not settled counts as 0."""
-        static, heads, joint = (step or 0 for step in (self.static_until, self.heads_from, self.joint_from))
-        return Schedule(static, heads, heads_alone_until=joint, joint_from=joint)
+        static, heads, joint = (step or 0 for step in (self.static_until, self.heads_start_step, self.joint_start_step))
+        return Schedule(static, heads, heads_alone_until=joint, joint_start_step=joint)
 
 
 @dataclass
@@ -147,7 +148,7 @@ class PublishedScheduleConfig(PrintableConfig):
         """The schedule: features teach all that is not frozen."""
         heads = round(self.epochs[0] * (self.steps_per_epoch or 0)) if self.stages == "both" and self.epochs else 0
         return Schedule(
-            heads_from=heads, networks_frozen_until=0 if self.stages == "joint" else heads + self.frozen_steps
+            heads_start_step=heads, networks_frozen_until=0 if self.stages == "joint" else heads + self.frozen_steps
         )
 
 

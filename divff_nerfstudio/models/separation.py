@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from torch import Tensor
 from divff_nerfstudio.card import sent
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.fields.layers import Layer
+from divff_nerfstudio.former_names import formerly
 from divff_nerfstudio.schema import Positive, Share, Weight
 
 PLACED = 0.08
@@ -25,7 +26,7 @@ PLACED = 0.08
 class SeparationConfig(PrintableConfig):
     """Options of what tells the layers apart, for fields and Gaussians."""
 
-    least_uncertainty: Positive = 0.03
+    min_uncertainty: Annotated[Positive, formerly("--pipeline.model.least-uncertainty")] = 0.03
     """Standard deviation of the colours of the static layer (DIV-FF)."""
     photometric_static_weight: Weight = 10.0
     """Weight of the absolute error while the static layer is trained alone."""

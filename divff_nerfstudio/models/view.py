@@ -33,7 +33,7 @@ FEATURES_PCA = "features_pca"
 """The image features as colours, in a basis that all views share."""
 EVERYTHING = (*PICTURES, FEATURES_PCA, FEATURES)
 """All that can be asked for."""
-_LARGEST_SIDE = 32768
+_MAX_SIDE = 32768
 _OVERSHOT = 0.2
 """Times leave 0 to 1 by less than this where splines run through times that lie within."""
 
@@ -116,9 +116,9 @@ def checked_camera(camera: Cameras, kinds: Collection[CameraType] | None) -> Cam
             "run of `ns-train divff`."
         )
     sides = [int(getattr(camera, name).flatten()[0]) for name in ("height", "width")]
-    if not all(1 <= side <= _LARGEST_SIDE for side in sides):
+    if not all(1 <= side <= _MAX_SIDE for side in sides):
         raise RenderError(
-            f"A picture of {sides[1]}x{sides[0]} pixels cannot be rendered: give sizes from 1 to {_LARGEST_SIDE}."
+            f"A picture of {sides[1]}x{sides[0]} pixels cannot be rendered: give sizes from 1 to {_MAX_SIDE}."
         )
     numbers = torch.cat([getattr(camera, name).flatten() for name in ("camera_to_worlds", "fx", "fy", "cx", "cy")])
     if not bool(numbers.isfinite().all()) or not float(torch.cat((camera.fx, camera.fy)).min()) > 0:

@@ -117,13 +117,13 @@ def landmark(things: Things, thing: Thing, point: Float[np.ndarray, "3"]) -> Thi
         None if nothing is nearer than the room is deep by a quarter.
     """
     room = float(np.median(things.distances))
-    nearest, least = None, room / 4
+    nearest, distance = None, room / 4
     for other in things.things:
         if other is thing or other.movable or not other.rests or other.size > room / 2:
             continue
         far = float(np.linalg.norm(other.rests[0].points - point, axis=1).min())
-        if far < least:
-            nearest, least = other, far
+        if far < distance:
+            nearest, distance = other, far
     return nearest
 
 

@@ -19,7 +19,7 @@ _HERE = 3.0
 _ELSEWHERE = -1.5
 _FAR = -4.0
 _SPEED = 0.25
-_MOST_POINTS = 768
+_MAX_POINTS = 768
 _PART = 0.5
 _SAME_PLACE = 0.5
 
@@ -90,8 +90,8 @@ class Group:
         self.sightings.append(sighting)
         self.feature = feature.copy() if self.feature is None else self.feature + feature
         points = np.concatenate((self.points, sighting.points)) if here else sighting.points
-        if len(points) > _MOST_POINTS:
-            points = points[np.linspace(0, len(points) - 1, _MOST_POINTS).round().astype(int)]
+        if len(points) > _MAX_POINTS:
+            points = points[np.linspace(0, len(points) - 1, _MAX_POINTS).round().astype(int)]
         self.lie(points)
 
 

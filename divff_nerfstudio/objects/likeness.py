@@ -16,9 +16,9 @@ from scipy.spatial import KDTree
 from divff_nerfstudio.objects.sightings import Sighting
 
 _COVERED = 0.5
-_LEAST_PAIRS = 8
-_MOST_EVIDENCE = 8.0
-_LEAST_SPREAD = 0.04
+_MIN_PAIRS = 8
+_MAX_EVIDENCE = 8.0
+_MIN_SPREAD = 0.04
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Likeness:
         clipped = np.clip(similarity, far, near)
         alike = -0.5 * ((clipped - near) / narrow) ** 2 - np.log(narrow)
         unlike = -0.5 * ((clipped - far) / wide) ** 2 - np.log(wide)
-        return np.clip(alike - unlike, -_MOST_EVIDENCE, _MOST_EVIDENCE)
+        return np.clip(alike - unlike, -_MAX_EVIDENCE, _MAX_EVIDENCE)
 
 
 def learn_likeness(frames: Sequence[Sequence[Sighting]], reach: float) -> Likeness:
@@ -57,7 +57,7 @@ def learn_likeness(frames: Sequence[Sequence[Sighting]], reach: float) -> Likene
         reach: Points nearer to each other than this are at one place, scene units.
     """
     everything = np.stack([sighting.feature for frame in frames for sighting in frame]).astype(np.float64)
-    likeness = Likeness(everything.mean(0), (1.0, _LEAST_SPREAD), (0.0, 1.0))
+    likeness = Likeness(everything.mean(0), (1.0, _MIN_SPREAD), (0.0, 1.0))
     centred = iter(np.split(likeness.centred(everything), np.cumsum([len(frame) for frame in frames])[:-1]))
     same, other, before = [], [], None
     for frame in frames:
@@ -97,7 +97,7 @@ def _paired(before: tuple, after: tuple, reach: float) -> Float[np.ndarray, "pai
 
 def _spread(values: Float[np.ndarray, "n"], usual: tuple[float, float]) -> tuple[float, float]:
     """Median and robust spread of similarities; the usual ones where there are too few."""
-    if len(values) < _LEAST_PAIRS:
+    if len(values) < _MIN_PAIRS:
         return usual
     middle = float(np.median(values))
-    return middle, max(1.48 * float(np.median(np.abs(values - middle))), _LEAST_SPREAD)
+    return middle, max(1.48 * float(np.median(np.abs(values - middle))), _MIN_SPREAD)

@@ -14,7 +14,7 @@ from divff_nerfstudio.objects.things import Things
 from divff_nerfstudio.plots import plot
 
 _MARGIN = 0.25
-_MOST = 60
+_MAX_THINGS = 60
 _CLOUD = 20000
 
 
@@ -42,7 +42,7 @@ def contact_sheet(path: Path, things: Things, picture: Callable[[int], UInt8[np.
         things: The things; the first sixty are drawn.
         picture: Gives the frame of an index.
     """
-    shown = things.things[:_MOST]
+    shown = things.things[:_MAX_THINGS]
     columns = min(6, max(len(shown), 1))
     rows = max(1, -(-len(shown) // columns))
     with plot(path, 2.1 * columns, 2.3 * rows) as figure:

@@ -12,7 +12,7 @@ from scipy.ndimage import binary_dilation
 
 from divff_nerfstudio.features.store import NO_FEATURE
 
-LEAST_PIXELS = 6
+MIN_PIXELS = 6
 """Segments of fewer pixels are left out: their depth is that of their surroundings."""
 _SAMPLES = 48
 _ACTOR = 0.5
@@ -88,7 +88,7 @@ def sightings(look: Look) -> list[Sighting]:
     found = []
     for pixels in np.split(order, starts[1:]):
         row = int(flat[pixels[0]])
-        if row == NO_FEATURE or len(pixels) < LEAST_PIXELS:
+        if row == NO_FEATURE or len(pixels) < MIN_PIXELS:
             continue
         rows, columns = np.divmod(pixels, width)
         box = int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1
@@ -122,7 +122,7 @@ def _inside(index: np.ndarray, rows: Int[np.ndarray, "n"], columns: Int[np.ndarr
         near = np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)
         kept &= index[near] == index[rows, columns]
     pixels = rows * width + columns
-    return pixels[kept] if kept.sum() >= LEAST_PIXELS else pixels
+    return pixels[kept] if kept.sum() >= MIN_PIXELS else pixels
 
 
 def _near_median(pixels: Int[np.ndarray, "n"], distance: Float[np.ndarray, "n"]) -> Int[np.ndarray, "samples"]:

@@ -13,9 +13,9 @@ from scipy.spatial import KDTree
 from divff_nerfstudio.objects.likeness import covered
 from divff_nerfstudio.objects.sightings import Sighting
 
-LEAST_SIGHTINGS = 4
+MIN_SIGHTINGS = 4
 """So many frames must show a thing at a place before it rests there."""
-_LEAST_AT_ENDS = 1
+_MIN_AT_ENDS = 1
 _COVERED = 0.85
 _STRAYS = 2
 _HELD = 0.6
@@ -130,7 +130,7 @@ def rests(seen: Sequence[Spot], reach: float) -> list[Rest]:
     for run in _runs(seen, step, reach):
         rest = Rest(tuple(seen[i] for i in run))
         at_ends = run[0] == 0 or run[-1] >= len(seen) - 1
-        if len(run) < (_LEAST_AT_ENDS if at_ends else LEAST_SIGHTINGS):
+        if len(run) < (_MIN_AT_ENDS if at_ends else MIN_SIGHTINGS):
             continue
         if len(found) > 1 and _held(found[-1]) and _one_place(found[-2], rest, step, reach):
             found.pop()

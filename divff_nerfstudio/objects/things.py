@@ -16,7 +16,7 @@ from divff_nerfstudio.objects.likeness import Likeness
 from divff_nerfstudio.objects.sightings import Look, Sighting, sightings, visible
 from divff_nerfstudio.objects.spans import Rest, Spot, rests, size, spots
 
-LEAST_FRAMES = 3
+MIN_FRAMES = 3
 """What fewer frames show is no thing."""
 _SEEN = 0.3
 _LEFT = 0.5
@@ -189,7 +189,7 @@ def find_things(looks: Iterable[Look], cameras: Sequence[Camera]) -> Things:
         return Things([], owners, distances, cameras, 0.0)
     reach = REACH * float(np.median(depths))
     grouping = Grouping(frames, reach)
-    groups = [group for group in grouping.groups if len(group.frames) >= LEAST_FRAMES and not _is_actor(group)]
+    groups = [group for group in grouping.groups if len(group.frames) >= MIN_FRAMES and not _is_actor(group)]
     groups.sort(key=lambda group: -len(group.frames))
     things = [Thing(number, tuple(group.sightings)) for number, group in enumerate(groups, 1)]
     for thing in things:

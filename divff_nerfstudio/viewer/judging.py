@@ -18,7 +18,7 @@ from divff_nerfstudio.viewer.pointing import vocabulary
 from divff_nerfstudio.viewer.signals import Signal
 from divff_nerfstudio.viewer.views import View
 
-_MOST_PIXELS = 20000
+_MAX_PIXELS = 20000
 """Pixels of a view that are looked at, at most: evenly spaced ones."""
 
 
@@ -73,7 +73,7 @@ class Judging:
         known = self._known(kind)
         if known is None or kind not in view.features:
             return
-        every = max(1, int(np.ceil((view.height * view.width / _MOST_PIXELS) ** 0.5)))
+        every = max(1, int(np.ceil((view.height * view.width / _MAX_PIXELS) ** 0.5)))
         features = self._query.decode(view.features[kind][::every, ::every], kind)
         masks = known.masks(features, answer.relevancies[::every, ::every].float().cpu().numpy(), phrases)
         judged = zip(known.verdicts(phrases), np.moveaxis(masks, -1, 0), strict=True)

@@ -199,7 +199,7 @@ class OverTime:
         """A small picture of a viewpoint at another time."""
         camera = small_camera(timeline.camera, HEIGHT, moment)
         with self._context.viewer.training_lock():
-            view = self._answering.views.render(camera, most_decoded=0)
+            view = self._answering.views.render(camera, max_decoded=0)
         time.sleep(0.01)  # A render thread that waits for the lock gets it here.
         return view
 

@@ -18,7 +18,7 @@ from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.models.view import RenderedView
 from divff_nerfstudio.query import Answer
 
-MOST_DECODED = 160 * 2**20
+MAX_DECODED = 160 * 2**20
 """Bytes of a view's features up to which they are kept; larger ones are decoded anew at each question."""
 KEPT_VIEWS = 2
 """Views kept for each client."""
@@ -125,17 +125,17 @@ class Views:
         self._seen(client, view)
         return outputs
 
-    def render(self, camera: Cameras, obb_box: Any = None, most_decoded: int = MOST_DECODED) -> View:
+    def render(self, camera: Cameras, obb_box: Any = None, max_decoded: int = MAX_DECODED) -> View:
         """Renders a view, whether or not it is kept. The caller holds the training lock.
 
         Args:
             camera: One camera.
             obb_box: Part of the scene to render, if not all of it.
-            most_decoded: Bytes of features that the view keeps once they are decoded.
+            max_decoded: Bytes of features that the view keeps once they are decoded.
         """
         start = time.perf_counter()
         found = self._model.render(camera, self._visibility.layers, obb_box)
-        found.features.kept_bytes = most_decoded
+        found.features.kept_bytes = max_decoded
         wait_for(found.pictures["rgb"].device)
         speed = found.height * found.width / max(time.perf_counter() - start, 1e-6)
         self.rays_per_second = 0.7 * self.rays_per_second + 0.3 * speed if self.rays_per_second else speed

@@ -16,11 +16,11 @@ from divff_nerfstudio.evaluation.results import FrameResult, Task
 from divff_nerfstudio.features.pretrained import load_companions, load_pretrained
 from divff_nerfstudio.features.sam import SamSegmenter
 
-MOST = 20
+MAX_BOXES = 20
 """Boxes of one class in one picture, the best first."""
 OVERLAP = 0.5
 """Of two boxes of a class with a larger IoU the better one stays."""
-LEAST = 1e-3
+MIN_SCORE = 1e-3
 """Boxes with a lower score are left out."""
 _OPTION = "--models.owl"
 
@@ -56,8 +56,8 @@ class Owl:
         corners = corners.minimum(torch.tensor([width, height, width, height])).clamp_min(0)
         found = []
         for scores in answer.logits[0].sigmoid().T.cpu():
-            kept = nms(corners, scores, OVERLAP)[:MOST]
-            kept = kept[scores[kept] >= LEAST]
+            kept = nms(corners, scores, OVERLAP)[:MAX_BOXES]
+            kept = kept[scores[kept] >= MIN_SCORE]
             found.append((corners[kept], scores[kept]))
         return found
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-LARGEST_ALPHA, LEAST_ALPHA, LEAST_LIGHT = 0.999, 1 / 255, 1e-4
+MAX_ALPHA, MIN_ALPHA, MIN_LIGHT = 0.999, 1 / 255, 1e-4
 """gsplat's limits: opacity of one Gaussian in a pixel, opacity that counts, light at which a pixel is done."""
 GSPLAT_TILE = 16
 """A Gaussian reaches every pixel of the tiles of this size that the square of its radius touches (gsplat)."""
@@ -92,7 +92,7 @@ def list_tiles(projected: Projected, width: int, height: int) -> TileLists:
         width: Width of the image in pixels.
         height: Height of the image in pixels.
     """
-    reach = torch.log(projected.opacities / LEAST_ALPHA)
+    reach = torch.log(projected.opacities / MIN_ALPHA)
     seen = torch.nonzero((projected.radii > 0) & (reach > 0))[:, 0]
     seen = seen[torch.sort(projected.depths[seen], stable=True).indices]
     radii, reach = projected.radii[seen].to(projected.means), reach[seen]
@@ -176,11 +176,11 @@ def _weigh(table: Float[Tensor, "gaussians 6"], chunk: _Chunk) -> _Weights:
     down = -0.5 * c[:, None] * dy * dy
     alphas = across[:, None] + down[:, :, None]
     alphas.addcmul_((b[:, None] * dx)[:, None], dy[:, :, None], value=-1)
-    alphas = alphas.exp_().clamp_max_(LARGEST_ALPHA)
-    alphas = F.threshold(alphas, LEAST_ALPHA, 0.0, inplace=True).flatten(1, 2)
+    alphas = alphas.exp_().clamp_max_(MAX_ALPHA)
+    alphas = F.threshold(alphas, MIN_ALPHA, 0.0, inplace=True).flatten(1, 2)
     light = torch.cumprod(1 - alphas, -1)
     weights = -torch.diff(light, dim=-1, prepend=torch.ones_like(light[..., :1]))
-    weights.mul_(light > LEAST_LIGHT)
+    weights.mul_(light > MIN_LIGHT)
     return _Weights(gaussians, dx, dy, alphas, weights)
 
 
@@ -254,7 +254,7 @@ def _gradient_of_table(
     behind = summed[..., -1:] - summed
     ratio = weighed.alphas / (1 - weighed.alphas)
     of_exponent = torch.addcmul(of_exponent, ratio, behind, value=-1)
-    of_exponent.masked_fill_(weighed.alphas >= LARGEST_ALPHA, 0.0)
+    of_exponent.masked_fill_(weighed.alphas >= MAX_ALPHA, 0.0)
     of_exponent = of_exponent.view(tiles, side, side, longest)
     in_column, in_row = of_exponent.sum(1), of_exponent.sum(2)
     crossed = torch.einsum("tyxk,tyk->txk", of_exponent, weighed.dy)

@@ -1,4 +1,4 @@
-"""How many Gaussians there are in training, and where: refined, put where pictures are wrong, given lives."""
+"""How many Gaussians there are in training, and where: refined, put where pictures are wrong, given durations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from torch import Tensor
 
 from divff_nerfstudio.fields.layers import LAYERS, Layer
-from divff_nerfstudio.models.splat.density import append, discard, refine, row_optimizers
+from divff_nerfstudio.models.splat.density_control import append, discard, refine, row_optimizers
 from divff_nerfstudio.models.splat.divergence import stop_if_diverged
 from divff_nerfstudio.models.splat.drawing import Drawing
 from divff_nerfstudio.models.splat.gaussians import DynamicGaussians
@@ -42,7 +42,7 @@ class Densification:
         """
         model, config, schedule = self._model, self._model.config, self._model.schedule
         seen, model.observed = model.observed, {}
-        if step >= schedule.heads_from:
+        if step >= schedule.heads_start_step:
             return
         attributes = self._attributes
         assert attributes.optimizers is not None and attributes.pipeline is not None
@@ -52,12 +52,19 @@ class Densification:
                 step,
                 {f"{layer} {name}": row for layer in seen for name, row in model.gaussian_layer(layer).rows.items()},
             )
-        if step < 0.85 * schedule.heads_from:
+        if step < 0.85 * schedule.heads_start_step:
             for name, observation in seen.items():
                 layer = model.gaussian_layer(name)
                 since = step if name == "static" else step - schedule.static_until
-                refine(layer, row_optimizers(layer, optimizers), observation, since, config.most(name), config.density)
-        pause = max(1, (schedule.heads_from - schedule.static_until) // (2 * max(1, config.seed_rounds)))
+                refine(
+                    layer,
+                    row_optimizers(layer, optimizers),
+                    observation,
+                    since,
+                    config.max_gaussians(name),
+                    config.density,
+                )
+        pause = max(1, (schedule.heads_start_step - schedule.static_until) // (2 * max(1, config.seed_rounds)))
         done, late = divmod(step + 1 - max(1, schedule.static_until), pause)
         if late == 0 and 0 <= done < config.seed_rounds:
             data: Any = attributes.pipeline.datamanager
@@ -80,13 +87,13 @@ class Densification:
         alone = config.seed_rounds // 3
         moving: tuple[tuple[Layer, Any], ...] = (("dynamic", dynamic_seeds), ("actor", actor_seeds))
         for name, seeds in moving:
-            layer, most = model.gaussian_layer(name), config.most(name)
+            layer, limit = model.gaussian_layer(name), config.max_gaussians(name)
             # Half of what may be, spread over the rounds; the other half is for refinement.
-            count = min(most - len(layer), most // (2 * config.seed_rounds) * (2 if done == 0 else 1))
+            count = min(limit - len(layer), limit // (2 * config.seed_rounds) * (2 if done == 0 else 1))
             if count > 0 and (name == "actor" or done >= alone):
                 append(layer, row_optimizers(layer, optimizers), seeds(layer, residuals, count))
         if done > 0:
-            give_lives(model, sightings, optimizers)
+            give_durations(model, sightings, optimizers)
 
     def _look_at_room(
         self,
@@ -116,16 +123,16 @@ class Densification:
         return room[:, 3]
 
 
-def give_lives(model: SplatModel, sightings: Sightings, optimizers: list[torch.optim.Optimizer]) -> None:
+def give_durations(model: SplatModel, sightings: Sightings, optimizers: list[torch.optim.Optimizer]) -> None:
     """Moves Gaussians that are not always there from the static to the dynamic layer, and fills their places."""
     static, dynamic = model.gaussian_layer("static"), model.gaussian_layer("dynamic")
     assert isinstance(dynamic, DynamicGaussians)
-    stays = sightings.stays(model.config.most("dynamic") - len(dynamic))
+    stays = sightings.stays(model.config.max_gaussians("dynamic") - len(dynamic))
     if not len(stays.ids):
         return
     kept = {name: row.detach()[stays.ids] for name, row in static.rows.items()}
-    lives = dynamic.rows_of_lives(stays.starts, stays.ends)
-    append(dynamic, row_optimizers(dynamic, optimizers), dynamic.filled({**kept, **lives}))
+    spans = dynamic.rows_of_spans(stays.starts, stays.ends)
+    append(dynamic, row_optimizers(dynamic, optimizers), dynamic.filled({**kept, **spans}))
     gone = torch.zeros(len(static), dtype=torch.bool, device=model.device)
     gone[stays.ids] = True
     away = F.normalize(kept["means"] - model.eye / model.space.length, dim=-1)

@@ -30,7 +30,7 @@ class Drawing:
     """The Gaussians; a layer may have none."""
     near: float
     """Depth under which nothing is drawn, in lengths of the scene."""
-    least_uncertainty: float
+    min_uncertainty: float
     """Standard deviation of the colours of the static layer."""
     darken: Callable[[Float[Tensor, "places 3"], Float[Tensor, "places 1"]], Float[Tensor, "places"]] | None
     """Share of its light that the actor takes from a place before the camera at a time; None: no shadow is modelled."""
@@ -100,7 +100,7 @@ class Drawing:
         parts = {
             "rgb": image[:, :3],
             "masks": image[:, 3:5],
-            "uncertainty": self.least_uncertainty + image[:, 5],
+            "uncertainty": self.min_uncertainty + image[:, 5],
             "depth": image[:, 6] / alpha.clamp_min(1e-6),
             "accumulation": alpha,
             "rest": image[:, 7:],

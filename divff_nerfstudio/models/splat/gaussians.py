@@ -1,4 +1,4 @@
-"""Three sets of Gaussians: a room at rest, objects with a life in time, and the camera wearer in the camera's frame.
+"""Three sets of Gaussians: a room at rest, objects with a duration, and the camera wearer in the camera's frame.
 
 All lengths are in lengths of the scene (`SceneSpace.length`), whatever the units of its poses.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from divff_nerfstudio.card import is_card
 from divff_nerfstudio.fields.encodings import positional_encoding
 from divff_nerfstudio.fields.time_code import LowRankTimeCode, octaves_for
-from divff_nerfstudio.models.splat.compositing import LEAST_ALPHA
+from divff_nerfstudio.models.splat.compositing import MIN_ALPHA
 from divff_nerfstudio.models.splat.rasterise import harmonics
 
 FADING = 5.0
@@ -28,12 +28,14 @@ HARMONIC_0 = 0.28209479177387814
 """The spherical harmonic of degree 0."""
 
 ROW_GROUPS = {
-    "middles": "lives",
-    "extents": "lives",
-    "edges": "lives",
+    "centres": "lives",
+    "durations": "lives",
+    "ramps": "lives",
     "turns": "motions",
 }
 """Groups of optimizers of rows that do not have one of their own name."""
+FORMER_ROWS = {"middles": "centres", "extents": "durations", "edges": "ramps"}
+"""What checkpoints of earlier versions call rows, and what they are called now."""
 
 
 @dataclass
@@ -196,7 +198,7 @@ class GaussianLayer(nn.Module):
         uncertainties: Float[Tensor, "gaussians"] | None = None,
     ) -> Splats:
         """Those Gaussians that can be seen at a moment, from where and how opaque they then are."""
-        visible = opacities.detach() > LEAST_ALPHA
+        visible = opacities.detach() > MIN_ALPHA
         if not counts_at_once(visible):
             every = torch.arange(len(means), device=means.device)
             found = self._splats_of(every, dict(self.rows), moment, means, quats, opacities, uncertainties)
@@ -239,74 +241,74 @@ class StaticGaussians(GaussianLayer):
 
 
 class DynamicGaussians(GaussianLayer):
-    """Objects that are moved: in the world, each Gaussian with a life in time and a low-degree motion within it.
+    """Objects that are moved: in the world, each Gaussian with a duration and a low-degree motion within it.
 
-    A life has a plateau: what rests for half the video and then is somewhere else needs one Gaussian here and one
-    there, not one per frame. Before and after its life a Gaussian stays where it then is.
+    Temporal opacity has a plateau: what rests for half the video and then is somewhere else needs one Gaussian here
+    and one there, not one per frame. Before and after that a Gaussian stays where it then is.
 
     Args:
         code_dim: Length of the feature codes.
         degree: Degree of the spherical harmonics.
-        num_frames: Frames of the training split: no life is shorter than two of their distances.
-        largest_uncertainty: Bound of the uncertainty.
+        num_frames: Frames of the training split: no duration is shorter than two of their distances.
+        max_uncertainty: Bound of the uncertainty.
     """
 
-    def __init__(self, code_dim: int, degree: int, num_frames: int, largest_uncertainty: float):
+    def __init__(self, code_dim: int, degree: int, num_frames: int, max_uncertainty: float):
         super().__init__(code_dim, degree)
         self.interval = 1 / max(1, num_frames - 1)
-        self.largest_uncertainty = largest_uncertainty
+        self.max_uncertainty = max_uncertainty
 
     def own_rows(self) -> dict[str, tuple[int, ...]]:
-        """Middle, extent and edge of the life, velocity and acceleration, change of rotation, and uncertainty."""
-        return {"middles": (), "extents": (), "edges": (), "motions": (2, 3), "turns": (4,), "uncertainties": ()}
+        """Centre, duration and ramp of presence, velocity and acceleration, change of rotation, uncertainty."""
+        return {"centres": (), "durations": (), "ramps": (), "motions": (2, 3), "turns": (4,), "uncertainties": ()}
 
-    def extents(self) -> Float[Tensor, "gaussians"]:
-        """Half the lengths of the lives, in units of time."""
-        return self.interval + self.rows["extents"].exp()
+    def half_durations(self) -> Float[Tensor, "gaussians"]:
+        """Half the time that each is there, in units of time."""
+        return self.interval + self.rows["durations"].exp()
 
-    def raw_extents(self, extents: Float[Tensor, "gaussians"]) -> Float[Tensor, "gaussians"]:
-        """Rows of half lengths of lives: the inverse of `extents`."""
-        return (extents - self.interval).clamp_min(1e-3 * self.interval).log()
+    def raw_durations(self, half_durations: Float[Tensor, "gaussians"]) -> Float[Tensor, "gaussians"]:
+        """Rows of half durations: the inverse of `half_durations`."""
+        return (half_durations - self.interval).clamp_min(1e-3 * self.interval).log()
 
-    def edges(self) -> Float[Tensor, "gaussians"]:
-        """How soft the lives begin and end, in units of time: 0.15 of the extents, unless learned otherwise."""
-        return (0.15 * self.rows["edges"].exp() * self.extents()).clamp_min(0.5 * self.interval)
+    def ramps(self) -> Float[Tensor, "gaussians"]:
+        """How softly each comes and goes, in units of time: 0.15 of its half duration, unless learned otherwise."""
+        return (0.15 * self.rows["ramps"].exp() * self.half_durations()).clamp_min(0.5 * self.interval)
 
-    def lives(self, times: Float[Tensor, "times"]) -> Float[Tensor, "times gaussians"]:
-        """How much of each Gaussian there is at times: 1 in the middle of its life, with soft edges."""
-        extents, edges = self.extents(), self.edges()
-        offset = times[:, None] - self.rows["middles"]
-        born, alive = torch.sigmoid((offset + extents) / edges), torch.sigmoid((extents - offset) / edges)
-        return born * alive / torch.sigmoid(extents / edges).square()
+    def temporal_opacity(self, times: Float[Tensor, "times"]) -> Float[Tensor, "times gaussians"]:
+        """Factors of opacities at times: 1 around the centre of a Gaussian's duration, with soft ramps."""
+        half, ramps = self.half_durations(), self.ramps()
+        offset = times[:, None] - self.rows["centres"]
+        born, alive = torch.sigmoid((offset + half) / ramps), torch.sigmoid((half - offset) / ramps)
+        return born * alive / torch.sigmoid(half / ramps).square()
 
-    def rows_of_lives(
+    def rows_of_spans(
         self, starts: Float[Tensor, "gaussians"], ends: Float[Tensor, "gaussians"]
     ) -> dict[str, Float[Tensor, "gaussians"]]:
-        """Rows of lives between times, with edges of one distance of frames.
+        """Rows of durations between times, with ramps of one distance of frames.
 
         Args:
             starts: When they begin; minus infinity: before the video.
             ends: When they end; infinity: after it.
         """
         starts, ends = starts.clamp_min(-4 * self.interval), ends.clamp_max(1 + 4 * self.interval)
-        extents = self.interval + ((ends - starts) / 2 - self.interval).clamp_min(1e-3 * self.interval)
+        half = self.interval + ((ends - starts) / 2 - self.interval).clamp_min(1e-3 * self.interval)
         return {
-            "middles": (starts + ends) / 2,
-            "extents": self.raw_extents(extents),
-            "edges": (self.interval / (0.15 * extents)).log().clamp_max(0),
+            "centres": (starts + ends) / 2,
+            "durations": self.raw_durations(half),
+            "ramps": (self.interval / (0.15 * half)).log().clamp_max(0),
         }
 
     def at(self, moment: Moment) -> Splats:
         """The layer at a moment."""
         rows = self.rows
-        age = ((moment.time - rows["middles"]) / self.extents()).clamp(-1, 1)[:, None]
+        age = ((moment.time - rows["centres"]) / self.half_durations()).clamp(-1, 1)[:, None]
         velocity, acceleration = rows["motions"].unbind(1)
         return self.splats(
             moment,
             rows["means"] + velocity * age + acceleration * age.square(),
             rows["quats"] + rows["turns"] * age,
-            rows["opacities"].sigmoid() * self.lives(moment.time[None])[0],
-            bounded(rows["uncertainties"], self.largest_uncertainty),
+            rows["opacities"].sigmoid() * self.temporal_opacity(moment.time[None])[0],
+            bounded(rows["uncertainties"], self.max_uncertainty),
         )
 
 
@@ -320,16 +322,14 @@ class ActorGaussians(GaussianLayer):
         code_dim: Length of the feature codes.
         degree: Degree of the spherical harmonics.
         num_frames: Frames of the training split, which bound the frequencies of the time codes.
-        largest_uncertainty: Bound of the uncertainty.
+        max_uncertainty: Bound of the uncertainty.
         octaves: Frequencies of the encoded place.
         hidden: Width of the network.
     """
 
-    def __init__(
-        self, code_dim: int, degree: int, num_frames: int, largest_uncertainty: float, octaves: int, hidden: int
-    ):
+    def __init__(self, code_dim: int, degree: int, num_frames: int, max_uncertainty: float, octaves: int, hidden: int):
         super().__init__(code_dim, degree)
-        self.largest_uncertainty = largest_uncertainty
+        self.max_uncertainty = max_uncertainty
         self.encoding = positional_encoding(3, octaves)
         self.time_code = LowRankTimeCode(octaves_for(num_frames))
         in_dim = self.encoding.get_out_dim() + self.time_code.out_dim
@@ -362,7 +362,7 @@ class ActorGaussians(GaussianLayer):
             means @ moment.rotation.T + moment.origin,
             product(moment.turn, quats),
             (rows["opacities"] + FADING * change[:, 7]).sigmoid(),
-            bounded(rows["uncertainties"], self.largest_uncertainty),
+            bounded(rows["uncertainties"], self.max_uncertainty),
         )
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from divff_nerfstudio.fields.time_code import LowRankTimeCode, octaves_for
-from divff_nerfstudio.models.splat.rasterise import MOST_CHANNELS
+from divff_nerfstudio.models.splat.rasterise import MAX_CHANNELS
 from divff_nerfstudio.schema import Size
 
 
@@ -21,7 +21,7 @@ from divff_nerfstudio.schema import Size
 class SplatHeadsConfig:
     """Sizes of the feature codes and of what decodes them."""
 
-    code_dim: Annotated[int, Field(ge=1, le=MOST_CHANNELS - 7)] = 25
+    code_dim: Annotated[int, Field(ge=1, le=MAX_CHANNELS - 7)] = 25
     """Length of a Gaussian's code; with colours, masks, uncertainty and depth at most 32 channels, one pass."""
     hidden: Size = 128
     """Width of the decoders."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Optional
+from typing import Annotated, Any, ClassVar, Literal, Optional
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.fields.actor import ActorShadow
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.space import SceneSpace
+from divff_nerfstudio.former_names import formerly
 from divff_nerfstudio.models.base import CODE, LayeredModel, LayeredModelConfig, nearest_frame
 from divff_nerfstudio.models.schedule import PhasesConfig
 from divff_nerfstudio.models.separation import (
@@ -32,10 +33,11 @@ from divff_nerfstudio.models.separation import (
     uncertain_photometric,
 )
 from divff_nerfstudio.models.splat.densification import Densification
-from divff_nerfstudio.models.splat.density import DensityConfig, Observation, observations
+from divff_nerfstudio.models.splat.density_control import DensityControlConfig, Observation, observations
 from divff_nerfstudio.models.splat.divergence import stop_if_diverged
 from divff_nerfstudio.models.splat.drawing import MOVING, Drawing
 from divff_nerfstudio.models.splat.gaussians import (
+    FORMER_ROWS,
     ROW_GROUPS,
     ActorGaussians,
     DynamicGaussians,
@@ -60,8 +62,8 @@ class SplatModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     steps_by_device: ClassVar[Mapping[str, int]] = {"cuda": 15000, "cpu": 3000}
     """Training steps, a frame each, unless said otherwise."""
     gaussians_by_device: ClassVar[Mapping[str, Mapping[str, int]]] = {
-        "cuda": {"static_start": 50000, "static_most": 300000, "dynamic_most": 60000, "actor_most": 40000},
-        "cpu": {"static_start": 5000, "static_most": 8000, "dynamic_most": 3000, "actor_most": 2000},
+        "cuda": {"static_start": 50000, "max_static": 300000, "max_dynamic": 60000, "max_actor": 40000},
+        "cpu": {"static_start": 5000, "max_static": 8000, "max_dynamic": 3000, "max_actor": 2000},
     }
     """Numbers of Gaussians, unless said otherwise."""
     static_share: ClassVar[float] = 0.2
@@ -69,24 +71,24 @@ class SplatModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
 
     _target: type = field(default_factory=lambda: SplatModel)
     """target class to instantiate"""
-    nearest: Positive = 0.1
+    near_scale: Annotated[Positive, formerly("--pipeline.model.nearest")] = 0.1
     """Depth under which nothing is rendered, in units of the frame's near."""
-    room_from: Weight = 0.7
+    room_near_scale: Annotated[Weight, formerly("--pipeline.model.room-from")] = 0.7
     """Depth, in units of the frame's near, under which training frames show nothing of the static layer: where a room
     begins is known, and what is nearer is somebody."""
     points: Optional[Path] = None  # noqa: UP045
     """Points that the static layer starts from: a PLY file (such as one exported from a run of divff), or points3D.bin
     or .txt of COLMAP, in the poses' coordinates. None: those in the scene's folder, else random ones."""
     static_start: Optional[Count] = None  # noqa: UP045
-    """Random points that the static layer starts from where there are no others; of others, at most `static_most` are
+    """Random points that the static layer starts from where there are no others; of others, at most `max_static` are
     taken. None: by device."""
-    static_most: Optional[Count] = None  # noqa: UP045
+    max_static: Annotated[Optional[Count], formerly("--pipeline.model.static-most")] = None  # noqa: UP045
     """Gaussians that the static layer may have. None: by device, settled when training starts."""
-    dynamic_most: Optional[Count] = None  # noqa: UP045
+    max_dynamic: Annotated[Optional[Count], formerly("--pipeline.model.dynamic-most")] = None  # noqa: UP045
     """Gaussians that the dynamic layer may have. None: by device."""
-    actor_most: Optional[Count] = None  # noqa: UP045
+    max_actor: Annotated[Optional[Count], formerly("--pipeline.model.actor-most")] = None  # noqa: UP045
     """Gaussians that the actor may have. None: by device."""
-    density: DensityConfig = field(default_factory=DensityConfig)
+    density: DensityControlConfig = field(default_factory=DensityControlConfig)
     """When Gaussians are split, duplicated and removed."""
     seed_rounds: Amount = 6
     """How often moving Gaussians are put where the picture is wrong, from the end of the static layer's first part to
@@ -101,7 +103,7 @@ class SplatModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Width of the actor's network and of the shadow's."""
     shadow: bool = True
     """Whether the actor casts a shadow on the static layer."""
-    largest_uncertainty: Positive = 0.3
+    max_uncertainty: Annotated[Positive, formerly("--pipeline.model.largest-uncertainty")] = 0.3
     """Bound of a Gaussian's uncertainty."""
     heads: SplatHeadsConfig = field(default_factory=SplatHeadsConfig)
     """Sizes of the feature codes and their decoders."""
@@ -110,11 +112,11 @@ class SplatModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     opacity_weight: Weight = 0.01
     """Weight of the moving layers' mean opacity."""
     persistence_weight: Weight = 0.3
-    """Cost of a pixel explained by a dynamic Gaussian that lives at all moments: such things are static."""
+    """Cost of a pixel explained by a dynamic Gaussian that is there at all moments: such things are static."""
     persistence_moments: Size = 8
-    """Moments at which lives are looked at."""
+    """Moments at which temporal opacities are looked at."""
     motion_weight: Weight = 0.01
-    """Weight of the dynamic Gaussians' mean motion within their lives: what can rest, rests."""
+    """Weight of the dynamic Gaussians' mean motion within their durations: what can rest, rests."""
     regulariser_weight: Weight = 0.3
     """Weight of the regulariser's loss."""
 
@@ -137,9 +139,9 @@ class SplatModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
         self.settle_phases(steps)
         return steps
 
-    def most(self, layer: Layer) -> int:
+    def max_gaussians(self, layer: Layer) -> int:
         """Gaussians that a layer may have; none before that is settled."""
-        return {"static": self.static_most, "dynamic": self.dynamic_most, "actor": self.actor_most}[layer] or 0
+        return {"static": self.max_static, "dynamic": self.max_dynamic, "actor": self.max_actor}[layer] or 0
 
 
 class SplatModel(LayeredModel):
@@ -153,6 +155,7 @@ class SplatModel(LayeredModel):
 
     config: SplatModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     camera_types = (CameraType.PERSPECTIVE,)
+    former_parameters: ClassVar[Mapping[str, str]] = FORMER_ROWS
     eye: Tensor
 
     def populate_modules(self) -> None:
@@ -160,7 +163,7 @@ class SplatModel(LayeredModel):
         super().populate_modules()
         config, metadata = self.config, self.kwargs["metadata"]
         self.space = SceneSpace(self.scene_box.aabb, float(self.train_fars.median()))
-        frames, code, bound = self.num_train_data, config.heads.code_dim, config.largest_uncertainty
+        frames, code, bound = self.num_train_data, config.heads.code_dim, config.max_uncertainty
         self.layers = nn.ModuleDict(
             {
                 "static": StaticGaussians(code, config.degree),
@@ -190,7 +193,9 @@ class SplatModel(LayeredModel):
     def _place(self, scene: Scene) -> None:
         """Puts the static layer's first Gaussians."""
         config, layer = self.config, self.gaussian_layer("static")
-        positions, colours = first_points(scene, config.points, config.static_start or 0, config.most("static"))
+        positions, colours = first_points(
+            scene, config.points, config.static_start or 0, config.max_gaussians("static")
+        )
         positions = positions / self.space.length
         layer.make_room(len(positions))
         for name, row in layer.new_rows(positions, spacing(positions), colours, opacity=0.1).items():
@@ -268,8 +273,8 @@ class SplatModel(LayeredModel):
         return Drawing(
             view,
             {layer: self.gaussian_layer(layer).at(view.moment) for layer in layers},
-            self.config.nearest * self._near(view),
-            self.config.least_uncertainty,
+            self.config.near_scale * self._near(view),
+            self.config.min_uncertainty,
             None if shadow is None else partial(shadow, actor),  # pyright: ignore[reportArgumentType]
         )
 
@@ -284,7 +289,7 @@ class SplatModel(LayeredModel):
         assert isinstance(layer, DynamicGaussians)
         moments = self.config.persistence_moments
         times = (torch.rand(moments, device=self.device) + torch.arange(moments, device=self.device)) / moments
-        return layer.lives(times).amin(0)[splats.ids]
+        return layer.temporal_opacity(times).amin(0)[splats.ids]
 
     def _training_outputs(self, view: View) -> dict[str, Any]:
         codes = self.semantic is not None and self.features_trained
@@ -294,7 +299,7 @@ class SplatModel(LayeredModel):
         splats = drawing.splats
         static = splats["static"]
         splats["static"] = static.select(
-            view.depths(static.means) > self.config.room_from * self._near(view), view.moment
+            view.depths(static.means) > self.config.room_near_scale * self._near(view), view.moment
         )
         if self.geometry_frozen:
             for name, each in splats.items():

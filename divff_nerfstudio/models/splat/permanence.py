@@ -2,7 +2,7 @@
 
 An object that rests for most of the video is learned with the room, and what only adds opacity cannot take it away
 again. So each static Gaussian is asked when training frames agree with it; one that they contradict for a while, and
-only then, gets a life in the dynamic layer.
+only then, gets a duration in the dynamic layer.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_LEAST_WEIGHT = 0.3
+_MIN_WEIGHT = 0.3
 """Pixels of a Gaussian that a frame must show to say anything of it."""
-_LEAST_FRAMES = 3
+_MIN_FRAMES = 3
 """Frames that must agree, and frames that must not."""
 _AGREEMENT, _CONTRAST, _EXPLAINED = 0.08, 0.1, 0.65
 """Largest error while a Gaussian is there, least excess of the error while it is not, and least share of the error's
@@ -73,21 +73,21 @@ class Sightings:
         self.errors.append(whole[:, 1])
         self.colours.append(whole[:, 2:])
 
-    def stays(self, most: int) -> Stays:
+    def stays(self, max_stays: int) -> Stays:
         """The stays of those Gaussians that come or go.
 
         Each is there in one span of frames, or in all but one: of all spans that which parts its errors best.
 
         Args:
-            most: Stays that are wanted; the clearest cases are kept.
+            max_stays: Stays that are wanted; the clearest cases are kept.
         """
         order = torch.stack(self.times).argsort()
         times, weights = torch.stack(self.times)[order], torch.stack(self.weights)[order]
-        seen = weights > _LEAST_WEIGHT
-        errors = torch.stack(self.errors)[order] / weights.clamp_min(_LEAST_WEIGHT)
+        seen = weights > _MIN_WEIGHT
+        errors = torch.stack(self.errors)[order] / weights.clamp_min(_MIN_WEIGHT)
         # Most Gaussians are right or wrong all the time.
         doubtful = torch.nonzero(
-            (seen.sum(0) >= 2 * _LEAST_FRAMES) & (errors.where(seen, 0.0).amax(0) > _CONTRAST)
+            (seen.sum(0) >= 2 * _MIN_FRAMES) & (errors.where(seen, 0.0).amax(0) > _CONTRAST)
         ).flatten()
         starts, ends = torch.triu_indices(len(times) + 1, len(times) + 1, 1, device=times.device)
         proper = (starts > 0) | (ends < len(times))
@@ -103,7 +103,7 @@ class Sightings:
         chosen = chosen[clear[chosen].argsort(descending=True)]
         starts, ends, inside = starts[best[chosen].long()], ends[best[chosen].long()], inside[chosen].bool()
         # One that leaves and comes back takes the room of two.
-        room = torch.where(inside, 1, (starts > 0).int() + (ends < len(times)).int()).cumsum(0) <= most
+        room = torch.where(inside, 1, (starts > 0).int() + (ends < len(times)).int()).cumsum(0) <= max_stays
         return self._pieces(order, times, doubtful[chosen][room], starts[room], ends[room], inside[room])
 
     def _pieces(
@@ -153,17 +153,15 @@ def _best_span(
     mean_without = (sums[-1] - (sums[ends] - sums[starts])) / without.clamp_min(1)
     between = within * without / total.clamp_min(1) * (mean_within - mean_without).square()
     before, after = counts[starts], total - counts[ends]
-    few = (within < _LEAST_FRAMES) | (without < _LEAST_FRAMES)
+    few = (within < _MIN_FRAMES) | (without < _MIN_FRAMES)
     # A single odd frame at the other end of the video is no part of anything.
-    few |= ((starts > 0)[:, None] & (before < _LEAST_FRAMES)) | (
-        (ends < len(errors))[:, None] & (after < _LEAST_FRAMES)
-    )
+    few |= ((starts > 0)[:, None] & (before < _MIN_FRAMES)) | ((ends < len(errors))[:, None] & (after < _MIN_FRAMES))
     between.masked_fill_(few, 0.0)
     best = between.argmax(0, keepdim=True)
     first, second = mean_within.gather(0, best)[0], mean_without.gather(0, best)[0]
     mean = sums[-1] / total.clamp_min(1)
     variance = ((errors - mean).square().where(seen, 0.0)).sum(0)
     explained = between.gather(0, best)[0] / variance.clamp_min(1e-9)
-    least, largest = torch.minimum(first, second), torch.maximum(first, second)
-    clear = (least < _AGREEMENT) & (largest - least > _CONTRAST) & (explained > _EXPLAINED)
+    low, high = torch.minimum(first, second), torch.maximum(first, second)
+    clear = (low < _AGREEMENT) & (high - low > _CONTRAST) & (explained > _EXPLAINED)
     return explained * clear, best[0].to(errors), (first < second).to(errors)

@@ -24,7 +24,7 @@ Points = tuple[Float[Tensor, "points 3"], Float[Tensor, "points 3"]]
 """Positions in scene units and colours in [0, 1]."""
 
 
-def first_points(scene: Scene, given: Path | None, start: int, most: int) -> Points:
+def first_points(scene: Scene, given: Path | None, start: int, max_points: int) -> Points:
     """The points that Gaussians start from.
 
     Args:
@@ -32,13 +32,13 @@ def first_points(scene: Scene, given: Path | None, start: int, most: int) -> Poi
         given: A file of points; None: the scene's, if it has one.
         start: How many there are at random places where there is no file: training checks that there is, and whoever
             opens a checkpoint needs none.
-        most: How many are taken of a file.
+        max_points: How many are taken of a file.
     """
     path = given or find_points(scene)
     if path is None or not path.is_file():
         return random_points(scene, start)
     positions, colours = read_points(path)
-    chosen = torch.randperm(len(positions))[:most]
+    chosen = torch.randperm(len(positions))[:max_points]
     return positions[chosen], colours[chosen]
 
 

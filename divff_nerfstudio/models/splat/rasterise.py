@@ -14,7 +14,7 @@ from torch import Tensor
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.models.splat.compositing import Projected, composite_gaussians
 
-MOST_CHANNELS = 32
+MAX_CHANNELS = 32
 """Channels that gsplat renders in one pass; more cost another."""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from divff_nerfstudio.models.splat.gaussians import DynamicGaussians, GaussianLayer
 from divff_nerfstudio.models.splat.views import View
 
-_MOST_PIXELS = 1 << 14
+_MAX_PIXELS = 1 << 14
 _TOLERANCE = 0.06
 
 
@@ -38,7 +38,7 @@ class Residuals:
         depths: Float[Tensor, "rays"],
     ) -> None:
         """Adds a frame."""
-        kept = torch.randperm(len(errors), device=errors.device)[:_MOST_PIXELS]
+        kept = torch.randperm(len(errors), device=errors.device)[:_MAX_PIXELS]
         self.views.append(view)
         self.pixels.append(kept)
         self.colours.append(colours[kept])
@@ -97,14 +97,14 @@ def dynamic_seeds(layer: GaussianLayer, residuals: Residuals, count: int) -> dic
     places = draw.places * (1 - 0.1 * torch.rand_like(draw.times))[:, None]
     means = torch.einsum("nij,nj->ni", draw.rotations, places) + draw.origins
     shortest, longest = 2 * layer.interval, 0.5
-    extents = shortest * (longest / shortest) ** torch.rand_like(draw.times)
+    half = shortest * (longest / shortest) ** torch.rand_like(draw.times)
     return layer.new_rows(
         means,
         -places[:, 2] * draw.pixel_size,
         draw.colours,
         opacity=0.2,
-        middles=draw.times,
-        extents=layer.raw_extents(extents),
+        centres=draw.times,
+        durations=layer.raw_durations(half),
     )
 
 

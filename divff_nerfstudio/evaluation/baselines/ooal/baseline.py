@@ -76,5 +76,5 @@ def rescaled_maps(
     small = np.asarray(whole.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32) / 255
     normal = torch.from_numpy((small - _MEAN) / _STD).permute(2, 0, 1)[None]
     maps = interpolate(network(normal.to(text.device), text), picture.shape[:2], mode="bilinear")[0]
-    least, most = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return ((maps - least) / (most - least + 1e-10)).permute(1, 2, 0).cpu().numpy()
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return ((maps - low) / (high - low + 1e-10)).permute(1, 2, 0).cpu().numpy()

@@ -20,7 +20,7 @@ _NEVER = 1 << 30
 
 
 @dataclass
-class DensityConfig:
+class DensityControlConfig:
     """When Gaussians are split, duplicated and removed."""
 
     every: Count = 100
@@ -83,8 +83,8 @@ def refine(
     optimizers: Mapping[str, Any],
     observation: Observation,
     step: int,
-    most: int,
-    config: DensityConfig,
+    max_gaussians: int,
+    config: DensityControlConfig,
 ) -> None:
     """Takes a step of gsplat's default strategy for one layer.
 
@@ -93,7 +93,7 @@ def refine(
         optimizers: See `row_optimizers`.
         observation: What the step's rasterisation says of the layer.
         step: Steps since the layer began.
-        most: Gaussians that the layer may have: only those of the largest gradients grow where there is little room.
+        max_gaussians: How many there may be: where there is little room, only those of the largest gradients grow.
         config: When Gaussians are split, duplicated and removed.
     """
     if step <= 0 or len(layer) == 0:
@@ -106,7 +106,7 @@ def refine(
     facts = observation.of_layer(len(layer))
     strategy = DefaultStrategy(
         prune_opa=config.transparent,
-        grow_grad2d=max(config.gradient, _least_gradient(layer, facts, most)),
+        grow_grad2d=max(config.gradient, _min_gradient(layer, facts, max_gaussians)),
         grow_scale3d=config.large,
         refine_start_iter=0,
         refine_stop_iter=step + 1,
@@ -132,10 +132,10 @@ def _gathered(layer: GaussianLayer, facts: dict[str, Any]) -> tuple[Tensor, Tens
     return layer.gradients + seen * (facts["means2d"].grad[0] * half).norm(dim=-1), layer.sightings + seen
 
 
-def _least_gradient(layer: GaussianLayer, facts: dict[str, Any], most: int) -> float:
+def _min_gradient(layer: GaussianLayer, facts: dict[str, Any], max_gaussians: int) -> float:
     """The mean gradient, this step's among it, above which there are no more Gaussians than the layer has room for."""
     summed, sightings = _gathered(layer, facts)
-    room, mean = max(0, most - len(layer)), summed / sightings.clamp_min(1)
+    room, mean = max(0, max_gaussians - len(layer)), summed / sightings.clamp_min(1)
     return 0.0 if room >= len(mean) else float(mean.sort(descending=True).values[room])
 
 
