@@ -19,7 +19,7 @@ from divff_nerfstudio.evaluation.baselines.ooal.weights import load_ooal
 from divff_nerfstudio.evaluation.run import TaskGroup
 from divff_nerfstudio.features.egovideo.encoder import find_vocabulary
 from divff_nerfstudio.features.egovideo.weights import find_weights as find_egovideo
-from divff_nerfstudio.features.encoders import load_encoder
+from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.pretrained import EncoderError
 from divff_nerfstudio.features.sources import source_name

@@ -39,7 +39,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, normalize
 
-from divff_nerfstudio.features.encoders import CLIP_WEIGHTS, CONFIG, DEMO_ENCODER, MERGES, WEIGHTS
+from divff_nerfstudio.features.encoder_loading import CLIP_WEIGHTS, CONFIG, DEMO_ENCODER, MERGES, WEIGHTS
 
 CONTEXT = 16
 TEMPERATURE = 10.0

@@ -19,7 +19,7 @@ from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfig, SceneDataset
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evidence.labels import Labels
-from divff_nerfstudio.features.encoders import load_encoder
+from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader, store_root
 

@@ -11,7 +11,7 @@ import open_clip
 import pytest
 import torch
 
-from divff_nerfstudio.features.encoders import DEMO_ENCODER, MERGES, load_encoder
+from divff_nerfstudio.features.encoder_loading import DEMO_ENCODER, MERGES, load_encoder
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 

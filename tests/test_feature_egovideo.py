@@ -24,9 +24,9 @@ from divff_nerfstudio.features.egovideo.text import TextEncoder
 from divff_nerfstudio.features.egovideo.tokenizer import WordPieces
 from divff_nerfstudio.features.egovideo.video import VideoEncoder
 from divff_nerfstudio.features.egovideo.weights import FILE, EgoVideoWeights
-from divff_nerfstudio.features.encoders import EncoderError
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.pictures import Pictures
+from divff_nerfstudio.features.pretrained import EncoderError
 from divff_nerfstudio.features.store import FeatureStore
 from divff_nerfstudio.features.text import text_encoder
 from divff_nerfstudio.features.tiles import Tiles

@@ -18,12 +18,14 @@ from safetensors.torch import save_file
 
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.features import encoders
+from divff_nerfstudio.features import encoder_loading, encoders
 from divff_nerfstudio.features.autoencoder import AutoencoderConfig, load_autoencoder
-from divff_nerfstudio.features.encoders import Encoder, EncoderError, load_encoder
+from divff_nerfstudio.features.encoder_loading import load_encoder
+from divff_nerfstudio.features.encoders import Encoder
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.open_clip_source import PatchSource, SegmentSource, SegmentSourceConfig, TileSource
 from divff_nerfstudio.features.pictures import Pictures
+from divff_nerfstudio.features.pretrained import EncoderError
 from divff_nerfstudio.features.segments import ColourSegmenterConfig, Segmenter
 from divff_nerfstudio.features.sources import source_class
 from divff_nerfstudio.features.store import NO_FEATURE, FeatureStore, FeatureStoreError
@@ -44,23 +46,25 @@ def write_encoder(folder: Path, clip_tower: bool = True, seed: int = 0, tower: s
     torch.manual_seed(seed)
     folder.mkdir(exist_ok=True)
     merges = "\n".join(["#version: 0.2", "m u", "mu g</w>", "c u"])
-    with gzip.open(folder / encoders.MERGES, "wb") as file:
+    with gzip.open(folder / encoder_loading.MERGES, "wb") as file:
         file.write(merges.encode())
-    vocabulary = open_clip.SimpleTokenizer(bpe_path=str(folder / encoders.MERGES)).vocab_size
+    vocabulary = open_clip.SimpleTokenizer(bpe_path=str(folder / encoder_loading.MERGES)).vocab_size
     shape = {
         "embed_dim": 12,
         "vision_cfg": TOWERS[tower],
         "text_cfg": {"context_length": 8, "vocab_size": vocabulary, "width": 16, "heads": 2, "layers": 1},
     }
     model = open_clip.CLIP(**shape)
-    save_file({key: value.half().contiguous() for key, value in model.state_dict().items()}, folder / encoders.WEIGHTS)
+    save_file(
+        {key: value.half().contiguous() for key, value in model.state_dict().items()}, folder / encoder_loading.WEIGHTS
+    )
     config: dict = {"model_cfg": shape, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
     if clip_tower:
         config["clip_tower"] = TOWERS[tower]
         second = open_clip.CLIP(**shape).visual
         weights = {key: value.half().contiguous() for key, value in second.state_dict().items()}
-        save_file(weights, folder / encoders.CLIP_WEIGHTS)
-    (folder / encoders.CONFIG).write_text(json.dumps(config))
+        save_file(weights, folder / encoder_loading.CLIP_WEIGHTS)
+    (folder / encoder_loading.CONFIG).write_text(json.dumps(config))
     return str(folder)
 
 
@@ -220,7 +224,7 @@ def test_unknown_encoders(name, said):
         load_encoder(name)
 
 
-@pytest.mark.parametrize("file", [encoders.WEIGHTS, encoders.CLIP_WEIGHTS, encoders.CONFIG])
+@pytest.mark.parametrize("file", [encoder_loading.WEIGHTS, encoder_loading.CLIP_WEIGHTS, encoder_loading.CONFIG])
 def test_damaged_encoder_folder(tmp_path, file):
     folder = write_encoder(tmp_path / "damaged")
     path = Path(folder) / file
@@ -525,9 +529,9 @@ def test_siglip_through_open_clip(scene_root, tmp_path):
         },
     }
     model = open_clip.CustomTextCLIP(**shape)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / encoders.WEIGHTS)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / encoder_loading.WEIGHTS)
     config = {"model_cfg": {**shape, "custom_text": True}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    (folder / encoders.CONFIG).write_text(json.dumps(config))
+    (folder / encoder_loading.CONFIG).write_text(json.dumps(config))
     stores = extract(scene_root, str(folder), tmp_path / "features")
     assert stores["image"].dimension == stores["video"].dimension == 64
     entry = stores["image"].header.text_encoder
@@ -549,13 +553,13 @@ def test_a_silent_hubs_cache_is_enough(tmp_path, monkeypatch, files):
         (repository / folder).mkdir(parents=True)
     (repository / "refs" / "main").write_text("abc")
     plain = Path(write_encoder(repository / "snapshots" / "abc", clip_tower=False))
-    (plain / encoders.MERGES).unlink()
-    config = json.loads((plain / encoders.CONFIG).read_text())
+    (plain / encoder_loading.MERGES).unlink()
+    config = json.loads((plain / encoder_loading.CONFIG).read_text())
     config["model_cfg"]["text_cfg"] |= {"vocab_size": 49408, "context_length": 77}
     torch.manual_seed(0)
     state = open_clip.CLIP(**config["model_cfg"]).state_dict()
-    save_file(state, plain / encoders.WEIGHTS)
-    (plain / encoders.CONFIG).write_text(json.dumps(config))
+    save_file(state, plain / encoder_loading.WEIGHTS)
+    (plain / encoder_loading.CONFIG).write_text(json.dumps(config))
     load_encoder.cache_clear()
     found = load_encoder("hf-hub:somebody/tiny")
     assert found.dimension == 12 and float(found._mean[0]) == 0.5
@@ -568,7 +572,7 @@ def test_a_silent_hubs_cache_is_enough(tmp_path, monkeypatch, files):
     name = "open_clip_model.safetensors"
     if "bin" in files:
         name = "open_clip_pytorch_model.bin"
-        (plain / encoders.WEIGHTS).rename(plain / name)
+        (plain / encoder_loading.WEIGHTS).rename(plain / name)
     monkeypatch.setattr(open_clip, "create_model", create)
     monkeypatch.setattr(encoders, "_known", lambda *_: {"hf_hub": "somebody/tiny/", "mean": [0.25] * 3})
     load_encoder("ViT-B-16/laion2b_s34b_b88k")

@@ -20,7 +20,7 @@ from test_model import HEADS_FROM, batch_of, bundle, make_model
 from divff_nerfstudio.data.detections import FILE, Detections, DetectionsError, read_detections
 from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.features.encoders import load_encoder
+from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.hotspots import HotspotSource, HotspotSourceConfig, hotspot_mask
 from divff_nerfstudio.features.pictures import Pictures

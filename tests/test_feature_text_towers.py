@@ -14,8 +14,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from divff_nerfstudio.features import encoders
-from divff_nerfstudio.features.encoders import load_encoder
+from divff_nerfstudio.features import encoder_loading, encoders
+from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.pretrained import EncoderError
 
 NAME = "somebody/words"
@@ -67,8 +67,8 @@ def write_model(folder: Path, tower: dict | None = TOWER, tokenizer: bool = True
     state = open_clip.CustomTextCLIP(**{**SHAPE, "text_cfg": built}).state_dict()
     shutil.rmtree(described)
     folder.mkdir(parents=True)
-    save_file({key: value.contiguous() for key, value in state.items()}, folder / encoders.WEIGHTS)
-    (folder / encoders.CONFIG).write_text(json.dumps({"model_cfg": SHAPE}))
+    save_file({key: value.contiguous() for key, value in state.items()}, folder / encoder_loading.WEIGHTS)
+    (folder / encoder_loading.CONFIG).write_text(json.dumps({"model_cfg": SHAPE}))
     if tower is not None:
         (folder / "config.json").write_text(json.dumps(tower))
     if tokenizer:
@@ -112,7 +112,7 @@ def test_the_hubs_cache_describes_it_otherwise(tmp_path, attempts, own):
 
 
 def test_weights_in_a_file_need_no_hub(tmp_path, attempts):
-    weights = write_model(tmp_path / "model") / encoders.WEIGHTS
+    weights = write_model(tmp_path / "model") / encoder_loading.WEIGHTS
     cache_words(tmp_path)
     require_words(f"tiny-words/{weights}")
     assert not attempts
@@ -147,7 +147,7 @@ def test_what_a_folder_lacks_is_one_sentence(tmp_path, attempts, tower, tokenize
 @pytest.mark.parametrize(("missing", "said"), [("config.json", "text tower"), ("tokenizer", "tokenizer of tiny-words")])
 def test_what_the_cache_lacks_is_one_sentence(tmp_path, monkeypatch, missing, said):
     monkeypatch.setattr(encoders, "unreachable_hub", lambda: "it is silent")
-    weights = write_model(tmp_path / "model") / encoders.WEIGHTS
+    weights = write_model(tmp_path / "model") / encoder_loading.WEIGHTS
     cache_words(tmp_path)
     for path in tmp_path.glob(f"hub/models--*/snapshots/abc/{missing}*"):
         path.unlink()
@@ -158,7 +158,7 @@ def test_what_the_cache_lacks_is_one_sentence(tmp_path, monkeypatch, missing, sa
 def test_an_image_tower_leads_nowhere_else(tmp_path, attempts):
     folder = write_model(tmp_path / "model")
     shape = {**SHAPE, "vision_cfg": {"timm_model_name": "hf-hub:somebody/tower", "image_size": 32}}
-    (folder / encoders.CONFIG).write_text(json.dumps({"model_cfg": shape}))
+    (folder / encoder_loading.CONFIG).write_text(json.dumps({"model_cfg": shape}))
     with pytest.raises(EncoderError, match="its timm_model_name may bring code with it"):
         load_encoder(str(folder))
     assert not attempts

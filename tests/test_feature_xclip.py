@@ -13,9 +13,9 @@ from test_feature_encoders import write_scene
 from torch.nn.functional import normalize
 
 from divff_nerfstudio.data.scene import load_scene
-from divff_nerfstudio.features.encoders import EncoderError
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.pictures import Pictures
+from divff_nerfstudio.features.pretrained import EncoderError
 from divff_nerfstudio.features.store import FeatureStore
 from divff_nerfstudio.features.text import text_encoder
 from divff_nerfstudio.features.tiles import Tiles

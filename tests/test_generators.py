@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from divff_nerfstudio.features.encoders import load_encoder
+from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.text import TextEncoder, _text_encoder, text_encoder
 from divff_nerfstudio.generators import DrawingFrom
 

@@ -12,7 +12,8 @@ import pytest
 
 from divff_nerfstudio import plugins
 from divff_nerfstudio.evaluation.baselines import BASELINES, Baseline
-from divff_nerfstudio.features.encoders import EncoderError, load_encoder
+from divff_nerfstudio.features.encoder_loading import load_encoder
+from divff_nerfstudio.features.pretrained import EncoderError
 from divff_nerfstudio.features.sources import SOURCES, FeatureSource
 from divff_nerfstudio.features.text import FAMILIES, PhraseEncoder, TextEncoder
 from divff_nerfstudio.plugins import PluginError, class_of_file, classes_named, module_command, plugin_class

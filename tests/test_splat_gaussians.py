@@ -25,8 +25,8 @@ from divff_nerfstudio.models.splat.gaussians import (
     GaussianLayer,
     Moment,
     StaticGaussians,
-    product,
 )
+from divff_nerfstudio.models.splat.rotations import product
 
 FRAMES, CODE = 41, 4
 

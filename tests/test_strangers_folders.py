@@ -22,8 +22,9 @@ from test_runs_of_earlier_versions import RUNS
 from test_strangers_pictures import EPS
 
 from divff_nerfstudio.data.scene import load_scene
-from divff_nerfstudio.features.encoders import CONFIG, DEMO_ENCODER, TOKENIZER
+from divff_nerfstudio.features.encoder_loading import CONFIG, DEMO_ENCODER
 from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader
+from divff_nerfstudio.features.text_towers import TOKENIZER
 
 MODULES = ("lz4", "pandas", "wandb", "librosa", "tyro", "torch", "numpy", "yaml", "runpy", "evil", "sitecustomize")
 RUNNER = Path(__file__).with_name("stranger_programs.py")

@@ -14,7 +14,7 @@ from test_feature_encoders import write_encoder
 from torch import nn
 
 from divff_nerfstudio.data.scene import load_scene
-from divff_nerfstudio.features.encoders import load_encoder
+from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader
 from divff_nerfstudio.fields.layered import LayeredFieldConfig
 from divff_nerfstudio.fields.published import PublishedFieldConfig

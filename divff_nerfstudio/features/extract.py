@@ -35,7 +35,7 @@ from divff_nerfstudio.features.ahead import features_of
 from divff_nerfstudio.features.clip_source import ClipSourceConfig
 from divff_nerfstudio.features.egovideo.encoder import load_egovideo
 from divff_nerfstudio.features.egovideo.source import EgoVideoSourceConfig
-from divff_nerfstudio.features.encoders import load_encoder
+from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.hints.source import HintSourceConfig
 from divff_nerfstudio.features.hotspots import HotspotSourceConfig
 from divff_nerfstudio.features.open_clip_source import PatchSourceConfig, SegmentSourceConfig

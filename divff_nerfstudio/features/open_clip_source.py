@@ -21,7 +21,8 @@ from divff_nerfstudio.features.autoencoder import (
     train_autoencoder,
 )
 from divff_nerfstudio.features.clip_source import ClipSource, ClipSourceConfig
-from divff_nerfstudio.features.encoders import Encoder, load_encoder, stretched
+from divff_nerfstudio.features.encoder_loading import load_encoder
+from divff_nerfstudio.features.encoders import Encoder, stretched
 from divff_nerfstudio.features.patches import PatchConfig, PatchTokens
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sam import SamSegmenterConfig

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from divff_nerfstudio.features.encoders import EncoderError, load_encoder
+from divff_nerfstudio.features.encoder_loading import load_encoder
+from divff_nerfstudio.features.pretrained import EncoderError
 from divff_nerfstudio.generators import DrawingFrom
 from divff_nerfstudio.plugins import class_of_file
 

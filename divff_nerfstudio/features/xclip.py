@@ -15,9 +15,8 @@ from torch.nn.functional import normalize
 
 from divff_nerfstudio.features.clip_source import ClipSource, ClipSourceConfig
 from divff_nerfstudio.features.clips import ClipPreprocessing
-from divff_nerfstudio.features.encoders import EncoderError, weights_fingerprint
 from divff_nerfstudio.features.pictures import Pictures
-from divff_nerfstudio.features.pretrained import load_companions, load_pretrained
+from divff_nerfstudio.features.pretrained import EncoderError, load_companions, load_pretrained, weights_fingerprint
 from divff_nerfstudio.features.text import PhraseEncoder
 from divff_nerfstudio.schema import Amount, Size
 

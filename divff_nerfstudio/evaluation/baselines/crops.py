@@ -12,7 +12,8 @@ from torch.nn.functional import grid_sample, interpolate, normalize
 
 from divff_nerfstudio.evaluation.baselines import Baseline
 from divff_nerfstudio.evaluation.results import FrameResult, Task
-from divff_nerfstudio.features.encoders import Encoder, load_encoder
+from divff_nerfstudio.features.encoder_loading import load_encoder
+from divff_nerfstudio.features.encoders import Encoder
 from divff_nerfstudio.features.tiles import Tiles
 
 OVERLAP = 0.5

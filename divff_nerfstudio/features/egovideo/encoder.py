@@ -20,8 +20,7 @@ from divff_nerfstudio.features.egovideo.text import TextEncoder
 from divff_nerfstudio.features.egovideo.tokenizer import WordPieces
 from divff_nerfstudio.features.egovideo.video import Gelu, VideoEncoder
 from divff_nerfstudio.features.egovideo.weights import EgoVideoWeights, find_weights
-from divff_nerfstudio.features.encoders import EncoderError
-from divff_nerfstudio.features.pretrained import unreachable_hub
+from divff_nerfstudio.features.pretrained import EncoderError, unreachable_hub
 from divff_nerfstudio.features.text import PhraseEncoder
 from divff_nerfstudio.schema import Amount
 

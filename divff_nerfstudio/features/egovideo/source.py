@@ -16,8 +16,8 @@ from divff_nerfstudio.cache_dirs import weights_dir
 from divff_nerfstudio.features.clip_source import ClipSource, ClipSourceConfig
 from divff_nerfstudio.features.egovideo.encoder import EgoVideoConfig, find_vocabulary, load_egovideo
 from divff_nerfstudio.features.egovideo.weights import FILE, find_weights
-from divff_nerfstudio.features.encoders import EncoderError
 from divff_nerfstudio.features.pictures import Pictures
+from divff_nerfstudio.features.pretrained import EncoderError
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from divff_nerfstudio.features.encoders import EncoderError
+from divff_nerfstudio.features.pretrained import EncoderError
 
 _UNKNOWN, _START, _PADDING = "[UNK]", "[CLS]", "[PAD]"
 _SPECIAL = (_UNKNOWN, _START, _PADDING, "[SEP]", "[MASK]")

@@ -14,7 +14,7 @@ from divff_nerfstudio.checkpoints import read_checkpoint, require_shapes
 from divff_nerfstudio.features.egovideo.shape import PUBLISHED, infer_shape
 from divff_nerfstudio.features.egovideo.text import TextEncoder
 from divff_nerfstudio.features.egovideo.video import Gelu, VideoEncoder
-from divff_nerfstudio.features.encoders import EncoderError, weights_fingerprint
+from divff_nerfstudio.features.pretrained import EncoderError, weights_fingerprint
 
 FILE = "ckpt_4frames.pth"
 URL = "https://drive.google.com/file/d/1k6f1eRdcL17IvXtdX_J8WxNbju2Ms3AW"

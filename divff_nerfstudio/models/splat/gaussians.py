@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from nerfstudio.cameras.camera_utils import quaternion_from_matrix
 from nerfstudio.field_components.mlp import MLP
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from divff_nerfstudio.fields.encodings import positional_encoding
 from divff_nerfstudio.fields.time_code import LowRankTimeCode, octaves_for
 from divff_nerfstudio.models.splat.compositing import MIN_ALPHA
 from divff_nerfstudio.models.splat.rasterise import harmonics
+from divff_nerfstudio.models.splat.rotations import product, turn_of
 
 FADING = 5.0
 """Factor of what an actor's network adds to logits of opacities: arms come and go within few frames."""
@@ -383,21 +383,9 @@ def counts_at_once(values: Tensor) -> bool:
     return not is_card(values.device)
 
 
-def turn_of(rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "4"]:
-    """A rotation as a quaternion, w first; it is computed on the host."""
-    return torch.from_numpy(quaternion_from_matrix(rotation.double().cpu().numpy())).to(rotation)
-
-
 def bounded(raw: Float[Tensor, "gaussians"], largest: float) -> Float[Tensor, "gaussians"]:
     """Uncertainties from rows, between 0 and a bound, so that they cannot explain a wrong colour away."""
     return largest * torch.sigmoid(raw - 1)
-
-
-def product(first: Float[Tensor, "4"], second: Float[Tensor, "gaussians 4"]) -> Float[Tensor, "gaussians 4"]:
-    """Quaternions of rotations by `second` and then by `first`, w first."""
-    w, x, y, z = first
-    matrix = torch.stack((w, -x, -y, -z, x, w, -z, y, y, z, w, -x, z, -y, x, w)).view(4, 4)
-    return second @ matrix.T
 
 
 def _make_room(layer: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:

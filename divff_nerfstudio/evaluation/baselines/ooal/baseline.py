@@ -17,7 +17,7 @@ from divff_nerfstudio.evaluation.baselines.ooal.network import Ooal
 from divff_nerfstudio.evaluation.baselines.ooal.text import TokenRows
 from divff_nerfstudio.evaluation.baselines.ooal.weights import find_weights, load_ooal, trained_names
 from divff_nerfstudio.evaluation.results import FrameResult, Task
-from divff_nerfstudio.features.encoders import load_encoder
+from divff_nerfstudio.features.encoder_loading import load_encoder
 
 SIDE = 224
 """Height and width at which the network sees a picture."""
