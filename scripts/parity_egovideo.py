@@ -128,15 +128,15 @@ def _text(weights: EgoVideoWeights, ids: Tensor, mask: Tensor) -> dict[str, Tens
     encoder = weights.text(CPU, torch.float32)
     found: dict[str, Tensor] = {}
     encoder.textual.embeddings.register_forward_hook(_keep(found, "text_embeddings"))
-    for number, layer in enumerate(encoder.textual.encoder["layer"].children()):
+    for number, layer in enumerate(encoder.textual.encoder.layer):
         layer.register_forward_hook(_keep(found, f"text_layer_{number}"))
     found["text_projected"] = encoder(ids, mask)
     found["text_embed"] = normalize(found["text_projected"], dim=-1)
     return found
 
 
-def _keep(found: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        found[name] = output
+def _keep(found: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        found[name] = output[0] if isinstance(output, tuple) else output  # layers of transformers give tuples
 
     return hook

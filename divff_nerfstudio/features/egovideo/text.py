@@ -1,92 +1,16 @@
-"""EgoVideo's text tower: the first layers of a BERT encoder (Devlin et al. 2019), read out at the first token.
+"""EgoVideo's text tower: the first layers of BERT (Devlin et al. 2019, in transformers), read out at the first token.
 
-Modules bear the names of the published state dict (``textual.*``, ``text_projection``).
+Modules bear the names of the published state dict (``textual.*``, ``text_projection``), which transformers has, too.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from divff_nerfstudio.features.egovideo.shape import EgoVideoShape
-from divff_nerfstudio.features.egovideo.video import join_heads, split_heads
-
-_EPS = 1e-12
-_HIDDEN = -10000.0
-"""Added to the scores of padding."""
-
-
-def _joined(width: int, out: int) -> nn.ModuleDict:
-    """A linear layer, and the normalisation of its sum with what went around it."""
-    return nn.ModuleDict({"dense": nn.Linear(width, out), "LayerNorm": nn.LayerNorm(out, eps=_EPS)})
-
-
-class TextEmbeddings(nn.Module):
-    """Embeddings of word pieces and of their places."""
-
-    def __init__(self, shape: EgoVideoShape):
-        super().__init__()
-        self.word_embeddings = nn.Embedding(shape.words, shape.text_width)
-        self.position_embeddings = nn.Embedding(shape.text_positions, shape.text_width)
-        self.token_type_embeddings = nn.Embedding(shape.text_types, shape.text_width)
-        self.LayerNorm = nn.LayerNorm(shape.text_width, eps=_EPS)
-
-    def forward(self, ids: Int[Tensor, "texts length"]) -> Float[Tensor, "texts length width"]:
-        """Embeds; every token is of the first type."""
-        places = self.position_embeddings.weight[: ids.shape[1]] + self.token_type_embeddings.weight[0]
-        return self.LayerNorm(self.word_embeddings(ids) + places)
-
-
-class TextLayer(nn.Module):
-    """Attention and perceptron, each normalised after it is added."""
-
-    def __init__(self, shape: EgoVideoShape):
-        super().__init__()
-        width = shape.text_width
-        self.heads = shape.text_heads
-        parts = {name: nn.Linear(width, width) for name in ("query", "key", "value")}
-        self.attention = nn.ModuleDict({"self": nn.ModuleDict(parts), "output": _joined(width, width)})
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, shape.text_hidden)})
-        self.output = _joined(shape.text_hidden, width)
-
-    def forward(
-        self, x: Float[Tensor, "texts length width"], scores: Float[Tensor, "texts 1 1 length"]
-    ) -> Float[Tensor, "texts length width"]:
-        """Applies both; `scores` are added to those of the keys."""
-        q, k, v = (split_heads(part(x), self.heads) for part in self.attention["self"].children())
-        attended = join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=scores))
-        x = self._join(self.attention["output"], attended, x)
-        return self._join(self.output, F.gelu(self.intermediate["dense"](x)), x)
-
-    @staticmethod
-    def _join(parts: nn.Module, branch: Tensor, x: Tensor) -> Tensor:
-        dense, norm = parts.children()
-        return norm(x + dense(branch))
-
-
-class TextTower(nn.Module):
-    """Hidden states of texts.
-
-    Args:
-        shape: Sizes.
-    """
-
-    def __init__(self, shape: EgoVideoShape):
-        super().__init__()
-        self.embeddings = TextEmbeddings(shape)
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(TextLayer(shape) for _ in range(shape.text_layers))})
-
-    def forward(
-        self, ids: Int[Tensor, "texts length"], mask: Int[Tensor, "texts length"]
-    ) -> Float[Tensor, "texts length width"]:
-        """Hidden states behind the last layer; `mask` is 1 where there is a word piece, 0 where there is padding."""
-        x = self.embeddings(ids)
-        scores = ((1 - mask) * _HIDDEN).to(x.dtype)[:, None, None]
-        for layer in self.encoder["layer"].children():
-            x = layer(x, scores)
-        return x
+from divff_nerfstudio.features.pretrained import EncoderError
 
 
 class TextEncoder(nn.Module):
@@ -94,15 +18,37 @@ class TextEncoder(nn.Module):
 
     Args:
         shape: Sizes.
+
+    Raises:
+        EncoderError: If transformers is not installed.
     """
 
     def __init__(self, shape: EgoVideoShape):
         super().__init__()
-        self.textual = TextTower(shape)
+        try:
+            from transformers import BertConfig, BertModel
+        except ImportError:
+            raise EncoderError(
+                "EgoVideo's text tower needs the package transformers: pip install 'divff-nerfstudio[features]'."
+            ) from None
+        config = BertConfig(
+            vocab_size=shape.words,
+            hidden_size=shape.text_width,
+            num_hidden_layers=shape.text_layers,
+            num_attention_heads=shape.text_heads,
+            intermediate_size=shape.text_hidden,
+            max_position_embeddings=shape.text_positions,
+            type_vocab_size=shape.text_types,
+        )
+        self.textual = BertModel(config, add_pooling_layer=False)
+        for name, _ in tuple(self.textual.named_buffers()):  # constants that are in no state dict, and that are given
+            setattr(self.textual.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], None)
         self.text_projection = nn.Parameter(shape.text_width**-0.5 * torch.randn(shape.text_width, shape.dimension))
 
     def forward(
         self, ids: Int[Tensor, "texts length"], mask: Int[Tensor, "texts length"]
     ) -> Float[Tensor, "texts dimension"]:
-        """Embeddings of texts, not of unit length."""
-        return self.textual(ids, mask)[:, 0] @ self.text_projection
+        """Embeddings of texts, not of unit length; `mask` is 1 where there is a word piece, else 0."""
+        places = torch.arange(ids.shape[1], device=ids.device)[None]
+        found = self.textual(ids, attention_mask=mask, position_ids=places, token_type_ids=torch.zeros_like(ids))
+        return found.last_hidden_state[:, 0] @ self.text_projection

@@ -12,29 +12,6 @@ from divff_nerfstudio.evaluation.baselines.ooal.shape import OoalShape
 from divff_nerfstudio.features.pretrained import EncoderError
 
 
-class _QuickGelu(nn.Module):
-    def forward(self, values: Tensor) -> Tensor:
-        return values * torch.sigmoid(1.702 * values)
-
-
-class _Layer(nn.Module):
-    def __init__(self, shape: OoalShape):
-        super().__init__()
-        width = shape.text_width
-        self.attn = nn.MultiheadAttention(width, shape.text_heads, batch_first=True)
-        self.ln_1 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential()
-        self.mlp.add_module("c_fc", nn.Linear(width, shape.text_hidden))
-        self.mlp.add_module("gelu", _QuickGelu())
-        self.mlp.add_module("c_proj", nn.Linear(shape.text_hidden, width))
-        self.ln_2 = nn.LayerNorm(width)
-
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        normed = self.ln_1(tokens)
-        tokens = tokens + self.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0]
-        return tokens + self.mlp(self.ln_2(tokens))
-
-
 class PromptLearner(nn.Module):
     """What a prompt is made of.
 
@@ -60,17 +37,21 @@ class PromptLearner(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text transformer (Radford et al. 2021), without its table of tokens.
+    """CLIP's text transformer (Radford et al. 2021, in open_clip), without its table of tokens.
 
     Args:
         shape: Sizes.
     """
 
     def __init__(self, shape: OoalShape):
+        from open_clip.transformer import QuickGELU, Transformer
+
         super().__init__()
         self.positional_embedding = nn.Parameter(torch.zeros(shape.context, shape.text_width))
-        self.transformer = nn.Module()
-        self.transformer.resblocks = nn.ModuleList(_Layer(shape) for _ in range(shape.text_layers))
+        ratio = shape.text_hidden / shape.text_width
+        self.transformer = Transformer(
+            shape.text_width, shape.text_layers, shape.text_heads, ratio, act_layer=QuickGELU, batch_first=True
+        )
         self.ln_final = nn.LayerNorm(shape.text_width)
         self.text_projection = nn.Parameter(torch.zeros(shape.text_width, shape.embedding))
 
@@ -80,8 +61,7 @@ class TextEncoder(nn.Module):
         """Embeddings, not of unit length, of prompts whose last token is at `ends`."""
         tokens = prompts + self.positional_embedding
         mask = torch.full((tokens.shape[1],) * 2, float("-inf"), device=tokens.device).triu(1)
-        for layer in self.transformer.resblocks:  # pyright: ignore[reportGeneralTypeIssues]
-            tokens = layer(tokens, mask)
+        tokens = self.transformer(tokens, attn_mask=mask)
         return self.ln_final(tokens)[torch.arange(len(tokens)), ends] @ self.text_projection
 
 

@@ -1,28 +1,19 @@
-"""DINOv2 (Oquab et al. 2023) under its own names, as far as OOAL needs it."""
+"""DINOv2 (Oquab et al. 2023) under its own names, as far as OOAL needs it: blocks of timm.
+
+Positions are stretched here, by the rule that DINOv2 was trained with; timm has another.
+"""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
+from torch.nn.functional import gelu, interpolate
 
 from divff_nerfstudio.evaluation.baselines.ooal.shape import OoalShape
 
 _OFFSET = 0.1
 """Added to the rows and columns of patches before the positions are stretched, as DINOv2 was trained."""
-
-
-class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
 
 class Perceptron(nn.Module):
@@ -46,30 +37,6 @@ class Perceptron(nn.Module):
         return self.fc2(gelu(self.fc1(self.norm(values))))
 
 
-class _Scale(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(width))
-
-    def forward(self, values: Tensor) -> Tensor:
-        return values * self.gamma
-
-
-class _Block(nn.Module):
-    def __init__(self, shape: OoalShape):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(shape.width, eps=1e-6)
-        self.attn = _Attention(shape.width, shape.heads)
-        self.ls1 = _Scale(shape.width)
-        self.norm2 = nn.LayerNorm(shape.width, eps=1e-6)
-        self.mlp = Perceptron(shape.width, shape.hidden, shape.width)
-        self.ls2 = _Scale(shape.width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
-        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
-
-
 class Dino(nn.Module):
     """The vision transformer.
 
@@ -78,12 +45,19 @@ class Dino(nn.Module):
     """
 
     def __init__(self, shape: OoalShape):
+        from timm.layers import LayerNorm  # with an epsilon of 1e-6
+        from timm.models.vision_transformer import Block
+
         super().__init__()
         self.shape = shape
         self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, shape.positions, shape.width))
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, shape.width, shape.patch, shape.patch)})
-        self.blocks = nn.ModuleList(_Block(shape) for _ in range(shape.depth))
+        ratio = shape.hidden / shape.width
+        self.blocks = nn.ModuleList(
+            Block(shape.width, shape.heads, ratio, qkv_bias=True, init_values=1.0, norm_layer=LayerNorm)
+            for _ in range(shape.depth)
+        )
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
 
     def forward(
