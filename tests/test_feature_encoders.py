@@ -574,7 +574,7 @@ def test_a_silent_hubs_cache_is_enough(tmp_path, monkeypatch, files):
         name = "open_clip_pytorch_model.bin"
         (plain / encoder_loading.WEIGHTS).rename(plain / name)
     monkeypatch.setattr(open_clip, "create_model", create)
-    monkeypatch.setattr(encoders, "_known", lambda *_: {"hf_hub": "somebody/tiny/", "mean": [0.25] * 3})
+    monkeypatch.setattr(encoder_loading, "_known", lambda *_: {"hf_hub": "somebody/tiny/", "mean": [0.25] * 3})
     load_encoder("ViT-B-16/laion2b_s34b_b88k")
     assert asked["pretrained"] == str(plain / name) and asked["force_preprocess_cfg"]["mean"] == [0.25] * 3
     shutil.rmtree(repository)

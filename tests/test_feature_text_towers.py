@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from divff_nerfstudio.features import encoder_loading, encoders
+from divff_nerfstudio.features import encoder_loading
 from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.pretrained import EncoderError
 
@@ -119,7 +119,7 @@ def test_weights_in_a_file_need_no_hub(tmp_path, attempts):
 
 
 def test_a_silent_hubs_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoders, "unreachable_hub", lambda: "it is silent")
+    monkeypatch.setattr(encoder_loading, "unreachable_hub", lambda: "it is silent")
     cache_words(tmp_path)
     write_model(in_cache(tmp_path, "somebody/model"), None)
     require_words("hf-hub:somebody/model")
@@ -146,7 +146,7 @@ def test_what_a_folder_lacks_is_one_sentence(tmp_path, attempts, tower, tokenize
 
 @pytest.mark.parametrize(("missing", "said"), [("config.json", "text tower"), ("tokenizer", "tokenizer of tiny-words")])
 def test_what_the_cache_lacks_is_one_sentence(tmp_path, monkeypatch, missing, said):
-    monkeypatch.setattr(encoders, "unreachable_hub", lambda: "it is silent")
+    monkeypatch.setattr(encoder_loading, "unreachable_hub", lambda: "it is silent")
     weights = write_model(tmp_path / "model") / encoder_loading.WEIGHTS
     cache_words(tmp_path)
     for path in tmp_path.glob(f"hub/models--*/snapshots/abc/{missing}*"):

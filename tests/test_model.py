@@ -162,6 +162,12 @@ def test_layers_without_the_room_are_refused(layers):
         make_model().render(camera(), layers=layers)
 
 
+def test_unknown_outputs_are_refused():
+    with pytest.raises(RenderError, match="no output colour, normals: ask for some of rgb, depth"):
+        make_model().render(camera(), outputs=("rgb", "normals", "colour"))
+    assert tuple(make_model().render(camera(), outputs="rgb").pictures) == ("rgb",)
+
+
 def test_a_camera_without_time_shows_the_default_time():
     model = make_model(default_time=0.75)
     timeless = model.get_outputs_for_camera(camera(None))

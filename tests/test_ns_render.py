@@ -211,7 +211,7 @@ def test_no_frame_is_scaled_to_nothing(factor, tiny_scene, tmp_path):
 
 
 def test_rays_that_end_before_they_begin_are_refused(tiny_scene, tmp_path):
-    with pytest.raises(RenderError, match="nearest"):
+    with pytest.raises(RenderError, match="near-scale"):
         pipeline_of("divff", tiny_scene, tmp_path / "out", near_scale=1000.0)
     with pytest.raises(OptionError, match=r"pipeline\.model\.near-scale"):
         pipeline_of("divff", tiny_scene, tmp_path / "out", near_scale=-1.0)

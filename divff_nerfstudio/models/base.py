@@ -34,6 +34,7 @@ from divff_nerfstudio.models.view import (
     RenderError,
     checked_camera,
     checked_layers,
+    checked_outputs,
 )
 from divff_nerfstudio.schema import Positive, Share, Weight
 
@@ -208,9 +209,10 @@ class LayeredModel(Model):
             outputs: What is asked for, of `EVERYTHING`; the rest is not computed.
 
         Raises:
-            RenderError: If the camera or the layers cannot be rendered.
+            RenderError: If the camera or the layers cannot be rendered, or an output is unknown.
         """
         checked, layers = self._checked(camera).to(self.device), checked_layers(layers)
+        outputs = checked_outputs(outputs)
         box = None if box is None else OrientedBox(*(part.to(self.device) for part in (box.R, box.T, box.S)))
         background = renderers.BACKGROUND_COLOR_OVERRIDE
         behind = background if isinstance(background, Tensor) and "rgb" in outputs else None

@@ -148,6 +148,18 @@ def checked_layers(layers: Collection[Layer]) -> tuple[Layer, ...]:
     return tuple(layer for layer in LAYERS if layer in layers)
 
 
+def checked_outputs(outputs: Collection[str]) -> frozenset[str]:
+    """What is asked for of a view.
+
+    Raises:
+        RenderError: If one of the names is none of `EVERYTHING`.
+    """
+    asked = frozenset((outputs,) if isinstance(outputs, str) else outputs)
+    if unknown := sorted(asked - set(EVERYTHING)):
+        raise RenderError(f"There is no output {', '.join(unknown)}: ask for some of {', '.join(EVERYTHING)}.")
+    return asked
+
+
 def pictures_of(
     wanted: Collection[str],
     composited: Composite,
