@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from stopwatch import machine
 
-from divff_nerfstudio.features.encoders import load_encoder
+from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.sources import FeatureSource
 from divff_nerfstudio.features.store import FrameFeatures
 
