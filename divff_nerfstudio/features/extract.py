@@ -42,7 +42,7 @@ from divff_nerfstudio.features.open_clip_source import PatchSourceConfig, Segmen
 from divff_nerfstudio.features.patches import DinoSourceConfig
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES, FeatureSource, source_class, source_name
-from divff_nerfstudio.features.store import FeatureWriter, store_root
+from divff_nerfstudio.features.store import HINTS, FeatureWriter, store_root
 from divff_nerfstudio.features.xclip import XClipSourceConfig, load_xclip
 from divff_nerfstudio.heartbeat import beat
 from divff_nerfstudio.schema import Words, check_options
@@ -243,7 +243,8 @@ class _FramesASecond(ProgressColumn):
 
 def _title(name: str, text: str = "") -> str:
     """What a source's line of the progress says, with a few words behind it."""
-    return f"{source_class(name).kind} features" + (f" ({text})" if text else "")
+    kind = source_class(name).kind
+    return (kind if kind == HINTS else f"{kind} features") + (f" ({text})" if text else "")
 
 
 def _free() -> None:
