@@ -64,8 +64,8 @@ class MeasureHints:
         for plane, name in enumerate(PLANES):
             if said[:, plane].any():
                 yes, no, is_so = said[:, plane] == YES, said[:, plane] == NO, true[:, plane]
-                shares = (yes.mean(), is_so[yes].mean(), no.mean(), 1 - is_so[no].mean(), yes[is_so].mean())
-                numbers = (f"{share:.3f}" for share in shares)
+                parts = (yes, is_so[yes], no, ~is_so[no], yes[is_so])
+                numbers = (f"{part.mean():.3f}" if part.size else "-" for part in parts)
                 CONSOLE.print(f"| {scene.root.name} | {name} | " + " | ".join(numbers) + " |", soft_wrap=True)
         if self.pictures is not None:
             folder = self.pictures / scene.root.name
