@@ -124,6 +124,18 @@ def test_flow_says_nothing_of_pictures_that_have_none(tiny_scene: Path, edit_met
     assert not (plane.states(0) == YES).any()
 
 
+def test_flow_says_nothing_of_frames_that_see_nothing_in_common(tmp_path: Path):
+    scene = film(tmp_path / "scene", moves=True)
+    meta = json.loads((scene.root / "meta.json").read_text())
+    for number, i in enumerate(meta["ids_all"]):
+        if number % 4 == 3:  # looks back
+            meta["poses"][str(i)] = np.diag((-1.0, 1, -1, 1))[:3].tolist()
+    (scene.root / "meta.json").write_text(json.dumps(meta))
+    plane = FlowPlane(Pictures(load_scene(scene.root)), FlowConfig())
+    train = scene.splits["train"].tolist()
+    assert (plane.states(train[0]) == UNKNOWN).all() and (plane.states(train[1]) == UNKNOWN).all()
+
+
 @given(
     x=st.floats(-0.4, 0.4), y=st.floats(-0.3, 0.3), depth=st.floats(1.2, 5.0), angle=st.floats(-0.2, 0.2),
     shift=st.tuples(st.floats(0.05, 0.3), st.floats(-0.2, 0.2), st.floats(-0.2, 0.2)),
@@ -196,6 +208,7 @@ def test_masks_are_matched_by_name(tiny_scene: Path, capsys: pytest.CaptureFixtu
     folder, inside = masks_of(tiny_scene, TINY_FRAMES - 1)
     (folder / "IMG_0000000105.png").rename(folder / "frame_105.png")  # by its number
     (folder / "notes.txt").write_text("by hand")
+    (folder / "._IMG_0000000100.png").write_text("what a Mac leaves")
     plane = plane_of(tiny_scene, folder)
     assert capsys.readouterr().out == ""
     for frame in range(TINY_FRAMES - 1):

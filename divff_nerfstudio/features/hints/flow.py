@@ -130,7 +130,7 @@ class FlowPlane(HintPlane):
         agrees = _there_and_back(flow, back) <= _BACK + _BACK_SHARE * np.linalg.norm(flow, axis=-1)
         own, others = (self._picture(i).astype(np.float32) / 255 for i in (frame, other))
         led = _difference(own, others, places + flow)
-        count = int(np.clip(np.ceil(np.nanmax(length)), 2, _MOST_DEPTHS))
+        count = int(np.clip(np.ceil(np.nan_to_num(length).max()), 2, _MOST_DEPTHS))
         on_line = np.min([_difference(own, others, line.at(each)) for each in np.linspace(*line.ends, count)], 0)
         far = max(_LEAST_PIXELS, self.config.threshold * width)
         trusted = agrees & (led <= _SAME_LOOK) & np.isfinite(on_line)

@@ -79,7 +79,8 @@ class MaskPlane(HintPlane):
     def _found(self) -> dict[int, Path]:
         """The mask of each frame that has one."""
         scene, frame_of = self.pictures.scene, frame_finder(self.pictures.scene)
-        files = [path for path in sorted(self._folder.iterdir()) if path.suffix.lower() in _SUFFIXES]
+        shown = [path for path in sorted(self._folder.iterdir()) if not path.name.startswith(".")]
+        files = [path for path in shown if path.suffix.lower() in _SUFFIXES]
         found: dict[int, Path] = {}
         strange: list[Path] = []
         for path in files:
