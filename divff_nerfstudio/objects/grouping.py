@@ -15,7 +15,8 @@ from divff_nerfstudio.objects.sightings import Sighting
 
 REACH = 0.03
 """Points are at one place if they are nearer to each other than this share of the room's depth."""
-_HERE = 3.0
+PLACE_SPEAKS = 3.0
+"""How much it says for a thing that something lies where it lay, in the unit of `Likeness.evidence`."""
 _ELSEWHERE = -1.5
 _FAR = -4.0
 _SPEED = 0.25
@@ -130,7 +131,7 @@ class Grouping:
                     own[row] = int(column)
             for row, chosen in enumerate(own):
                 if chosen is None:
-                    lies = (here[row] > _HERE * _PART) & (alike[row] > 0)
+                    lies = (here[row] > PLACE_SPEAKS * _PART) & (alike[row] > 0)
                     if lies.any():
                         own[row] = int(np.argmax(np.where(lies, speaks[row], -np.inf)))
         for row, sighting in enumerate(sightings):
@@ -148,14 +149,14 @@ class Grouping:
         place = np.empty_like(alike)
         for row, sighting in enumerate(sightings):
             for column, group in enumerate(self.groups):
-                place[row, column] = self._place(sighting, group) if alike[row, column] > -_HERE else _FAR
+                place[row, column] = self._place(sighting, group) if alike[row, column] > -PLACE_SPEAKS else _FAR
         return alike, place
 
     def _place(self, sighting: Sighting, group: Group) -> float:
         """What the place says: it lies where the thing lay, near it, or where it may have been carried."""
         share = group.covers(sighting.points, self.reach)
         if share > 0.2:
-            return _HERE * min(1.0, 0.3 + share)
+            return PLACE_SPEAKS * min(1.0, 0.3 + share)
         apart = float(np.linalg.norm(sighting.centre - group.last.centre))
         passed = sighting.frame - group.last.frame
         return _ELSEWHERE if apart < _SPEED * sighting.depth * max(passed, 1) else _FAR

@@ -139,6 +139,10 @@ class Thing:
         edges = [0, *(i for i in range(1, count) if states[i] != states[i - 1]), count]
         return [(str(states[a]), a, b - 1) for a, b in pairwise(edges)]
 
+    def state(self, frame: int, count: int) -> str:
+        """What happens to it in a frame, as `spans` tells of all `count` frames."""
+        return next(state for state, first, last in self.spans(count) if first <= frame <= last)
+
 
 @dataclass(eq=False)
 class Things:
@@ -167,7 +171,10 @@ class Things:
 
     def at(self, frame: int, row: int, column: int) -> Thing | None:
         """The thing at a pixel of a frame, at the size of the looks."""
-        number = int(self.owners[frame, row, column])
+        return self.numbered(int(self.owners[frame, row, column]))
+
+    def numbered(self, number: int) -> Thing | None:
+        """The thing of a number; None if there is none."""
         return next((thing for thing in self.things if thing.number == number), None)
 
 

@@ -1,0 +1,139 @@
+"""Where a thing is in a frame, since when, and where it was before that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from divff_nerfstudio.objects.diary import Clock, called, landmark
+from divff_nerfstudio.objects.sightings import Sighting
+from divff_nerfstudio.objects.spans import Rest
+from divff_nerfstudio.objects.things import Thing, Things
+
+State = Literal["rests", "carried", "not seen yet"]
+_SAME_PLACE = 0.5
+_ASIDE = 0.4
+_WORDS = (("to the right", "to the left"), ("higher", "lower"), ("nearer", "farther away"))
+"""What the axes of a pose (OpenGL: right, up, back) are called, in their own direction and against it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Whereabouts:
+    """How it stands with a thing in a frame."""
+
+    thing: Thing
+    """The thing."""
+    frame: int
+    """Index of the frame."""
+    rest: Rest | None
+    """Where it lies, as far as is known; None: it is carried, or has not been seen yet."""
+    before: Rest | None
+    """Where it lay before that; of what is carried, where it comes from."""
+    after: Rest | None
+    """Where it lies next, if anywhere."""
+
+    @property
+    def state(self) -> State:
+        """Whether it rests, is carried, or has not been seen yet."""
+        if self.rest is not None:
+            return "rests"
+        return "carried" if self.before is not None else "not seen yet"
+
+    @property
+    def last_seen(self) -> int | None:
+        """Index of the last frame up to this one that shows it; None if none does."""
+        return max((frame for frame in self.thing.frames if frame <= self.frame), default=None)
+
+    @property
+    def points(self) -> Float[np.ndarray, "points 3"]:
+        """Points of its surface where it is now, world coordinates; none before it is seen."""
+        if self.rest is not None:
+            return self.rest.points
+        if self.before is None:
+            return np.zeros((0, 3), np.float32)
+        return min(self.thing.spots, key=lambda spot: abs(spot.frame - self.frame)).points
+
+    @property
+    def sighting(self) -> Sighting:
+        """What shows it best where it is now, large and not cut off: so one sees it who stands where that frame was
+        taken from. Of what is carried, or has not been seen yet, it is what is next in time."""
+        seen = self.thing.sightings
+        if self.rest is not None:
+            here = {spot.frame for spot in self.rest.spots}
+            return max((each for each in seen if each.frame in here), key=lambda each: (not each.cut, each.area))
+        return min(seen, key=lambda each: (abs(each.frame - self.frame), -each.area))
+
+    def told(self, things: Things, clock: Clock, pose: Float[np.ndarray, "3 4"]) -> str:
+        """It in words, without the thing's name, as seen by somebody who looks on.
+
+        Args:
+            things: All things.
+            clock: Tells when.
+            pose: Camera-to-world (OpenGL) of who looks on, which says what is left and right.
+        """
+        if self.rest is None:
+            return self._on_the_way(things, clock, pose)
+        since = self.rest.first
+        if self.before is None:
+            told = "here from the beginning" if since == 0 else f"here since {clock.told(since)}, when it is first seen"
+        else:
+            where = self._from_here(things, pose, self.before.point, self.rest.point)
+            told = f"here since {clock.told(since)}; before that {where}, until {clock.told(self.before.last)}"
+        if self.after is not None:
+            told += f"; taken at {clock.told(self.rest.last)}"
+        last = self.last_seen
+        if last is None or self.thing.state(self.frame, len(clock.frame_ids)) != "out of sight":
+            return told
+        return f"{told}; last seen at {clock.told(last)}"
+
+    def _on_the_way(self, things: Things, clock: Clock, pose: Float[np.ndarray, "3 4"]) -> str:
+        """The words for what lies nowhere."""
+        if self.before is None or self.after is None:
+            return f"not seen before {clock.told(self.thing.frames[0])}"
+        where = self._from_here(things, pose, self.after.point, self.before.point)
+        return f"carried from {clock.told(self.before.last)} to {clock.told(self.after.first)}, {where}"
+
+    def _from_here(
+        self,
+        things: Things,
+        pose: Float[np.ndarray, "3 4"],
+        there: Float[np.ndarray, "3"],
+        here: Float[np.ndarray, "3"],
+    ) -> str:
+        """Another place in words, by what lies there and as seen from here."""
+        if np.linalg.norm(there - here) < _SAME_PLACE * self.thing.size:
+            return "at the same place"
+        beside = landmark(things, self.thing, there)
+        return direction(there - here, pose) + ("" if beside is None else f", beside {called(beside)}")
+
+
+def whereabouts(thing: Thing, frame: int) -> Whereabouts:
+    """How it stands with a thing in a frame.
+
+    Args:
+        thing: The thing.
+        frame: Index of the frame.
+    """
+    rest = next((each for each in thing.rests if each.first <= frame <= each.last), None)
+    before = [each for each in thing.rests if each.last < frame]
+    after = [each for each in thing.rests if each.first > frame]
+    if rest is None and before and not after:
+        rest, before = before[-1], before[:-1]
+    return Whereabouts(thing, frame, rest, before[-1] if before else None, after[0] if after else None)
+
+
+def direction(offset: Float[np.ndarray, "3"], pose: Float[np.ndarray, "3 4"]) -> str:
+    """A way in words, as somebody sees it who looks on: how far, and of the axes those that make up much of it.
+
+    Args:
+        offset: The way, world coordinates.
+        pose: Camera-to-world (OpenGL) of who looks on.
+    """
+    local = offset @ pose[:, :3]
+    far = float(np.linalg.norm(local))
+    order = np.argsort(-np.abs(local))
+    words = [_WORDS[axis][int(local[axis] < 0)] for axis in order if abs(local[axis]) >= _ASIDE * far][:2]
+    return f"{far:.2g} scene units {' and '.join(words)}"

@@ -1,0 +1,103 @@
+"""Where things are at a moment, since when and where before; which of them a view shows."""
+
+from __future__ import annotations
+
+import moved_scene
+import numpy as np
+import pytest
+from moved_scene import BOWL, FRAMES, HEIGHT, MUG, STEP, WALL, WIDTH
+from test_things import NAMES, cameras, clock, looks, named
+
+from divff_nerfstudio.features.oracle import phrase_code
+from divff_nerfstudio.objects.recognition import Recognition
+from divff_nerfstudio.objects.things import Things, find_things
+from divff_nerfstudio.objects.whereabouts import direction, whereabouts
+
+CODES = np.stack([phrase_code(name) for name in NAMES])
+
+
+@pytest.fixture(scope="module")
+def found():
+    found = find_things(looks(), cameras())
+    for name in ("wall", "mug", "bowl"):
+        named(found, name).name = name
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "frame", "state", "words"),
+    [
+        ("mug", 2, "rests", "here from the beginning; taken at 5.0 s"),
+        ("mug", 6, "carried", "carried from 5.0 s to 7.0 s, {far} scene units to the right"),
+        ("mug", 9, "rests", "here since 7.0 s; before that {far} scene units to the left, until 5.0 s"),
+        ("wall", 9, "rests", "here from the beginning"),
+        ("bowl", 15, "rests", "here since 11.0 s; before that {far} scene units to the left, until 10.0 s"),
+    ],
+)
+def test_a_thing_is_here_since_then_and_was_there_before(found, name, frame, state, words):
+    thing = named(found, name)
+    where = whereabouts(thing, frame)
+    far = f"{thing.moves[0].distance:.2g}" if thing.moves else ""
+    assert where.state == state
+    told = where.told(found, clock(), cameras()[frame].pose)
+    assert told.replace(f", beside the wall (thing {named(found, 'wall').number})", "") == words.format(far=far)
+    assert np.linalg.norm(np.median(where.points, axis=0) - thing.place(frame)) < 0.5
+
+
+def test_left_and_right_are_those_of_who_looks_on():
+    ahead = np.column_stack((np.eye(3), np.zeros(3)))
+    behind = ahead * np.array([-1, 1, -1, 1])
+    assert direction(np.array([0.8, 0.1, 0.0]), ahead) == "0.81 scene units to the right"
+    assert direction(np.array([0.8, 0.1, 0.0]), behind) == "0.81 scene units to the left"
+    assert direction(np.array([0.0, -0.3, -0.4]), ahead) == "0.5 scene units farther away and lower"
+
+
+def test_what_is_seen_late_or_no_more():
+    scene = looks()
+    for look in (*scene[:3], *scene[9:]):
+        look.index[look.index == MUG] = WALL
+    things = find_things(scene, cameras())
+    mug = named(things, "mug")
+    early, late = whereabouts(mug, 0), whereabouts(mug, FRAMES - 1)
+    assert (early.state, early.last_seen, len(early.points), early.sighting.frame) == ("not seen yet", None, 0, 3)
+    assert early.told(things, clock(), cameras()[0].pose) == "not seen before 3.0 s"
+    assert late.state == "rests" and late.told(things, clock(), cameras()[0].pose).endswith("; last seen at 8.0 s")
+    assert whereabouts(mug, 4).told(things, clock(), cameras()[0].pose).startswith("here since 3.0 s, when it is first")
+
+
+def test_who_goes_there_sees_it(found):
+    for name, thing in (("mug", MUG), ("bowl", BOWL)):
+        for frame in range(FRAMES):
+            where = whereabouts(named(found, name), frame)
+            sighting = where.sighting
+            assert (looks()[sighting.frame].index == thing).any()
+            if where.rest is not None:
+                assert where.rest.first <= sighting.frame <= where.rest.last
+
+
+def view(frame, pose):
+    """Points, features and instances of a view of a moment."""
+    origins, directions, _ = moved_scene.rays(pose)
+    distance, hit = moved_scene.cast(origins, directions, moved_scene.bodies(STEP * frame))
+    return origins + directions * distance[..., None], CODES[hit], hit
+
+
+@pytest.mark.parametrize("frame", [0, 6, 9, 15])
+@pytest.mark.parametrize("with_features", [True, False])
+def test_any_view_of_a_moment_shows_the_things(found, frame, with_features):
+    aside = np.column_stack((np.eye(3), (0.5, 0.2, -0.5)))
+    points, features, hit = view(frame, aside)
+    numbers = Recognition(found, frame).numbers(points, features if with_features else None)
+    assert numbers.shape == (HEIGHT, WIDTH)
+    for name, thing in (("mug", MUG), ("bowl", BOWL)):
+        own, true = numbers == named(found, name).number, hit == thing
+        assert (own & true).sum() > (0.8 if with_features else 0.6) * true.sum() > 0
+        if with_features:
+            assert not (own & ~true).any()
+
+
+def test_what_lies_where_nothing_was_is_nothing(found):
+    points, features, _ = view(0, cameras()[0].pose)
+    assert not Recognition(found, 0).numbers(points + 50.0, features).any()
+    nothing = Things([], found.owners, found.distances, found.cameras, 0.0)
+    assert not Recognition(nothing, 0).numbers(points, features).any()
