@@ -94,15 +94,13 @@ def outline(mask: Bool[Tensor, "height width"], thickness: int) -> Bool[Tensor, 
 
 
 def outlined(
-    picture: Float[Tensor, "height width 3"],
-    relevancies: Float[Tensor, "height width phrases"],
-    threshold: float,
+    picture: Float[Tensor, "height width 3"], masks: Bool[Tensor, "height width phrases"]
 ) -> Float[Tensor, "height width 3"]:
-    """Draws around each phrase's mask, relevancy from `threshold` on, in its colour; one phrase alone in `LINE`."""
-    phrases = relevancies.shape[-1]
+    """Draws around each phrase's mask, in its colour; around that of one phrase alone in `LINE`."""
+    phrases = masks.shape[-1]
     thickness = max(1, round(picture.shape[0] / 250))
     for i in range(phrases):
-        line = outline(relevancies[..., i] >= threshold, thickness)
+        line = outline(masks[..., i], thickness)
         colour = picture.new_tensor(as_rgb(LINE if phrases == 1 else PALETTE[i % len(PALETTE)]))
         picture = torch.where(line[..., None], colour, picture)
     return picture

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import TYPE_CHECKING, Any, Literal, Optional
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from divff_nerfstudio.calibration import calibration
 from divff_nerfstudio.checkpoints import CheckpointError, require_sound
 from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfig
 from divff_nerfstudio.features.pca import fit_feature_basis
@@ -29,6 +29,11 @@ from divff_nerfstudio.render_options import check_eval_options, check_render_opt
 from divff_nerfstudio.viewer.panel import QueryPanel
 from divff_nerfstudio.viewer.presets import scene_presets
 from divff_nerfstudio.viewer.views import Visibility
+
+if TYPE_CHECKING:
+    from divff_nerfstudio.calibration import Calibration
+    from divff_nerfstudio.evaluation.door import Scene
+    from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 
 _POSES = "_model.train_poses"
 _SLACK = 1e-4
@@ -101,8 +106,27 @@ class DivFFPipeline(VanillaPipeline):
             scene.camera_to_worlds,
             float(2 * np.arctan(scene.height / 2 / scene.intrinsics[1, 1])),
             presets=lambda: scene_presets(scene, config.query.presets),
-            calibrate=lambda kind: calibration(self.query, kind, stores[kind]) if kind in stores else None,
+            calibrate=self._calibration,
+            things=self._scene_of_things,
         )
+
+    @cached_property
+    def _trained(self) -> TrainedScene:
+        """This scene as evaluation sees it."""
+        from divff_nerfstudio.evaluation.trained_scene import TrainedScene
+
+        return TrainedScene(self.model, self.datamanager, self.query)
+
+    def _calibration(self, kind: str) -> Calibration | None:
+        """What fits answers of a kind of features to the scene, if there is something."""
+        return self._trained.calibration(kind)
+
+    def _scene_of_things(self, load_config: Path, looked: Callable[[int, int], None]) -> Scene:
+        """This scene as `open_run` gives it; what it renders is kept beside the run's config.yml, if that is there."""
+        from divff_nerfstudio.evaluation.door import Scene, kept_beside
+
+        kept = kept_beside(load_config, self.model.step) if load_config.is_file() else None
+        return Scene(self._trained, kept, looked)
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Losses of a step, at its place in the schedule."""

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from nerfstudio.configs.base_config import InstantiateConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
@@ -79,6 +79,8 @@ class Answer:
     """The phrases of `config.text`."""
     relevancies: Float[Tensor, "height width phrases"]
     """In [0, 1]."""
+    masks: Bool[Tensor, "height width phrases"] | None = None
+    """What is outlined, where more is known than relevancies tell; None: where the threshold is reached."""
 
     def pictures(self, rgb: Float[Tensor, "height width 3"]) -> dict[str, Tensor]:
         """The outputs "relevancy" and "relevancy_overlay"; several phrases have a colour of their own each."""
@@ -89,7 +91,8 @@ class Answer:
         else:
             picture = overlay_several(rgb, self.relevancies, config.threshold, config.strength)
         if config.contour:
-            picture = outlined(picture, self.relevancies, config.threshold)
+            masks = self.relevancies >= config.threshold if self.masks is None else self.masks
+            picture = outlined(picture, masks)
         return {"relevancy": strongest, "relevancy_overlay": picture}
 
     def best(self, phrase: int) -> tuple[int, int, float]:

@@ -27,12 +27,14 @@ from divff_nerfstudio.data.scene import Scene, load_scene
 from divff_nerfstudio.evaluation.answers import THRESHOLDS
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.door import open_run
-from divff_nerfstudio.evaluation.found_things import score_things
+from divff_nerfstudio.evaluation.found_things import overlaps, score_things
 from divff_nerfstudio.evaluation.looks import look_cameras, look_of, look_size, ray_directions
 from divff_nerfstudio.evaluation.places import MIN_PIXELS, Places
+from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 from divff_nerfstudio.features.oracle import canonical
 from divff_nerfstudio.features.store.reader import FeatureStore
 from divff_nerfstudio.features.text import text_encoder
+from divff_nerfstudio.objects.recognition import Recognition
 from divff_nerfstudio.objects.things import Things, find_things
 from divff_nerfstudio.query import QueryConfig, build_query
 
@@ -77,7 +79,32 @@ def of_run(config: Path, data: Path | None) -> dict[str, Any]:
         assert found is not None
         return found.cpu().float().numpy()
 
-    return figures | measured(trained.scene, fitted, things, features)
+    return figures | measured(trained.scene, fitted, things, features) | recognised(trained, things)
+
+
+def recognised(trained: TrainedScene, things: Things) -> dict[str, float]:
+    """How well the things are recognised in rendered views of the test frames: the share of right pixels among those
+    that are given a thing, and the IoU with the instances that the things are, mean over these."""
+    truth, moved = trained.truth, moved_objects(trained.scene)
+    assert truth is not None and moved is not None
+    shown, _ = overlaps(things, Places(trained.scene, truth, moved, range(len(trained.scene))))
+    own = np.concatenate(([0], shown.argmax(axis=1)))
+    counts = np.zeros((3, 256), np.int64)
+    for index in (int(i) for i in trained.scene.splits["test"]):
+        view = trained.render(trained.camera_at(index, float(trained.times[index])))
+        features = view.embeddings(KIND)
+        assert features is not None
+        numbers = Recognition(things, index).numbers(view.points.numpy(), features.cpu().float().numpy())
+        found, true = own[numbers], truth.instances(index)
+        for row, part in enumerate((found[found == true], found, true)):
+            counts[row] += np.bincount(part.ravel(), minlength=256)
+    counts[:, 0] = 0
+    asked = [instance for instance in np.unique(own) if counts[2, instance] >= MIN_PIXELS]
+    right, given, there = counts[:, asked]
+    return {
+        "recognised_right": float(counts[0].sum() / max(counts[1].sum(), 1)),
+        "recognised_miou": float(np.mean(right / np.maximum(given + there - right, 1))),
+    }
 
 
 def of_scene(root: Path, folder: Path | None) -> dict[str, Any]:

@@ -126,6 +126,16 @@ def test_depths_are_rendered_once(scene, root):
     assert (broken.found.distances == first).all() and Hands.views == before + 2 * FRAMES
 
 
+def test_a_run_that_cannot_be_written_to_has_things_all_the_same(scene, tmp_path):
+    (tmp_path / "file").touch()
+    looked = []
+    found = Scene(scene.trained, tmp_path / "file" / "looks.npz", lambda *done: looked.append(done))
+    assert len(found.objects()) == 3 and looked[-1] == (FRAMES, FRAMES)
+    where = found.whereabouts(found.matching("mug")[0], 9)
+    assert where.state == "rests" and where.rest.first == 7 and where.before.last == 5
+    assert found.whereabouts(found.matching("mug")[0], 1.0).frame == FRAMES - 1
+
+
 def test_what_is_right_has_full_scores(scene, root):
     loaded = load_scene(root)
     things = moved_objects(loaded)

@@ -16,7 +16,7 @@ from PIL import Image
 from divff_nerfstudio.cli.things import last_seen, table, thing_data, told
 from divff_nerfstudio.features.oracle import phrase_code
 from divff_nerfstudio.objects.diary import Clock, diary
-from divff_nerfstudio.objects.pictures import contact_sheet, plan
+from divff_nerfstudio.objects.pictures import before_and_after, contact_sheet, plan
 from divff_nerfstudio.objects.sightings import Look, sightings, visible
 from divff_nerfstudio.objects.things import Camera, find_things
 
@@ -146,6 +146,20 @@ def test_pictures_and_tables_are_written(found, tmp_path):
     assert len(table(found.things, clock()).splitlines()) == 4
     for thing in found.things:
         json.dumps(thing_data(thing, clock()), allow_nan=False)
+
+
+def test_a_move_is_drawn_before_and_after(found):
+    event = diary(found)[0]
+    frames = np.zeros((FRAMES, 4 * HEIGHT, 4 * WIDTH, 3), np.uint8)
+    frames[event.move.end] = 100
+    drawn = before_and_after(found, event, lambda i: frames[i])
+    height, width = drawn.shape[:2]
+    assert width > 2 * height
+    before, after = drawn[:, :height], drawn[:, -height:]
+    assert np.median(before) == 0 and np.median(after) == 100
+    for side in (before, after):
+        rows = np.nonzero((side == (230, 159, 0)).all(axis=-1))[0]
+        assert len(rows) > 50 and abs(rows.mean() / height - 0.5) < 0.3
 
 
 def test_settings_that_start_programs_are_not_heeded(found, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from divff_nerfstudio.query import Query, QueryConfig
 from divff_nerfstudio.relevancy import Example
 from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.layout import LAYOUT
-from divff_nerfstudio.viewer.markup import as_code, as_image, as_markdown, legend, one_line, plot
+from divff_nerfstudio.viewer.markup import as_code, as_image, as_markdown, legend, one_line, plot, strip
 from divff_nerfstudio.viewer.panel_state import PanelState, panel_state_path
 from divff_nerfstudio.viewer.pointing import layer_at, pixel_at, place_of, vocabulary
 from divff_nerfstudio.viewer.timeline import Timeline, change, coarse_to_fine
@@ -73,10 +73,20 @@ def test_each_phrase_has_its_colour_and_its_outline():
     assert torch.allclose(picture[15, 15], torch.tensor(as_rgb(PALETTE[1])))
     assert torch.allclose(picture[0, 19], torch.tensor(0.5))
     assert overlay_several(torch.rand(20, 20, 3), relevancies, strength=0).max() <= 1
-    drawn = outlined(torch.zeros(20, 20, 3), relevancies, 0.53)
+    drawn = outlined(torch.zeros(20, 20, 3), relevancies >= 0.53)
     assert torch.allclose(drawn[2, 5], torch.tensor(as_rgb(PALETTE[0]))) and not drawn[5, 5].any()
     edge = outline(torch.ones(4, 4, dtype=torch.bool), 1)
     assert not edge.any()
+
+
+def test_a_strip_shows_what_happens_to_a_thing():
+    spans = [("rests", 0, 4), ("carried", 5, 6), ("rests", 7, 8), ("out of sight", 9, 9)]
+    bars = ET.fromstring(strip(spans, 8)).findall("{*}rect")
+    shown = [(bar.get("fill"), float(bar.get("x")), float(bar.get("width"))) for bar in bars[: len(spans) + 1]]
+    assert len({colour for colour, _, _ in shown[:4]}) == 4
+    ends = [x + width for _, x, width in shown[:4]]
+    assert [x for _, x, _ in shown[1:4]] == pytest.approx(ends[:3], abs=0.2)
+    assert ends[1] < shown[4][1] < ends[2]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 32])

@@ -11,7 +11,7 @@ from test_things import NAMES, cameras, clock, looks, named
 from divff_nerfstudio.features.oracle import phrase_code
 from divff_nerfstudio.objects.recognition import Recognition
 from divff_nerfstudio.objects.things import Things, find_things
-from divff_nerfstudio.objects.whereabouts import direction, whereabouts
+from divff_nerfstudio.objects.whereabouts import direction, spans_told, whereabouts
 
 CODES = np.stack([phrase_code(name) for name in NAMES])
 
@@ -63,6 +63,13 @@ def test_what_is_seen_late_or_no_more():
     assert early.told(things, clock(), cameras()[0].pose) == "not seen before 3.0 s"
     assert late.state == "rests" and late.told(things, clock(), cameras()[0].pose).endswith("; last seen at 8.0 s")
     assert whereabouts(mug, 4).told(things, clock(), cameras()[0].pose).startswith("here since 3.0 s, when it is first")
+
+
+def test_spans_are_told_around_a_moment(found):
+    mug = named(found, "mug")
+    assert spans_told(mug, clock(), 6) == "rests 0.0 s to 5.0 s, carried 6.0 s to 6.0 s, rests 7.0 s to 15.0 s"
+    assert spans_told(mug, clock(), 15, most=1) == "rests 7.0 s to 15.0 s (2 before that)"
+    assert spans_told(mug, clock(), 6, most=1) == "carried 6.0 s to 6.0 s (1 before that and 1 after that)"
 
 
 def test_who_goes_there_sees_it(found):

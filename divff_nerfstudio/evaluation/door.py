@@ -11,15 +11,19 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.markup import escape
 
 from divff_nerfstudio.data.annotations import resize_nearest
 from divff_nerfstudio.evaluation.answers import Answer, judged
-from divff_nerfstudio.evaluation.looks import KIND, things_of
+from divff_nerfstudio.evaluation.looks import KIND, Looked, things_of
 from divff_nerfstudio.evaluation.naming import name_things
 from divff_nerfstudio.evaluation.runs import load_run
 from divff_nerfstudio.evaluation.trained_scene import AskedView, MovingLayer, TrainedScene
 from divff_nerfstudio.objects.diary import Clock, Event, diary
 from divff_nerfstudio.objects.things import Thing, Things
+from divff_nerfstudio.objects.whereabouts import Whereabouts, whereabouts
+from divff_nerfstudio.query import QueryError
 
 KEPT = "things"
 """Folder beside a run's config.yml in which rendered depths are kept."""
@@ -47,16 +51,17 @@ class Scene:
     Args:
         trained: The scene.
         kept: File in which rendered depths are kept; None: nowhere.
+        looked: Called between frames that are rendered to find things: with how many are done, of how many.
 
     Attributes:
         names: What things may be called, to be set before they are first asked for; none: common things that the scene
             is sure to have.
     """
 
-    def __init__(self, trained: TrainedScene, kept: Path | None = None):
+    def __init__(self, trained: TrainedScene, kept: Path | None = None, looked: Looked | None = None):
         self.trained = trained
         self.names: tuple[str, ...] = ()
-        self._kept = kept
+        self._kept, self._looked = kept, looked
 
     @property
     def frame_ids(self) -> list[int]:
@@ -119,9 +124,21 @@ class Scene:
 
     @cached_property
     def found(self) -> Things:
-        """All things with what is needed to look into them; found at the first use."""
-        things = things_of(self.trained, self._kept)
-        name_things(things, self.trained.calibration(KIND), self.names)
+        """All things with what is needed to look into them; found at the first use.
+
+        Where the text encoder does not work, they have no names, unless names were asked for.
+
+        Raises:
+            EvaluationError: If there are no stored segments to group.
+            QueryError: If names were asked for, and the text encoder does not work.
+        """
+        things = things_of(self.trained, self._kept, self._looked)
+        try:
+            name_things(things, self.trained.calibration(KIND), self.names)
+        except QueryError as error:
+            if self.names:
+                raise
+            CONSOLE.print(f"[yellow]Things have no names: {escape(str(error))}", soft_wrap=True)
         return things
 
     def objects(self) -> list[Thing]:
@@ -131,6 +148,16 @@ class Scene:
     def diary(self) -> list[Event]:
         """What was moved, in the order of time."""
         return diary(self.found)
+
+    def whereabouts(self, thing: Thing, moment: int | float) -> Whereabouts:
+        """Where a thing is at a moment, since when, and where it was before that.
+
+        Args:
+            thing: One of `objects`.
+            moment: Id of a frame, or a time.
+        """
+        frame = isinstance(moment, (int, np.integer))
+        return whereabouts(thing, self.trained.scene.index_of(int(moment)) if frame else self.trained.frame_at(moment))
 
     def clock(self, fps: float | None = None) -> Clock:
         """Tells the times of frames by their index.
@@ -187,4 +214,14 @@ def open_run(load_config: Path | str, data: Path | str | None = None) -> Scene:
     path = Path(load_config)
     run = load_run(path, None if data is None else Path(data))
     trained = TrainedScene(run.pipeline.model, run.pipeline.datamanager, run.pipeline.query)
-    return Scene(trained, path.resolve().parent / KEPT / f"looks-{run.step}.npz")
+    return Scene(trained, kept_beside(path, run.step))
+
+
+def kept_beside(load_config: Path, step: int) -> Path:
+    """Where a run's rendered depths are kept.
+
+    Args:
+        load_config: The run's config.yml.
+        step: Its checkpoint's step.
+    """
+    return load_config.resolve().parent / KEPT / f"looks-{step}.npz"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.markup import escape
 from rich.progress import track
 
 from divff_nerfstudio.atomic import atomic_path
@@ -24,15 +25,18 @@ from divff_nerfstudio.objects.things import Camera, Things, find_things
 KIND = "image"
 HEIGHT = 72
 """Higher frames are looked at in this height: things are found by their middles, not by their edges."""
+Looked = Callable[[int, int], None]
+"""Told how many frames have been looked at, of how many."""
 _FLAT = np.float32
 
 
-def things_of(trained: TrainedScene, kept: Path | None = None) -> Things:
+def things_of(trained: TrainedScene, kept: Path | None = None, looked: Looked | None = None) -> Things:
     """Finds the things of a trained scene.
 
     Args:
         trained: The scene.
         kept: File in which rendered depths are kept from one call to the next; None: nowhere.
+        looked: Called between the frames that are rendered; None: a bar in the console shows how far it is.
 
     Raises:
         EvaluationError: If there are no stored segments to group.
@@ -40,7 +44,7 @@ def things_of(trained: TrainedScene, kept: Path | None = None) -> Things:
     store = segments_of(trained)
     cameras = look_cameras(trained.scene)
     size = look_size(trained.scene)
-    distances, actors = rendered(trained, size, kept)
+    distances, actors = rendered(trained, size, kept, looked)
     looks = (look_of(store, i, camera, size, distances[i], actors[i]) for i, camera in enumerate(cameras))
     return find_things(looks, cameras)
 
@@ -114,7 +118,7 @@ def ray_directions(camera: Camera, size: tuple[int, int]) -> Float[np.ndarray, "
 
 
 def rendered(
-    trained: TrainedScene, size: tuple[int, int], kept: Path | None
+    trained: TrainedScene, size: tuple[int, int], kept: Path | None, looked: Looked | None = None
 ) -> tuple[Float[np.ndarray, "frames height width"], Float[np.ndarray, "frames height width"]]:
     """Depths along the rays, and the actor's shares, of all frames as the model renders them.
 
@@ -122,6 +126,7 @@ def rendered(
         trained: The scene.
         size: Height and width.
         kept: File in which they are kept; one that is damaged, or of other sizes, is written anew.
+        looked: As for `things_of`.
     """
     shape = len(trained.scene), *size
     if kept is not None and kept.is_file():
@@ -131,13 +136,25 @@ def rendered(
             CONSOLE.print(f"[yellow]{kept} is not of this scene and is written anew.", soft_wrap=True)
     distances, actors = np.empty(shape, _FLAT), np.empty(shape, _FLAT)
     shown: Iterable[int] = range(len(trained.scene))
-    for i in track(shown, "Looking at the frames ...", console=CONSOLE, transient=True):
+    if looked is None:
+        shown = track(shown, "Looking at the frames ...", console=CONSOLE, transient=True)
+    for i in shown:
         distances[i], actors[i] = _rendered_frame(trained, i, size)
+        if looked is not None:
+            looked(i + 1, len(trained.scene))
     if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(kept) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, distance=distances, actor=actors)
+        _keep(kept, distances, actors)
     return distances, actors
+
+
+def _keep(path: Path, distances: np.ndarray, actors: np.ndarray) -> None:
+    """Keeps what was rendered; a run that cannot be written to, as another's, is looked at anew each time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, distance=distances, actor=actors)
+    except OSError as error:
+        CONSOLE.print(f"[yellow]{escape(str(path))} could not be kept: {escape(str(error))}", soft_wrap=True)
 
 
 def _rendered_frame(trained: TrainedScene, index: int, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -123,6 +124,7 @@ class TrainedScene:
     def __init__(self, model: Renderer, datamanager: DivFFDataManager, query: Query):
         self.model, self.datamanager, self.query = model, datamanager, query
         self._calibrations: dict[str, Calibration | None] = {}
+        self._calibrating = Lock()
         self.scene: Scene = datamanager.train_dataset.metadata["scene"]
 
     @cached_property
@@ -156,10 +158,11 @@ class TrainedScene:
 
     def calibration(self, kind: str) -> Calibration | None:
         """What fits answers of a kind of features to the scene; None where its stored features do not tell."""
-        if kind not in self._calibrations:
-            store = self.stores.get(kind)
-            self._calibrations[kind] = None if store is None else calibration(self.query, kind, store)
-        return self._calibrations[kind]
+        with self._calibrating:
+            if kind not in self._calibrations:
+                store = self.stores.get(kind)
+                self._calibrations[kind] = None if store is None else calibration(self.query, kind, store)
+            return self._calibrations[kind]
 
     @cached_property
     def truth(self) -> GroundTruth | None:

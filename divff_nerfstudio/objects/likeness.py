@@ -48,6 +48,14 @@ class Likeness:
         unlike = -0.5 * ((clipped - far) / wide) ** 2 - np.log(wide)
         return np.clip(alike - unlike, -_MAX_EVIDENCE, _MAX_EVIDENCE)
 
+    def graded(self, similarity: Float[np.ndarray, "*bs"]) -> Float[np.ndarray, "*bs"]:
+        """How near similarities come to those of one thing (1) from those of different ones (-1).
+
+        For rendered features, which are blends: they may be less alike than any two stored ones of a thing.
+        """
+        (near, _), (far, _) = self.same, self.other
+        return np.clip(2 * (similarity - far) / max(near - far, 1e-6) - 1, -1, 1)
+
 
 def learn_likeness(frames: Sequence[Sequence[Sighting]], reach: float) -> Likeness:
     """Learns from a scene what similarities of its features say.

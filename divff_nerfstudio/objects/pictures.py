@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+from scipy.ndimage import binary_dilation
 
+from divff_nerfstudio.data.annotations import resize_nearest
 from divff_nerfstudio.objects.diary import Clock, Event
 from divff_nerfstudio.objects.things import Things
 from divff_nerfstudio.plots import plot
@@ -16,6 +19,12 @@ from divff_nerfstudio.plots import plot
 _MARGIN = 0.25
 _MAX_THINGS = 60
 _CLOUD = 20000
+_SIDE = 280
+_GAP = 8
+_AROUND = 0.6
+_MUCH = 2.5
+_LINE = 2
+_OUTLINE = (230, 159, 0)
 
 
 def crop(frame: UInt8[np.ndarray, "height width 3"], box: Sequence[int], scale: tuple[float, float]) -> np.ndarray:
@@ -57,6 +66,42 @@ def contact_sheet(path: Path, things: Things, picture: Callable[[int], UInt8[np.
             moved = f", moved {len(thing.moves)}x" if thing.moves else ""
             axes.set_title(f"{thing.number} {thing.name}\n{len(thing.frames)} frames{moved}", fontsize=8)
     return path
+
+
+def before_and_after(
+    things: Things, event: Event, picture: Callable[[int], UInt8[np.ndarray, "height width 3"]]
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Draws what the last frame before an event and the first one after it show around the thing, side by side, with
+    the thing outlined.
+
+    Args:
+        things: All things.
+        event: The event.
+        picture: Gives the frame of an index.
+    """
+    sides = []
+    for frame in (event.move.start, event.move.end):
+        shown, own = picture(frame), things.owners[frame] == event.thing.number
+        own = resize_nearest(own, *shown.shape[:2])
+        part = _square(own)
+        drawn = np.asarray(Image.fromarray(shown[part]).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)).copy()
+        own = resize_nearest(own[part], _SIDE, _SIDE)
+        drawn[binary_dilation(own, iterations=_LINE) & ~own] = _OUTLINE
+        sides.append(drawn)
+    return np.concatenate((sides[0], np.zeros((_SIDE, _GAP, 3), np.uint8), sides[1]), axis=1)
+
+
+def _square(own: Bool[np.ndarray, "height width"]) -> tuple[slice, slice]:
+    """A square of a frame with what belongs to a thing in its middle, as far as the frame goes, and much around it."""
+    height, width = own.shape
+    rows, columns = np.nonzero(own) if own.any() else np.divmod(np.arange(own.size), width)
+    least, most = _AROUND * min(own.shape), min(own.shape)
+    side = int(np.clip(_MUCH * max(np.ptp(rows), np.ptp(columns)), least, most))
+    top, left = (
+        int(np.clip((at.min() + at.max() - side) // 2, 0, count - side))
+        for at, count in ((rows, height), (columns, width))
+    )
+    return slice(top, top + side), slice(left, left + side)
 
 
 def plan(path: Path, things: Things, events: Sequence[Event], clock: Clock) -> Path:

@@ -10,8 +10,9 @@ from divff_nerfstudio.objects.grouping import PLACE_SPEAKS
 from divff_nerfstudio.objects.things import Things
 from divff_nerfstudio.objects.whereabouts import whereabouts
 
-_MOST_POINTS = 1024
+_MAX_POINTS = 1024
 _NEIGHBOURS = 8
+_FEATURES_SPEAK = 4.0
 _REACH = 2.0
 _LOOK_PIXELS = 2.0
 
@@ -71,9 +72,9 @@ class Recognition:
         likeness = self._things.likeness
         assert likeness is not None
         own = likeness.centred(np.stack([thing.feature for thing in self._things.things]))
-        return likeness.evidence(likeness.centred(features.astype(np.float64)) @ own.T)
+        return _FEATURES_SPEAK * likeness.graded(likeness.centred(features.astype(np.float64)) @ own.T)
 
 
 def _thinned(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "m 3"]:
     """Evenly chosen points, not too many."""
-    return points[:: max(1, -(-len(points) // _MOST_POINTS))]
+    return points[:: max(1, -(-len(points) // _MAX_POINTS))]

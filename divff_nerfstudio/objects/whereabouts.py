@@ -137,3 +137,21 @@ def direction(offset: Float[np.ndarray, "3"], pose: Float[np.ndarray, "3 4"]) ->
     order = np.argsort(-np.abs(local))
     words = [_WORDS[axis][int(local[axis] < 0)] for axis in order if abs(local[axis]) >= _ASIDE * far][:2]
     return f"{far:.2g} scene units {' and '.join(words)}"
+
+
+def spans_told(thing: Thing, clock: Clock, frame: int, most: int = 6) -> str:
+    """When a thing rests, is carried and is out of sight, in words.
+
+    Args:
+        thing: The thing.
+        clock: Tells when.
+        frame: Index of the frame around which spans are told where there are many.
+        most: So many spans are told.
+    """
+    spans = thing.spans(len(clock.frame_ids))
+    now = next(i for i, (_, first, last) in enumerate(spans) if first <= frame <= last)
+    begin = min(max(now - most // 2, 0), max(len(spans) - most, 0))
+    told = [f"{state} {clock.told(first)} to {clock.told(last)}" for state, first, last in spans[begin : begin + most]]
+    before, after = begin, len(spans) - begin - len(told)
+    more = [f"{before} before that"] * (before > 0) + [f"{after} after that"] * (after > 0)
+    return ", ".join(told) + (f" ({' and '.join(more)})" if more else "")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
-from divff_nerfstudio.query import QueryError
+from divff_nerfstudio.query import Answer, QueryError
 from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.context import PanelContext
 from divff_nerfstudio.viewer.signals import Signal
@@ -87,22 +89,40 @@ class Answering:
                     continue
             self._viewer.render_again(client)
 
+    def outline(self, view: View, answer: Answer, masks: Bool[Tensor, "height width phrases"] | None) -> None:
+        """Has what a view's answer means outlined, in the picture of every client that sees it.
+
+        Args:
+            view: The view.
+            answer: Its answer; if it has another one by now, nothing happens.
+            masks: The pixels of each phrase; None: those that reach the threshold.
+        """
+        if view.answer is not answer or masks is answer.masks is None:
+            return
+        if masks is not None and answer.masks is not None and torch.equal(masks, answer.masks):
+            return
+        view.answer = replace(answer, masks=masks)
+        outputs = {**view.pictures, **view.answer.pictures(view.pictures["rgb"])}
+        for client in self._viewer.clients():
+            if self.views.latest(client) is view and not self.views.at_work(client) and self._viewer.at_rest(client):
+                self._viewer.send(client, view.camera, outputs, final=True)
+
     def _answer_meanwhile(self, client: int) -> None:
         """Sends a client what it saw last, with the new answer, while a better picture is being rendered."""
         view = self.views.latest(client)
         if view is not None:
-            self._viewer.send(client, {**view.pictures, **self._answer(view)})
+            self._viewer.send(client, view.camera, {**view.pictures, **self._answer(view)})
             self._describe(client, view)
 
     def _answer(self, view: View) -> dict[str, Tensor]:
         """The outputs that the query adds; their names stay the same whether or not anything is asked."""
-        view.answer = None
+        before, view.answer = view.answer, None
         if not view.features or not self._context.kinds:
             return {}
         rgb = view.pictures["rgb"]
         if self._query.known:
             try:
-                view.answer = self._query.look(view.features)
+                view.answer = _with_masks(self._query.look(view.features), before)
             except QueryError as error:
                 self._context.note(str(error))
         elif self._query.phrases:
@@ -124,3 +144,11 @@ class Answering:
 
     def _draw(self, client: int, view: View) -> None:
         self.drawn(client, view, self._settled.get(client) is view)
+
+
+def _with_masks(answer: Answer | None, before: Answer | None) -> Answer | None:
+    """An answer with what was outlined before in the same view, if the same is asked."""
+    if answer is None or before is None:
+        return answer
+    same = before.phrases == answer.phrases and before.config.features == answer.config.features
+    return replace(answer, masks=before.masks) if same else answer

@@ -89,6 +89,6 @@ class PanelContext:
             self.viewer.time = float(self.frames.times[nearest])
             self.note(f"Frame {self.frames.ids[nearest]} at time {self.frames.times[nearest]:.4f}.")
 
-    def stand(self, client: Any) -> None:
-        """Puts a client where the present frame was filmed from."""
-        self.viewer.stand(client, self.frames.poses[self.frame], self.frames.fov)
+    def stand(self, client: Any, frame: int | None = None) -> None:
+        """Puts a client where a frame was filmed from: that of an index, or the present one."""
+        self.viewer.stand(client, self.frames.poses[self.frame if frame is None else frame], self.frames.fov)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
-from divff_nerfstudio.viewer.elements import picture, question, time
+from divff_nerfstudio.viewer.elements import events, picture, question, things, time
 from divff_nerfstudio.viewer.parts import Parts
 
 AddElement = Callable[[Parts], Any]
@@ -22,6 +22,8 @@ LAYOUT: dict[str, dict[str, AddElement]] = {
         "show": picture.add_shown,
         "note": picture.add_note,
         "legend": picture.add_legend,
+        "told": things.add_told,
+        "go_there": things.add_go_there,
         "point": picture.add_point,
         "pointed": picture.add_pointed,
     },
@@ -34,6 +36,12 @@ LAYOUT: dict[str, dict[str, AddElement]] = {
         "hide_dynamic": picture.add_hide_dynamic,
         "over_time": time.add_over_time,
         "plot": time.add_plot,
+    },
+    "What was moved": {
+        "events": events.add_events,
+        "opened": events.add_opened,
+        "sides": events.add_sides,
+        "fps": events.add_fps,
     },
     "Advanced": {
         "negatives": question.add_negatives,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from PIL import Image
 
 from divff_nerfstudio.overlays import LINE, PALETTE
 
@@ -17,6 +19,7 @@ _MAX_CODE = 4000
 _MAX_NAME = 24
 _WIDTH, _ROW, _PLOT = 300, 26, 74
 _INK, _DIM, _FAINT = "#d5d8dc", "#8b9096", "#3a3f45"
+_PLACES = (PALETTE[1], PALETTE[6])
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """What XML does not allow, and what turns the direction of the text behind it."""
 
@@ -45,8 +48,19 @@ def as_code(text: str) -> str:
 
 def as_image(svg: str) -> str:
     """Markdown that shows a drawing across the panel; as an image it can neither run nor load anything."""
-    data = base64.b64encode(svg.encode()).decode()
-    return f'<img src="data:image/svg+xml;base64,{data}" alt="" style={{{{width: "100%", display: "block"}}}} />'
+    return _image("svg+xml", svg.encode())
+
+
+def as_photo(picture: UInt8[np.ndarray, "height width 3"]) -> str:
+    """Markdown that shows a picture across the panel."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=85)
+    return _image("jpeg", file.getvalue())
+
+
+def _image(kind: str, content: bytes) -> str:
+    data = base64.b64encode(content).decode()
+    return f'<img src="data:image/{kind};base64,{data}" alt="" style={{{{width: "100%", display: "block"}}}} />'
 
 
 def phrase_colour(i: int, phrases: int) -> str:
@@ -139,6 +153,35 @@ def plot(
         if len(points) == 1:
             parts.append(f'<circle cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r="2" fill="{colour}"/>')
     return _drawing("".join(parts), _PLOT)
+
+
+def strip(spans: Sequence[tuple[str, int, int]], now: int) -> str:
+    """What happens to a thing over time, with the present moment.
+
+    Args:
+        spans: "rests", "carried" or "out of sight", each with the indices of its first and last frame, in the order of
+            time and without gaps.
+        now: Index of the frame that is shown.
+
+    Returns:
+        An SVG drawing; each place at which the thing rests has a shade of its own, next to the one before.
+    """
+    count = spans[-1][2] + 1
+    scale, places, parts = (_WIDTH - 4) / count, 0, []
+    for state, first, last in spans:
+        places += state == "carried"
+        colour = {"carried": PALETTE[0], "rests": _PLACES[places % len(_PLACES)]}.get(state, _FAINT)
+        width = max(scale * (last + 1 - first), 1.5)
+        parts.append(f'<rect x="{2 + scale * first:.1f}" y="2" width="{width:.1f}" height="8" fill="{colour}"/>')
+    parts.append(f'<rect x="{2 + scale * (now + 0.5) - 1:.1f}" y="0" width="2" height="12" fill="{_INK}"/>')
+    x = 2
+    for state, colour in (("rests", _PLACES[0]), ("carried", PALETTE[0]), ("out of sight", _FAINT)):
+        parts.append(
+            f'<rect x="{x}" y="16" width="8" height="8" fill="{colour}"/>'
+            f'<text x="{x + 12}" y="24" fill="{_DIM}" font-size="10">{state}</text>'
+        )
+        x += 70
+    return _drawing("".join(parts), 28)
 
 
 def _drawing(parts: str, height: int) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.viewer.viewer_elements import ViewerControl
 from torch import Tensor
 from viser.transforms import SO3
@@ -79,6 +80,12 @@ class NerfstudioViewer:
             width = int(viewer.pipeline.datamanager.train_dataset.cameras.width.max())  # pyright: ignore
             self._control._max_res.value = min(512, max(_CPU_RESOLUTION, width))
 
+    @property
+    def in_training(self) -> bool:
+        """Whether training goes on or is paused: afterwards, its viewer stays open."""
+        trainer = self._viewer.trainer
+        return trainer is not None and trainer.training_state != "completed"
+
     def training_lock(self) -> contextlib.AbstractContextManager[Any]:
         """What training and renders take turns by. Where nobody trains, looking over time keeps no render waiting."""
         return (self._viewer.train_lock if self.training else None) or contextlib.nullcontext()
@@ -104,6 +111,10 @@ class NerfstudioViewer:
         slider.remove()
         slider.install(self._viewer.viser_server)
         return slider.gui_handle
+
+    def folder_of(self, text: Any) -> Any:
+        """The folder that a text of the panel is in, in which more can be added, whatever the thread."""
+        return self.gui._container_handle_from_id[text._parent_container_id]
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -160,11 +171,22 @@ class NerfstudioViewer:
         if machine is not None and handle is not None:
             machine.action(RenderAction("move", self._viewer.get_camera_state(handle)))
 
-    def send(self, client: int, outputs: Mapping[str, Tensor]) -> None:
-        """Shows a client outputs that were not rendered just now."""
-        machine = self._viewer.render_statemachines.get(client)
-        if machine is not None:
-            machine._send_output_to_viewer(dict(outputs), static_render=False)
+    def send(self, client: int, camera: Cameras, outputs: Mapping[str, Tensor], final: bool = False) -> None:
+        """Shows a client outputs that were not rendered just now.
+
+        Args:
+            client: Its number.
+            camera: What they were rendered for.
+            outputs: The outputs.
+            final: Whether they are sent as well as a view at rest is.
+        """
+        machine, shown = self._viewer.render_statemachines.get(client), dict(outputs)
+        if machine is None:
+            return
+        if self._control.layer_depth:
+            ahead = camera.generate_rays(camera_indices=0).directions @ -camera.camera_to_worlds.reshape(3, 4)[:, 2]
+            shown["gl_z_buf_depth"] = ahead[..., None] * shown["depth"].to(ahead)  # as nerfstudio itself adds it
+        machine._send_output_to_viewer(shown, static_render=final)
 
     def welcome(self, client: Any, rays_per_second: Callable[[], float]) -> None:
         """Gives a new client progressive pictures; hides the frames' cameras when the first one comes."""

@@ -20,6 +20,7 @@ from divff_nerfstudio.viewer.layout import build
 from divff_nerfstudio.viewer.nerfstudio_adapter import NerfstudioViewer, PanelControl
 from divff_nerfstudio.viewer.parts import Parts
 from divff_nerfstudio.viewer.presets import Preset
+from divff_nerfstudio.viewer.things import FindThings
 
 if TYPE_CHECKING:
     from nerfstudio.viewer.viewer import Viewer
@@ -43,6 +44,7 @@ class QueryPanel(nn.Module):
         presets: Gives the questions to offer; called in the background.
         calibrate: Gives what fits the answers of a kind of features to the scene, if there is something; called in the
             background.
+        things: Gives the scene whose things answers are told of, if there is one; called in the background.
 
     Attributes:
         viewer_control: What nerfstudio finds.
@@ -60,10 +62,11 @@ class QueryPanel(nn.Module):
         fov: float,
         presets: Callable[[], Sequence[Preset]] = list,
         calibrate: Callable[[str], Calibration | None] = lambda _: None,
+        things: FindThings | None = None,
     ):
         super().__init__()
         self._query, self._visibility, self._find_presets = query, visibility, presets
-        self._calibrate = calibrate
+        self._calibrate, self._find_things = calibrate, things
         self._frames = Frames(np.asarray(frame_ids), np.asarray(times), np.asarray(poses), fov)
         self.parts: Parts | None = None
         self.elements: SimpleNamespace | None = None
@@ -80,11 +83,12 @@ class QueryPanel(nn.Module):
             self._query.ask(contour=True)
         if context.kinds and self._query.config.features not in context.kinds:
             self._query.config = replace(self._query.config, features=context.kinds[0])
-        self.parts = parts = Parts(context, self._calibrate)
+        self.parts = parts = Parts(context, self._calibrate, self._find_things)
         self.elements = build(parts)
         context.viewer.on_client(came=parts.answering.welcome, gone=parts.forget)
         context.viewer.prepare()
         context.note(parts.asking.describe())
         parts.judging.prepare()
+        parts.things.prepare()
         for work in (partial(parts.asking.offer, self._find_presets), parts.recording.watch):
             threading.Thread(target=work, name="panel", daemon=True).start()

@@ -8,10 +8,14 @@ from functools import partial
 from importlib import resources
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from divff_nerfstudio.objects.diary import called
+from divff_nerfstudio.objects.things import Thing
+from divff_nerfstudio.objects.whereabouts import spans_told
 from divff_nerfstudio.overlays import as_rgb
 from divff_nerfstudio.query import Query, QueryError
 from divff_nerfstudio.relevancy import Example
@@ -21,6 +25,7 @@ from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.context import PanelContext
 from divff_nerfstudio.viewer.markup import one_line, phrase_colour
 from divff_nerfstudio.viewer.signals import Signal
+from divff_nerfstudio.viewer.things import KnownThings
 from divff_nerfstudio.viewer.views import View
 
 _LABEL = 40
@@ -94,12 +99,15 @@ class Pointing:
 
     Attributes:
         lane: The thread that finds out.
+        things: What was pointed at, by the phrases that stand for it.
         told: Happens when there is something to say of what was pointed at; told the text.
     """
 
-    def __init__(self, context: PanelContext, answering: Answering, asking: Asking):
+    def __init__(self, context: PanelContext, answering: Answering, asking: Asking, things: KnownThings):
         self._context, self._query, self._answering, self._asking = context, context.query, answering, asking
+        self._things = things
         self._waits = False
+        self.things: dict[str, Thing] = {}
         self.lane = Latest("panel pointing", context.failed)
         self.told: Signal[[str]] = Signal()
 
@@ -124,7 +132,7 @@ class Pointing:
         self._context.viewer.scene.remove_pointer_callback()
 
     def _point_at(self, client: int, across: float, down: float) -> None:
-        """Asks what is at a place of a client's picture, and says what it is like."""
+        """Asks what is at a place of a client's picture, and says which thing that is, or what it is like."""
         view = self._answering.views.latest(client)
         if view is None:
             self._context.note("There is no picture yet: click again in a moment.")
@@ -138,8 +146,15 @@ class Pointing:
             return
         name = f"[point {1 + len(self._query.examples)}]"
         examples = {kind: Example.of(self._query.decode(view.features[kind], kind), row, col) for kind in kinds}
+        thing = self._thing_at(view, row, col)
+        if thing is not None:
+            self.things[name] = thing
         self._query.examples[name] = examples
         self._asking.suggest(name)
+        if thing is not None:
+            clock, frame = self._things.clock, self._things.frame_of(view)
+            self.told(f"{name}: {called(thing)}, {where}: {spans_told(thing, clock, frame)}.")
+            return
         kind = self._query.config.features if self._query.config.features in kinds else kinds[0]
         self.told(f"{name}: {where}; comparing it with words ...")
         words = [preset.text for preset in self._asking.presets.values() if preset.features in (kind, None)]
@@ -149,7 +164,19 @@ class Pointing:
             self.told(f"{name}: {where}. {error}")
             return
         like = ", ".join(f"{word} {score:.2f}" for word, score in best)
-        self.told(f"{name}: {where}; most like {like}.")
+        none = "No thing that several frames show." if self._things.scene is not None else self._things.state
+        self.told(f"{name}: {where}; most like {like}. {none}")
+
+    def _thing_at(self, view: View, row: int, col: int) -> Thing | None:
+        """The thing at a pixel, or what most pixels around it show; None if there is none, or none is known yet."""
+        if self._things.scene is None:
+            return None
+        numbers, every = self._things.in_view(view)
+        row, col = (min(at // every, count - 1) for at, count in zip((row, col), numbers.shape, strict=True))
+        around = numbers[max(row - 1, 0) : row + 2, max(col - 1, 0) : col + 2]
+        shown = np.bincount(around[around > 0])
+        number = int(numbers[row, col] or (shown.argmax() if len(shown) else 0))
+        return self._things.scene.found.numbered(number)
 
 
 class Marks:
