@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_run
-from conftest import write_tiny_scene
+from conftest import TINY_HEIGHT, TINY_WIDTH, write_tiny_scene
 from PIL import Image
 
 from divff_nerfstudio.data import frames as frames_module
@@ -23,7 +24,9 @@ from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.datamanager import DivFFDataManager
 from divff_nerfstudio.evaluation import viewpoints
 from divff_nerfstudio.evaluation.trained_scene import TrainedScene
+from divff_nerfstudio.features.extract import ExtractConfig
 
+PLAIN = ("plain_source:PlainSource",)
 _OPENED: list[Path] = []
 _LISTENING: list[bool] = []
 sys.addaudithook(lambda event, args: _note(args[0]) if event == "open" and _LISTENING else None)  # it stays for good
@@ -51,6 +54,16 @@ def started(scene: Path, output: Path) -> DivFFDataManager:
     """The data of a training that is about to begin."""
     config = tiny_run.config(scene, output).pipeline.datamanager
     return config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+
+
+def traced(work: Callable[[], object]) -> int:
+    """The most memory that Python and NumPy took at once, in bytes; what is mapped from files is not theirs."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 class Untouched(np.ndarray):
@@ -147,10 +160,7 @@ def test_the_central_frame_of_a_long_video_takes_no_memory_for_each_pair(monkeyp
     peaks = []
     for count in (2000, 8000):
         frames = Cameras(count)
-        tracemalloc.start()
-        viewpoints.central_frame(frames)  # pyright: ignore[reportArgumentType]
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+        peaks.append(traced(partial(viewpoints.central_frame, frames)))  # pyright: ignore[reportArgumentType]
     assert peaks[1] < 2 * peaks[0] < 2**24
 
 
@@ -163,3 +173,22 @@ def test_the_nearest_trained_frame_is_found_in_a_long_video() -> None:
     for index in range(400):
         expected = min(trained.trained, key=lambda i: (abs(int(ids[i] - ids[index])), i))
         assert trained.nearest_trained(index) == expected
+
+
+FRAME_BYTES = 3 * TINY_HEIGHT * TINY_WIDTH
+
+
+def test_extraction_takes_no_memory_for_each_frame(tmp_path: Path) -> None:
+    scenes = [write_tiny_scene(tmp_path / f"{n}", n, extras=False) for n in (8, 40, 140)]
+    for scene in scenes:
+        load_scene(scene)  # decodes
+    _, short, long = (traced(ExtractConfig(s, sources=PLAIN, own=("columns=5",), device="cpu").main) for s in scenes)
+    assert long - short < 100 * FRAME_BYTES
+
+
+def test_a_start_keeps_less_of_each_frame_than_its_pixels(tmp_path: Path) -> None:
+    scenes = [write_tiny_scene(tmp_path / f"{n}", n, extras=False) for n in (40, 140)]
+    for scene in scenes:
+        started(scene, tmp_path)
+    short, long = (traced(partial(started, scene, tmp_path)) for scene in scenes)
+    assert long - short < 100 * FRAME_BYTES
