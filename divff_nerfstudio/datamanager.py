@@ -151,7 +151,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
     def __init__(self, config: DivFFDataManagerConfig, *args: Any, **kwargs: Any):
         self.feature_stores: dict[str, FeatureStore] = {}
         self._hotspots: FeatureStore | None = None
-        self._uses_evidence = self._uses_hints = False
+        self._uses_evidence = False
+        self._hint_store: FeatureStore | None = None
         self.feature_start_step = 0
         if config.camera_res_scale_factor != 1.0:
             raise SceneError("camera-res-scale-factor must be 1: scale the scene's frames and intrinsics instead.")
@@ -236,18 +237,10 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         Raises:
             SceneError: In training, if nothing was, or of other frames.
         """
-        self._uses_hints = True
         if self.test_mode == "val":
-            _ = self._hint_store
-
-    @cached_property
-    def _hint_store(self) -> FeatureStore | None:
-        """The hints, once they are to be used."""
-        if not self._uses_hints:
-            return None
-        scene = self.train_dataset.scene
-        command = shlex.join(self._extract_command(scene, [HINTS]))
-        return open_hints(scene, store_root(scene, self.config.feature_dir) / HINTS, command)
+            scene = self.train_dataset.scene
+            command = shlex.join(self._extract_command(scene, [HINTS]))
+            self._hint_store = open_hints(scene, store_root(scene, self.config.feature_dir) / HINTS, command)
 
     @cached_property
     def _hints(self) -> FeatureTables:
@@ -299,9 +292,10 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         free = free_bytes(self.device)
         if config.resident == "on" or free is None:
             return config.resident == "on"
-        others = [store for store in (self._hotspots, self._hint_store) if store is not None]
-        stores = [*self.feature_stores.values(), *others]
-        size = frames.nbytes * 3  # what was found to move has six channels
+        stores = [*self.feature_stores.values(), *(() if self._hotspots is None else (self._hotspots,))]
+        hints = store_root(self.train_dataset.scene, config.feature_dir) / HINTS  # they are opened later, if at all
+        size = sum(path.stat().st_size for path in hints.glob("*.npy"))
+        size += frames.nbytes * 3  # what was found to move has six channels
         size += sum(map(ResidentStore.bytes_of, stores))
         return size <= min(config.resident_gib * 2**30, free / 2)
 

@@ -18,6 +18,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from divff_nerfstudio.checkpoints import CheckpointError, require_sound
 from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfig
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.pca import fit_feature_basis
 from divff_nerfstudio.features.text import text_encoder
 from divff_nerfstudio.models.base import LayeredModel, LayeredModelConfig
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from divff_nerfstudio.evaluation.door import Scene
     from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 
+MAX_UNASKED = 2000
+"""Frames of a video up to which a viewer renders all of them to find things, without being asked to."""
 _POSES = "_model.train_poses"
 _SLACK = 1e-4
 """How far values of a scene may be apart, over the largest of them, and count as the same."""
@@ -122,10 +125,20 @@ class DivFFPipeline(VanillaPipeline):
         return self._trained.calibration(kind)
 
     def _scene_of_things(self, load_config: Path, looked: Callable[[int, int], None]) -> Scene:
-        """This scene as `open_run` gives it; what it renders is kept beside the run's config.yml, if that is there."""
+        """This scene as `open_run` gives it; what it renders is kept beside the run's config.yml, if that is there.
+
+        Raises:
+            DivffError: If that would take long, which a viewer does not do unasked.
+        """
         from divff_nerfstudio.evaluation.door import Scene, kept_beside
 
         kept = kept_beside(load_config, self.model.step) if load_config.is_file() else None
+        frames = len(self._trained.scene)
+        if frames > MAX_UNASKED and not (kept is not None and kept.is_file()):
+            raise DivffError(
+                f"To find the things of {frames} frames, all are rendered: run `divff objects --load-config "
+                f"{load_config}` once, and the panel knows them from then on."
+            )
         return Scene(self._trained, kept, looked)
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -158,6 +171,8 @@ class DivFFPipeline(VanillaPipeline):
         """
         state = {self._present_name(key): value for key, value in loaded_state.items()}
         require_sound(state, self.state_dict())
+        if len(state) < len(loaded_state):
+            raise CheckpointError("The checkpoint holds a weight twice, by two of its names: take another one.")
         if self.model.semantic is not None and not any("_model.semantic." in key for key in state):
             if self.test_mode == "val" and self.model.heads_begin_on_loaded_geometry:
                 CONSOLE.print("The checkpoint holds geometry alone, so the semantic heads begin anew.")
@@ -176,7 +191,7 @@ class DivFFPipeline(VanillaPipeline):
             hint = " (the scene's features are missing or others: see `divff extract`)" if _semantic(wrong) else ""
             raise CheckpointError(
                 f"The checkpoint does not fit this configuration and scene: {what} differ{hint}; "
-                "use the config.yml that was written beside it."
+                "use the config.yml that was written beside it (--load-config)."
             )
         self._require_same_scene(state, own)
         self.model.update_to_step(step)
@@ -184,6 +199,8 @@ class DivFFPipeline(VanillaPipeline):
 
     def _present_name(self, key: str) -> str:
         """Name of a parameter in this version, whether it was trained on one card or several."""
+        if not isinstance(key, str):  # it is refused with the other faults
+            return key
         above, _, name = key.replace("module.", "").rpartition(".")
         return f"{above}.{self.model.former_parameters.get(name, name)}" if above else name
 

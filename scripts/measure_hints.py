@@ -59,19 +59,23 @@ class MeasureHints:
     def _compare(self, scene: Scene, truth: GroundTruth) -> None:
         store = FeatureStore.open(store_root(scene) / HINTS)
         frames = scene.splits["train"].tolist()
-        said = np.stack([_hints(scene, store, frame) for frame in frames])
-        true = np.stack([_truth(scene, truth, frame) for frame in frames])
-        for plane, name in enumerate(PLANES):
-            if said[:, plane].any():
-                yes, no, is_so = said[:, plane] == YES, said[:, plane] == NO, true[:, plane]
+        counted = np.zeros((len(PLANES), 5, 2), np.int64)
+        for frame in frames:
+            for plane, (said, is_so) in enumerate(
+                zip(_hints(scene, store, frame), _truth(scene, truth, frame), strict=True)
+            ):
+                yes, no = said == YES, said == NO
                 parts = (yes, is_so[yes], no, ~is_so[no], yes[is_so])
-                numbers = (f"{part.mean():.3f}" if part.size else "-" for part in parts)
+                counted[plane] += [(part.sum(), part.size) for part in parts]
+        for name, counts in zip(PLANES, counted, strict=True):
+            if counts[(0, 2), 0].any():
+                numbers = (f"{right / of:.3f}" if of else "-" for right, of in counts)
                 CONSOLE.print(f"| {scene.root.name} | {name} | " + " | ".join(numbers) + " |", soft_wrap=True)
         if self.pictures is not None:
             folder = self.pictures / scene.root.name
             folder.mkdir(parents=True, exist_ok=True)
             for place in range(0, len(frames), _EVERY):
-                shown = [scene.frame(frames[place]), *(_painted(plane) for plane in said[place])]
+                shown = [scene.frame(frames[place]), *map(_painted, _hints(scene, store, frames[place]))]
                 Image.fromarray(np.concatenate(shown, 1)).save(folder / f"{scene.image_paths[frames[place]].stem}.png")
 
 

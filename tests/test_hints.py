@@ -179,7 +179,8 @@ def test_boxes_tell_hands_in_their_middle_and_none_above(tiny_scene: Path):
     assert 0 < (states == YES).sum() < 8 * 6 / 4
     held = plane.states(1)
     assert not (held == YES).any() and (held[:5] == NO).all()
-    assert (plane.states(2) == NO).all() and (plane.states(3) == UNKNOWN).all()
+    assert (plane.states(2) == UNKNOWN).all(), "no box of a hand is no proof that there is none"
+    assert (plane.states(3) == UNKNOWN).all()
 
 
 def test_boxes_of_another_video_or_size_are_refused(tiny_scene: Path):
@@ -287,6 +288,16 @@ def test_labels_that_are_named_are_inside(tiny_scene: Path):
         plane_of(tiny_scene, folder, (1, 3))
 
 
+def test_values_that_no_mask_holds_or_that_differ_between_masks_are_refused(tiny_scene: Path):
+    folder, inside = masks_of(tiny_scene)
+    with pytest.raises(SceneError, match=r"No mask in .* holds 7: .*--hints\.hands-values"):
+        plane_of(tiny_scene, folder, (7, 255))
+    Image.fromarray(inside[2].astype(np.uint8) * 2).save(folder / "IMG_0000000110.png")
+    with pytest.raises(SceneError, match=r"IMG_0000000110\.png holds another value than those before it.*in all masks"):
+        plane_of(tiny_scene, folder)
+    assert plane_of(tiny_scene, folder, (2, 255)).settings()["labels"] == [2, 255]
+
+
 # The store.
 
 
@@ -352,6 +363,12 @@ def test_by_default_the_boxes_that_there_are_and_flow_if_it_is_asked_for(tiny_sc
         ({"moving": "no_such:Plane"}, r"plane of hints for --hints\.moving no_such:Plane cannot be imported"),
         ({"hands": "pathlib:Path"}, "is no HintPlane"),
         ({"hands": "gone.json"}, r"gone\.json is missing.*--hints\.hands"),
+        (
+            {"moving": "flow", "moving_values": (1,)},
+            r"--hints\.moving-values are of masks, but .* is flow",
+        ),
+        ({"moving": "flow", "hands_values": (1,)}, r"--hints\.hands-values are of masks, but --hints\.hands is auto"),
+        ({"moving": "flow", "box_size": (640, 480)}, r"--hints\.box-size.*there are no boxes"),
     ],
 )
 def test_what_is_named_and_is_not_there(tiny_scene: Path, options: dict, said: str):
@@ -364,6 +381,29 @@ def test_own_planes_say_yes_no_or_unknown(tiny_scene: Path, monkeypatch: pytest.
     monkeypatch.setattr(Halves, "wrong", [] if wrong is None else wrong)
     with pytest.raises(DivffError, match="Halves gave no hints of frame 0"):
         extract(tiny_scene, moving="test_hints:Halves")
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [("name", None), ("name", " "), ("settings", lambda _: {"path": Path("x")})]
+)
+def test_own_planes_say_what_they_are(tiny_scene: Path, monkeypatch: pytest.MonkeyPatch, part: str, value: object):
+    monkeypatch.setattr(Halves, part, value)
+    with pytest.raises(DivffError, match="Halves does not say what it is"):
+        extract(tiny_scene, moving="test_hints:Halves")
+
+
+def test_flow_is_of_cameras_and_pictures(tiny_scene: Path, edit_meta):
+    """So that it is not taken for that of others."""
+
+    def settings() -> dict[str, Any]:
+        return FlowPlane(Pictures(load_scene(tiny_scene)), FlowConfig()).settings()
+
+    before = settings()
+    assert before == settings()
+    edit_meta(lambda meta: meta["poses"][str(meta["ids_all"][0])][0].__setitem__(3, 0.3))
+    moved = settings()
+    edit_meta(lambda meta: meta["ids_train"].pop())
+    assert len({told["of"] for told in (before, moved, settings())}) == 3
 
 
 def test_a_store_with_other_values_is_refused(tiny_scene: Path):

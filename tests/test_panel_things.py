@@ -17,9 +17,11 @@ from torch import nn
 from waiting import PATIENCE
 from waiting import until as wait
 
-from divff_nerfstudio.evaluation.door import Scene
+from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.evaluation.door import Scene, kept_beside
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError
 from divff_nerfstudio.fields.layers import LAYERS
+from divff_nerfstudio.pipeline import MAX_UNASKED, DivFFPipeline
 from divff_nerfstudio.query import QueryError
 from divff_nerfstudio.viewer.elements.events import PAGE
 from divff_nerfstudio.viewer.panel import QueryPanel
@@ -270,3 +272,14 @@ def test_without_a_text_encoder_things_have_no_names(opened, scene):  # noqa: F8
     panel = opened().known()
     assert {thing.name for thing in panel.parts.things.scene.found.things} == {""}
     wait(lambda: len(panel.elements.events.buttons) == 2)
+
+
+def test_the_things_of_a_long_video_are_not_looked_for_unasked(tmp_path):
+    pipeline = SimpleNamespace(_trained=SimpleNamespace(scene=range(MAX_UNASKED + 1)), model=SimpleNamespace(step=3))
+    config = tmp_path / "config.yml"
+    config.touch()
+    with pytest.raises(DivffError, match=f"of {MAX_UNASKED + 1} frames.*`divff objects --load-config .*config.yml`"):
+        DivFFPipeline._scene_of_things(pipeline, config, lambda *_: None)  # pyright: ignore
+    kept_beside(config, 3).parent.mkdir()
+    kept_beside(config, 3).touch()
+    assert isinstance(DivFFPipeline._scene_of_things(pipeline, config, lambda *_: None), Scene)  # pyright: ignore

@@ -58,6 +58,14 @@ def model_of(trainer: DivFFTrainer) -> SplatModel:
     return trainer.pipeline.model
 
 
+def test_rows_that_are_optimised_together_keep_the_order_that_checkpoints_have(start: Start):
+    """Of `edges`, `extents` and `middles`, as they were called: states of optimizers have no names."""
+    model = model_of(start("order"))
+    rows, groups = model.gaussian_layer("dynamic").rows, model.get_param_groups()["lives"]
+    expected = (rows[name] for name in ("ramps", "durations", "centres"))
+    assert all(group["params"][0] is row for group, row in zip(groups, expected, strict=True))
+
+
 @pytest.mark.parametrize("broken_after", [3, 7, 16, 18])
 def test_resumed_training_is_the_unbroken_one(start: Start, broken_after):
     """Broken when moving Gaussians have just begun, while numbers change, with frozen geometry, and at the end."""

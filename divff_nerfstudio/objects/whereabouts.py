@@ -139,19 +139,21 @@ def direction(offset: Float[np.ndarray, "3"], pose: Float[np.ndarray, "3 4"]) ->
     return f"{far:.2g} scene units {' and '.join(words)}"
 
 
-def spans_told(thing: Thing, clock: Clock, frame: int, most: int = 6) -> str:
+def spans_told(thing: Thing, clock: Clock, frame: int, max_spans: int = 6) -> str:
     """When a thing rests, is carried and is out of sight, in words.
 
     Args:
         thing: The thing.
         clock: Tells when.
         frame: Index of the frame around which spans are told where there are many.
-        most: So many spans are told.
+        max_spans: So many spans are told.
     """
     spans = thing.spans(len(clock.frame_ids))
     now = next(i for i, (_, first, last) in enumerate(spans) if first <= frame <= last)
-    begin = min(max(now - most // 2, 0), max(len(spans) - most, 0))
-    told = [f"{state} {clock.told(first)} to {clock.told(last)}" for state, first, last in spans[begin : begin + most]]
+    begin = min(max(now - max_spans // 2, 0), max(len(spans) - max_spans, 0))
+    told = [
+        f"{state} {clock.told(first)} to {clock.told(last)}" for state, first, last in spans[begin : begin + max_spans]
+    ]
     before, after = begin, len(spans) - begin - len(told)
     more = [f"{before} before that"] * (before > 0) + [f"{after} after that"] * (after > 0)
     return ", ".join(told) + (f" ({' and '.join(more)})" if more else "")

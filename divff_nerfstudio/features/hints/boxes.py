@@ -25,7 +25,7 @@ class BoxPlane(HintPlane):
 
     The middle of a hand's box is hand, but for boxes of objects. The rest of the box is unknown, and so is all that is
     not above it, since arms come from the picture's lower edges and have no box. Elsewhere there is no hand. Frames
-    that the file does not name are unknown.
+    that the file does not name are unknown, and so are those without a hand's box: detectors miss hands.
 
     Args:
         pictures: Pictures of the scene.
@@ -64,7 +64,7 @@ class BoxPlane(HintPlane):
         scene = self.pictures.scene
         size = scene.height, scene.width
         found = self._found.get(int(scene.video_numbers[frame]))
-        if found is None:
+        if found is None or not found.hands:
             return np.full(size, UNKNOWN, np.int8)
         held = [_scaled(box, 1 + _GROWN) for box in found.objects]
         yes = hotspot_mask([_scaled(box, _CORE) for box in found.hands], self._size, *size)

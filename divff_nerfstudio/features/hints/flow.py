@@ -10,6 +10,7 @@ the camera hardly moves, the piece is a point and nothing can hide along it. All
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -18,20 +19,21 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int8, UInt8
 
+from divff_nerfstudio.data.frames import frame_digests
 from divff_nerfstudio.features.hints.planes import UNKNOWN, HintPlane, stated
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.schema import Positive
 
 _WIDTH = 456
 """Frames are looked at in this width, at most, and smaller ones are enlarged for the flow."""
-_MOST_ENLARGED = 4
-_LEAST_SIDE = 16
+_MAX_ENLARGED = 4
+_MIN_SIDE = 16
 """Pictures with a shorter side, enlarged, have no flow."""
 _NEARER, _FARTHER = 0.6, 1.25
 """Where still things may be along the optical axis, in units of near and far."""
-_MOST_DEPTHS = 48
+_MAX_DEPTHS = 48
 """Places on the piece of a line at which the pixel's look is searched, at most; they are a pixel apart otherwise."""
-_LEAST_PIXELS = 1.0
+_MIN_PIXELS = 1.0
 """What flow can tell, in pixels of the picture that is looked at."""
 _BACK, _BACK_SHARE = 1.0, 0.05
 """How far from its start the flow there and back may end: pixels, and share of the flow's length."""
@@ -93,20 +95,24 @@ class FlowPlane(HintPlane):
         scene, self.config = pictures.scene, config
         self._width = min(scene.width, _WIDTH)
         self._height = max(1, round(scene.height * self._width / scene.width))
-        self._enlarged = int(np.clip(_WIDTH // self._width, 1, _MOST_ENLARGED))
+        self._enlarged = int(np.clip(_WIDTH // self._width, 1, _MAX_ENLARGED))
         scale = np.array((self._width / scene.width, self._height / scene.height, 1.0))
         self._intrinsics = scene.intrinsics.astype(np.float64) * scale[:, None]
         self._flow = lru_cache(8)(self._flow_between)  # of each pair both frames ask for both directions
 
     def settings(self) -> dict[str, Any]:
-        """Name and threshold."""
-        return {"name": self.name, "version": 1, "threshold": self.config.threshold}
+        """Threshold, and what identifies the pictures, their cameras, and the frames that are looked at."""
+        scene = self.pictures.scene
+        digest = hashlib.sha256(frame_digests(scene.frames).tobytes())
+        for part in (scene.camera_to_worlds, scene.intrinsics, scene.nears, scene.fars, scene.splits["train"]):
+            digest.update(np.ascontiguousarray(part, dtype="<f8").tobytes())
+        return {"name": self.name, "version": 1, "threshold": self.config.threshold, "of": digest.hexdigest()}
 
     def states(self, frame: int) -> Int8[np.ndarray, "h w"]:
         """What moves between the training frames before and after a frame, at the size that is looked at."""
         train = self.pictures.scene.splits["train"]
         others = [*train[train < frame][-1:], *train[train > frame][:1]]
-        if not others or min(self._height, self._width) * self._enlarged < _LEAST_SIDE:
+        if not others or min(self._height, self._width) * self._enlarged < _MIN_SIDE:
             return np.full((self._height, self._width), UNKNOWN, np.int8)
         pairs = [self._looked(frame, int(other)) for other in others]
         fits = [pair.still | pair.alike for pair in pairs]
@@ -130,9 +136,9 @@ class FlowPlane(HintPlane):
         agrees = _there_and_back(flow, back) <= _BACK + _BACK_SHARE * np.linalg.norm(flow, axis=-1)
         own, others = (self._picture(i).astype(np.float32) / 255 for i in (frame, other))
         led = _difference(own, others, places + flow)
-        count = int(np.clip(np.ceil(np.nan_to_num(length).max()), 2, _MOST_DEPTHS))
+        count = int(np.clip(np.ceil(np.nan_to_num(length).max()), 2, _MAX_DEPTHS))
         on_line = np.min([_difference(own, others, line.at(each)) for each in np.linspace(*line.ends, count)], 0)
-        far = max(_LEAST_PIXELS, self.config.threshold * width)
+        far = max(_MIN_PIXELS, self.config.threshold * width)
         trusted = agrees & (led <= _SAME_LOOK) & np.isfinite(on_line)
         clear = (on_line > _SAME_LOOK) & (on_line > _CLEARLY * led)
         blur = (line.ends[0] - line.ends[1]) / np.maximum(length, 1e-3)

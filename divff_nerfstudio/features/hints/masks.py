@@ -32,7 +32,7 @@ class MaskPlane(HintPlane):
 
     Raises:
         SceneError: If a mask is damaged, of another shape than the frames, transparent or soft, a frame has two, or
-            none has one.
+            none has one; if no mask holds a value that is named, or masks hold several and none is named.
     """
 
     name = "masks"
@@ -41,11 +41,17 @@ class MaskPlane(HintPlane):
         super().__init__(pictures)
         self._folder, self._option, self._labels = folder, option, tuple(sorted(set(labels)))
         self._files = self._found()
+        self._looks: set[tuple[int, ...]] = set()
         digest = hashlib.sha256()
         for frame, path in sorted(self._files.items()):
             self.states(frame)
             digest.update(f"{frame} ".encode() + hashlib.sha256(path.read_bytes()).digest())
         self._content = digest.hexdigest()
+        if absent := sorted(set(self._labels) - {look[0] for look in self._looks}):
+            raise SceneError(
+                f"No mask in {folder} holds {' or '.join(map(str, absent))}: give values of these masks with "
+                f"{option}-values."
+            )
 
     def settings(self) -> dict[str, Any]:
         """What the masks hold, and which values are inside."""
@@ -64,14 +70,20 @@ class MaskPlane(HintPlane):
                     "values or with a palette."
                 )
             inside = np.isin(values[..., :1], self._labels)
+            self._looks.update((int(value),) for value in np.unique(values[inside[..., 0], 0]))
         else:
             inside = (values != 0).any(-1, keepdims=True)
             looks = np.unique(values[inside[..., 0]], axis=0)
-            if len(looks) > 1:
+            known = bool(self._looks)
+            self._looks.update(tuple(map(int, look)) for look in looks)
+            if len(self._looks) > 1:
+                holds = (
+                    "another value than those before it" if known and len(looks) == 1 else f"{len(looks) + 1} values"
+                )
                 raise SceneError(
-                    f"{path} holds {len(looks) + 1} values, so that what is inside would be a guess: name those that "
-                    f"are with {self._option}-values 1 2, or write 0 outside and one other value inside (soft masks: "
-                    "cut them at a half)."
+                    f"{path} holds {holds}, so that what is inside would be a guess: name those that are with "
+                    f"{self._option}-values 1 2, or write 0 outside and one other value inside, the same in all masks "
+                    "(soft masks: cut them at a half)."
                 )
         yes = fitted_mask(path, inside, scene)[..., 0]
         return stated(yes, ~yes)

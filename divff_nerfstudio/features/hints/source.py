@@ -68,6 +68,7 @@ class HintSource(FeatureSource):
     def __init__(self, pictures: Pictures, encoder: str, device: torch.device, config: HintSourceConfig | None = None):
         super().__init__(pictures, encoder, device, config or HintSourceConfig())
         self.planes = self._plane("moving"), self._plane("hands")
+        self._refuse_unused()
         if all(isinstance(plane, NoPlane) for plane in self.planes):
             raise DivffError(
                 "--hints.moving and --hints.hands say nothing: give flow, a folder of masks or module:Class for one of "
@@ -90,6 +91,20 @@ class HintSource(FeatureSource):
         table = np.stack((codes // 3 - 1, codes % 3 - 1), -1)
         return FrameFeatures(index.reshape(size).astype(np.uint16), table.astype(np.float32))
 
+    def _refuse_unused(self) -> None:
+        """Refuses options of planes that are not there."""
+        for which, plane in zip(("moving", "hands"), self.planes, strict=True):
+            if getattr(self.config, f"{which}_values") and not isinstance(plane, MaskPlane):
+                raise DivffError(
+                    f"--hints.{which}-values are of masks, but --hints.{which} is {getattr(self.config, which)}: give "
+                    f"a folder of masks with --hints.{which}, or leave the values out."
+                )
+        if tuple(self.config.box_size) != HintSourceConfig.box_size and not isinstance(self.planes[1], BoxPlane):
+            raise DivffError(
+                "--hints.box-size is of pictures in which boxes were found, but there are no boxes: give their file "
+                "with --hints.hands, or leave the size out."
+            )
+
     def _plane(self, which: Literal["moving", "hands"]) -> HintPlane:
         config, pictures, option = self.config, self.pictures, f"--hints.{which}"
         name: str = getattr(config, which)
@@ -107,9 +122,24 @@ class HintSource(FeatureSource):
         if which == "hands" and path.suffix == ".json":
             return BoxPlane(pictures, path, config.box_size)
         if ":" in name:
-            return plugin_class(name, HintPlane, f"plane of hints for {option}", {})(pictures)  # pyright: ignore
+            return _described(plugin_class(name, HintPlane, f"plane of hints for {option}", {})(pictures))  # pyright: ignore
         what = "no folder of masks" + (", no file of boxes" if which == "hands" else "")
         raise DivffError(f"{option} {name} is {what}, nor one of {', '.join(made)}: name one that is there.")
+
+
+def _described(plane: HintPlane) -> HintPlane:
+    """A plane of somebody else's that says what it is."""
+    try:
+        named = bool(plane.name.strip())
+        json.dumps(plane.settings())
+    except (AttributeError, TypeError, ValueError):
+        named = False
+    if not named:
+        raise DivffError(
+            f"{type(plane).__name__} does not say what it is: give it a name, a text, and have its method settings "
+            "return numbers and texts alone."
+        )
+    return plane
 
 
 def _checked(plane: HintPlane, frame: int) -> Int8[np.ndarray, "h w"]:

@@ -34,12 +34,18 @@ def open_hints(scene: Scene, folder: Path, command: str) -> FeatureStore:
         FeatureStoreError: If the store is damaged, or holds features.
     """
     if not has_hints(folder):
-        raise SceneError(f"{folder.parent} lacks hints: run `{command}`, or set --pipeline.model.hints off.")
+        raise SceneError(
+            f"{folder.parent} lacks hints: run `{command}` with --hints.moving or --hints.hands, or set "
+            "--pipeline.model.hints off."
+        )
     store = FeatureStore.open(folder)
     if store.header.kind != HINTS:
         raise FeatureStoreError(f"{folder} holds {store.header.kind} features: call it so, or remove it.")
     if difference := store.other_frames(scene):
-        raise SceneError(f"The hints in {folder} were extracted {difference}: run `{command} --overwrite`.")
+        raise SceneError(
+            f"The hints in {folder} ({store.header.model}) were extracted {difference}: run `{command} --overwrite` "
+            "with the --hints.moving and --hints.hands that they were made with."
+        )
     CONSOLE.print(told(store, scene.splits["train"]), soft_wrap=True, markup=False)
     return store
 

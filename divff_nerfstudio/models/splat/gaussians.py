@@ -259,7 +259,10 @@ class DynamicGaussians(GaussianLayer):
         self.max_uncertainty = max_uncertainty
 
     def own_rows(self) -> dict[str, tuple[int, ...]]:
-        """Centre, duration and ramp of presence, velocity and acceleration, change of rotation, uncertainty."""
+        """When it is there, velocity and acceleration, change of rotation, uncertainty.
+
+        Durations are logarithms of half durations, less a frame's; ramps are logarithms, relative to what is usual.
+        """
         return {"centres": (), "durations": (), "ramps": (), "motions": (2, 3), "turns": (4,), "uncertainties": ()}
 
     def half_durations(self) -> Float[Tensor, "gaussians"]:
@@ -383,9 +386,9 @@ def counts_at_once(values: Tensor) -> bool:
     return not is_card(values.device)
 
 
-def bounded(raw: Float[Tensor, "gaussians"], largest: float) -> Float[Tensor, "gaussians"]:
+def bounded(raw: Float[Tensor, "gaussians"], bound: float) -> Float[Tensor, "gaussians"]:
     """Uncertainties from rows, between 0 and a bound, so that they cannot explain a wrong colour away."""
-    return largest * torch.sigmoid(raw - 1)
+    return bound * torch.sigmoid(raw - 1)
 
 
 def _make_room(layer: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:

@@ -212,9 +212,12 @@ class SplatModel(LayeredModel):
     def get_param_groups(self) -> dict[str, list[Any]]:
         """Parameters by what they are; each row of each layer is a group of its own for gsplat's strategies."""
         groups: dict[str, list[Any]] = {}
+        # By their former names: checkpoints tell states of optimizers apart by their places alone.
+        former = {name: former for former, name in FORMER_ROWS.items()}
         for layer in LAYERS:
-            for name, row in self.gaussian_layer(layer).rows.items():
-                groups.setdefault(ROW_GROUPS.get(name, name), []).append({"params": [row]})
+            rows = self.gaussian_layer(layer).rows
+            for name in sorted(rows, key=lambda name: former.get(name, name)):
+                groups.setdefault(ROW_GROUPS.get(name, name), []).append({"params": [rows[name]]})
         rows = {id(group["params"][0]) for each in groups.values() for group in each}
         others = [parameter for parameter in self.layers.parameters() if id(parameter) not in rows]
         groups["networks"] = [*others, *(self.actor_shadow.parameters() if self.actor_shadow is not None else ())]
