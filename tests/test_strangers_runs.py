@@ -200,6 +200,7 @@ def _first(state: dict) -> str:
         (lambda s: s["pipeline"].update({_first(s): 3}), ("no tensor",)),
         (lambda s: s["pipeline"].update({3: torch.zeros(1)}), ("no tensor",)),
         (lambda s: s["pipeline"].update({_first(s): torch.zeros(2, device="meta")}), ("no tensor",)),
+        (lambda s: s["pipeline"].update({f"module.{_first(s)}": torch.zeros(1)}), ("holds a weight twice",)),
         (lambda s: s["pipeline"].pop(_first(s)), ("does not fit",)),
         (lambda s: s["pipeline"].update({"_model.more": torch.zeros(1)}), ("does not fit", "_model.more")),
         (lambda s: s["pipeline"].update({_first(s): torch.zeros(2, 2)}), ("does not fit",)),
