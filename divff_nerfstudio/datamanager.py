@@ -23,6 +23,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
 from torch import Tensor
 
+from divff_nerfstudio.cache_dirs import features_dir
 from divff_nerfstudio.card import free_bytes, sent
 from divff_nerfstudio.data.annotations import check_annotations
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
@@ -122,13 +123,9 @@ class DivFFDataManagerConfig(VanillaDataManagerConfig):
         return len(scene.splits["train"]) * scene.height * scene.width, stored
 
     def has_hints(self) -> bool:
-        """Whether the scene has hints of what moves and what is hand.
-
-        Raises:
-            SceneError: If the scene cannot be read.
-        """
-        scene = load_scene(self.data or self.dataparser.data, check_frames=False)
-        return has_hints(store_root(scene, self.feature_dir) / HINTS)
+        """Whether the scene has hints of what moves and what is hand; not if there is no scene, which is told later."""
+        root = (self.data or self.dataparser.data).resolve()
+        return has_hints((self.feature_dir or features_dir(root)) / HINTS)
 
 
 class DivFFDataManager(VanillaDataManager[SceneDataset]):

@@ -1,19 +1,16 @@
-"""Makes the gallery of the documentation of a trained run: short videos, the things of the scene, and who moved what.
+"""Makes the gallery of the documentation of a trained run: short videos.
 
 python scripts/gallery.py --load-config RUN/config.yml
 """
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from PIL import Image
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -27,8 +24,6 @@ class Exhibit:
     text: str
     words: tuple[str, ...]
     """The command and its options, without the run and the output."""
-    file: str = ""
-    """Of the files that the command writes into a folder, the one that is shown; empty: it writes one file."""
 
 
 EXHIBITS = (
@@ -51,26 +46,12 @@ EXHIBITS = (
         "The whole video from one fixed viewpoint, with the actor's layer hidden.",
         ("video", "--layout", "prediction", "--hide", "actor", "--cell-height", "192"),
     ),
-    Exhibit(
-        "things.png",
-        "The things of the scene",
-        "What `divff objects` takes for one thing, by features, place and time; names are the demo encoder's.",
-        ("objects",),
-        "things.png",
-    ),
-    Exhibit(
-        "diary.png",
-        "Who moved what",
-        "The room from above, with the ways of what was moved, by `divff diary`.",
-        ("diary",),
-        "plan.png",
-    ),
 )
 
 
 @dataclass
 class GalleryConfig:
-    """Make the gallery's pictures and videos, and the page that shows them."""
+    """Make the gallery's videos, and the page that shows them."""
 
     load_config: Path
     """config.yml of the run."""
@@ -78,8 +59,6 @@ class GalleryConfig:
     """Folder of its scene, if that is no longer where it was."""
     page: Path = DOCS / "gallery.md"
     """The page."""
-    colours: int = 128
-    """Size of the pictures' palette; a small one makes small files."""
 
     def main(self) -> None:
         """Runs the commands and writes the page."""
@@ -94,20 +73,13 @@ class GalleryConfig:
     def _make(self, exhibit: Exhibit, path: Path) -> None:
         run = ("--load-config", str(self.load_config), *(() if self.data is None else ("--data", str(self.data))))
         program = str(Path(sys.executable).with_name("divff"))
-        with tempfile.TemporaryDirectory() as scratch:
-            made = Path(scratch) / (exhibit.name if not exhibit.file else "made")
-            subprocess.run([program, exhibit.words[0], *run, *exhibit.words[1:], "--output", str(made)], check=True)
-            if not exhibit.file:
-                shutil.copyfile(made, path)
-                return
-            with Image.open(made / exhibit.file) as picture:
-                picture.convert("RGB").quantize(self.colours).save(path, optimize=True)
+        words = (program, exhibit.words[0], *run, *exhibit.words[1:], "--output", str(path))
+        subprocess.run(words, check=True)
 
     @staticmethod
     def _section(exhibit: Exhibit) -> str:
         place = f"images/gallery/{exhibit.name}"
-        video = f'<video controls loop muted playsinline src="../{place}" width="100%"></video>'
-        shown = video if exhibit.name.endswith(".mp4") else f"![{exhibit.title}]({place})"
+        shown = f'<video controls loop muted playsinline src="../{place}" width="100%"></video>'
         words = " ".join(f'"{word}"' if " " in word else word for word in exhibit.words)
         return f"## {exhibit.title}\n\n{exhibit.text}\n\n{shown}\n\n`divff {words} --load-config RUN/config.yml`\n"
 

@@ -113,7 +113,7 @@ def test_hints_that_are_missing_or_of_other_frames_stop_the_start(tiny_scene: Pa
 def test_both_methods_train_on_the_hints_that_there_are(tiny_scene: Path, tmp_path: Path, configured: Callable):
     def losses(name: str, **options: object) -> tuple[str, dict[str, torch.Tensor]]:
         config = configured(tiny_scene, tmp_path / name)
-        for key, value in options.items():
+        for key, value in {"hints": "auto", **options}.items():
             setattr(config.pipeline.model, key, value)
         torch.manual_seed(0)
         trainer = tiny_run.trainer_of(config)

@@ -68,8 +68,8 @@ def test_what_is_seen_late_or_no_more():
 def test_spans_are_told_around_a_moment(found):
     mug = named(found, "mug")
     assert spans_told(mug, clock(), 6) == "rests 0.0 s to 5.0 s, carried 6.0 s to 6.0 s, rests 7.0 s to 15.0 s"
-    assert spans_told(mug, clock(), 15, most=1) == "rests 7.0 s to 15.0 s (2 before that)"
-    assert spans_told(mug, clock(), 6, most=1) == "carried 6.0 s to 6.0 s (1 before that and 1 after that)"
+    assert spans_told(mug, clock(), 15, max_spans=1) == "rests 7.0 s to 15.0 s (2 before that)"
+    assert spans_told(mug, clock(), 6, max_spans=1) == "carried 6.0 s to 6.0 s (1 before that and 1 after that)"
 
 
 def test_who_goes_there_sees_it(found):
