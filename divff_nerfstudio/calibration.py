@@ -48,7 +48,8 @@ _MIN_SHARE = 0.0008
 _MIN_PHRASES = 20
 _CHANCE = 1.5
 _NARROWEST = 0.15
-_MIN_PIXELS = 6
+MIN_PIXELS = 6
+"""Fewer pixels of a view are noise."""
 _COMMON = Path(__file__).parent / "configs" / "common_phrases.json"
 
 
@@ -252,7 +253,7 @@ def standing(verdict: Verdict, mask: Bool[np.ndarray, "height width"], pixels: i
     """
     if not verdict.in_scene:
         return "not in the scene"
-    return "in view" if pixels * int(mask.sum()) >= _MIN_PIXELS else "in the scene, not in view"
+    return "in view" if pixels * int(mask.sum()) >= MIN_PIXELS else "in the scene, not in view"
 
 
 def parting(sure: Float[np.ndarray, "phrases"]) -> float:

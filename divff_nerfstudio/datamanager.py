@@ -319,13 +319,14 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         rays, drawn = self.train_pixel_sampler.draw(where, self._contested if contested else None)
         batch: dict[str, Any] = dict(drawn)
         camera, row, column = drawn["indices"].unbind(-1)
+        in_scene = self.train_pixel_sampler.in_scene(camera)
         if self.with_features(step):
-            batch["features"] = self._features.lookup(self.train_pixel_sampler.in_scene(camera), row, column)
+            batch["features"] = self._features.lookup(in_scene, row, column)
         if self._labels is not None:
             codes = self._codes.pixels(camera, row, column)
             batch["evidence"] = self._labels.chances(codes)
             batch["resting"] = self._labels.resting(codes, sent(camera, self.device), self._times)
-        for name, (said, _) in self._hints.lookup(self.train_pixel_sampler.in_scene(camera), row, column).items():
+        for name, (said, _) in self._hints.lookup(in_scene, row, column).items():
             batch[name] = said
         return rays, batch
 

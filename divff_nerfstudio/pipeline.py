@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -135,9 +136,10 @@ class DivFFPipeline(VanillaPipeline):
         kept = kept_beside(load_config, self.model.step) if load_config.is_file() else None
         frames = len(self._trained.scene)
         if frames > MAX_UNASKED and not (kept is not None and kept.is_file()):
+            command = shlex.join(["divff", "objects", "--load-config", str(load_config)])
             raise DivffError(
-                f"To find the things of {frames} frames, all are rendered: run `divff objects --load-config "
-                f"{load_config}` once, and the panel knows them from then on."
+                f"To find the things of {frames} frames, all are rendered: run `{command}` once, and the panel knows "
+                "them from then on."
             )
         return Scene(self._trained, kept, looked)
 

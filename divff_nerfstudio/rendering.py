@@ -134,7 +134,7 @@ def expected_depth(
 def ray_uncertainty(
     composited: Composite, samples: Mapping[Layer, LayerSamples], min_uncertainty: float
 ) -> Float[Tensor, "rays"]:
-    """Standard deviation of a ray's colour: the moving layers' weighted sums, plus `least` (NeRF-W, DIV-FF)."""
+    """Standard deviation of a ray's colour: weighted sums of moving layers and `min_uncertainty` (NeRF-W, DIV-FF)."""
     weights = next(iter(composited.weights.values()))
     total = torch.full_like(weights[:, 0], min_uncertainty)
     for layer, sample in samples.items():

@@ -28,17 +28,17 @@ MAX_BYTES = 256 * 2**20
 MAX_DEPTH = 32
 """No format of ours has lists in lists deeper than this."""
 _BRACKETS_AND_TEXTS = re.compile(r'[\[\]{}]|"(?:\\.|[^"\\])*"', re.DOTALL)
-_MAX_NUMBER = 1e15
+MAX_NUMBER = 1e15
 """Larger numbers are faults: what is computed of them is no longer finite in single precision."""
 
 Value = TypeVar("Value")
-Number = Annotated[float, Field(ge=-_MAX_NUMBER, le=_MAX_NUMBER, allow_inf_nan=False)]
+Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)]
 """A finite number that single precision holds."""
-Positive = Annotated[float, Field(gt=0, le=_MAX_NUMBER, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=MAX_NUMBER, allow_inf_nan=False)]
 """A number above 0."""
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 """A number from 0 to 1, such as a time or a probability."""
-Weight = Annotated[float, Field(ge=0, le=_MAX_NUMBER, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=MAX_NUMBER, allow_inf_nan=False)]
 """A number from 0 on, such as a loss's weight."""
 Count = Annotated[int, Field(ge=1, le=2**53)]
 """How many, at least one."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, UInt64
 
+from divff_nerfstudio.schema import MAX_NUMBER
+
 MODEL_PARAMS = {
     "SIMPLE_PINHOLE": 3, "PINHOLE": 4, "SIMPLE_RADIAL": 4, "RADIAL": 5, "OPENCV": 8, "OPENCV_FISHEYE": 8,
     "FULL_OPENCV": 12, "FOV": 5, "SIMPLE_RADIAL_FISHEYE": 4, "RADIAL_FISHEYE": 5, "THIN_PRISM_FISHEYE": 12,
@@ -18,7 +20,6 @@ MODEL_PARAMS = {
     "EUCM": 6, "EQUIRECTANGULAR": 2,
 }  # fmt: skip
 """How many parameters COLMAP's camera models have, in the order of their ids."""
-_MAX_NUMBER = 1e15
 _UNIT_TOLERANCE = 1e-3
 
 
@@ -106,7 +107,7 @@ def check_images(images: Images, cameras: dict[int, Camera]) -> None:
             raise ModelFault(f"its image {name} has the camera {camera}, which is not among the cameras")
     poses = np.array(images.poses, np.float64).reshape(-1, 7)
     unit_quaternions(poses[:, :4])
-    if not (np.abs(poses) <= _MAX_NUMBER).all():
+    if not (np.abs(poses) <= MAX_NUMBER).all():
         raise ModelFault("it has a position that is no finite number")
 
 
@@ -114,7 +115,7 @@ def check_points(points: Points, images: Images) -> None:
     """Raises ModelFault where a point is there twice, nowhere, or seen by an image that does not exist."""
     if len(np.unique(points.keys)) < len(points.keys):
         raise ModelFault("two of its points have the same id")
-    if not (np.abs(points.positions) <= _MAX_NUMBER).all():
+    if not (np.abs(points.positions) <= MAX_NUMBER).all():
         raise ModelFault("it has a point whose position is no finite number")
     keys = np.array(images.keys, np.uint64)
     order = np.argsort(keys)

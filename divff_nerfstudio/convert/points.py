@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from divff_nerfstudio.convert.names import ConvertError
-
-_MAX_NUMBER = 1e15
+from divff_nerfstudio.schema import MAX_NUMBER
 
 
 def read_points(path: Path | None) -> Float[np.ndarray, "p 3"]:
@@ -30,7 +29,7 @@ def read_points(path: Path | None) -> Float[np.ndarray, "p 3"]:
         raise ConvertError(f"{path} is missing: put the points there, or give --points.") from None
     except (plyfile.PlyParseError, KeyError, ValueError, TypeError, OSError, OverflowError, IndexError) as error:
         raise ConvertError(f"{path} is no PLY file with points ({error}): give another as --points.") from None
-    if not (np.abs(points) <= _MAX_NUMBER).all():
+    if not (np.abs(points) <= MAX_NUMBER).all():
         raise ConvertError(f"{path} has a point whose position is no finite number: give another as --points.")
     return points
 

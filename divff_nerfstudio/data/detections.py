@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import Number, Record, read_json
 
@@ -95,6 +96,32 @@ def read_detections(
         raise DetectionsError(
             f"{path} has boxes in shares of the picture: multiply them by its width and height, "
             f"{box_size[0]}x{box_size[1]}, or {resize}."
+        )
+    return found
+
+
+def scene_detections(
+    scene: Scene, path: Path, box_size: tuple[int, int], option: str, size_option: str
+) -> dict[int, Detections]:
+    """What `read_detections` gives, of a scene's own video.
+
+    Args:
+        scene: The scene.
+        path: The file.
+        box_size: Width and height of the pictures that the boxes were found in.
+        option: The option that names the file, for messages.
+        size_option: The option that gives the size.
+
+    Raises:
+        DetectionsError: As `read_detections`, and if none of the scene's frames is in it.
+    """
+    resize = f"give the size of those that the boxes were found in with {size_option}"
+    found = read_detections(path, box_size, f"name their file with {option}", resize)
+    numbers = scene.video_numbers.tolist()
+    if not any(number in found for number in numbers):
+        raise DetectionsError(
+            f"{path} has none of the scene's frames ({numbers[0]} to {numbers[-1]} of the video): name the boxes of "
+            f"this video with {option}."
         )
     return found
 

@@ -18,13 +18,12 @@ from pydantic import Field
 
 from divff_nerfstudio.arrays import ArrayFaultError, read_arrays
 from divff_nerfstudio.data.scene import Scene, SceneError
-from divff_nerfstudio.schema import Positive, Record, read_json
+from divff_nerfstudio.schema import MAX_NUMBER, Positive, Record, read_json
 
 UNLABELLED = "unlabelled"
 """Name of the instance that stands for what the renderer did not name."""
 _OBJECT = 1
 _RIGID_TOLERANCE = 1e-3
-_MAX_NUMBER = 1e15
 _REMEDY = "write the ground truth anew"
 _Number = Annotated[int, Field(ge=0, lt=10**12)]
 
@@ -158,7 +157,7 @@ def _poses(path: Path, poses: Mapping[str, np.ndarray], entry: Instance, count: 
     own = poses.get(entry.name)
     if own is None:
         raise SceneError(f"{path} has no poses of {entry.name}, which is moved: {_REMEDY}.")
-    if own.shape != (count, 3, 4) or own.dtype.kind != "f" or not (np.abs(own) <= _MAX_NUMBER).all():
+    if own.shape != (count, 3, 4) or own.dtype.kind != "f" or not (np.abs(own) <= MAX_NUMBER).all():
         raise SceneError(
             f"{path} has no 3x4 matrix of finite numbers of {entry.name} for each of {count} frames: {_REMEDY}."
         )

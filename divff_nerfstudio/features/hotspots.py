@@ -13,7 +13,7 @@ import torch
 import tyro
 from jaxtyping import Bool, UInt8, UInt16
 
-from divff_nerfstudio.data.detections import FILE, Box, DetectionsError, read_detections
+from divff_nerfstudio.data.detections import FILE, Box, scene_detections
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.clip_source import ClipSource
 from divff_nerfstudio.features.pictures import Pictures
@@ -80,13 +80,8 @@ class HotspotSource(PreparedSource):
     ):
         super().__init__(pictures, encoder, device, config or HotspotSourceConfig())
         path = self.config.boxes or pictures.scene.root / FILE
-        self.detections = read_detections(path, self.config.box_size)
-        numbers = pictures.scene.video_numbers.tolist()
-        if not any(number in self.detections for number in numbers):
-            raise DetectionsError(
-                f"{path} has none of the scene's frames ({numbers[0]} to {numbers[-1]} of the video): name the boxes "
-                "of this video with --hotspot.boxes."
-            )
+        size = self.config.box_size
+        self.detections = scene_detections(pictures.scene, path, size, "--hotspot.boxes", "--hotspot.box-size")
         self._boxes = hashlib.sha256(path.read_bytes()).hexdigest()
         made = source_class(self.config.video)
         if not issubclass(made, ClipSource):

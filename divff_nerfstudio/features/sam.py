@@ -289,7 +289,7 @@ def mask_nms(masks: Bool[Tensor, "n h w"], scores: Float[Tensor, "n"], threshold
 
 
 def filled_and_rid(mask: Bool[np.ndarray, "h w"], min_area: float) -> Bool[np.ndarray, "h w"]:
-    """A mask without holes and islands of fewer than `least` pixels; its largest island stays in any case."""
+    """A mask without holes and islands of fewer than `min_area` pixels; its largest island stays in any case."""
     import cv2
 
     def sizes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from divff_nerfstudio.calibration import MIN_PIXELS
 from divff_nerfstudio.objects.things import Thing
 from divff_nerfstudio.objects.whereabouts import Whereabouts, whereabouts
 from divff_nerfstudio.query import EXAMPLE_NAME, Answer
@@ -23,7 +24,6 @@ from divff_nerfstudio.viewer.views import View
 
 MAX_THINGS = 3
 """So many things are told of for each phrase."""
-_MIN_PIXELS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ class Telling:
         for phrase, things in meant.items():
             for thing in things:
                 where = whereabouts(thing, frame)
-                seen = every**2 * int((numbers == thing.number).sum()) >= _MIN_PIXELS
+                seen = every**2 * int((numbers == thing.number).sum()) >= MIN_PIXELS
                 words = where.told(self._things.scene.found, self._things.clock, pose)
                 told.append(Told(phrase, where, seen, words))
         self._publish(told, frame)
@@ -140,7 +140,7 @@ class Telling:
         for i, (phrase, state) in enumerate(zip(answer.phrases, states, strict=True)):
             if things := meant.get(phrase):
                 own = torch.isin(shown, torch.tensor([thing.number for thing in things], device=masks.device))
-                if state != "in view" or int(own.sum()) >= _MIN_PIXELS:
+                if state != "in view" or int(own.sum()) >= MIN_PIXELS:
                     masks[..., i] = own
         self._answering.outline(view, answer, masks)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int8
 
-from divff_nerfstudio.data.detections import Box, DetectionsError, read_detections
+from divff_nerfstudio.data.detections import Box, scene_detections
 from divff_nerfstudio.features.hints.planes import UNKNOWN, HintPlane, stated
 from divff_nerfstudio.features.hotspots import hotspot_mask
 from divff_nerfstudio.features.pictures import Pictures
@@ -41,18 +41,7 @@ class BoxPlane(HintPlane):
     def __init__(self, pictures: Pictures, path: Path, box_size: tuple[int, int]):
         super().__init__(pictures)
         self._size = box_size
-        self._found = read_detections(
-            path,
-            box_size,
-            "name their file with --hints.hands",
-            "give the size of those that the boxes were found in with --hints.box-size",
-        )
-        numbers = pictures.scene.video_numbers.tolist()
-        if not any(number in self._found for number in numbers):
-            raise DetectionsError(
-                f"{path} has none of the scene's frames ({numbers[0]} to {numbers[-1]} of the video): name the boxes "
-                "of this video with --hints.hands."
-            )
+        self._found = scene_detections(pictures.scene, path, box_size, "--hints.hands", "--hints.box-size")
         self._content = hashlib.sha256(path.read_bytes()).hexdigest()
 
     def settings(self) -> dict[str, Any]:

@@ -5,6 +5,8 @@ Modules and weights are named as in the published file. Shapes: B pictures, N pa
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from torch.nn.functional import interpolate, relu
 
 from divff_nerfstudio.evaluation.baselines.ooal.shape import DECODER_HEADS, OoalShape
 from divff_nerfstudio.evaluation.baselines.ooal.text import PromptLearner, TextEncoder
-from divff_nerfstudio.evaluation.baselines.ooal.vision import Dino, Perceptron
+from divff_nerfstudio.evaluation.baselines.ooal.vision import Dino
 
 _MAP_SCALE = 512**-0.5
 """Factor of the similarities in a map, whatever the width."""
@@ -72,7 +74,10 @@ class Ooal(nn.Module):
         self.shape = shape
         width, embedding = shape.width, shape.embedding
         self.merge_weight = nn.Parameter(torch.zeros(shape.merged))
-        self.embedder = Perceptron(width, shape.embedder_hidden, embedding, normed=True)
+        within = nn.Linear(width, shape.embedder_hidden), nn.Linear(shape.embedder_hidden, embedding)
+        self.embedder = nn.Sequential(
+            OrderedDict(norm=nn.LayerNorm(width), fc1=within[0], gelu=nn.GELU(), fc2=within[1])
+        )
         self.dino_model = Dino(shape)
         self.prompt_learner = PromptLearner(shape)
         self.aff_text_encoder = TextEncoder(shape)

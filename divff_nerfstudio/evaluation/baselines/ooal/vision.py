@@ -8,33 +8,12 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import gelu, interpolate
+from torch.nn.functional import interpolate
 
 from divff_nerfstudio.evaluation.baselines.ooal.shape import OoalShape
 
 _OFFSET = 0.1
 """Added to the rows and columns of patches before the positions are stretched, as DINOv2 was trained."""
-
-
-class Perceptron(nn.Module):
-    """Two layers with GELU between.
-
-    Args:
-        width: Length of the input.
-        hidden: Length between.
-        output: Length of the output.
-        normed: Normalise the input.
-    """
-
-    def __init__(self, width: int, hidden: int, output: int, normed: bool = False):
-        super().__init__()
-        self.norm = nn.LayerNorm(width) if normed else nn.Identity()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, output)
-
-    def forward(self, values: Float[Tensor, "*bs width"]) -> Float[Tensor, "*bs output"]:
-        """The layers."""
-        return self.fc2(gelu(self.fc1(self.norm(values))))
 
 
 class Dino(nn.Module):
