@@ -22,6 +22,7 @@ python scripts/bench.py gpu --data SCENE
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,7 @@ class Bench:
         from divff_nerfstudio.registry import divff
         from divff_nerfstudio.trainer import DivFFTrainerConfig
 
-        config = divff.config
+        config = copy.deepcopy(divff.config)
         assert isinstance(config, DivFFTrainerConfig)
         config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
         config.pipeline.datamanager.data = self.data

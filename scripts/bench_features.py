@@ -5,6 +5,7 @@ Scene and stores are made of random pictures and random segments, so that nothin
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -167,7 +168,7 @@ class Memory:
         from divff_nerfstudio.registry import divff
         from divff_nerfstudio.trainer import DivFFTrainerConfig
 
-        config = divff.config
+        config = copy.deepcopy(divff.config)
         assert isinstance(config, DivFFTrainerConfig) and self.scene is not None
         config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
         config.pipeline.datamanager.data = self.scene

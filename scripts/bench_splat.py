@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ class Splat:
         from divff_nerfstudio.registry import divff_splat
         from divff_nerfstudio.trainer import DivFFTrainerConfig
 
-        config = divff_splat.config
+        config = copy.deepcopy(divff_splat.config)
         assert isinstance(config, DivFFTrainerConfig)
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         config.machine.device_type = automatic if self.device == "auto" else self.device

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import tiny_run
+
+from divff_nerfstudio.registry import divff, divff_paper, divff_splat
 
 
 def test_every_figure_is_taken(tiny_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -16,7 +19,9 @@ def test_every_figure_is_taken(tiny_scene: Path, tmp_path: Path, monkeypatch: py
     tiny_run.write_features(tiny_scene, tmp_path / "encoder")
     sizes = Sizes(rays=32, view=(28, 16), seconds=0.2, steps=8, gaussians=60, splat_view=(28, 16), repeats=1)
     sizes.shrink = tiny_run.shrink
+    registered = [copy.deepcopy(method.config) for method in (divff, divff_paper, divff_splat)]
     figures = Gpu(tiny_scene, only=tuple(AIMS.keys() - {"segments"}), device="cpu", sizes=sizes).main()["figures"]
+    assert registered == [method.config for method in (divff, divff_paper, divff_splat)]
     assert {name: entry["error"] for name, entry in figures.items() if "error" in entry} == {}
     printed = capsys.readouterr().out
     assert json.loads(printed[printed.rindex('{\n  "machine"') :])["figures"].keys() == figures.keys()

@@ -7,7 +7,7 @@ from typing import Any
 
 import viser
 
-from divff_nerfstudio.viewer.elements import fill, write
+from divff_nerfstudio.viewer.elements import Follower, write
 from divff_nerfstudio.viewer.markup import as_image, as_markdown, legend
 from divff_nerfstudio.viewer.parts import Parts
 from divff_nerfstudio.viewer.views import View
@@ -33,13 +33,13 @@ def add_shown(panel: Parts) -> Any:
     names = {output: name for name, output in SHOWN.items()}
 
     def follow() -> None:
-        fill(box, names.get(panel.context.viewer.output, box.value))
+        follower.follow(lambda: names.get(panel.context.viewer.output, box.value))
 
     def show(name: str) -> None:
         panel.answering.show(SHOWN[name])
         follow()
 
-    box.on_update(lambda _: show(box.value))
+    follower = Follower(box, show)
     panel.context.viewer.on_output(follow)
     return box
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from divff_nerfstudio.viewer.context import FEATURES
-from divff_nerfstudio.viewer.elements import fill
+from divff_nerfstudio.viewer.elements import Follower
 from divff_nerfstudio.viewer.parts import Parts
 
 NO_PRESET = "pick a question ..."
@@ -19,8 +19,8 @@ def add_question(panel: Parts) -> Any:
         disabled=panel.mute,
         hint='What to look for; several phrases are separated by ";".',
     )
-    box.on_update(lambda _: panel.asking.change(text=box.value))
-    panel.asking.suggested.connect(lambda text, _: fill(box, text))
+    follower = Follower(box, lambda text: panel.asking.change(text=text))
+    panel.asking.suggested.connect(lambda text, _: follower.follow(lambda: text))
     return box
 
 
@@ -52,8 +52,13 @@ def add_features(panel: Parts) -> Any:
         disabled=panel.mute,
         hint="Image features know what things are, video features what is done with them.",
     )
-    box.on_update(lambda _: panel.asking.change(features=kinds[box.value]))
-    panel.asking.suggested.connect(lambda _, kind: None if kind is None else fill(box, FEATURES[kind]))
+    follower = Follower(box, lambda text: panel.asking.change(features=kinds[text]))
+
+    def follow(_: str, kind: str | None) -> None:
+        if kind is not None:
+            follower.follow(lambda: FEATURES[kind])
+
+    panel.asking.suggested.connect(follow)
     return box
 
 
@@ -70,8 +75,8 @@ def add_negatives(panel: Parts) -> Any:
         disabled=panel.mute,
         hint='What questions are held against, separated by ";". Empty: the usual ones.',
     )
-    box.on_update(lambda _: panel.asking.change_negatives(box.value))
-    panel.asking.switched.connect(lambda kind: fill(box, usual(kind)))
+    follower = Follower(box, panel.asking.change_negatives)
+    panel.asking.switched.connect(lambda kind: follower.follow(lambda: usual(kind)))
     return box
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import viser
 
-from divff_nerfstudio.viewer.elements import fill, write
+from divff_nerfstudio.viewer.elements import Follower, write
 from divff_nerfstudio.viewer.parts import Parts
 
 
@@ -20,8 +20,8 @@ def add_frame(panel: Parts) -> Any:
     ids, hint = panel.context.frames.ids, "Reaches every frame of the scene."
     first, last = int(ids[0]), int(ids[-1])
     box = panel.gui.add_number("Frame", first, min=first, max=last, step=1, hint=hint)
-    box.on_update(lambda _: panel.context.go_to(box.value))
-    panel.context.viewer.on_time(lambda: fill(box, int(ids[panel.context.frame])))
+    follower = Follower(box, panel.context.go_to)
+    panel.context.viewer.on_time(lambda: follower.follow(lambda: int(ids[panel.context.frame])))
     return box
 
 
