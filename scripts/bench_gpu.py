@@ -181,7 +181,7 @@ class Gpu:
         from nerfstudio.utils import writer
 
         config = self._config(features, steps)
-        config.output_dir, config.experiment_name, config.timestamp = Path(folder), "bench", f"{features}-{steps}"
+        config.output_dir, config.experiment_name, config.timestamp = Path(tempfile.mkdtemp(dir=folder)), "bench", "run"
         config.viewer.quit_on_train_completion = True
         config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 1 << 30
         writer.EVENT_WRITERS.clear()
