@@ -25,7 +25,7 @@ from divff_nerfstudio.evidence.votes import count, decide, of_kinds
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import NO_FEATURE, FeatureStore
 
-_VERSION = 4
+_VERSION = 5
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2
@@ -40,7 +40,7 @@ _KEPT, _KEPT_WIDTH = 0.85, 0.05
 _RESTS, _RESTS_WIDTH = 0.29, 0.06
 """Evidence of resting that tells objects from hands, per frame of the video, and how sharp that bound is."""
 _SURE, _SURE_WIDTH = 0.5, 0.1
-_OBJECT, _OBJECT_WIDTH = 0.33, 0.06
+_OBJECT, _OBJECT_WIDTH = 0.47, 0.06
 """From which share of resting on something is an object: it is also carried, but hands hardly ever rest."""
 _KNOWN = 0.15
 """Evidence of resting, per frame of the video and pixel, from which on a segment's depth is relied upon."""

@@ -7,7 +7,10 @@ from jaxtyping import Float, Int
 
 _PIXEL, _SEGMENT, _KIND = 1 / 3, 1 / 3, 1 / 3
 """Shares of a pixel's own evidence, its segment's, and that of all segments that look alike, at all times."""
-_BLOCK = 2048
+_RESTING = 0.8
+"""Which quantile of resting counts, of all that looks alike and moves: an object may be carried for most of the video,
+but it rests at some time; a hand hardly ever does."""
+_BLOCK = 512
 
 
 def alike(
@@ -58,10 +61,24 @@ def of_kinds(
         others: How those look that are asked.
         votes: Theirs.
         spread: See `alike`.
+
+    Returns:
+        Sums of the pixels and of those that move, and of the latter the share that rests in the more restful of the
+        segments (the quantile `_RESTING`).
     """
     found = np.zeros((len(looks), 3))
+    if not len(others):
+        return found
+    shares = _ratio(votes[:, 2], votes[:, 1])
+    order = np.argsort(shares, kind="stable")
+    others, votes, shares = others[order], votes[order], shares[order]
     for start in range(0, len(looks), _BLOCK):
-        found[start : start + _BLOCK] = alike(looks[start : start + _BLOCK], others, spread) @ votes
+        likeness = alike(looks[start : start + _BLOCK], others, spread)
+        sums = likeness @ votes[:, :2]
+        restless = np.cumsum(likeness * votes[:, 1], -1)
+        place = (restless < _RESTING * restless[:, -1:]).sum(-1)
+        resting = shares[np.minimum(place, len(shares) - 1)]
+        found[start : start + _BLOCK] = np.concatenate((sums, (resting * sums[:, 1])[:, None]), -1)
     return found
 
 
@@ -81,7 +98,7 @@ def decide(
         return moves, rests
     voted = _SEGMENT * _ratio(own[:, 1], own[:, 0]) + _KIND * _ratio(kinds[:, 1], kinds[:, 0])
     # What is carried now rests at other times.
-    resting = (_ratio(own[:, 2], own[:, 1]) + 2 * _ratio(kinds[:, 2], kinds[:, 1])) / 3
+    resting = (_ratio(own[:, 2], own[:, 1]) + 4 * _ratio(kinds[:, 2], kinds[:, 1])) / 5
     place = np.where(inside, segments, 0)
     return np.where(inside, _PIXEL * moves + voted[place], moves), np.where(inside, resting[place], rests)
 
