@@ -10,6 +10,7 @@ from nerfstudio.plugins.types import MethodSpecification
 
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
+from divff_nerfstudio.fields.layered import LayeredFieldConfig
 from divff_nerfstudio.frame_datamanager import FrameDataManagerConfig
 from divff_nerfstudio.guard import guard_configs
 from divff_nerfstudio.models.divff import DivFFModelConfig
@@ -39,7 +40,7 @@ divff = MethodSpecification(
         pipeline=DivFFPipelineConfig(
             datamanager=DivFFDataManagerConfig(train_num_rays_per_batch=None, eval_num_rays_per_batch=1024),
             # Off where a config.yml of an earlier version does not name them.
-            model=DivFFModelConfig(evidence="auto", hints="auto"),
+            model=DivFFModelConfig(fields=LayeredFieldConfig(time_codes="apart"), evidence="auto", hints="auto"),
         ),
         optimizers={
             "grids": _optimizer(1e-2, 0.1),

@@ -16,7 +16,7 @@ from divff_nerfstudio.fields.layered import LayeredField, LayeredFieldConfig
 from divff_nerfstudio.fields.layers import LAYERS, SamplePoints
 from divff_nerfstudio.fields.semantic_heads import SemanticHeads, SemanticHeadsConfig
 from divff_nerfstudio.fields.space import FAR_SCALE, NEAR_SCALE, SceneSpace, activated_density
-from divff_nerfstudio.fields.time_code import LowRankTimeCode, octaves_for
+from divff_nerfstudio.fields.time_code import KnotTimeCode, LowRankTimeCode, octaves_for
 from divff_nerfstudio.rendering import composite
 
 SMALL = LayeredFieldConfig(
@@ -132,6 +132,26 @@ def test_time_codes_are_of_low_rank_and_smooth():
     assert ((codes[1:] - codes[:-1]).abs().max() * 199) < fastest
     # Batches of other sizes may be summed in another order.
     assert torch.allclose(code(torch.tensor([[0.5]]).expand(4, 1))[0], code(torch.tensor([[0.5]]))[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("code", [LowRankTimeCode(4, ends_apart=True), KnotTimeCode(4)])
+def test_time_codes_tell_the_ends_of_a_video_apart(code):
+    times = torch.tensor([[0.0], [0.005], [0.995], [1.0]])
+    distances = torch.cdist(code(times), code(times))
+    assert distances[0, 1] < distances[0, 2] / 4 and distances[2, 3] < distances[0, 3] / 4
+
+
+def test_codes_of_knots_are_of_their_own_moment_and_lie_between():
+    code = KnotTimeCode(3, dim=5)
+    assert code.codes.shape == (13, 5)
+    times = torch.linspace(0, 1, 25)[:, None]
+    found = code(times)
+    assert torch.allclose(found[::2], code.codes, atol=1e-5)
+    assert torch.allclose(found[1::2], (code.codes[1:] + code.codes[:-1]) / 2, atol=1e-5)
+    assert torch.equal(code(torch.tensor([[[-1.0]], [[2.0]]]))[:, 0], code.codes[[0, -1]])
+    code(torch.tensor([[0.5]])).sum().backward()
+    assert code.codes.grad is not None
+    assert code.codes.grad.abs().sum(-1).nonzero().flatten().tolist() == [6]
 
 
 def test_the_box_becomes_the_unit_cube():

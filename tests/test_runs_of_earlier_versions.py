@@ -71,6 +71,8 @@ def test_options_of_an_earlier_version_mean_what_they_meant(method: str) -> None
     if method == "divff":  # nothing was looked for in them, and their networks carry nothing
         assert read.pipeline.model.evidence == "off" and not read.pipeline.model.fields.carried
         read.pipeline.model.evidence = "auto"
+        assert read.pipeline.model.fields.time_codes == "periodic"
+        read.pipeline.model.fields.time_codes = "apart"
         for name, size in LayeredFieldConfig.sizes_by_device["cpu"].items():  # they were the same on every device
             assert getattr(read.pipeline.model.fields, name) == size
             setattr(read.pipeline.model.fields, name, None)

@@ -32,7 +32,7 @@ class ActorField(nn.Module):
         octaves: Frequencies of the encoded point.
         hidden: Width of the network.
         encoding_dim: Length of the encoding that is handed on.
-        time_octaves: Frequencies of the time code.
+        time_code: Codes of moments.
         density_shift: Start of the raw density.
         max_uncertainty: Bound of the uncertainty.
         carries: Whether there is such a share.
@@ -44,7 +44,7 @@ class ActorField(nn.Module):
         octaves: int,
         hidden: int,
         encoding_dim: int,
-        time_octaves: int,
+        time_code: LowRankTimeCode,
         density_shift: float,
         max_uncertainty: float,
         carries: bool = False,
@@ -55,7 +55,7 @@ class ActorField(nn.Module):
         self.max_uncertainty = max_uncertainty
         self.carries = carries
         self.encoding = positional_encoding(3, octaves)
-        self.time_code = LowRankTimeCode(time_octaves)
+        self.time_code = time_code
         self.network = MLP(
             self.encoding.get_out_dim() + self.time_code.out_dim,
             num_layers=4,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from divff_nerfstudio.fields.encodings import GridEncoding, Implementation
 from divff_nerfstudio.fields.layers import LayerSamples, SamplePoints
 from divff_nerfstudio.fields.space import SceneSpace, activated_density
-from divff_nerfstudio.fields.time_code import LowRankTimeCode
+from divff_nerfstudio.fields.time_code import KnotTimeCode, LowRankTimeCode
 
 
 class DynamicField(nn.Module):
@@ -25,7 +25,7 @@ class DynamicField(nn.Module):
         channels: See `GridEncoding`.
         hidden: Width of the network.
         encoding_dim: Length of the encoding that is handed on.
-        time_octaves: Frequencies of the time code.
+        time_code: Codes of moments.
         density_shift: Start of the raw density.
         max_uncertainty: Bound of the uncertainty, so that it cannot explain a wrong colour away.
     """
@@ -38,7 +38,7 @@ class DynamicField(nn.Module):
         channels: int,
         hidden: int,
         encoding_dim: int,
-        time_octaves: int,
+        time_code: LowRankTimeCode | KnotTimeCode,
         density_shift: float,
         max_uncertainty: float,
     ):
@@ -47,7 +47,7 @@ class DynamicField(nn.Module):
         self.density_shift = density_shift
         self.max_uncertainty = max_uncertainty
         self.grid = GridEncoding(implementation, resolutions, channels)
-        self.time_code = LowRankTimeCode(time_octaves)
+        self.time_code = time_code
         self.network = MLP(
             self.grid.out_dim + self.time_code.out_dim, num_layers=4, layer_width=hidden, out_dim=6 + encoding_dim
         )

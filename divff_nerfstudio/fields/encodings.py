@@ -156,8 +156,12 @@ class GridEncoding(nn.Module):
         return self.encoding(positions).float()
 
 
-def positional_encoding(in_dim: int, octaves: int) -> NeRFEncoding:
-    """[x, sin(2^k pi x), cos(2^k pi x)] for k < octaves, for coordinates of about [-1, 1]."""
+def positional_encoding(in_dim: int, octaves: int, first: int = 0) -> NeRFEncoding:
+    """[x, sin(2^k pi x), cos(2^k pi x)] for first <= k < octaves, for coordinates of about [-1, 1]."""
     return NeRFEncoding(
-        in_dim=in_dim, num_frequencies=octaves, min_freq_exp=-1.0, max_freq_exp=octaves - 2.0, include_input=True
+        in_dim=in_dim,
+        num_frequencies=octaves - first,
+        min_freq_exp=first - 1.0,
+        max_freq_exp=octaves - 2.0,
+        include_input=True,
     )

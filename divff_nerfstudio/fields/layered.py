@@ -18,7 +18,7 @@ from divff_nerfstudio.fields.layers import Layer, LayerSamples, SamplePoints
 from divff_nerfstudio.fields.proposal import ProposalField
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.fields.static import StaticField
-from divff_nerfstudio.fields.time_code import octaves_for
+from divff_nerfstudio.fields.time_code import KnotTimeCode, LowRankTimeCode, octaves_for
 from divff_nerfstudio.former_names import formerly
 from divff_nerfstudio.schema import Number, Octaves, Positive, Resolutions, Size
 
@@ -71,6 +71,10 @@ class LayeredFieldConfig(InstantiateConfig):
     """Raw density at which the dynamic and actor layers start: they are nearly transparent at first."""
     max_uncertainty: Annotated[Positive, formerly("--pipeline.model.fields.largest-uncertainty")] = 0.2
     """Bound of the uncertainty of a sample's colour; unbounded, it explains the actor away."""
+    time_codes: Literal["periodic", "apart"] = "periodic"
+    """Codes of moments. "periodic": sines for dynamic layer and actor, nearly the same at the video's end as at its
+    beginning, as runs of earlier versions have; "apart": the dynamic layer learns a code for every few frames, and the
+    actor's sines tell the ends apart."""
     permanence: bool = True
     """Let the dynamic layer take away what the static layer has kept."""
     carried: bool = False
@@ -102,7 +106,7 @@ class LayeredField(nn.Module):
         implementation: Implementation = config.implementation
         self.config = config
         self.space = space
-        octaves = octaves_for(num_frames)
+        octaves, apart = octaves_for(num_frames), config.time_codes == "apart"
         self.proposal = ProposalField(space)
         self.static = StaticField(
             space,
@@ -119,7 +123,7 @@ class LayeredField(nn.Module):
             config.dynamic_channels,
             config.dynamic_hidden,
             config.encoding_dim,
-            octaves,
+            KnotTimeCode(octaves) if apart else LowRankTimeCode(octaves),
             config.density_shift,
             config.max_uncertainty,
         )
@@ -128,7 +132,7 @@ class LayeredField(nn.Module):
             config.actor_octaves,
             config.actor_hidden,
             config.encoding_dim,
-            octaves,
+            LowRankTimeCode(octaves, ends_apart=apart),
             config.density_shift,
             config.max_uncertainty,
             config.carried,

@@ -1,4 +1,4 @@
-"""Codes of moments: smooth in time and of low rank."""
+"""Codes of moments: smooth in time, and fewer than there are frames."""
 
 from __future__ import annotations
 
@@ -19,17 +19,44 @@ class LowRankTimeCode(nn.Module):
     Args:
         octaves: Frequencies of the sines.
         dim: Length of a code.
+        ends_apart: Whether there is a slower sine, of half a period in the video. The published ones are the same at
+            its end as at its beginning, but for the time itself.
     """
 
-    def __init__(self, octaves: int, dim: int = 17):
+    def __init__(self, octaves: int, dim: int = 17, ends_apart: bool = False):
         super().__init__()
-        self.encoding = positional_encoding(1, octaves)
+        self.encoding = positional_encoding(1, octaves, first=-1 if ends_apart else 0)
         self.basis = nn.Parameter(torch.randn(self.encoding.get_out_dim(), dim) * 0.3)
         self.out_dim = dim
 
     def forward(self, times: Float[Tensor, "*bs 1"]) -> Float[Tensor, "*bs dim"]:
         """Codes of times in [0, 1]."""
         return self.encoding(2 * times - 1) @ self.basis
+
+
+class KnotTimeCode(nn.Module):
+    """Learned codes of evenly spaced moments; between two of them those on the line from one to the other.
+
+    What happens at one time is learned there and changes nothing at others, as it does where sines are shared.
+
+    Args:
+        octaves: As of `LowRankTimeCode`: six moments per period of its fastest sine. It is what training begins with.
+        dim: Length of a code.
+    """
+
+    def __init__(self, octaves: int, dim: int = 17):
+        super().__init__()
+        with torch.no_grad():
+            knots = torch.linspace(0, 1, 3 * 2**octaves // 2 + 1)[:, None]
+            self.codes = nn.Parameter(LowRankTimeCode(octaves, dim, ends_apart=True)(knots))
+        self.out_dim = dim
+
+    def forward(self, times: Float[Tensor, "*bs 1"]) -> Float[Tensor, "*bs dim"]:
+        """Codes of times in [0, 1]."""
+        last = len(self.codes) - 1
+        places = times[..., 0].clamp(0, 1) * last
+        before = places.detach().long().clamp_max(last - 1)
+        return torch.lerp(self.codes[before], self.codes[before + 1], (places - before)[..., None])
 
 
 def octaves_for(num_frames: int) -> int:
