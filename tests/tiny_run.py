@@ -35,7 +35,7 @@ PUBLISHED = {"position_octaves": 3, "direction_octaves": 2, "time_octaves": 4, "
 
 def shrink(model: DivFFModelConfig) -> DivFFModelConfig:
     """Makes a model's configuration tiny."""
-    model.fields = LayeredFieldConfig(**FIELDS, **NETWORKS)
+    model.fields = LayeredFieldConfig(**FIELDS, **NETWORKS, time_codes="apart")
     model.heads = SemanticHeadsConfig(resolutions=(8,), channels=4, hidden=16, samples=4)
     model.num_proposal_samples, model.num_samples = 12, 8
     return model
