@@ -21,6 +21,7 @@ from divff_nerfstudio.interrupts import end_in_order
 from divff_nerfstudio.process import prepare_process
 from divff_nerfstudio.run_folder import resolve_places
 from divff_nerfstudio.training_folder import RunFolder, TrainingError, checkpoint_to_load, claim
+from divff_nerfstudio.viewer.listening import require_listening
 
 _AUTOMATIC = "{timestamp}"
 """nerfstudio's timestamp of runs that have not begun."""
@@ -105,6 +106,8 @@ class RunConfig(TrainerConfig):
                 f"{self.method_name} trains on scenes in EPIC-Diff's layout, not what {type(parser).__name__} reads: "
                 "leave that dataparser out, and turn the scene into one (`divff convert --help`)."
             )
+        if self.is_viewer_enabled():
+            require_listening(self.viewer.websocket_host, self.viewer.websocket_port)
         resolve_places(self)
         self.settle()
         end_in_order()

@@ -27,7 +27,7 @@ from divff_nerfstudio.models.divff import DivFFModelConfig
 from divff_nerfstudio.models.separation import SeparationConfig
 from divff_nerfstudio.option_ranges import check_config
 from divff_nerfstudio.query import QueryConfig, build_query
-from divff_nerfstudio.render_options import check_eval_options, check_render_options
+from divff_nerfstudio.render_options import check_eval_options, check_render_options, check_viewer_options
 from divff_nerfstudio.viewer.panel import QueryPanel
 from divff_nerfstudio.viewer.presets import scene_presets
 from divff_nerfstudio.viewer.views import Visibility
@@ -87,6 +87,7 @@ class DivFFPipeline(VanillaPipeline):
         if test_mode != "val":
             check_render_options(sys.argv)
             check_eval_options(sys.argv)
+            check_viewer_options(sys.argv)
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)  # pyright: ignore
         if config.model.hotspot_weight > 0 and test_mode == "val":
             self.datamanager.use_hotspots()

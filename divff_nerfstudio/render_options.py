@@ -1,4 +1,4 @@
-"""Options of ``ns-render`` and ``ns-eval``, which they look at only when a run has been loaded, or not at all."""
+"""Options of ``ns-render``, ``ns-eval`` and ``ns-viewer``, which these look at only when a run has been loaded, or never."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from divff_nerfstudio.option_ranges import Rays
 from divff_nerfstudio.outputs import check_output_file, check_output_folder
 from divff_nerfstudio.schema import Amount, Number, OptionError, Positive, Ranges, check_options
 from divff_nerfstudio.viewer.camera_paths import MAX_CAMERAS, check_path_to_render
+from divff_nerfstudio.viewer.listening import require_listening
 
 if TYPE_CHECKING:
     from nerfstudio.scripts.render import BaseRender
@@ -37,6 +38,25 @@ def check_eval_options(arguments: Sequence[str]) -> None:
     check_output_file(asked.output_path, ".json", "--output-path")
     if asked.render_output_path is not None:
         check_output_folder(asked.render_output_path, "--render-output-path")
+
+
+def check_viewer_options(arguments: Sequence[str]) -> None:
+    """Looks at what was typed, if that was ``ns-viewer``: where it shall listen.
+
+    Args:
+        arguments: The program's name and what stands behind it, as in `sys.argv`.
+
+    Raises:
+        OptionError: If it cannot listen there.
+    """
+    if not _is_program(arguments, "viewer"):
+        return
+    import tyro
+    from nerfstudio.scripts.viewer.run_viewer import RunViewer
+
+    asked = tyro.cli(RunViewer, args=arguments[1:])
+    if asked.vis == "viewer":
+        require_listening(asked.viewer.websocket_host, asked.viewer.websocket_port)
 
 
 def _is_program(arguments: Sequence[str], name: str) -> bool:

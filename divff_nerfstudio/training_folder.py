@@ -57,8 +57,12 @@ def checkpoint_to_load(load_checkpoint: Path | None, load_dir: Path | None, load
     """The checkpoint that a training begins with, as nerfstudio's options of these names tell; None: with none.
 
     Raises:
-        TrainingError: If it does not exist.
+        TrainingError: If it does not exist, or one of the options would say nothing.
     """
+    if load_dir is None and load_step is not None:
+        raise TrainingError(f"--load-step {load_step} says nothing without a folder: give --load-dir, too.")
+    if load_dir is not None and load_checkpoint is not None:
+        raise TrainingError("--load-dir and --load-checkpoint name one checkpoint each: leave one of them out.")
     if load_checkpoint is not None:
         path = load_checkpoint
     elif load_dir is None:

@@ -29,6 +29,7 @@ from divff_nerfstudio.data.annotations import (
 )
 from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
+from divff_nerfstudio.data.scene_parts import FILES, FOLDERS
 from divff_nerfstudio.plain_pickle import UnsafePickleError
 
 MASK = Path("annotations") / "IMG_0000000100.bmp"
@@ -154,7 +155,12 @@ VIA_FAULTS: dict[str, tuple[Callable[[dict], object], str]] = {
     ),
     "left of all": (lambda p: p["metadata"]["1_a"].update(xy=[2, -50, 50, 60, 60]), "outside of the 480x270"),
     "a circle elsewhere": (lambda p: p["metadata"]["1_a"].update(xy=[3, 500, 50, 60]), "outside of the 480x270"),
-    "one name twice": (lambda p: p["attribute"]["1"]["options"].update({"5": "cup"}), "one name to two classes"),
+    "one name twice": (lambda p: p["attribute"]["1"]["options"].update({"5": "cup"}), "'cup': give each its own"),
+    "a blank name": (lambda p: p["attribute"]["1"]["options"].update({"1": " "}), "is no name"),
+    "a name of two lines": (lambda p: p["attribute"]["1"]["options"].update({"1": "a\nb"}), "is no name"),
+    "a circle of nothing": (lambda p: p["metadata"]["1_a"].update(xy=[3, 100, 100, 0]), "shape 3"),
+    "an ellipse of a negative radius": (lambda p: p["metadata"]["1_a"].update(xy=[4, 100, 100, -20, 40]), "shape 4"),
+    "an outline on a line": (lambda p: p["metadata"]["1_a"].update(xy=[7, 9, 9, 20, 9, 30, 9]), "encloses nothing"),
 }
 
 
@@ -207,6 +213,8 @@ def test_queries_are_cleaned(text: str, clean: str) -> None:
         {"text_queries": ["a"], "images": {}},
         {"text_queries": ["a"], "images": {"IMG_0000000100.jpg": np.zeros((24, 16, 1))}},
         {"text_queries": ["a"], "images": {"IMG_0000000100.jpg": np.linspace(-4, 4, 384).reshape(16, 24, 1)}},
+        {"text_queries": ["a\x1b[2J"], "images": {"IMG_0000000100.jpg": np.zeros((16, 24, 1))}},
+        {"text_queries": ["a " * 9999], "images": {"IMG_0000000100.jpg": np.zeros((16, 24, 1))}},
         {"text_queries": ["a", "a"], "images": {"IMG_0000000100.jpg": np.zeros((16, 24, 2))}},
         {"text_queries": ["a"], "images": {f"{n}_0000000100.jpg": np.zeros((16, 24, 1)) for n in ("IMG", "frame")}},
     ],
@@ -341,6 +349,43 @@ def test_a_test_picture_that_is_trained_on_is_said(tiny_scene: Path) -> None:
     shutil.copy(frames / "IMG_0000000105.bmp", frames / "IMG_0000000100.bmp")
     (said,) = remarks(load_scene(tiny_scene))
     assert "IMG_0000000100.bmp of ids_test is the same picture as IMG_0000000105.bmp" in said
+
+
+def test_numbers_that_fall_while_ids_rise_are_said(tiny_scene: Path) -> None:
+    def swap(meta: dict) -> None:
+        meta["images"]["12"], meta["images"]["14"] = meta["images"]["14"], meta["images"]["12"]
+
+    edit_json(tiny_scene / "meta.json", swap)
+    (said,) = remarks(load_scene(tiny_scene))
+    assert "12 is IMG_0000000110.bmp, 14 is IMG_0000000105.bmp" in said
+
+
+def test_cameras_that_see_the_room_as_from_one_place_are_said(tiny_scene: Path) -> None:
+    def stop(meta: dict) -> None:
+        for pose in meta["poses"].values():
+            for row in pose:
+                row[3] *= 1e-4
+
+    edit_json(tiny_scene / "meta.json", stop)
+    (said,) = remarks(load_scene(tiny_scene))
+    assert "no depth is seen" in said
+
+
+@pytest.mark.parametrize("name", (*FOLDERS, *FILES))
+def test_what_is_no_part_of_a_scene_does_not_pass_for_its_absence(tiny_scene: Path, name: str) -> None:
+    path = tiny_scene / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    load_scene(tiny_scene)  # without it
+    path.symlink_to(tiny_scene / "not mounted")
+    with pytest.raises(SceneError, match="leads nowhere") as error:
+        load_scene(tiny_scene)
+    assert str(path) in str(error.value)
+    path.unlink()
+    path.write_text("") if name in FOLDERS else path.mkdir()
+    with pytest.raises(SceneError, match="is no fol" if name in FOLDERS else "is no file"):
+        load_scene(tiny_scene)
 
 
 GROUND_TRUTH = Path("ground_truth") / "frames" / "IMG_0000000105.npz"

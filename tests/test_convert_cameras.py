@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divff_nerfstudio.convert.cameras import MODELS, CameraError, Pinhole, SourceCamera, Undistorter, common_pinhole
+from divff_nerfstudio.convert.cameras import (
+    MODELS,
+    CameraError,
+    Pinhole,
+    SourceCamera,
+    Undistorter,
+    common_pinhole,
+    told_camera,
+)
 
 W, H = 320, 180
 
@@ -204,6 +213,13 @@ def test_wrong_parameters_are_refused():
         common_pinhole([SourceCamera("OPENCV", W, H, (F, F, 160, 90, -0.1))], 228)
     with pytest.raises(CameraError, match="no numbers"):
         SourceCamera("PINHOLE", W, H, (F, F, float("nan"), 90))
+    for params in ((F, F, 0.5, 0.5), (F, F, 160, 179)):
+        with pytest.raises(CameraError, match="at their edge: write it in pixels"):
+            SourceCamera("PINHOLE", W, H, params)
+    with pytest.raises(CameraError, match="both are in pixels"):
+        SourceCamera("PINHOLE", W, H, (F, 10 * F, 160, 90))
+    with pytest.raises(CameraError, match=r"^cameras\.txt: A camera"):
+        told_camera(Path("cameras.txt"), "SIMPLE_PINHOLE", (W, H), (F, -3, 90))
     with pytest.raises(CameraError, match="folds"):
         common_pinhole([SourceCamera("SIMPLE_RADIAL", W, H, (50.0, 160, 90, -30.0))], 228)
     with pytest.raises(CameraError, match="one size"):

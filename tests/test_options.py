@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import importlib
 import inspect
+import socket
 import warnings
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -23,8 +25,9 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.option_ranges import NERFSTUDIOS, check_config
 from divff_nerfstudio.outputs import OutputError, check_output_file, check_output_folder
 from divff_nerfstudio.registry import divff, divff_paper, divff_splat
-from divff_nerfstudio.render_options import check_eval_options, check_render_options
+from divff_nerfstudio.render_options import check_eval_options, check_render_options, check_viewer_options
 from divff_nerfstudio.schema import OptionError, check_options
+from divff_nerfstudio.viewer.listening import require_listening
 
 METHODS = (divff, divff_paper, divff_splat)
 QUERY = ("query", "--load-config", "none.yml", "--output", "answers", "--text", "mug")
@@ -254,6 +257,33 @@ def test_where_ns_eval_cannot_write_is_told(tmp_path):
         ["ns-eval", "--load-config", "config.yml", "--output-path", str(tmp_path / "new" / "scores.json")]
     )
     check_eval_options(["ns-train", "--output-path", "scores.txt"])
+
+
+def test_where_the_viewer_cannot_listen_is_told_before_it_waits_for_ever(tmp_path, capsys):
+    require_listening("127.0.0.1", None)
+    require_listening("0.0.0.0", 65535 - 1000)
+    for host in ("203.0.113.7", "..", "a" * 64):  # of another machine, or no host's name; no name is looked up
+        with pytest.raises(OptionError, match=r"^--viewer\.websocket-host is .*cannot listen"):
+            require_listening(host, 7007)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        require_listening("127.0.0.1", taken.getsockname()[1])  # the next one is free
+    with contextlib.suppress(OSError), socket.socket() as last:
+        last.bind(("127.0.0.1", 65535))
+        last.listen()
+        with pytest.raises(OptionError, match=r"^--viewer\.websocket-port is 65535: no port from there on is free"):
+            require_listening("127.0.0.1", 65535)
+    assert "--host is 203.0.113.7" in refused(("view", "--load-config", "none.yml", "--host", "203.0.113.7"), capsys)
+    typed = ("ns-viewer", "--load-config", "config.yml", "--viewer.websocket-host")
+    check_viewer_options([*typed, "127.0.0.1"])
+    with pytest.raises(OptionError, match="cannot listen"):
+        check_viewer_options([*typed, "203.0.113.7"])
+    check_viewer_options(["ns-train", "--viewer.websocket-host", "203.0.113.7"])
+    config = tiny_run.config(write_tiny_scene(tmp_path / "scene"), tmp_path / "runs")
+    config.vis, config.viewer.websocket_host = "viewer", "203.0.113.7"
+    with pytest.raises(OptionError, match="cannot listen"):
+        config.save_config()
 
 
 def test_outputs_are_looked_at(tmp_path):

@@ -197,6 +197,8 @@ META_FAULTS: dict[str, tuple[Callable[[dict], object], tuple[str, ...]]] = {
     "intrinsics short": (lambda m: m["intrinsics"].pop(), ("intrinsics",)),
     "intrinsics NaN": (lambda m: m["intrinsics"][0].__setitem__(0, float("nan")), ("NaN",)),
     "focal negative": (lambda m: m["intrinsics"][0].__setitem__(0, -20.0), ("no pinhole camera",)),
+    "focal lengths of two units": (lambda m: m["intrinsics"][1].__setitem__(1, 900.0), ("20 and 900", "in pixels")),
+    "one number twice": (lambda m: m["images"].update({ID: "IMG_100.bmp"}), ("IMG_100.bmp", "frame 100 of the video")),
     "skew": (lambda m: m["intrinsics"][0].__setitem__(1, 1.0), ("no pinhole camera",)),
     "another width": (lambda m: m.update(image_w=48), ("24x16", "image_w = 48")),
     "another height": (lambda m: m.update(image_h=32.0), ("24x16", "image_h = 32")),

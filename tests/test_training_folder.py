@@ -184,3 +184,11 @@ def test_no_static_first_phase_can_be_asked_for(tiny_scene, tmp_path, method):
     again = yaml.load(text, Loader=yaml.Loader)
     again.settle()
     assert again.pipeline.model.static_until == 0
+
+
+def test_options_of_a_checkpoint_that_would_say_nothing_are_refused(tiny_scene: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="--load-step 2 says nothing"):
+        config(tiny_scene, tmp_path, load_step=2).save_config()
+    both = {"load_dir": tmp_path, "load_checkpoint": tmp_path / "step-000000001.ckpt"}
+    with pytest.raises(TrainingError, match="leave one of them out"):
+        config(tiny_scene, tmp_path, **both).save_config()

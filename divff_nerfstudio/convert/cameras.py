@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,10 @@ _ONE_FOCAL = (
     "SIMPLE_FISHEYE",
 )  # fmt: skip
 _WIDEST_FRAME = 65536
+_WIDEST_PIXEL = 4
+"""How many times as wide as high, or the reverse, pixels may be."""
+_MARGIN = 0.05
+"""Principal points are not nearer to the edges, as a share of the frame: shares of it, in place of pixels, would be."""
 
 CENTRED = 0.1
 """How far, as a share of the frame's size, a principal point may lie from the middle and stay there."""
@@ -46,6 +51,24 @@ _ASPECT_TOLERANCE = 0.01
 
 class CameraError(DivffError):
     """A camera cannot be turned into a pinhole."""
+
+
+def told_camera(place: Path, model: str, size: tuple[int, int], params: Sequence[float]) -> SourceCamera:
+    """A camera that a file describes.
+
+    Args:
+        place: The file.
+        model: COLMAP's name of the camera's model.
+        size: Width and height in pixels.
+        params: COLMAP's parameters of the model.
+
+    Raises:
+        CameraError: If it makes no sense, with the file.
+    """
+    try:
+        return SourceCamera(model, *size, tuple(map(float, params)))
+    except CameraError as error:
+        raise CameraError(f"{place}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -83,11 +106,22 @@ class SourceCamera:
                 f"A camera of model {self.model} for frames of {self.width}x{self.height} has the focal length "
                 f"{min(focals):g}, which no lens has: mend it, or copy the file anew."
             )
-        if not (0 <= centre[0] <= self.width and 0 <= centre[1] <= self.height):
+        if max(focals) > _WIDEST_PIXEL * min(focals):
+            raise CameraError(
+                f"A camera of model {self.model} has the focal lengths {focals[0]:g} and {focals[1]:g}, which are of "
+                "one lens only if both are in pixels: mend it, or copy the file anew."
+            )
+        if not all(_MARGIN <= place / side <= 1 - _MARGIN for place, side in zip(centre, self.size, strict=True)):
             raise CameraError(
                 f"A camera of model {self.model} for frames of {self.width}x{self.height} has its principal point at "
-                f"{centre[0]:g}, {centre[1]:g}, outside of them: mend it, or copy the file anew."
+                f"{centre[0]:g}, {centre[1]:g}, outside of them or at their edge: write it in pixels, for frames that "
+                "are not cropped, or copy the file anew."
             )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.width, self.height
 
     @property
     def is_pinhole(self) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from divff_nerfstudio.convert import colmap_binary, colmap_text
-from divff_nerfstudio.convert.cameras import SourceCamera
+from divff_nerfstudio.convert.cameras import told_camera
 from divff_nerfstudio.convert.colmap_model import (
     Camera,
     Images,
@@ -124,9 +124,9 @@ def posed_by(model: Model, source: FrameSource, order: Order) -> PosedFrames:
         ConvertError: If its images are not among the frames.
         CameraError: If a camera makes no sense.
     """
-    images = model.images
+    images, place = model.images, model.path / f"cameras.{_suffix(model.path)}"
     cameras = {
-        key: SourceCamera(camera.model, camera.width, camera.height, camera.params)
+        key: told_camera(place, camera.model, (camera.width, camera.height), camera.params)
         for key, camera in model.cameras.items()
         if key in set(images.cameras)
     }

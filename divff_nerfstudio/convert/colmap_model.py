@@ -60,7 +60,7 @@ class Images:
             ModelFault: If its name cannot be that of a file.
         """
         if not name or not name.isprintable():
-            raise ModelFault(f"it has the image name {name!r}, which is none")
+            raise ModelFault(f"it has the image name {name[:80]!r}, which is none")
         self.keys.append(key)
         self.poses.append(pose)
         self.cameras.append(camera)

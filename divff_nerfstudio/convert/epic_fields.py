@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from divff_nerfstudio.convert.cameras import SourceCamera
+from divff_nerfstudio.convert.cameras import told_camera
 from divff_nerfstudio.convert.colmap import world_to_cameras
 from divff_nerfstudio.convert.colmap_model import ModelFault
 from divff_nerfstudio.convert.layout import PosedFrames, opengl_poses, posed_frames
@@ -49,9 +49,8 @@ def read_epic_fields(path: Path) -> tuple[PosedFrames, list[str]]:
         "copy it anew",
         ConvertError,
     )
-    camera = SourceCamera(
-        content.camera.model, content.camera.width, content.camera.height, tuple(map(float, content.camera.params))
-    )
+    said = content.camera
+    camera = told_camera(path, said.model, (said.width, said.height), said.params)
     names = list(content.images)
     numbers = []
     for name in names:

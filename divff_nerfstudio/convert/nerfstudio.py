@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from divff_nerfstudio.convert.cameras import CameraError
 from divff_nerfstudio.convert.layout import PosedFrames, posed_frames
 from divff_nerfstudio.convert.names import (
     ConvertError,
@@ -61,6 +62,8 @@ def read_nerfstudio(
             cameras.append(camera_of(whole, frame, None if sized else picture_size(file)))
         except ValueError as error:
             raise ConvertError(f"{path} has a faulty camera, of {printable(frame.file_path)}: {error}.") from None
+        except CameraError as error:
+            raise CameraError(f"{path}, {printable(frame.file_path)}: {error}") from None
     splits, notes = _splits(path, whole, pictures, dict(zip(files, numbers, strict=True)))
     times, more = _times(path, whole, numbers)
     if points is None and whole.ply_file_path is not None and not bounded:

@@ -137,8 +137,6 @@ def camera_of(whole: Transforms, frame: Frame, size: tuple[int, int] | None) -> 
         raise ValueError("it has neither fl_x nor camera_angle_x; add the focal length")
     fy = fx if fy is None else fy
     cx, cy = (values[key] if values[key] is not None else side / 2 for key, side in (("cx", width), ("cy", height)))
-    if not (0 <= cx <= width and 0 <= cy <= height):
-        raise ValueError(f"its principal point {cx:g}, {cy:g} lies outside of the frame of {width:g}x{height:g}")
     k1, k2, k3, k4, k5, k6, p1, p2 = (
         float(values[key] or 0) for key in ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
     )

@@ -29,6 +29,7 @@ from divff_nerfstudio.data.masks import (
     frame_finder,
     read_mask,
     require_match,
+    require_names,
     resize_nearest,
 )
 from divff_nerfstudio.data.scene import Scene, SceneError
@@ -138,8 +139,7 @@ def affordance_masks(scene: Scene, path: Path) -> LabelledMasks:
         images = dict(content["images"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         raise SceneError(f"{path} lacks 'text_queries' or 'images': fetch the published affordance file.") from None
-    if not all(queries) or len(set(queries)) < len(queries):
-        raise SceneError(f"{path} has a query that is empty or stands twice: give each its own words.")
+    require_names(path, queries)
     frame_of = frame_finder(scene)
     masks: dict[int, np.ndarray] = {}
     for name, mask in images.items():
@@ -165,6 +165,7 @@ def folder_masks(scene: Scene, path: Path) -> LabelledMasks:
         SceneError: If a mask is damaged or none fits a frame of the scene.
     """
     classes = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    require_names(path, [folder.name for folder in classes])
     files = [(c, file) for c, folder in enumerate(classes) for file in sorted(folder.iterdir())]
     files = [(c, file) for c, file in files if file.suffix.lower() in MASK_SUFFIXES]
     frame_of = frame_finder(scene)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from divff_nerfstudio.data.scene import Scene, SceneError
 
 MASK_SUFFIXES = (".bmp", ".png")
 _MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "I;16")
+_LONGEST_NAME = 1000
 _MIN_SHARE = 0.2
 """A mask is at least that wide and high, as a share of the frame."""
 
@@ -118,6 +119,24 @@ def frame_finder(scene: Scene) -> Callable[[str], int | None]:
         return by_stem.get(stem, by_number.get(int(number[1])) if number else None)
 
     return find
+
+
+def require_names(path: Path, names: Sequence[str]) -> None:
+    """Refuses names of classes or actions that cannot be asked in words.
+
+    Args:
+        path: Where they come from.
+        names: The names.
+
+    Raises:
+        SceneError: If one is blank, endless, holds what no terminal shows, or stands twice.
+    """
+    for name in names:
+        if not name.strip() or not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise SceneError(f"{path} has a class or query {name[:80]!r}, which is no name: give each its own words.")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise SceneError(f"{path} has two classes or queries {twice!r}: give each its own words.")
 
 
 def require_match(path: Path, scene: Scene, found: Mapping[int, Any], names: Iterable[str]) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from divff_nerfstudio.data.frames import SceneError, open_picture
 from divff_nerfstudio.data.masks import MASK_SUFFIXES, frame_finder
 from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.data.video_files import video_number
 
+_PARALLAX = 1e-3
+"""Cameras that move less than that, as a share of the nearest near, see the room as from one place."""
 _SAME_SHAPE = 0.08
 """How far the shapes of pictures of one view may be apart, as a share: sizes are whole numbers."""
 _NAMES = {"object_annotations": "te.json", "affordance_annotations": "aff_annotations.pkl"}
@@ -18,7 +22,8 @@ _NAMES = {"object_annotations": "te.json", "affordance_annotations": "aff_annota
 def remarks(scene: Scene) -> list[str]:
     """Sentences about a scene: held-out pictures that are trained on, annotations and pictures that nobody reads."""
     found = [_moving_masks(scene), *(_labels(scene, folder, file) for folder, file in _NAMES.items())]
-    return [sentence for sentence in (_same_pictures(scene), *found, *video_remarks(scene)) if sentence]
+    said = (_same_pictures(scene), _order(scene), _still_camera(scene), *found, *video_remarks(scene))
+    return [sentence for sentence in said if sentence]
 
 
 def video_remarks(scene: Scene) -> list[str]:
@@ -61,6 +66,30 @@ def _same_pictures(scene: Scene) -> str | None:
                     "that scores of it say nothing: take one of them out of meta.json."
                 )
     return None
+
+
+def _order(scene: Scene) -> str | None:
+    """Whether the pictures' numbers fall while ids, and with them times, rise."""
+    falls = np.flatnonzero(np.diff(scene.video_numbers) < 0)
+    if not len(falls):
+        return None
+    first, second = (f"{scene.frame_ids[i]} is {scene.image_paths[i].name}" for i in (falls[0], falls[0] + 1))
+    return (
+        f"{scene.root / 'meta.json'} has ids in another order than its pictures have numbers ({first}, {second}): "
+        "times follow the ids, so see that images names the picture of each."
+    )
+
+
+def _still_camera(scene: Scene) -> str | None:
+    """Whether the cameras are so close together that nothing tells how far anything is."""
+    positions = scene.camera_to_worlds[:, :, 3].astype(np.float64)
+    extent = float(np.linalg.norm(np.ptp(positions, axis=0)))
+    if extent >= _PARALLAX * (near := float(scene.nears.min())):
+        return None
+    return (
+        f"{scene.root / 'meta.json'} has cameras that move by {extent:g} in all, where the nearest near is {near:g}: "
+        "from one place no depth is seen, so see that poses and distances are in the same units."
+    )
 
 
 def _moving_masks(scene: Scene) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int64, UInt8
 from pydantic import Field
 
 from divff_nerfstudio.data.frames import SceneError, decode_frame, frame_digests, frame_size, open_frames
+from divff_nerfstudio.data.scene_parts import require_parts
 from divff_nerfstudio.data.video_files import usual_name, video_files
 from divff_nerfstudio.schema import Number, Record, read_json
 
@@ -33,6 +34,8 @@ _MIN_STEP = 2.5e-7
 """Times closer than that, as shares of the video, are the same in single precision or nearly so."""
 _FOCAL_RANGE = (0.02, 500.0)
 """Focal lengths in widths (or heights) of the frame."""
+_WIDEST_PIXEL = 4.0
+"""How many times as wide as high, or the reverse, pixels may be."""
 _DEPTH_RANGE = 1e6
 """How many times as far as the near the far may be."""
 _FINENESS = 1e-3
@@ -219,6 +222,7 @@ def load_scene(root: Path | str, check_frames: bool = True, video_dir: Path | st
     root = Path(root)
     meta_path = root / "meta.json"
     meta = _read_meta(meta_path)
+    require_parts(root)
     frame_ids = _ids(meta_path, meta, "ids_all")
     splits = _splits(meta_path, meta, frame_ids)
     names = [_plain_name(meta_path, name) for name in _per_frame(meta_path, meta, "images", frame_ids)]
@@ -241,7 +245,7 @@ def load_scene(root: Path | str, check_frames: bool = True, video_dir: Path | st
         width=width,
         height=height,
         splits=splits,
-        video_numbers=np.array([_video_number(meta_path, path) for path in image_paths], np.int64),
+        video_numbers=_video_numbers(meta_path, image_paths),
         video_dir=root / "high_res_video" if video_dir is None else Path(video_dir),
     )
     scene.times()
@@ -357,6 +361,19 @@ def _refuse_twins(path: Path, names: list[str], frame_ids: np.ndarray) -> None:
             raise SceneError(f"{path} names {name} for frames {other} and {frame_id}: give each frame its own picture.")
 
 
+def _video_numbers(path: Path, images: Sequence[Path]) -> np.ndarray:
+    """Numbers in the video; two pictures of one number would be taken for one frame by all that is told by number."""
+    seen: dict[int, Path] = {}
+    for image in images:
+        number = _video_number(path, image)
+        if (other := seen.setdefault(number, image)) is not image:
+            raise SceneError(
+                f"{path} names {other.name} and {image.name}, both of which are frame {number} of the video by their "
+                "names: give each its own number."
+            )
+    return np.array(list(seen), np.int64)
+
+
 def _video_number(path: Path, image: Path) -> int:
     match = re.search(r"(\d+)$", image.stem)
     if match is None or int(match[1]) >= _COUNTABLE:
@@ -381,6 +398,11 @@ def _intrinsics(path: Path, meta: Meta, image: Path, width: int, height: int) ->
         raise SceneError(
             f"{path} has focal lengths {K[0, 0]:g} and {K[1, 1]:g} for frames of {width}x{height}, which no camera "
             "has: write them in pixels."
+        )
+    if max(K[0, 0], K[1, 1]) > _WIDEST_PIXEL * min(K[0, 0], K[1, 1]):
+        raise SceneError(
+            f"{path} has focal lengths {K[0, 0]:g} and {K[1, 1]:g}, which are of one camera only if both are in "
+            "pixels: write them so."
         )
     offset = np.abs(K[:2, 2] - (width / 2, height / 2)) / (width, height)
     if (offset > _PRINCIPAL_POINT_TOLERANCE).any():

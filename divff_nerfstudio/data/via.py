@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from divff_nerfstudio.data.masks import LabelledMasks, frame_finder, require_match
+from divff_nerfstudio.data.masks import LabelledMasks, frame_finder, require_match, require_names
 from divff_nerfstudio.data.scene import Scene, SceneError
 from divff_nerfstudio.schema import Number, Record, read_json
 
@@ -65,8 +65,7 @@ def via_masks(scene: Scene, path: Path, size: tuple[int, int] = VIA_SIZE) -> Lab
         raise SceneError(f"{path} has several attributes and none is called 1: keep the one with the classes.")
     key, attribute = next((a for a in project.attribute.items() if a[0] == "1"), next(iter(project.attribute.items())))
     options = {_number(path, number): label for number, label in attribute.options.items()}
-    if len({*options.values()} - {_UNDEFINED}) < sum(label != _UNDEFINED for label in options.values()):
-        raise SceneError(f"{path} gives one name to two classes: give each class its own.")
+    require_names(path, [label for label in options.values() if label != _UNDEFINED])
     views = {number: str(view.fid_list[0]) for number, view in project.view.items()}
     frame_of = frame_finder(scene)
     regions = []
@@ -115,7 +114,7 @@ def _inside(path: Path, outline: list[float], size: tuple[int, int], scene: Scen
     elif shape == 2 and len(numbers) == 4:
         x, y, width, height = numbers
         points = np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], np.float64)
-    elif (shape == 3 and len(numbers) == 3) or (shape == 4 and len(numbers) == 4):
+    elif ((shape == 3 and len(numbers) == 3) or (shape == 4 and len(numbers) == 4)) and min(numbers[2:]) > 0:
         x, y, *radii = numbers
         centre = True
         angles = np.linspace(0, 2 * math.pi, 64, endpoint=False)
@@ -127,6 +126,10 @@ def _inside(path: Path, outline: list[float], size: tuple[int, int], scene: Scen
         raise SceneError(
             f"{path} has a region outside of the {size[0]}x{size[1]} pixels that outlines refer to: scale them to that "
             "size."
+        )
+    if not (np.ptp(points, axis=0) > 0).all():
+        raise SceneError(
+            f"{path} has a region of shape {shape:g} that encloses nothing: draw it anew, or take it away."
         )
     points = points * (scene.width / size[0], scene.height / size[1]) - 0.5
     return polygon(points[:, 1], points[:, 0], (scene.height, scene.width))

@@ -13,16 +13,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int8, UInt8
+from pydantic import Field
 
 from divff_nerfstudio.data.frames import frame_digests
 from divff_nerfstudio.features.hints.planes import UNKNOWN, HintPlane, stated
 from divff_nerfstudio.features.pictures import Pictures
-from divff_nerfstudio.schema import Positive
 
 _WIDTH = 456
 """Frames are looked at in this width, at most, and smaller ones are enlarged for the flow."""
@@ -49,7 +49,7 @@ _NEIGHBOURS = 5
 class FlowConfig:
     """Options of hints by optical flow."""
 
-    threshold: Positive = 0.009
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.009
     """How far flow must lead away from all places of still things, as a share of the frame's width (and a pixel at
     least); up to half of that nothing has moved."""
 

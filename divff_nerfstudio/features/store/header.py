@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.schema import Record, read_json
+from divff_nerfstudio.schema import Record, Words, read_json
 
 FORMAT = 1
 HEADER, TABLE, OFFSETS, INDEX = "header.json", "table.npy", "offsets.npy", "index.npy"
@@ -39,7 +39,7 @@ class HeaderRecord(Record):
     image_size: Annotated[list[_Size], Field(min_length=2, max_length=2)]
     settings: dict[str, Any] = Field(default_factory=dict)
     text_encoder: dict[str, Any] | None = None
-    negatives: list[str] = Field(default_factory=list)
+    negatives: Annotated[list[Words], Field(max_length=1000)] = Field(default_factory=list)
     shared_index: bool = False
     decoder: Annotated[str, Field(pattern=r"^[^/\\\x00]{1,200}$")] | None = None
     format: int
