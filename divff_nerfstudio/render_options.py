@@ -1,4 +1,4 @@
-"""Options of ``ns-render``, ``ns-eval`` and ``ns-viewer``, which these look at only when a run has been loaded, or never."""
+"""Options of ``ns-render``, ``ns-eval`` and ``ns-viewer``, which these look at once a run is loaded, or never."""
 
 from __future__ import annotations
 
