@@ -58,6 +58,23 @@ def _worded(text: str) -> str:
     return text
 
 
+MAX_LABEL = 1000
+"""Longest name of a thing, a class or an action."""
+
+
+def is_label(text: str) -> bool:
+    """Whether a text can be a name that is shown and asked: some words of one line."""
+    return bool(text.strip()) and text.isprintable() and len(text) <= MAX_LABEL
+
+
+def _labelled(text: str) -> str:
+    if not is_label(text):
+        raise ValueError(f"should be a name of one line, of {MAX_LABEL} characters at most")
+    return text
+
+
+Label = Annotated[str, AfterValidator(_labelled)]
+"""A name of a thing, a class or an action."""
 Words = Annotated[str, AfterValidator(_worded)]
 """A text that is not blank."""
 

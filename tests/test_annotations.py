@@ -403,6 +403,26 @@ def test_ground_truth(tiny_scene: Path) -> None:
     assert room is not None and (room == (90, 80, 70)).all() and truth.clean_room(1) is None
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layer": 3}, r"instances\.1\.layer"),
+        ({"layer": "1"}, r"instances\.1\.layer"),
+        ({"motion": [["a", "b"]]}, r"instances\.1\.motion"),
+        ({"movable": "yes"}, r"instances\.1\.movable"),
+        ({"name": " "}, "should be a name"),
+        ({"description": "two\nlines"}, r"instances\.1\.description"),
+        ({"id": 7}, "instance 1, which instances.json does not name"),
+    ],
+)
+def test_faults_in_the_table_of_instances_are_named(tiny_scene: Path, change: dict, said: str) -> None:
+    edit_json(tiny_scene / "ground_truth" / "instances.json", lambda table: table["instances"][1].update(change))
+    truth = ground_truth(load_scene(tiny_scene))
+    assert truth is not None
+    with pytest.raises(SceneError, match=said):
+        truth.instances(1)
+
+
 @pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:99])])
 def test_damaged_ground_truth_is_named(tiny_scene: Path, damage: Callable[[Path], object]) -> None:
     damage(tiny_scene / "ground_truth" / "frames" / "IMG_0000000105.npz")

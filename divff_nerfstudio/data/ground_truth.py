@@ -14,6 +14,7 @@ from jaxtyping import Float32, UInt8
 from pydantic import Field
 
 from divff_nerfstudio.data.frames import decode_frame
+from divff_nerfstudio.data.instances import Instance
 from divff_nerfstudio.data.scene import Scene, SceneError
 from divff_nerfstudio.schema import Record, read_json
 
@@ -21,14 +22,8 @@ _LAYERS = ("static", "dynamic", "actor")
 _REMEDY = "write the ground truth anew"
 
 
-class _Instance(Record, extra="allow"):
-    id: Annotated[int, Field(ge=0, le=255)]
-    name: Annotated[str, Field(min_length=1, max_length=1000)]
-    description: str | None = None
-
-
 class _InstanceTable(Record):
-    instances: Annotated[list[_Instance], Field(min_length=1)]
+    instances: Annotated[list[Instance], Field(min_length=1)]
 
 
 class GroundTruth:
@@ -49,7 +44,9 @@ class GroundTruth:
         table = read_json(path, _InstanceTable, "the ground truth's table of instances", _REMEDY, SceneError).instances
         if len({entry.id for entry in table}) < len(table):
             raise SceneError(f"{path} names an id twice: {_REMEDY}.")
-        return [entry.model_dump(exclude_unset=True) for entry in table]
+        return [
+            entry.model_dump(exclude_unset=True, exclude_none=True) | {"description": entry.phrase} for entry in table
+        ]
 
     def layers(self, index: int) -> UInt8[np.ndarray, "height width"]:
         """0 static, 1 object that moves or has moved, 2 actor."""
@@ -61,7 +58,12 @@ class GroundTruth:
 
     def instances(self, index: int) -> UInt8[np.ndarray, "height width"]:
         """Id in `instance_table` of what each pixel shows."""
-        return self._read(self._frame(index), "instance")
+        path = self._frame(index)
+        values = self._read(path, "instance")
+        unknown = np.setdiff1d(values, [entry["id"] for entry in self.instance_table])
+        if len(unknown):
+            raise SceneError(f"{path} has an instance {unknown[0]}, which instances.json does not name: {_REMEDY}.")
+        return values
 
     def depth(self, index: int) -> Float32[np.ndarray, "height width"]:
         """Distance along the optical axis (not along the ray), scene units."""

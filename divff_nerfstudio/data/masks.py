@@ -13,10 +13,10 @@ from jaxtyping import Bool, Integer
 
 from divff_nerfstudio.data.frames import open_picture, require_upright
 from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.schema import is_label
 
 MASK_SUFFIXES = (".bmp", ".png")
 _MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "I;16")
-_LONGEST_NAME = 1000
 _MIN_SHARE = 0.2
 """A mask is at least that wide and high, as a share of the frame."""
 
@@ -132,7 +132,7 @@ def require_names(path: Path, names: Sequence[str]) -> None:
         SceneError: If one is blank, endless, holds what no terminal shows, or stands twice.
     """
     for name in names:
-        if not name.strip() or not name.isprintable() or len(name) > _LONGEST_NAME:
+        if not is_label(name):
             raise SceneError(f"{path} has a class or query {name[:80]!r}, which is no name: give each its own words.")
     if len(set(names)) < len(names):
         twice = next(name for name in names if list(names).count(name) > 1)

@@ -10,42 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float, Int64
-from pydantic import Field
 
 from divff_nerfstudio.arrays import ArrayFaultError, read_arrays
+from divff_nerfstudio.data.instances import UNLABELLED, Instance
 from divff_nerfstudio.data.scene import Scene, SceneError
 from divff_nerfstudio.schema import MAX_NUMBER, Positive, Record, read_json
 
-UNLABELLED = "unlabelled"
-"""Name of the instance that stands for what the renderer did not name."""
 _OBJECT = 1
 _RIGID_TOLERANCE = 1e-3
 _REMEDY = "write the ground truth anew"
-_Number = Annotated[int, Field(ge=0, lt=10**12)]
-
-
-class Instance(Record):
-    """An entry of ``instances.json``."""
-
-    id: Annotated[int, Field(ge=0, le=255)]
-    """What its pixels hold in the maps of instances."""
-    name: Annotated[str, Field(min_length=1)]
-    """Short name."""
-    description: str = ""
-    """A phrase for it; empty: its name."""
-    layer: Annotated[int, Field(ge=0, le=2)] = 0
-    """0 never moves, 1 an object that is moved at some time, 2 the actor."""
-    motion: tuple[tuple[_Number, _Number], ...] = ()
-    """Spans of frames of the video, each from the last frame before a motion to the first one after it."""
-
-    @property
-    def phrase(self) -> str:
-        """What one asks for it by."""
-        return self.description or self.name
 
 
 class InstanceTable(Record):

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from divff_nerfstudio.data.annotations import GroundTruth, LabelledMasks, moving_mask, object_annotations
+from divff_nerfstudio.data.instances import UNLABELLED
 from divff_nerfstudio.evaluation.answers import THRESHOLDS, answer_about
 from divff_nerfstudio.evaluation.results import ViewScores, mean_scores
 from divff_nerfstudio.evaluation.tiles import Picture, as_picture, cell_size, column_of, labelled, row_of
@@ -17,8 +18,6 @@ from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoin
 from divff_nerfstudio.models.view import Features
 
 KIND = "image"
-UNLABELLED = "unlabelled"
-"""Name of the instance that stands for what the renderer did not name."""
 _CELL_HEIGHT = 108
 _SHOWN = 6
 _KEPT = ("rgb", "depth", "accumulation", "mask_dynamic", "mask_actor")
