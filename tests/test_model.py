@@ -401,6 +401,7 @@ def test_what_is_carried_is_dynamic_and_stays_where_the_hands_were():
     assert filmed["mask_actor"].max() < 1e-4 and filmed["mask_dynamic"].mean() > 0.5
     without = model.render(camera(0.5, x=0.5), ("static", "dynamic"), outputs=("mask_dynamic",))
     assert torch.allclose(without.pictures["mask_dynamic"], filmed["mask_dynamic"])
+    assert without.outputs is without.pictures  # as scripts of before call them
     elsewhere = model.get_outputs_for_camera(camera(0.5, x=0.0))["mask_dynamic"]
     assert not torch.allclose(elsewhere, filmed["mask_dynamic"], atol=1e-3)
 
