@@ -18,7 +18,7 @@ from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.evidence import labels as labels_module
 from divff_nerfstudio.evidence.labels import labels
-from divff_nerfstudio.evidence.sightings import Asked, Sweep, Views, settle_tolerance, sweep
+from divff_nerfstudio.evidence.sightings import Asked, Sweep, Views, longest, settle_tolerance, sweep
 from divff_nerfstudio.evidence.votes import alike, count, decide, of_kinds
 from divff_nerfstudio.models.separation import evidence_loss, placed_mask, resting_loss
 
@@ -178,6 +178,18 @@ def test_what_is_carried_for_most_of_the_video_is_no_hand():
     found = of_kinds(np.stack((mug, hand, room)), looks[mixed], votes[mixed], 0.1)
     assert found == pytest.approx(np.array([[80, 80, 72], [80, 80, 24], [10, 0, 0]]), abs=1e-6)
     assert np.array_equal(of_kinds(looks, looks[:0], votes[:0], 0.1), np.zeros((17, 3)))
+
+
+def test_a_rest_outlives_hands_and_ends_where_something_else_is_for_long():
+    hidden = torch.tensor([1.0, 1, -2, -2, 1, 1, 1, 1, 1, 1])
+    gone = torch.tensor([1.0, 1, -2, -2, -2, 2, 2, 2, 2, 2])
+    never = torch.tensor([-1.0] * 10)
+    sums, frames = longest(torch.stack((hidden, gone, never), -1), patience=5.0)
+    assert sums.tolist() == [4, 2, 0] and frames.tolist() == [10, 2, 0]
+    sums, frames = longest(torch.stack((gone, gone), -1), patience=torch.tensor([5.0, 7.0]))
+    assert sums.tolist() == [2, 6] and frames.tolist() == [2, 10]
+    sums, frames = longest(torch.zeros(0, 3), patience=5.0)
+    assert sums.tolist() == [0, 0, 0] and frames.tolist() == [0, 0, 0]
 
 
 def test_what_looks_alike():

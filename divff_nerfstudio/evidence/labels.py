@@ -25,7 +25,7 @@ from divff_nerfstudio.evidence.votes import count, decide, of_kinds
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import NO_FEATURE, FeatureStore
 
-_VERSION = 5
+_VERSION = 6
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2

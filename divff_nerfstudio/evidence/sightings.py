@@ -23,6 +23,9 @@ _SETTLED = 0.95
 _KEEPS_LOOKING = 0.85
 """Share of the frames in which something at rest looks the same while it is there."""
 _MIN_CHANCE, _MAX_CHANCE = 0.03, 0.5
+_PATIENCE = 12.0
+"""What ends a rest, unlike hands that hide it for a while: so much evidence against it at each pixel, about eight
+frames in a row that look otherwise. Else what leaves a place and later lies on the same ray seems to have stayed."""
 
 
 class Stays(NamedTuple):
@@ -110,7 +113,7 @@ class Sweep:
         The interval is the one with the largest sum of log-likelihood ratios, so that it ends where the place begins to
         look different, at both ends apart.
         """
-        (later, _), (earlier, _) = (_longest(part) for part in self._around(self._ratios))
+        (later, _), (earlier, _) = (longest(part, _PATIENCE) for part in self._around(self._ratios))
         return (later + earlier).amax(-1) / max(1, len(self.others))
 
     def stays(self, segments: Int[Tensor, "rows columns"], number: int) -> Stays:
@@ -124,7 +127,8 @@ class Sweep:
         pixels = torch.bincount(segments[inside], minlength=number)
         sums = self._ratios.new_zeros(len(self.others), number, len(self.depths))
         sums.index_add_(1, segments[inside], self._ratios[:, inside])
-        (later, last), (earlier, first) = (_longest(part) for part in self._around(sums))
+        patience = _PATIENCE * pixels[:, None]
+        (later, last), (earlier, first) = (longest(part, patience) for part in self._around(sums))
         total = later + earlier
         best = total.argmax(-1, keepdim=True)
         ends = [steps.gather(-1, best)[:, 0] for steps in (first, last)]
@@ -241,9 +245,18 @@ def _project(views: Views, view: int, points: Float[Tensor, "points 3"]) -> tupl
     return inside, row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
 
 
-def _longest(ratios: Float[Tensor, "frames *places"]) -> tuple[Tensor, Int[Tensor, "*places"]]:
-    """The largest sum of ratios from the first frame on, 0 if none is positive, and of how many frames it is."""
+def longest(
+    ratios: Float[Tensor, "frames *places"], patience: Float[Tensor, "*#places"] | float
+) -> tuple[Tensor, Int[Tensor, "*places"]]:
+    """The largest sum of ratios from the first frame on, 0 if none is positive, and of how many frames it is.
+
+    Args:
+        ratios: Of frames that lead away from one.
+        patience: How far the sum may fall below its largest value: behind that, nothing counts.
+    """
     if not len(ratios):
         return torch.zeros_like(ratios.sum(0)), torch.zeros_like(ratios.sum(0), dtype=torch.long)
-    found = torch.cumsum(ratios, 0).max(0)
+    sums = torch.cumsum(ratios, 0)
+    ended = (sums.clamp_min(0).cummax(0).values - sums > patience).cummax(0).values
+    found = sums.masked_fill(ended, -torch.inf).max(0)
     return found.values.clamp_min(0), torch.where(found.values > 0, found.indices + 1, 0)
