@@ -358,6 +358,26 @@ def test_evidence_opens_the_layer_that_it_names():
         assert (masks[layer].grad < 0).all() and (masks[1 - layer].grad > 0).all()
 
 
+@pytest.mark.parametrize("left_weight", [0.0, 1.0])
+def test_an_object_is_where_it_was_found_and_gone_when_it_had_left(left_weight: float):
+    model = make_model(features=False, frames=20, resting_weight=1.0, left_weight=left_weight)
+    model.train()
+    model.update_to_step(STATIC_UNTIL)
+    found = torch.tensor([[2.0, 0.0, 0.4]]).expand(16, 3)
+    batch = {**batch_of(), "evidence": torch.tensor([[1.0, 0.0]]).expand(16, 2), "resting": found}
+    optimizer = torch.optim.Adam(model.field.dynamic.parameters(), lr=0.02)
+    for _ in range(80):
+        optimizer.zero_grad()
+        model.get_loss_dict(model(bundle(model)), batch)["resting"].backward()
+        optimizer.step()
+    rays = bundle(model)
+    at = 2.0 / -rays.metadata["camera_directions"][:, 2:]
+    with torch.no_grad():
+        density = model.field.dynamic_density(rays.origins + at * rays.directions, torch.tensor([[0.2, 0.8]] * 16))
+    there, later = (1 - torch.exp(-density * model._thickness)).mean(0).tolist()
+    assert there > 0.6 and (later < 0.2 if left_weight else later > 0.6)
+
+
 @pytest.mark.parametrize(("features", "expected"), [("all", "on"), ("auto", "off"), ("none", "off")])
 def test_what_moves_is_looked_for_where_segments_vote(tiny_scene: Path, tmp_path: Path, features, expected: str):
     config = tiny_run.config(tiny_scene, tmp_path)

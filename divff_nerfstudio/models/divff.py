@@ -86,6 +86,8 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     segment rests; 1: as much as there."""
     resting_weight: Weight = 0.3
     """Weight of `resting_loss`, with evidence."""
+    left_weight: Weight = 0.1
+    """Weight of its counterpart, for places that an object has left or has not come to yet."""
     resting_points: Size = 64
     """Points at which it is measured, per step."""
     regulariser_weight: Weight = 0.3
@@ -254,14 +256,15 @@ class DivFFModel(RayModel):
             placed,
             hints,
         )
-        if at is not None and config.resting_weight > 0:
-            losses["resting"] = config.resting_weight * self._resting(outputs, at)
+        if at is not None and max(config.resting_weight, config.left_weight) > 0:
+            losses["resting"] = self._resting(outputs, at)
         if config.persistence_weight > 0:
             losses["persistence"] = config.persistence_weight * self._persistence(outputs)
         return losses
 
     def _resting(self, outputs: dict[str, Any], at: Tensor) -> Tensor:
-        """`resting_loss` at places where objects were found to rest, drawn by how sure it is that they are objects.
+        """`resting_loss` at places where objects were found to rest, drawn by how sure it is that they are objects, and
+        its counterpart at times at which they are not there, weighed.
 
         Args:
             outputs: With "evidence" and "resting" of the batch.
@@ -272,9 +275,13 @@ class DivFFModel(RayModel):
         drawn = weighted_draw(sure + 1e-6, min(config.resting_points, len(sure)))
         positions = rays.origins[drawn] + at[drawn, None] * rays.directions[drawn]
         since, until = outputs["resting"][drawn, 1:].unbind(-1)
-        times = torch.lerp(since, until, torch.rand_like(since))
-        density = self.field.dynamic_density(positions, times[:, None])[:, 0]
-        return resting_loss(1 - torch.exp(-density * self._thickness), sure[drawn])
+        then, any_time = torch.lerp(since, until, torch.rand_like(since)), torch.rand_like(since)
+        density = self.field.dynamic_density(positions, torch.stack((then, any_time), -1))
+        there, other = (1 - torch.exp(-density * self._thickness)).unbind(-1)
+        frame = 1 / self.num_train_data
+        away = (any_time < since - frame) | (any_time > until + frame)
+        resting, left = resting_loss(there, sure[drawn]), resting_loss(1 - other, sure[drawn] * away)
+        return config.resting_weight * resting + config.left_weight * left
 
     @property
     def _thickness(self) -> float:

@@ -265,10 +265,10 @@ def placed_mask(
 
 
 def resting_loss(opacity: Float[Tensor, "points"], chance: Float[Tensor, "points"]) -> Float[Tensor, ""]:
-    """Wants an object to be where it was found, as long as it was found there.
+    """Wants an object to be where it was found, as long as it was found there; of transparencies, to be gone otherwise.
 
     Args:
-        opacity: Of the dynamic layer over a thickness, there at a moment of that time.
+        opacity: Of the dynamic layer over a thickness, there at a moment of that time; or 1 less it, at another.
         chance: That what was found is an object.
     """
     return -(chance * (opacity + 1e-3).log()).mean()
