@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,20 +30,11 @@ from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.evidence.labels import Labels, labels
 from divff_nerfstudio.features.hints.stored import has_hints, open_hints
-from divff_nerfstudio.features.sources import DEFAULT_SOURCES
-from divff_nerfstudio.features.store import (
-    HINTS,
-    FeatureStore,
-    FeatureStoreError,
-    ResidentStore,
-    finished_stores,
-    store_root,
-)
+from divff_nerfstudio.features.store import HINTS, FeatureStore, ResidentStore
+from divff_nerfstudio.features.stored import StoredFeatures
 from divff_nerfstudio.option_ranges import Rays
 from divff_nerfstudio.pixels import FeatureTables, FrameTable, PixelBatches
-from divff_nerfstudio.schema import Positive, Weight, split_words
-
-EXTRACT_OPTIONS = "--pipeline.datamanager.extract-options"
+from divff_nerfstudio.schema import Positive, Weight
 
 
 class SceneDataset(InputDataset):
@@ -119,8 +109,12 @@ class DivFFDataManagerConfig(VanillaDataManagerConfig):
             SceneError: If the scene cannot be read.
         """
         scene = load_scene(self.data or self.dataparser.data, check_frames=False)
-        stored = self.features != "none" and bool(_feature_folders(scene, self.feature_dir))
+        stored = self.features != "none" and bool(self.stored(scene).folders())
         return len(scene.splits["train"]) * scene.height * scene.width, stored
+
+    def stored(self, scene: Scene) -> StoredFeatures:
+        """What there is of a scene's features."""
+        return StoredFeatures(scene, self.feature_dir, self.extract_options)
 
     def has_hints(self) -> bool:
         """Whether the scene has hints of what moves and what is hand; not if there is no scene, which is told later."""
@@ -166,7 +160,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         """The training frames; opens the feature stores and hands their dimensions on to the model."""
         dataset = super().create_train_dataset()
         if self.config.features != "none":
-            self.feature_stores = self._open_feature_stores(dataset.scene)
+            extract = self.config.auto_extract and self.test_mode == "val"
+            self.feature_stores = self.config.stored(dataset.scene).open(self.config.features == "all", extract)
             self._hotspots = self.feature_stores.pop("hotspot", None)
         dataset.metadata["feature_dims"] = {kind: store.dimension for kind, store in self.feature_stores.items()}
         return dataset
@@ -208,19 +203,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         Raises:
             SceneError: If they are missing, or are not in the space of the video-language features.
         """
-        scene, video, hotspots = self.train_dataset.scene, self.feature_stores.get("video"), self._hotspots
-        if video is None or hotspots is None:
-            missing = [kind for kind, store in (("video", video), ("hotspot", hotspots)) if store is None]
-            raise SceneError(
-                f"The weight of the hotspots is not 0, but {scene.root} lacks {' and '.join(missing)} features: run "
-                f"`{shlex.join(self._extract_command(scene, missing))}`, or set --pipeline.model.hotspot-weight to 0."
-            )
-        if video.header.fingerprint != hotspots.header.fingerprint:
-            again = [*self._extract_command(scene, ["hotspot"]), "--hotspot.video", video.header.source, "--overwrite"]
-            raise SceneError(
-                f"The hotspots in {hotspots.directory} are features of {hotspots.header.model}, but those in "
-                f"{video.directory} of {video.header.model}: run `{shlex.join(again)}`."
-            )
+        stored = self.config.stored(self.train_dataset.scene)
+        hotspots = stored.check_hotspots(self.feature_stores.get("video"), self._hotspots)
         self.feature_stores["hotspot"] = hotspots
         self.__dict__.pop("_features", None)  # tables without them
 
@@ -235,9 +219,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
             SceneError: In training, if nothing was, or of other frames.
         """
         if self.test_mode == "val":
-            scene = self.train_dataset.scene
-            command = shlex.join(self._extract_command(scene, [HINTS]))
-            self._hint_store = open_hints(scene, store_root(scene, self.config.feature_dir) / HINTS, command)
+            stored = self.config.stored(self.train_dataset.scene)
+            self._hint_store = open_hints(stored.scene, stored.root / HINTS, shlex.join(stored.command([HINTS])))
 
     @cached_property
     def _hints(self) -> FeatureTables:
@@ -290,7 +273,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         if config.resident == "on" or free is None:
             return config.resident == "on"
         stores = [*self.feature_stores.values(), *(() if self._hotspots is None else (self._hotspots,))]
-        hints = store_root(self.train_dataset.scene, config.feature_dir) / HINTS  # they are opened later, if at all
+        hints = config.stored(self.train_dataset.scene).root / HINTS  # they are opened later, if at all
         size = sum(path.stat().st_size for path in hints.glob("*.npy"))
         size += frames.nbytes * 3  # what was found to move has six channels
         size += sum(map(ResidentStore.bytes_of, stores))
@@ -340,60 +323,3 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
     def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:
         """A random evaluation frame: its camera, and "image" (H, W, 3), "image_idx", "frame_index" (in the scene)."""
         return next(self.eval_dataloader)  # pyright: ignore[reportReturnType]
-
-    def _open_feature_stores(self, scene: Scene) -> dict[str, FeatureStore]:
-        """Opens what `divff extract` has written for a scene, by kind; extracts what is missing, if that is asked for.
-
-        Raises:
-            SceneError: If a kind is missing that is not to be, or a store was made from other frames.
-        """
-        folder, wanted = self.config.feature_dir, self.config.features == "all"
-        stores = _found_stores(scene, folder)
-        missing = [kind for kind in DEFAULT_SOURCES if kind not in stores] if wanted or not stores else []
-        if missing and self.config.auto_extract and self.test_mode == "val":
-            command = self._extract_command(scene, missing)
-            CONSOLE.print(f"Extracting features first: {shlex.join(command)}", soft_wrap=True)
-            from divff_nerfstudio.features.extract import extract_here  # heavy
-
-            extract_here(command[2:], EXTRACT_OPTIONS)
-            stores = _found_stores(scene, folder)
-        elif missing and (wanted or folder is not None):
-            raise SceneError(
-                f"{store_root(scene, folder)} lacks {' and '.join(missing)} features: run "
-                f"`{shlex.join(self._extract_command(scene, missing))}`, or give --pipeline.datamanager.auto-extract "
-                "True to have that done now, or --pipeline.datamanager.features none to train geometry alone (auto: "
-                "with those that there are)."
-            )
-        for kind, store in stores.items():
-            if difference := store.other_frames(scene):
-                again = shlex.join([*self._extract_command(scene, [kind]), "--overwrite"])
-                raise SceneError(
-                    f"The features in {store.directory} were extracted {difference}: run `{again}`, with the encoder "
-                    "that they are to be of."
-                )
-        return stores
-
-    def _extract_command(self, scene: Scene, kinds: Sequence[str]) -> list[str]:
-        """The line that extracts features of some kinds."""
-        folder, video = self.config.feature_dir, scene.video_dir
-        return [
-            *("divff", "extract", "--data", str(scene.root)),
-            *(() if folder is None else ("--output", str(folder))),
-            *(() if video == scene.root / "high_res_video" else ("--video-dir", str(video))),
-            *split_words(self.config.extract_options, EXTRACT_OPTIONS),
-            *(() if len(kinds) == len(DEFAULT_SOURCES) else ("--sources", *kinds)),
-        ]
-
-
-def _feature_folders(scene: Scene, feature_dir: Path | None) -> list[Path]:
-    """Folders of the scene's finished stores of features."""
-    return [folder for folder in finished_stores(store_root(scene, feature_dir)) if folder.name != HINTS]
-
-
-def _found_stores(scene: Scene, feature_dir: Path | None) -> dict[str, FeatureStore]:
-    """The scene's finished stores of features by kind."""
-    stores = {folder.name: FeatureStore.open(folder) for folder in _feature_folders(scene, feature_dir)}
-    for name, store in stores.items():
-        if store.header.kind != name:
-            raise FeatureStoreError(f"{store.directory} holds {store.header.kind} features: call it so, or remove it.")
-    return stores

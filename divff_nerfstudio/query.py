@@ -24,7 +24,7 @@ from divff_nerfstudio.schema import Positive, Share, Words
 if TYPE_CHECKING:
     from divff_nerfstudio.features.store import FeatureStore
 
-FeatureKind = Literal["image", "video"]
+AskedKind = Literal["image", "video"]
 Encode = Callable[[Sequence[str]], Float[Tensor, "phrases dim"]]
 Decode = Callable[[Float[Tensor, "rows code"]], Float[Tensor, "rows dim"]]
 
@@ -47,7 +47,7 @@ class QueryConfig(InstantiateConfig):
     """target class to instantiate"""
     text: str = ""
     """Phrase to look for; several are separated by ";" and the most relevant counts. Empty: nothing is asked."""
-    features: FeatureKind = "image"
+    features: AskedKind = "image"
     """Which features answer: image-language ("what is it") or video-language ("what is done with it")."""
     negatives_image: tuple[Words, ...] = ()
     """Phrases that image queries are held against. Empty: those of the scene's features, else DIV-FF's four."""

@@ -26,8 +26,7 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.patches import DinoSourceConfig
 from divff_nerfstudio.features.pretrained import EncoderError
-from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, FeatureWriter
-from divff_nerfstudio.features.store import writer as store_module
+from divff_nerfstudio.features.store import FeatureStore, FeatureStoreError, FeatureWriter, growing
 
 FRAMES = 6
 
@@ -85,7 +84,7 @@ def count_frames(monkeypatch) -> list[int]:
 @pytest.mark.parametrize("fails_at", [1, 3, 4, 12, 19, 20, 21])
 def test_disk_full(scene_root, unbroken, monkeypatch, fails_at):
     """A disk that takes half of one write: of a table, an index, the progress, or a head at the end."""
-    writes, original = [], store_module._write
+    writes, original = [], growing._write
 
     def write(file, content):
         writes.append(len(content))
@@ -94,7 +93,7 @@ def test_disk_full(scene_root, unbroken, monkeypatch, fails_at):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(file, content)
 
-    monkeypatch.setattr(store_module, "_write", write)
+    monkeypatch.setattr(growing, "_write", write)
     kept = min((fails_at - 1) // 3, FRAMES)
     if fails_at <= 20:
         with pytest.raises(FeatureStoreError) as error:
@@ -145,7 +144,7 @@ def test_the_second_extraction_stops_or_waits(scene_root, unbroken, monkeypatch)
         return original(self, frame)
 
     monkeypatch.setattr(PlainSource, "extract", slow)
-    monkeypatch.setattr(store_module.FeatureWriter, "_tell_waiting", lambda self: waits.set())
+    monkeypatch.setattr(FeatureWriter, "_tell_waiting", lambda self: waits.set())
     first = threading.Thread(target=lambda: config(scene_root).main())
     first.start()
     assert started.wait(PATIENCE)
@@ -321,7 +320,7 @@ def test_a_writer_goes_on_after_a_full_disk(tmp_path, monkeypatch):
     with FeatureWriter(tmp_path / "image", header()) as writer:
         writer.append(frames[0])
         with monkeypatch.context() as patch:
-            patch.setattr(store_module, "_write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+            patch.setattr(growing, "_write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
             with pytest.raises(FeatureStoreError, match="1 of 3 frames are kept"):
                 writer.append(frames[1])
         for frame in frames[1:]:

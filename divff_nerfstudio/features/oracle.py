@@ -18,8 +18,8 @@ from torch import Tensor
 
 from divff_nerfstudio.data.annotations import GroundTruth, LabelledMasks, affordance_annotations, ground_truth
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.features.sources import FeatureKind, FeatureSource
-from divff_nerfstudio.features.store import FrameFeatures
+from divff_nerfstudio.features.sources import FeatureSource
+from divff_nerfstudio.features.store import FeatureKind, FrameFeatures
 from divff_nerfstudio.features.text import PhraseEncoder
 
 ORACLE = "oracle"

@@ -5,17 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
 
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.pictures import Pictures
-from divff_nerfstudio.features.store import FrameFeatures, StoreHeader
+from divff_nerfstudio.features.store import FeatureKind, FrameFeatures, StoreHeader
 from divff_nerfstudio.plugins import plugin_class
-
-FeatureKind = Literal["image", "video", "regulariser", "hotspot", "hints"]
 
 SOURCES: dict[str, str] = {
     "segments": "divff_nerfstudio.features.open_clip_source:SegmentSource",

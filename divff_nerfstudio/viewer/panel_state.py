@@ -27,7 +27,7 @@ from pydantic import Field, field_validator
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.query import FeatureKind, Query, QueryConfig, QueryError, split_phrases
+from divff_nerfstudio.query import AskedKind, Query, QueryConfig, QueryError, split_phrases
 from divff_nerfstudio.relevancy import EXAMPLE_NAME, Example
 from divff_nerfstudio.schema import Number, Positive, Record, Share, read_json
 
@@ -113,7 +113,7 @@ class _Question(Record, extra="forbid"):
     """Fields of `QueryConfig`; those that are missing keep their defaults."""
 
     text: Annotated[str, Field(max_length=10_000)] = ""
-    features: FeatureKind = "image"
+    features: AskedKind = "image"
     negatives_image: tuple[str, ...] = ()
     negatives_video: tuple[str, ...] = ()
     prefix_video: str = ""
@@ -158,7 +158,7 @@ class _State(Record, extra="forbid"):
     query: _Question
     visibility: _Hidden
     output: str
-    examples: dict[Annotated[str, Field(pattern=rf"^{EXAMPLE_NAME.pattern}$")], dict[FeatureKind, _Point]]
+    examples: dict[Annotated[str, Field(pattern=rf"^{EXAMPLE_NAME.pattern}$")], dict[AskedKind, _Point]]
 
 
 def load_panel_state(path: Path | str) -> PanelState:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from divff_nerfstudio.data.annotations import affordance_annotations, object_annotations
 from divff_nerfstudio.data.scene import Scene
-from divff_nerfstudio.query import FeatureKind
+from divff_nerfstudio.query import AskedKind
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Preset:
 
     text: str
     """What is asked."""
-    features: FeatureKind | None = None
+    features: AskedKind | None = None
     """Which features are asked; None: those that are selected."""
 
     @property

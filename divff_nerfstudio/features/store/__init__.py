@@ -6,7 +6,14 @@ distinct features of all frames, ``offsets.npy`` (F + 1,) int64 with the first r
 that a place has no feature. A single index serves all frames where features lie on a fixed grid.
 """
 
-from divff_nerfstudio.features.store.header import HINTS, IMPORTED, NO_FEATURE, FeatureStoreError, StoreHeader
+from divff_nerfstudio.features.store.header import (
+    HINTS,
+    IMPORTED,
+    NO_FEATURE,
+    FeatureKind,
+    FeatureStoreError,
+    StoreHeader,
+)
 from divff_nerfstudio.features.store.reader import FeatureStore, finished_stores, store_root
 from divff_nerfstudio.features.store.resident import ResidentStore
 from divff_nerfstudio.features.store.writer import FeatureWriter, FrameFeatures
@@ -15,6 +22,7 @@ __all__ = [
     "HINTS",
     "IMPORTED",
     "NO_FEATURE",
+    "FeatureKind",
     "FeatureStore",
     "FeatureStoreError",
     "FeatureWriter",

@@ -12,6 +12,8 @@ from pydantic import Field
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import Record, Words, read_json
 
+FeatureKind = Literal["image", "video", "regulariser", "hotspot", "hints"]
+"""What features are used as; also the name of their store's folder."""
 FORMAT = 1
 HEADER, TABLE, OFFSETS, INDEX = "header.json", "table.npy", "offsets.npy", "index.npy"
 NO_FEATURE = 65535
@@ -30,7 +32,7 @@ class FeatureStoreError(DivffError):
 class HeaderRecord(Record):
     """``header.json`` of a feature store; its entries are told in `StoreHeader`."""
 
-    kind: Literal["image", "video", "regulariser", "hotspot", "hints"]
+    kind: FeatureKind
     source: str
     model: str
     fingerprint: str

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import shutil
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt16
@@ -19,21 +15,12 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from divff_nerfstudio.arrays import open_array
 from divff_nerfstudio.atomic import atomic_path, remove_unfinished
 from divff_nerfstudio.errors import DISK_FULL
-from divff_nerfstudio.features.store.header import (
-    HEADER,
-    INDEX,
-    NO_FEATURE,
-    OFFSETS,
-    TABLE,
-    FeatureStoreError,
-    StoreHeader,
-)
+from divff_nerfstudio.features.store.growing import PROGRESS, GrowingFiles, write_rows
+from divff_nerfstudio.features.store.header import HEADER, NO_FEATURE, OFFSETS, TABLE, FeatureStoreError, StoreHeader
 from divff_nerfstudio.features.store.reader import FeatureStore
 from divff_nerfstudio.locks import take_lock
 
-_ROWS, _PROGRESS = "rows.npy", "progress"
-_NPY_HEADER_BYTES = 128
-_RECORD = "<qii"
+_ROWS = "rows.npy"
 
 
 @dataclass(frozen=True)
@@ -44,20 +31,6 @@ class FrameFeatures:
     """Row of the table, or 65535 where there is no feature; any resolution that covers the whole frame."""
     table: Float[np.ndarray, "n D"]
     """Distinct features."""
-
-
-def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    """Header of an .npy file in a fixed number of bytes, so that the shape can be filled in at the end."""
-    described = repr({"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
-    room = _NPY_HEADER_BYTES - 10
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", room) + described.ljust(room - 1).encode("latin1") + b"\n"
-
-
-def _write(file: io.FileIO, content: bytes) -> None:
-    """Writes all of it: nothing stays in a buffer that a full disk would keep from ever being written."""
-    rest = memoryview(content)
-    while rest:
-        rest = rest[file.write(rest) :]
 
 
 class FeatureWriter:
@@ -94,9 +67,7 @@ class FeatureWriter:
         self.row_length = row_length or header.dimension
         self._rows_name = TABLE if row_length is None else _ROWS
         self.finished = False
-        self._offsets = [0]
-        self._index_shape: tuple[int, int] | None = None
-        self._files: list[io.FileIO] = []
+        self._files: GrowingFiles | None = None
         self._partial = self.directory.with_name(f".{self.directory.name}.partial")
         try:
             self._lock = take_lock(self.directory, self._busy, self._tell_waiting if wait else None)
@@ -149,7 +120,7 @@ class FeatureWriter:
             try:
                 self._refuse_differences(self._partial)
             except FeatureStoreError:
-                progress = self._partial / _PROGRESS
+                progress = self._partial / PROGRESS
                 if not overwrite and progress.exists() and progress.stat().st_size:
                     raise
                 shutil.rmtree(self._partial)
@@ -159,7 +130,7 @@ class FeatureWriter:
             self._partial.mkdir()
             with atomic_path(self._partial / HEADER) as path:
                 self.header.write(path)
-        self._resume()
+        self._files = GrowingFiles(self._partial, self._rows_name, self.row_length, self.header.shared_index)
 
     def _refuse_differences(self, where: Path) -> None:
         differences = StoreHeader.read(where / HEADER).differences(self.header)
@@ -169,53 +140,9 @@ class FeatureWriter:
                 "choose another folder with --output, or replace them with --overwrite."
             )
 
-    def _resume(self) -> None:
-        """Opens the files behind the last frame that is whole in all of them."""
-
-        for name in (_PROGRESS, self._rows_name, INDEX):
-            path = self._partial / name
-            path.touch()
-            self._files.append(io.FileIO(path, "r+"))
-        self._progress, self._rows, self._index = self._files
-        records = self._progress.read()
-        record = struct.calcsize(_RECORD)
-        known = [struct.unpack_from(_RECORD, records, at) for at in range(0, len(records) - record + 1, record)]
-        row_bytes, index_bytes = self._size(self._rows), self._size(self._index)
-        for number, (end, height, width) in enumerate(known):
-            planes = 1 if self.header.shared_index else number + 1
-            if _NPY_HEADER_BYTES + end * self.row_length * 2 > row_bytes:
-                break
-            if _NPY_HEADER_BYTES + planes * height * width * 2 > index_bytes:
-                break
-            self._offsets.append(end)
-            self._index_shape = (height, width)
-        self._cut()
-
-    def _cut(self) -> None:
-        """Cuts off what lies behind the last whole frame."""
-        ends = len(self) * struct.calcsize(_RECORD), self._rows_end, self._index_end
-        for file, end in zip(self._files, ends, strict=True):
-            file.truncate(end)
-            file.seek(end)
-
-    @staticmethod
-    def _size(file: Any) -> int:
-        return os.fstat(file.fileno()).st_size
-
-    @property
-    def _rows_end(self) -> int:
-        return _NPY_HEADER_BYTES + self._offsets[-1] * self.row_length * 2
-
-    @property
-    def _index_end(self) -> int:
-        if self._index_shape is None:
-            return _NPY_HEADER_BYTES
-        planes = 1 if self.header.shared_index else len(self)
-        return _NPY_HEADER_BYTES + planes * self._index_shape[0] * self._index_shape[1] * 2
-
     def __len__(self) -> int:
         """Number of frames that are stored."""
-        return len(self.header.frame_ids) if self.finished else len(self._offsets) - 1
+        return len(self.header.frame_ids) if self.finished else len(self._files or ())
 
     def append(self, features: FrameFeatures) -> None:
         """Stores the next frame's features.
@@ -224,29 +151,20 @@ class FeatureWriter:
             ValueError: If their shapes do not fit the store.
             FeatureStoreError: If they cannot be written; what was stored before stays.
         """
+        assert self._files is not None
         table = np.ascontiguousarray(features.table, dtype=np.float16)
         index = np.ascontiguousarray(features.index, dtype=np.uint16)
         if table.ndim != 2 or table.shape[1] != self.row_length or len(table) > NO_FEATURE:
             raise ValueError(f"A table of shape {table.shape} does not fit rows of length {self.row_length}.")
-        if index.ndim != 2 or self._index_shape not in (None, index.shape):
-            raise ValueError(f"An index of shape {index.shape} does not fit {self._index_shape}.")
+        if index.ndim != 2 or self._files.index_shape not in (None, index.shape):
+            raise ValueError(f"An index of shape {index.shape} does not fit {self._files.index_shape}.")
         used = index[index != NO_FEATURE]
         if used.size and used.max() >= len(table):
             raise ValueError(f"The index points beyond the {len(table)} rows of the table.")
         if not np.isfinite(table).all():
             raise ValueError("The features are not finite.")
-        record = struct.pack(_RECORD, self._offsets[-1] + len(table), *index.shape)
-        try:
-            with self._disk_faults():
-                _write(self._rows, table.tobytes())
-                if self._index_shape is None or not self.header.shared_index:
-                    _write(self._index, index.tobytes())
-                _write(self._progress, record)
-        except FeatureStoreError:
-            self._cut()
-            raise
-        self._index_shape = index.shape[0], index.shape[1]
-        self._offsets.append(self._offsets[-1] + len(table))
+        with self._disk_faults():
+            self._files.append(table, index)
 
     def finish(self, reduce: Callable[[np.ndarray, Path], Iterable[np.ndarray]] | None = None) -> FeatureStore:
         """Completes the store and puts it in its place.
@@ -264,25 +182,24 @@ class FeatureWriter:
         """
         if self.finished:
             return FeatureStore.open(self.directory)
-        if len(self) != len(self.header.frame_ids) or self._index_shape is None:
+        if self._files is None or len(self) != len(self.header.frame_ids):
             raise ValueError(f"{len(self)} of {len(self.header.frame_ids)} frames are stored.")
         if (reduce is None) != (self._rows_name == TABLE):
             raise ValueError("Rows are reduced if, and only if, the writer was opened with their length.")
         with self._disk_faults():
-            self._complete(reduce)
+            self._complete(self._files, reduce)
         self.finished = True
         return FeatureStore.open(self.directory)
 
-    def _complete(self, reduce: Callable[[np.ndarray, Path], Iterable[np.ndarray]] | None) -> None:
-        assert self._index_shape is not None
-        self._head(self._rows, np.dtype(np.float16), (self._offsets[-1], self.row_length))
-        planes = 1 if self.header.shared_index else len(self)
-        self._head(self._index, np.dtype(np.uint16), (planes, *self._index_shape))
+    def _complete(self, files: GrowingFiles, reduce: Callable[[np.ndarray, Path], Iterable[np.ndarray]] | None) -> None:
+        files.complete()
         if reduce is not None:
-            self._reduce(reduce)
+            rows = open_array(self._partial / self._rows_name, np.float16, 2)
+            with atomic_path(self._partial / TABLE) as path:
+                write_rows(path, reduce(rows, self._partial), self.header.dimension)
         with atomic_path(self._partial / OFFSETS) as path:
-            np.save(path, np.asarray(self._offsets, dtype=np.int64))
-        self._close_files()
+            np.save(path, np.asarray(files.offsets, dtype=np.int64))
+        files.close()
         if self.directory.exists():
             shutil.rmtree(self._replaced, ignore_errors=True)
             self.directory.rename(self._replaced)
@@ -295,33 +212,15 @@ class FeatureWriter:
 
     def _remove_remains(self) -> None:
         """Removes what a finished store does not need, and the store that it has replaced."""
-        for name in (_PROGRESS, _ROWS):
+        for name in (PROGRESS, _ROWS):
             (self.directory / name).unlink(missing_ok=True)
         remove_unfinished(self.directory)
         shutil.rmtree(self._replaced, ignore_errors=True)
 
-    @staticmethod
-    def _head(file: Any, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-        file.seek(0)
-        _write(file, _npy_header(dtype, shape))
-        os.fsync(file.fileno())
-
-    def _reduce(self, reduce: Callable[[np.ndarray, Path], Iterable[np.ndarray]]) -> None:
-        rows = 0
-        with atomic_path(self._partial / TABLE) as path, io.FileIO(path, "w") as file:
-            file.seek(_NPY_HEADER_BYTES)
-            for chunk in reduce(open_array(self._partial / self._rows_name, np.float16, 2), self._partial):
-                _write(file, np.ascontiguousarray(chunk, dtype=np.float16).tobytes())
-                rows += len(chunk)
-            self._head(file, np.dtype(np.float16), (rows, self.header.dimension))
-
-    def _close_files(self) -> None:
-        for file in self._files:
-            file.close()
-
     def close(self) -> None:
         """Lets go of the files; what is stored stays for the next writer."""
-        self._close_files()
+        if self._files is not None:
+            self._files.close()
         self._lock.release()
 
     def __enter__(self) -> FeatureWriter:
