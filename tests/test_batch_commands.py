@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_tiny_scene
+from nerfstudio.configs.method_configs import all_methods
 from tiny_run import write_features
 
 from divff_nerfstudio import cli
@@ -84,6 +86,18 @@ def test_options_of_training_are_tried_with_each_method_that_gets_them(tmp_path:
     with pytest.raises(ManifestError, match=r"num-proposal-samples") as told:
         check_options_of(read_manifest(tmp_path / "all.yaml"))
     assert str(told.value).count("\n- ") == 1
+
+
+def test_a_method_of_ones_own_is_one_where_it_is_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "all.yaml").write_text("steps: train\nscenes: [A, {scene: B, methods: [divff, divff-crisp]}]\n")
+    manifest = read_manifest(tmp_path / "all.yaml")
+    with pytest.raises(ManifestError, match="there is no method divff-crisp, choose from divff, ") as told:
+        check_options_of(manifest)
+    assert str(told.value).count("\n- ") == 1
+    crisp = copy.deepcopy(all_methods["divff"])
+    crisp.method_name = "divff-crisp"
+    monkeypatch.setitem(all_methods, "divff-crisp", crisp)
+    check_options_of(manifest)
 
 
 def test_a_dry_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from divff_nerfstudio.features.open_clip_source import PatchSource, SegmentSourc
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.pretrained import EncoderError
 from divff_nerfstudio.features.segments import ColourSegmenterConfig, Segmenter
-from divff_nerfstudio.features.sources import source_class
+from divff_nerfstudio.features.sources import SOURCES, source_class
 from divff_nerfstudio.features.store import NO_FEATURE, FeatureStore, FeatureStoreError
 from divff_nerfstudio.features.text import text_encoder
 from divff_nerfstudio.features.tiles import Tiles
@@ -158,14 +159,17 @@ def test_without_clip_tower_a_clip_is_the_mean_of_its_pictures(tmp_path):
     torch.testing.assert_close(encoder.encode_clips(clips), torch.nn.functional.normalize(expected, dim=-1))
 
 
+def patch_tokens(encoder: Encoder, picture: np.ndarray, scale: float = 1.0) -> torch.Tensor:
+    return encoder.tokens(encoder.stretched_whole(picture, scale))[0]
+
+
 def test_patch_tokens_cover_the_picture_in_its_own_shape(encoder_folder):
     encoder = load_encoder(encoder_folder)
     picture = np.zeros((16, 32, 3), np.uint8)
     picture[:, 16:] = 255
-    tokens = encoder.patch_tokens(picture)
-    assert tokens.shape == (2, 4, 72)
-    assert encoder.patch_tokens(picture, scale=2.0).shape == (4, 8, 72)
-    square = encoder.patch_tokens(picture[:, 8:24])
+    assert patch_tokens(encoder, picture).shape == (2, 4, 72)
+    assert patch_tokens(encoder, picture, scale=2.0).shape == (4, 8, 72)
+    square = patch_tokens(encoder, picture[:, 8:24])
     reference = encoder.model.visual.forward_intermediates(  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         encoder._normalised(encoders.stretched([picture[:, 8:24]], (16, 16))),
         indices=1,
@@ -179,8 +183,8 @@ def test_a_residual_network_serves_as_well(tmp_path):
     encoder = load_encoder(write_encoder(tmp_path / "residual", tower="residual"))
     pictures = np.random.default_rng(0).integers(0, 255, (4, 20, 36, 3), dtype=np.uint8)
     assert encoder.encode_images(pictures).shape == encoder.encode_clips(pictures[None].repeat(4, 0)).shape == (4, 12)
-    assert encoder.patch_tokens(pictures[0]).shape == (4, 8, 128)
-    assert encoder.patch_tokens(pictures[0], scale=2.0).shape == (8, 14, 128)
+    assert patch_tokens(encoder, pictures[0]).shape == (4, 8, 128)
+    assert patch_tokens(encoder, pictures[0], scale=2.0).shape == (8, 14, 128)
 
 
 def test_any_model_of_open_clip_with_own_weights(tmp_path, monkeypatch):
@@ -434,9 +438,12 @@ def test_the_documentations_own_source_extracts(scene_root, tmp_path, monkeypatc
     assert code.count("\n") < 40
     (tmp_path / "documented_source.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    stores = extract(scene_root, "demo", tmp_path / "features", sources=("documented_source:MeanColours",))
-    index, table = stores["regulariser"].frame_features(0)
-    assert index.shape == (9, 16) and table.shape == (144, 3)
+    name = re.search(r'`"(mean-colours)": "\w+(\.\w+)+:MeanColours"`', text)[1]
+    monkeypatch.setitem(SOURCES, name, "documented_source:MeanColours")  # the line of one that comes with the package
+    for source, options, shape in (("documented_source:MeanColours", (), (9, 16)), (name, ("rows=6",), (6, 16))):
+        stores = extract(scene_root, "demo", tmp_path / source[:4], sources=(source,), own=options)
+        index, table = stores["regulariser"].frame_features(0)
+        assert index.shape == shape and table.shape == (shape[0] * shape[1], 3)
 
 
 def test_the_text_encoder_of_ones_own_source_travels_with_its_store(scene_root, tmp_path, monkeypatch):

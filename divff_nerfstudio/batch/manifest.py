@@ -18,7 +18,8 @@ from divff_nerfstudio.schema import Record, Words, split_words, told
 
 StepName = Literal["convert", "extract", "train", "evaluate", "export"]
 STEPS: tuple[StepName, ...] = get_args(StepName)
-Method = Literal["divff", "divff-paper", "divff-splat"]
+Method = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+"""Name of a method; whether there is one is asked where methods are known."""
 USUAL_STEPS: tuple[StepName, ...] = ("extract", "train", "evaluate")
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 """How files end that are taken for videos in a folder that is a manifest."""

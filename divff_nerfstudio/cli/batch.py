@@ -27,6 +27,9 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.outputs import check_output_folder
 from divff_nerfstudio.schema import split_words
 
+_METHODS = frozenset(("divff", "divff-paper", "divff-splat"))
+"""Those of this package, for which nothing has to be imported."""
+
 
 @dataclass
 class BatchConfig:
@@ -87,7 +90,7 @@ def check_options_of(manifest: Manifest) -> None:
     """Has each command read its options before hours are spent, each different line of them once.
 
     Raises:
-        ManifestError: With a sentence for each that a command does not take.
+        ManifestError: With a sentence for each that a command does not take, and for each method that there is not.
     """
     first: dict[tuple[StepName, str, tuple[str, ...]], str] = {}
     for entry in manifest.entries:
@@ -96,10 +99,22 @@ def check_options_of(manifest: Manifest) -> None:
                 first.setdefault((step, method, entry.words[step]), entry.place)
     faults = []
     for (step, method, words), place in first.items():
+        if step == "train" and method not in _METHODS and method not in (known := _methods()):
+            faults.append(f"{place}: there is no method {method}, choose from {', '.join(sorted(known))}")
+            continue
         if words and (fault := _fault_of(step, method, words)) is not None:
             faults.append(f"{place}: {step} is not as its command wants it ({fault})")
     if faults:
-        raise ManifestError(f"{manifest.path} has options that are none, mend them:\n- " + "\n- ".join(faults))
+        raise ManifestError(
+            f"{manifest.path} has options or methods that are none, mend them:\n- " + "\n- ".join(faults)
+        )
+
+
+def _methods() -> dict[str, Any]:
+    """Configurations of the registered methods of this package's kind, by name."""
+    from divff_nerfstudio.evaluation.runs import our_configs
+
+    return {config.method_name: config for config in our_configs()}
 
 
 def _fault_of(step: StepName, method: str, words: Sequence[str]) -> str | None:
@@ -134,9 +149,7 @@ def _command(step: StepName, method: str) -> tuple[Any, Any, Any]:
 
         return ExtractConfig, None, lambda words: ("--data", "SCENE", *words)
     if step == "train":
-        from divff_nerfstudio import registry
-
-        config: Any = getattr(registry, method.replace("-", "_")).config
+        config: Any = _methods()[method]
         return tyro.conf.FlagConversionOff[type(config)], config, lambda words: words
     from divff_nerfstudio.cli.evaluate import EvaluateConfig
     from divff_nerfstudio.cli.export import ExportConfig

@@ -75,7 +75,7 @@ def _shell(style: RoomStyle) -> list[Part]:
     ]
 
 
-def _window(style: RoomStyle) -> list[Part]:
+def _window() -> list[Part]:
     """A window over the sink, its sill, a plant on it."""
     x, z, half_x, half_z = SINK[0], 1.56, 0.42, 0.40
     frame = Plain((0.93, 0.93, 0.91))
@@ -350,5 +350,5 @@ def _furniture(style: RoomStyle) -> list[Part]:
 def build_room(style: RoomStyle | None = None) -> list[Body]:
     """The bodies of the whole room, in the world's frame."""
     style = style or RoomStyle()
-    groups = [_shell(style), _window(style), _counter(style), _hob(), _cupboards(style), _furniture(style)]
+    groups = [_shell(style), _window(), _counter(style), _hob(), _cupboards(style), _furniture(style)]
     return [Body(tuple(group), fixed=True) for group in groups]

@@ -124,21 +124,15 @@ class Encoder:
         side = round(clips.shape[1] ** 0.5)
         return clips.unflatten(1, (side, side)).permute(0, 3, 1, 4, 2, 5).reshape(len(clips), 3, *self.input_size)
 
-    def patch_tokens(
+    def stretched_whole(
         self, picture: UInt8[np.ndarray, "_ _ 3"], scale: float = 1.0
-    ) -> Float[Tensor, "rows columns width"]:
-        """Tokens of the image tower over the whole of a picture; see `tokens`.
+    ) -> UInt8[Tensor, "1 3 height width"]:
+        """A picture as `tokens` wants it.
 
         Args:
             picture: The picture.
             scale: Height that the tower sees, over its usual one.
         """
-        return self.tokens(self.stretched_whole(picture, scale))[0]
-
-    def stretched_whole(
-        self, picture: UInt8[np.ndarray, "_ _ 3"], scale: float = 1.0
-    ) -> UInt8[Tensor, "1 3 height width"]:
-        """A picture as `tokens` wants it; see `patch_tokens`."""
         from open_clip.modified_resnet import ModifiedResNet
 
         tower: Any = self.model.visual

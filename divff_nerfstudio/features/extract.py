@@ -41,7 +41,7 @@ from divff_nerfstudio.features.hotspots import HotspotSourceConfig
 from divff_nerfstudio.features.open_clip_source import PatchSourceConfig, SegmentSourceConfig
 from divff_nerfstudio.features.patches import DinoSourceConfig
 from divff_nerfstudio.features.pictures import Pictures
-from divff_nerfstudio.features.sources import DEFAULT_SOURCES, FeatureSource, source_class, source_name
+from divff_nerfstudio.features.sources import DEFAULT_SOURCES, SOURCES, FeatureSource, source_class, source_name
 from divff_nerfstudio.features.store import HINTS, FeatureWriter, store_root
 from divff_nerfstudio.features.xclip import XClipSourceConfig, load_xclip
 from divff_nerfstudio.heartbeat import beat
@@ -141,8 +141,8 @@ class ExtractConfig:
         if not self.sources:
             raise DivffError(f"--sources names nothing: name some of {', '.join(DEFAULT_SOURCES)}, or leave it out.")
         names = [source_name(name, self.encoder) for name in self.sources]
-        if self.own and not any(":" in name for name in names):
-            raise DivffError("--own sets options of a source of your own: name it by --sources module:Class.")
+        if self.own and not any(_takes_own(name) for name in names):
+            raise DivffError("--own sets options of a source of your own: name it by --sources.")
         by_kind: dict[str, str] = {}
         for name in names:
             kind = source_class(name).kind
@@ -156,7 +156,7 @@ class ExtractConfig:
     def _source(self, name: str, pictures: Pictures) -> FeatureSource:
         made = source_class(name)
         device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        options = self._own_options(made, name) if ":" in name else getattr(self, name.replace("-", "_"), None)
+        options = self._own_options(made, name) if _takes_own(name) else getattr(self, name.replace("-", "_"), None)
         return made(pictures, self.encoder, torch.device(device), options)
 
     def _own_options(self, made: type[FeatureSource], name: str) -> Any:
@@ -198,6 +198,11 @@ def extract_here(words: Sequence[str], option: str) -> list[Path]:
         for load in (load_egovideo, load_encoder, load_xclip):  # each remembers its last model
             load.cache_clear()
         _free()
+
+
+def _takes_own(name: str) -> bool:
+    """Whether the options of a source are those of ``--own``; those of some registered ones have names of their own."""
+    return name not in SOURCES or source_class(name).config_class is not None
 
 
 def _as_argument(option: str) -> tuple[str, str]:

@@ -59,7 +59,8 @@ class FeatureSource(ABC):
     frames_at_once: ClassVar[int] = 1
     """Frames that `encode` gets in one go on a GPU; on a CPU it gets one."""
     config_class: ClassVar[type | None] = None
-    """Dataclass of the source's options, where ``divff extract --own`` shall be able to set them."""
+    """Dataclass of the source's options, where ``divff extract --own`` shall be able to set them; registered sources
+    without one may have a field of `ExtractConfig` in its place."""
 
     model: str
     """What the model is called in the store's header."""

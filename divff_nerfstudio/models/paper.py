@@ -124,6 +124,16 @@ class PublishedModelConfig(LayeredModelConfig):
         if isinstance(scheduler, StagedCosineConfig):
             scheduler.epochs, scheduler.steps_per_epoch = self.schedule.epochs, self.schedule.steps_per_epoch
 
+    def opened_autoencoder(self) -> Autoencoder | None:
+        """The autoencoder from its file; where that is gone, one of its sizes for a checkpoint to fill."""
+        if self.autoencoder is not None and (self.autoencoder_sizes is None or self.autoencoder.is_file()):
+            found = load_autoencoder(self.autoencoder)
+            self.autoencoder_sizes = found.config
+            return found
+        if self.autoencoder_sizes is not None:
+            return Autoencoder(self.autoencoder_sizes).eval().requires_grad_(False)
+        return None
+
     def staged(self) -> Schedule:
         """The schedule of its stages."""
         return self.schedule.staged()
@@ -161,7 +171,7 @@ class PublishedModel(RayModel):
             self.register_buffer(f"all_{name}", metadata[f"all_{name}"].flatten()[order].float(), persistent=False)
         self._free_at_first: int | None = None
         self.field = PublishedField(config.fields, metadata["time_rows"], self.train_times)
-        self.autoencoder = self._autoencoder()
+        self.autoencoder = config.opened_autoencoder()
         dimensions = {**config.heads.dimensions, **metadata.get("feature_dims", {})}
         if self.autoencoder is not None and "image" in dimensions:
             if dimensions["image"] not in (self.autoencoder.feature_dim, self.autoencoder.code_dim):
@@ -174,17 +184,6 @@ class PublishedModel(RayModel):
         if config.compile:
             self.field.nerf_coarse.compile()
             self.field.nerf_fine.compile()
-
-    def _autoencoder(self) -> Autoencoder | None:
-        """The autoencoder from its file; where that is gone, one of its sizes for a checkpoint to fill."""
-        config = self.config
-        if config.autoencoder is not None and (config.autoencoder_sizes is None or config.autoencoder.is_file()):
-            found = load_autoencoder(config.autoencoder)
-            config.autoencoder_sizes = found.config
-            return found
-        if config.autoencoder_sizes is not None:
-            return Autoencoder(config.autoencoder_sizes).eval().requires_grad_(False)
-        return None
 
     def train(self, mode: bool = True) -> PublishedModel:
         """Sets the mode of everything but the autoencoder, whose statistics stay."""

@@ -41,8 +41,6 @@ class Baseline(ABC):
 
     title: ClassVar[str]
     """What it does, in a few words, for tables."""
-    sees_frame: ClassVar[bool] = False
-    """Whether it looks at the held-out frame itself, as no method that renders it can."""
 
     def __init__(self, trained: TrainedScene, models: BaselineModels | None = None):
         self.trained, self.models = trained, models or BaselineModels()

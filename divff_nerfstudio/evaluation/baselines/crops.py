@@ -24,7 +24,6 @@ class CropFeatures(Baseline):
     """Relevancies of crops by the encoder of the scene's image features; no scale is chosen, their mean is asked."""
 
     title = "CLIP of crops of the frame itself, as in LERF, without scale"
-    sees_frame = True
 
     def prepare(self, tasks: Mapping[str, Task]) -> None:
         """Loads the encoder that the scene's image features were made with, if it is one of open_clip."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -98,7 +97,6 @@ class OwlSamReal(OwlSam):
     """Boxes and masks in the frame itself."""
 
     title = "OWL boxes, SAM masks, on the frame itself"
-    sees_frame: ClassVar[bool] = True
 
     def picture(self, result: FrameResult) -> Float[np.ndarray, "height width 3"]:
         """The frame."""

@@ -33,7 +33,6 @@ class ExtractedFeatures(_Stored):
     """Relevancies of the frame's own extracted features: what was distilled, before it was."""
 
     title = "2D features of the frame itself"
-    sees_frame = True
 
     def relevancies(self, result: FrameResult, task: Task) -> Float[np.ndarray, "height width classes"] | None:
         """Those of the frame."""

@@ -47,7 +47,7 @@ from divff_nerfstudio.models.splat.gaussians import (
     mean_opacity,
 )
 from divff_nerfstudio.models.splat.heads import SplatHeads, SplatHeadsConfig
-from divff_nerfstudio.models.splat.points import first_points, spacing
+from divff_nerfstudio.models.splat.points import first_points, place
 from divff_nerfstudio.models.splat.rasterise import require_kernels
 from divff_nerfstudio.models.splat.views import View, pixel_cameras
 from divff_nerfstudio.models.view import PICTURES, RenderError
@@ -175,7 +175,8 @@ class SplatModel(LayeredModel):
         dimensions: dict[str, int] = dict(metadata.get("feature_dims", {}))
         self.semantic = SplatHeads(config.heads, frames, dimensions) if dimensions else None
         scene: Scene = metadata["scene"]
-        self._place(scene)
+        points = first_points(scene, config.points, config.static_start or 0, config.max_gaussians("static"))
+        place(points, self.gaussian_layer("static"), self.space.length)
         centres = scene.camera_to_worlds[scene.splits["train"], :, 3]
         self.register_buffer("eye", torch.from_numpy(centres.mean(0)).float(), persistent=False)
         self.observed: dict[Layer, Observation] = {}
@@ -189,17 +190,6 @@ class SplatModel(LayeredModel):
         """The Gaussians of each layer that live at a camera's time, in the world, in lengths of the scene."""
         splats = self.drawing(self.seen_by(camera), LAYERS).splats
         return {layer: each for layer, each in splats.items() if len(each)}
-
-    def _place(self, scene: Scene) -> None:
-        """Puts the static layer's first Gaussians."""
-        config, layer = self.config, self.gaussian_layer("static")
-        positions, colours = first_points(
-            scene, config.points, config.static_start or 0, config.max_gaussians("static")
-        )
-        positions = positions / self.space.length
-        layer.make_room(len(positions))
-        for name, row in layer.new_rows(positions, spacing(positions), colours, opacity=0.1).items():
-            layer.rows[name].data = row
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """Takes on the number of Gaussians that a state of the model has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from divff_nerfstudio.data.scene import Scene, SceneError
+
+if TYPE_CHECKING:
+    from divff_nerfstudio.models.splat.gaussians import GaussianLayer
 
 PLACES = (
     "points3D.ply",
@@ -99,6 +103,20 @@ def random_points(scene: Scene, count: int) -> Points:
     positions = np.einsum("nij,nj->ni", poses[:, :, :3], places) + poses[:, :, 3]
     colours = scene.frames[frames, rows, columns] / np.float32(255)
     return torch.from_numpy(positions.astype(np.float32)), torch.from_numpy(colours.astype(np.float32))
+
+
+def place(points: Points, layer: GaussianLayer, length: float | Tensor) -> None:
+    """Makes the Gaussians of a layer those of points.
+
+    Args:
+        points: The points.
+        layer: The layer; what it has is replaced.
+        length: The scene's, in scene units.
+    """
+    positions, colours = points[0] / length, points[1]
+    layer.make_room(len(positions))
+    for name, row in layer.new_rows(positions, spacing(positions), colours, opacity=0.1).items():
+        layer.rows[name].data = row
 
 
 def spacing(positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points"]:

@@ -30,7 +30,6 @@ class OoalBaseline(Baseline):
     """Maps of the actions in the frame itself, each rescaled to its least and its greatest value."""
 
     title = "OOAL on the frame itself"
-    sees_frame = True
 
     def prepare(self, tasks: Mapping[str, Task]) -> None:
         """Loads the network, and embeds the actions."""
