@@ -154,11 +154,11 @@ def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     state = read_checkpoint(path)
     step = state.get("step") if isinstance(state, dict) else None
-    first = -1  # that of geometry that was imported
+    first, last = -1, 2**53  # that of geometry that was imported, and what options take at most
     if (
         not isinstance(step, int)
         or isinstance(step, bool)
-        or step < first
+        or not first <= step <= last
         or not isinstance(state.get("pipeline"), dict)
     ):
         raise CheckpointError(

@@ -156,6 +156,7 @@ def test_a_scene_that_is_gone_asks_for_data(folder: Path) -> None:
         (lambda path: torch.save([1], path), "no checkpoint of a run"),
         (lambda path: torch.save({"step": "2", "pipeline": {}}, path), "no checkpoint of a run"),
         (lambda path: torch.save({"step": -2, "pipeline": {}}, path), "no checkpoint of a run"),
+        (lambda path: torch.save({"step": 10**30, "pipeline": {}}, path), "no checkpoint of a run"),
         (lambda path: torch.save({"state_dict": {"a": torch.zeros(2)}}, path), "no checkpoint of a run"),
         (lambda path: path.rename(path.with_name("step-2.ckpt")), "no checkpoint"),
         (lambda path: (path.unlink(), path.mkdir()), "no checkpoint"),
