@@ -26,7 +26,9 @@ from divff_nerfstudio.features.encoder_loading import CONFIG, DEMO_ENCODER
 from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader
 from divff_nerfstudio.features.text_towers import TOKENIZER
 
-MODULES = ("lz4", "pandas", "wandb", "librosa", "tyro", "torch", "numpy", "yaml", "runpy", "evil", "sitecustomize")
+MODULES = ("lz4", "pandas", "wandb", "librosa", "tyro", "torch", "numpy", "yaml", "evil", "sitecustomize")
+if sys.version_info >= (3, 11):  # before, `python -m` itself takes it from where one stands
+    MODULES += ("runpy",)
 RUNNER = Path(__file__).with_name("stranger_programs.py")
 QUESTION = ("--text", "cup", "--time", "0.5")
 METHOD = "!!python/object:divff_nerfstudio.trainer.SplatTrainerConfig"
