@@ -19,7 +19,7 @@ from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.evidence import labels as labels_module
 from divff_nerfstudio.evidence.labels import labels
 from divff_nerfstudio.evidence.sightings import Asked, Sweep, Views, longest, settle_tolerance, sweep
-from divff_nerfstudio.evidence.votes import alike, count, decide, of_kinds
+from divff_nerfstudio.evidence.votes import Kinds, alike, count, decide
 from divff_nerfstudio.models.separation import evidence_loss, placed_mask, resting_loss
 
 HEIGHT, WIDTH, FOCAL, FRAMES = 32, 48, 40.0, 30
@@ -160,7 +160,7 @@ def test_a_segment_decides_with_those_that_look_like_it():
     rests = np.array([[[1.0, 0.0, 0.5, 0.4]], [[0.0, 0.5, 0.5, 0.2]]])
     votes = [count(segments[k], 2, moves[k], rests[k]) for k in range(2)]
     assert votes[0] == pytest.approx(np.array([[2, 1.2, 0.9], [1, 0, 0]]))
-    kinds = of_kinds(looks, np.concatenate((looks, looks)), np.concatenate(votes), 0.1)
+    kinds = Kinds(np.concatenate((looks, looks)), np.concatenate(votes), 0.1).votes(looks)
     (voted, _), (_, resting) = (decide(segments[k], votes[k], kinds, moves[k], rests[k]) for k in range(2))
     assert voted[0].tolist() == pytest.approx([(0.9 + 0.6 + 0.6) / 3, (0.3 + 0.6 + 0.6) / 3, 0.1 / 3, 0.7])
     assert resting[0].tolist() == pytest.approx([(0.25 + 4 * 0.75) / 5] * 2 + [0.5, 0.2])
@@ -175,9 +175,9 @@ def test_what_is_carried_for_most_of_the_video_is_no_hand():
     hands = [[10, 10, 3]] * 8
     looks, votes = np.array([mug] * 8 + [hand] * 8 + [room]), np.array([*mugs, *hands, [10, 0, 0]], float)
     mixed = np.random.default_rng(0).permutation(len(looks))
-    found = of_kinds(np.stack((mug, hand, room)), looks[mixed], votes[mixed], 0.1)
+    found = Kinds(looks[mixed], votes[mixed], 0.1).votes(np.stack((mug, hand, room)))
     assert found == pytest.approx(np.array([[80, 80, 72], [80, 80, 24], [10, 0, 0]]), abs=1e-6)
-    assert np.array_equal(of_kinds(looks, looks[:0], votes[:0], 0.1), np.zeros((17, 3)))
+    assert np.array_equal(Kinds(looks[:0], votes[:0], 0.1).votes(looks), np.zeros((17, 3)))
 
 
 def test_a_rest_outlives_hands_and_ends_where_something_else_is_for_long():

@@ -21,7 +21,7 @@ from divff_nerfstudio.data.frames import SceneError, cache_folder, open_cache
 from divff_nerfstudio.data.masks import resize_nearest
 from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.evidence.sightings import MIN_FRAMES, Asked, Stays, Views, plane_bounds, settle_tolerance, sweep
-from divff_nerfstudio.evidence.votes import count, decide, of_kinds
+from divff_nerfstudio.evidence.votes import Kinds, count, decide
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import NO_FEATURE, FeatureStore
 
@@ -157,12 +157,12 @@ def _write(
             stays = looked.stays(coarse.to(looked.same.device), number)
             found[k, ..., 2:5] = _rest_codes(segments[k], stays, len(indices), plane_bounds(views.near, views.far))
             votes.append(count(segments[k], number, *_chances(seen[k], size)))
-    others, theirs = _asked_segments(scene, indices, segments, things, votes)
+    kinds = Kinds(*_asked_segments(scene, indices, segments, things, votes), things.spread)
     for k, own in enumerate(votes):
         moves, rests = _chances(seen[k], size)
         found[k, ..., 5] = np.round(255 * moves)
-        kinds = of_kinds(things.looks(scene, int(indices[k]), segments[k]), others, theirs, things.spread)
-        moves, resting = decide(segments[k], own, kinds, moves, rests)
+        theirs = kinds.votes(things.looks(scene, int(indices[k]), segments[k]))
+        moves, resting = decide(segments[k], own, theirs, moves, rests)
         moves = _logistic((moves - _SURE) / _SURE_WIDTH)
         resting = _logistic((resting - _OBJECT) / _OBJECT_WIDTH)
         found[k, ..., :2] = np.round(255 * np.stack((moves * resting, moves * (1 - resting)), -1))

@@ -48,38 +48,39 @@ def count(
     return np.stack([np.bincount(segments[inside], part[inside], number) for part in parts], -1)
 
 
-def of_kinds(
-    looks: Float[np.ndarray, "segments dim"],
-    others: Float[np.ndarray, "others dim"],
-    votes: Float[np.ndarray, "others 3"],
-    spread: float,
-) -> Float[np.ndarray, "segments 3"]:
-    """The votes of all that looks like each segment.
+class Kinds:
+    """What all segments that look alike do, at all times.
 
     Args:
-        looks: How segments look: features, or colours.
-        others: How those look that are asked.
-        votes: Theirs.
+        looks: How those look that are asked: features, or colours.
+        votes: Theirs, see `count`.
         spread: See `alike`.
-
-    Returns:
-        Sums of the pixels and of those that move, and of the latter the share that rests in the more restful of the
-        segments (the quantile `_RESTING`).
     """
-    found = np.zeros((len(looks), 3))
-    if not len(others):
+
+    def __init__(self, looks: Float[np.ndarray, "others dim"], votes: Float[np.ndarray, "others 3"], spread: float):
+        shares = _ratio(votes[:, 2], votes[:, 1])
+        order = np.argsort(shares, kind="stable")
+        self._looks, self._votes, self._shares, self._spread = looks[order], votes[order], shares[order], spread
+
+    def votes(self, looks: Float[np.ndarray, "segments dim"]) -> Float[np.ndarray, "segments 3"]:
+        """The votes of all that looks like each segment.
+
+        Args:
+            looks: How segments look.
+
+        Returns:
+            Sums of the pixels and of those that move, and of the latter the share that rests in the more restful of
+            the segments (the quantile `_RESTING`).
+        """
+        found = np.zeros((len(looks), 3))
+        for start in range(0, len(looks) if len(self._looks) else 0, _BLOCK):
+            likeness = alike(looks[start : start + _BLOCK], self._looks, self._spread)
+            sums = likeness @ self._votes[:, :2]
+            restless = np.cumsum(likeness * self._votes[:, 1], -1)
+            place = (restless < _RESTING * restless[:, -1:]).sum(-1)
+            resting = self._shares[np.minimum(place, len(self._shares) - 1)]
+            found[start : start + _BLOCK] = np.concatenate((sums, (resting * sums[:, 1])[:, None]), -1)
         return found
-    shares = _ratio(votes[:, 2], votes[:, 1])
-    order = np.argsort(shares, kind="stable")
-    others, votes, shares = others[order], votes[order], shares[order]
-    for start in range(0, len(looks), _BLOCK):
-        likeness = alike(looks[start : start + _BLOCK], others, spread)
-        sums = likeness @ votes[:, :2]
-        restless = np.cumsum(likeness * votes[:, 1], -1)
-        place = (restless < _RESTING * restless[:, -1:]).sum(-1)
-        resting = shares[np.minimum(place, len(shares) - 1)]
-        found[start : start + _BLOCK] = np.concatenate((sums, (resting * sums[:, 1])[:, None]), -1)
-    return found
 
 
 def decide(
@@ -89,7 +90,7 @@ def decide(
     moves: Float[np.ndarray, "height width"],
     rests: Float[np.ndarray, "height width"],
 ) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
-    """What becomes of a frame's `moves` and `rests` by the votes of its segments (`count`) and `of_kinds`.
+    """What becomes of a frame's `moves` and `rests` by the votes of its segments (`count`) and of their `Kinds`.
 
     Pixels without a segment stand alone.
     """
