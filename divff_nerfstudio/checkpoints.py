@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.schema import MAX_COUNT
 
 Shape = tuple[int, ...]
 
@@ -154,11 +155,11 @@ def read_run_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     state = read_checkpoint(path)
     step = state.get("step") if isinstance(state, dict) else None
-    first, last = -1, 2**53  # that of geometry that was imported, and what options take at most
+    first = -1  # that of geometry that was imported
     if (
         not isinstance(step, int)
         or isinstance(step, bool)
-        or not first <= step <= last
+        or not first <= step <= MAX_COUNT
         or not isinstance(state.get("pipeline"), dict)
     ):
         raise CheckpointError(

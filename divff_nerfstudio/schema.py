@@ -40,9 +40,11 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 """A number from 0 to 1, such as a time or a probability."""
 Weight = Annotated[float, Field(ge=0, le=MAX_NUMBER, allow_inf_nan=False)]
 """A number from 0 on, such as a loss's weight."""
-Count = Annotated[int, Field(ge=1, le=2**53)]
+MAX_COUNT = 2**53
+"""Larger whole numbers are not exact as floating-point ones, and no option or step is."""
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 """How many, at least one."""
-Amount = Annotated[int, Field(ge=0, le=2**53)]
+Amount = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 """How many, or none."""
 Size = Annotated[int, Field(ge=1, le=65536)]
 """A length, a width or a number of samples: at least one, and not beyond what memory holds."""

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from divff_nerfstudio.convert.pictures import resized
+from divff_nerfstudio.data.scene import WIDEST_PIXEL
 from divff_nerfstudio.errors import DivffError
 
 _PINHOLE = ("SIMPLE_PINHOLE", "PINHOLE")
@@ -35,8 +36,6 @@ _ONE_FOCAL = (
     "SIMPLE_FISHEYE",
 )  # fmt: skip
 _WIDEST_FRAME = 65536
-_WIDEST_PIXEL = 4
-"""How many times as wide as high, or the reverse, pixels may be."""
 _MARGIN = 0.05
 """Principal points are not nearer to the edges, as a share of the frame: shares of it, in place of pixels, would be."""
 
@@ -106,7 +105,7 @@ class SourceCamera:
                 f"A camera of model {self.model} for frames of {self.width}x{self.height} has the focal length "
                 f"{min(focals):g}, which no lens has: mend it, or copy the file anew."
             )
-        if max(focals) > _WIDEST_PIXEL * min(focals):
+        if max(focals) > WIDEST_PIXEL * min(focals):
             raise CameraError(
                 f"A camera of model {self.model} has the focal lengths {focals[0]:g} and {focals[1]:g}, which are of "
                 "one lens only if both are in pixels: mend it, or copy the file anew."

@@ -34,7 +34,7 @@ _MIN_STEP = 2.5e-7
 """Times closer than that, as shares of the video, are the same in single precision or nearly so."""
 _FOCAL_RANGE = (0.02, 500.0)
 """Focal lengths in widths (or heights) of the frame."""
-_WIDEST_PIXEL = 4.0
+WIDEST_PIXEL = 4.0
 """How many times as wide as high, or the reverse, pixels may be."""
 _DEPTH_RANGE = 1e6
 """How many times as far as the near the far may be."""
@@ -399,7 +399,7 @@ def _intrinsics(path: Path, meta: Meta, image: Path, width: int, height: int) ->
             f"{path} has focal lengths {K[0, 0]:g} and {K[1, 1]:g} for frames of {width}x{height}, which no camera "
             "has: write them in pixels."
         )
-    if max(K[0, 0], K[1, 1]) > _WIDEST_PIXEL * min(K[0, 0], K[1, 1]):
+    if max(K[0, 0], K[1, 1]) > WIDEST_PIXEL * min(K[0, 0], K[1, 1]):
         raise SceneError(
             f"{path} has focal lengths {K[0, 0]:g} and {K[1, 1]:g}, which are of one camera only if both are in "
             "pixels: write them so."

@@ -47,7 +47,7 @@ class KnotTimeCode(nn.Module):
     def __init__(self, octaves: int, dim: int = 17):
         super().__init__()
         with torch.no_grad():
-            knots = torch.linspace(0, 1, 3 * 2**octaves // 2 + 1)[:, None]
+            knots = torch.linspace(0, 1, 3 * 2 ** (octaves - 1) + 1)[:, None]
             self.codes = nn.Parameter(LowRankTimeCode(octaves, dim, ends_apart=True)(knots))
         self.out_dim = dim
 
