@@ -26,9 +26,7 @@ from divff_nerfstudio.features.encoder_loading import CONFIG, DEMO_ENCODER
 from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader
 from divff_nerfstudio.features.text_towers import TOKENIZER
 
-MODULES = ("lz4", "pandas", "wandb", "librosa", "tyro", "torch", "numpy", "yaml", "evil", "sitecustomize")
-if sys.version_info >= (3, 11):  # before, `python -m` itself takes it from where one stands
-    MODULES += ("runpy",)
+MODULES = ("lz4", "pandas", "wandb", "librosa", "tyro", "torch", "numpy", "yaml", "runpy", "evil", "sitecustomize")
 RUNNER = Path(__file__).with_name("stranger_programs.py")
 QUESTION = ("--text", "cup", "--time", "0.5")
 METHOD = "!!python/object:divff_nerfstudio.trainer.SplatTrainerConfig"
@@ -109,6 +107,11 @@ def test_nothing_in_a_strangers_folder_is_imported_or_run(theirs: Theirs) -> Non
     hostile_pictures(theirs)
     hostile_configs(theirs)
     inside = theirs.folder / "bare"
+    if sys.version_info < (
+        3,
+        11,
+    ):  # `python -m` itself imports it, before anything of ours
+        (inside / "runpy.py").unlink()
     words = ("-m", "divff_nerfstudio.cli", "view", "--load-config", "../run_call/config.yml")
     with ThreadPoolExecutor(1) as pool:
         as_module = pool.submit(start, inside, sys.executable, *words)
