@@ -15,7 +15,7 @@ import yaml
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 
-from divff_nerfstudio.former_names import former_options
+from divff_nerfstudio.former_names import OPTIMIZERS, former_options
 
 LATER = frozenset(
     (
@@ -133,7 +133,10 @@ class ConfigBuilder:
 
     def _optimizers(self, node: yaml.Node, place: str) -> dict[str, Any]:
         groups = {}
-        for name, group in self._pairs(node, place):
+        for former, group in self._pairs(node, place):
+            name = OPTIMIZERS.get(former, former)
+            if name in groups:
+                raise FaultError(f"it has {place}.{shortened(name)} twice")
             parts = self._pairs(group, f"{place}.{name}")
             if {part for part, _ in parts} != _GROUP.keys():
                 raise FaultError(f"{place}.{shortened(name)} does not consist of optimizer and scheduler")

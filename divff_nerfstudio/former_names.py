@@ -1,4 +1,4 @@
-"""What earlier versions call options, classes and rows of Gaussians, so that their commands and runs keep working."""
+"""What earlier versions call options, classes, optimizers and rows: their commands and runs keep working."""
 
 from __future__ import annotations
 
@@ -23,12 +23,17 @@ CLASSES = {
     "divff_nerfstudio.trainer.SplatTrainerConfig": "divff_nerfstudio.trainer.DivFFTrainerConfig",
 }
 """Modules and classes by their former names; what is above serves what is below it."""
+OPTIMIZERS = {"lives": "durations"}
+"""Optimizers of earlier versions, in the ``config.yml`` and the checkpoints of runs, and what they are called now."""
+ROWS = {"middles": "centres", "extents": "durations", "edges": "ramps"}
+"""What checkpoints of earlier versions call rows of Gaussians, and what they are called now."""
 
 
 def formerly(option: str) -> Any:
     """Metadata of an option that had another name: ``new_name: Annotated[int, formerly("--pipeline.model.old-name")]``.
 
-    The command line takes both names, and so does a run's ``config.yml``.
+    The command line takes both names, and so does a run's ``config.yml``; of a group of options, each of which says its
+    own, the latter alone.
 
     Args:
         option: The former name as it is typed.

@@ -98,7 +98,7 @@ divff_splat = MethodSpecification(
             "colours": _optimizer(2e-2, 0.1),
             "harmonics": _optimizer(1e-3, 0.1),
             "codes": _optimizer(2e-2, 0.3),
-            "lives": _optimizer(1e-2, 0.2),
+            "durations": _optimizer(1e-2, 0.2),
             "motions": _optimizer(1e-3, 0.1),
             "uncertainties": _optimizer(2e-2, 0.2),
             "networks": _optimizer(5e-3, 0.1),

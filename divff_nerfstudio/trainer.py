@@ -23,6 +23,7 @@ from divff_nerfstudio.checkpoints import CheckpointError, read_checkpoint
 from divff_nerfstudio.curves import have_patience
 from divff_nerfstudio.features.store import IMPORTED
 from divff_nerfstudio.finite import FiniteWatch
+from divff_nerfstudio.former_names import OPTIMIZERS
 from divff_nerfstudio.heartbeat import beat
 from divff_nerfstudio.interrupts import exit_status, handled, say_at_once
 from divff_nerfstudio.launch import RunConfig
@@ -292,13 +293,18 @@ class DivFFTrainer(Trainer):
                 scheduler.last_epoch = self._start_step - 1
                 scheduler.step()
             return
-        require_optimizers(path, state["optimizers"], self.optimizers.optimizers)
-        require_finite(path, (state["schedulers"], state["scalers"]), "schedulers")
-        self.optimizers.load_optimizers(state["optimizers"])
+        optimizers, schedulers = (_presently_named(state[kind]) for kind in ("optimizers", "schedulers"))
+        require_optimizers(path, optimizers, self.optimizers.optimizers)
+        require_finite(path, (schedulers, state["scalers"]), "schedulers")
+        self.optimizers.load_optimizers(optimizers)
         if self.config.load_scheduler:
-            self.optimizers.load_schedulers(state["schedulers"])
+            self.optimizers.load_schedulers(schedulers)
         self.grad_scaler.load_state_dict(state["scalers"])
         restore_random_state(state["random"])
+
+
+def _presently_named(states: Mapping[str, Any]) -> dict[str, Any]:
+    return {OPTIMIZERS.get(name, name): state for name, state in states.items()}
 
 
 def _end_well(number: int, frame: FrameType | None) -> None:

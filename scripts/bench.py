@@ -62,11 +62,11 @@ class Bench:
         pipeline = self._pipeline()
         model, data = pipeline.model, pipeline.datamanager
         model.train()
-        model.update_to_step(model.config.static_until)
+        model.update_to_step(model.config.moving_start_step)
 
         def step() -> None:
             model.zero_grad()
-            _, losses, _ = pipeline.get_train_loss_dict(model.config.static_until)
+            _, losses, _ = pipeline.get_train_loss_dict(model.config.moving_start_step)
             torch.stack(list(losses.values())).sum().backward()
 
         camera, _ = data.next_eval_image(0)

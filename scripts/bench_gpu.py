@@ -139,7 +139,7 @@ class Gpu:
     def _step(self) -> dict[str, Any]:
         """A step of all layers, the optimizer included, and what it moves and computes."""
         pipe = self._pipeline()
-        step = pipe.model.train().schedule.static_until
+        step = pipe.model.train().schedule.moving_start_step
         parameters = [parameter for group in pipe.get_param_groups().values() for parameter in group]
         optimizer = torch.optim.Adam(parameters, lr=1e-4, eps=1e-15)
 

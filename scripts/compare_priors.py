@@ -20,7 +20,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from divff_nerfstudio.atomic import atomic_path
 
 PUBLISHED: dict[str, Any] = {
-    "model.static_until": 1,
+    "model.moving_start_step": 1,
     "model.mask_weight": 0.0,
     "model.persistence_weight": 0.0,
     "model.fields.max_uncertainty": 10.0,
@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "published priors only": PUBLISHED,
     "unbounded uncertainty": {"model.fields.max_uncertainty": 10.0},
-    "without static first": {"model.static_until": 1},
+    "without static first": {"model.moving_start_step": 1},
     "without mask cost": {"model.mask_weight": 0.0},
     "without persistence": {"model.persistence_weight": 0.0},
     "without permanence": {"model.fields.permanence": False},

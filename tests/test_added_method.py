@@ -41,7 +41,7 @@ def test_a_method_is_a_file_and_a_line(added: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     chosen = tiny_run.config(scene, tmp_path / "runs", steps=2, registered=all_methods[added])
     assert chosen.method_name == added
-    chosen.pipeline.model.static_until = 1  # pyright: ignore[reportAttributeAccessIssue]
+    chosen.pipeline.model.moving_start_step = 1  # pyright: ignore[reportAttributeAccessIssue]
     trainer = chosen.setup(local_rank=0, world_size=1)
     assert isinstance(trainer, DivFFTrainer)
     path = trainer.base_dir / "config.yml"

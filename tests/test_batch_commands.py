@@ -162,7 +162,7 @@ def a_batch(folder: Path, **found: State) -> None:
         )
         for name in found
     ]
-    record = BatchRecord(manifest="/x/<script>.csv", engine="local", began=0.0, at_once=2, scenes=scenes)
+    record = BatchRecord(manifest="/x/<script>.csv", engine="local", at_once=2, scenes=scenes)
     write_record(folder / "batch.json", record)
     for name, state in found.items():
         write_record(scene_folder(folder, name) / "state.json", state)
@@ -174,6 +174,13 @@ def test_the_page_escapes_all_texts(tmp_path: Path):
     page = batch_page(batch_status(tmp_path), tmp_path, tmp_path)
     assert "<img src=x" not in page and "&lt;img src=x" in page and "<script>" not in page and "<b>divff" not in page
     assert f"scenes/a/{LOG}" in page and os.fspath(tmp_path) not in page
+
+
+def test_a_batch_of_an_earlier_version_is_told_of(tmp_path: Path):
+    a_batch(tmp_path, a=State(standing="finished"))
+    path = tmp_path / "batch.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "began": 1.7e9}))
+    assert batch_status(tmp_path).counts == {"finished": 1}
 
 
 def test_the_end_is_told_from_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -76,7 +76,7 @@ def train(root: Path) -> Scene:
     model = config.pipeline.model
     model.fields = LayeredFieldConfig(static_resolutions=(16, 64), dynamic_resolutions=(16, 32))
     model.heads = SemanticHeadsConfig(resolutions=(16, 64), hidden=64)
-    model.static_until, model.heads_start_step, model.joint_start_step = STEPS // 10, STEPS // 2, STEPS
+    model.moving_start_step, model.heads_start_step, model.joint_start_step = STEPS // 10, STEPS // 2, STEPS
     torch.manual_seed(0)
     trainer = config.setup(local_rank=0, world_size=1)
     config.save_config()
@@ -350,7 +350,7 @@ def test_a_question_while_training_runs(trained: Scene, chromium: Any) -> None:
     command = [
         "ns-train", "divff", "--data", trained.scene, "--output-dir", trained.root / "training",
         "--max-num-iterations", 100_000, "--vis", "viewer", "--machine.device-type", "cpu",
-        "--pipeline.datamanager.train-num-rays-per-batch", 64, "--pipeline.model.static-until", 1,
+        "--pipeline.datamanager.train-num-rays-per-batch", 64, "--pipeline.model.moving-start-step", 1,
         "--pipeline.model.heads-start-step", 2, "--pipeline.model.joint-start-step", 3, *sizes,
     ]  # fmt: skip
     with serve(command, trained.root / "training.log", env=trained.env) as server:

@@ -123,7 +123,7 @@ def read_pictures(folder: Path) -> list[np.ndarray]:
 @pytest.mark.slow
 def test_train_writes_a_settled_config_and_one_safe_checkpoint(run: Run):
     text = run.config.read_text()
-    assert "implementation: planes" in text and "text: mug" in text and not re.search(r"static_until: 0\b", text)
+    assert "implementation: planes" in text and "text: mug" in text and not re.search(r"moving_start_step: 0\b", text)
     read_config(run.config, our_configs())
     models = run.config.parent / "nerfstudio_models"
     assert [path.name for path in models.iterdir()] == [f"step-{STEPS - 1:09d}.ckpt"]

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_datamanager import manager, write_features
 from test_feature_encoders import write_encoder, write_scene
-from test_model import HEADS_FROM, batch_of, bundle, make_model
+from test_model import HEADS_START, batch_of, bundle, make_model
 
 from divff_nerfstudio.data.detections import FILE, Detections, DetectionsError, read_detections
 from divff_nerfstudio.data.scene import SceneError, load_scene
@@ -189,7 +189,7 @@ def test_hotspots_must_be_there_and_be_of_the_same_model(tiny_scene):
 def test_their_loss_is_on_the_head_of_the_video_features():
     model = make_model(hotspot_weight=0.5)
     assert model.semantic is not None and "hotspot" not in model.semantic.heads
-    model.update_to_step(HEADS_FROM)
+    model.update_to_step(HEADS_START)
     model.train()
     batch = batch_of()
     target, valid = torch.randn(len(batch["image"]), 12), torch.arange(len(batch["image"])) < 3

@@ -119,7 +119,7 @@ def test_both_methods_train_on_the_hints_that_there_are(tiny_scene: Path, tmp_pa
         trainer = tiny_run.trainer_of(config)
         trainer.setup()
         torch.manual_seed(0)
-        _, found, _ = trainer.pipeline.get_train_loss_dict(config.pipeline.model.staged().static_until)
+        _, found, _ = trainer.pipeline.get_train_loss_dict(config.pipeline.model.staged().moving_start_step)
         return config.pipeline.model.hints, found
 
     hints, found = losses("without")

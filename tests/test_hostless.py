@@ -59,7 +59,7 @@ def test_a_step_waits_for_nothing_in_any_part_of_the_schedule(tiny_scene, tmp_pa
     pipe = pipeline(method, tiny_scene, tmp_path, monkeypatch)
     pipe.model.train()
     schedule = pipe.model.schedule
-    for step in sorted({0, schedule.static_until, schedule.heads_start_step, schedule.joint_start_step, 39}):
+    for step in sorted({0, schedule.moving_start_step, schedule.heads_start_step, schedule.joint_start_step, 39}):
         pipe.model.zero_grad()
         assert followed(pipe, step) == [], step
     assert any(parameter.grad is not None for parameter in pipe.model.semantic.parameters())
@@ -76,13 +76,13 @@ def test_a_step_of_gaussians_waits_for_nothing_but_their_kernels(tiny_scene, tmp
     for module in (gaussians, model):
         monkeypatch.setattr(module, "is_card", lambda device: True)
     schedule = splat.schedule
-    for step in sorted({0, schedule.static_until, schedule.heads_start_step, schedule.joint_start_step, 39}):
+    for step in sorted({0, schedule.moving_start_step, schedule.heads_start_step, schedule.joint_start_step, 39}):
         splat.zero_grad()
         assert followed(pipe, step) == [], step
         layers = {name: (splat.gaussian_layer(name), seen) for name, seen in splat.observed.items()}
         with HostWatch() as watch:  # between two refinements what is seen is only gathered
             for layer, observation in layers.values():
-                density_control.refine(layer, {}, observation, 1, 99, splat.config.density)
+                density_control.refine(layer, {}, observation, 1, 99, splat.config.densification)
         assert watch.found == []
 
 

@@ -25,7 +25,7 @@ CHANNELS = {
     **dict.fromkeys(PICTURES, 1),
     **{name: 3 for name in PICTURES if name.startswith("rgb")},
 }
-STATIC_UNTIL, HEADS_FROM, JOINT_FROM = 4, 8, 10
+MOVING_START, HEADS_START, JOINT_START = 4, 8, 10
 WIDTH, HEIGHT = 12, 7
 
 
@@ -34,7 +34,7 @@ def make_model(features: bool = True, frames: int = 5, implementation="planes", 
     torch.manual_seed(0)
     config = tiny_run.shrink(DivFFModelConfig(**options))
     config.fields.implementation = implementation
-    config.static_until, config.heads_start_step, config.joint_start_step = STATIC_UNTIL, HEADS_FROM, JOINT_FROM
+    config.moving_start_step, config.heads_start_step, config.joint_start_step = MOVING_START, HEADS_START, JOINT_START
     times = torch.linspace(0, 1, frames)
     metadata = {"times": times, "nears": 0.5 + times, "fars": 3 + times}
     if features:
@@ -42,7 +42,7 @@ def make_model(features: bool = True, frames: int = 5, implementation="planes", 
     box = SceneBox(torch.tensor([[-3.0, -3, -5], [3, 3, 1]]))
     model = config.setup(scene_box=box, num_train_data=frames, metadata=metadata)
     assert isinstance(model, DivFFModel)
-    model.update_to_step(JOINT_FROM)
+    model.update_to_step(JOINT_START)
     return model
 
 
@@ -85,7 +85,7 @@ def taught(model: DivFFModel) -> set[str]:
 
 def test_outputs_have_their_names_in_order_shapes_and_ranges():
     model = make_model()
-    model.update_to_step(HEADS_FROM - 1)
+    model.update_to_step(HEADS_START - 1)
     outputs = model.get_outputs_for_camera(camera())
     assert tuple(outputs) == PICTURES
     assert PICTURES[:3] == ("rgb", "depth", "accumulation")
@@ -239,7 +239,7 @@ def test_a_crop_box_shows_what_is_in_it():
 
 def test_static_first():
     model = make_model()
-    losses = losses_at(model, STATIC_UNTIL - 1)
+    losses = losses_at(model, MOVING_START - 1)
     assert set(losses) == {"proposal", "photometric", "enclosure"}
     assert {"field.static", "field.proposal"} <= taught(model)
     assert not any(part.startswith(("field.dynamic", "semantic")) for part in taught(model))
@@ -249,7 +249,7 @@ def test_static_first():
 
 def test_then_all_layers():
     model = make_model()
-    losses = losses_at(model, STATIC_UNTIL)
+    losses = losses_at(model, MOVING_START)
     assert {"proposal", "photometric", "density", "mask"} <= set(losses)
     assert not any(name.startswith("features") for name in losses)
     assert {f"field.{layer}" for layer in LAYERS} <= taught(model)
@@ -258,18 +258,18 @@ def test_then_all_layers():
 
 def test_then_heads_on_frozen_geometry():
     model = make_model()
-    losses = losses_at(model, HEADS_FROM)
+    losses = losses_at(model, HEADS_START)
     assert set(losses) == {"features_image", "features_video", "features_regulariser"}
     assert taught(model) and all(part.startswith("semantic") for part in taught(model))
 
 
 def test_geometry_may_go_on_while_heads_are_trained_detached():
     model = make_model(rgb_while_heads="on")
-    losses_at(model, HEADS_FROM)
+    losses_at(model, HEADS_START)
     both = {name: p.grad.clone() for name, p in model.field.named_parameters() if p.grad is not None}
     model.train()
     model.zero_grad()
-    torch.manual_seed(HEADS_FROM)
+    torch.manual_seed(HEADS_START)
     outputs = model(bundle(model))
     losses = model.get_loss_dict(outputs, {"image": batch_of()["image"]})
     assert not any(name.startswith("features") for name in losses)
@@ -294,8 +294,8 @@ def test_at_last_features_teach_the_geometry():
 
 def test_the_cost_of_moving_rises_from_nothing():
     model = make_model()
-    assert losses_at(model, STATIC_UNTIL)["mask"].item() == 0.0
-    assert losses_at(model, STATIC_UNTIL + 1)["mask"].item() > 0.0
+    assert losses_at(model, MOVING_START)["mask"].item() == 0.0
+    assert losses_at(model, MOVING_START + 1)["mask"].item() > 0.0
 
 
 def test_evaluation_rays_have_a_loss_and_metrics():
@@ -331,7 +331,7 @@ def test_shadow_darkens_the_room_under_the_actor_only():
 def test_the_static_layer_does_not_learn_what_moves():
     model = make_model(features=False)
     model.train()
-    model.update_to_step(STATIC_UNTIL - 1)
+    model.update_to_step(MOVING_START - 1)
     batch = batch_of()
     shows = torch.stack((torch.arange(16) % 2, torch.zeros(16)), -1).float()
     torch.manual_seed(0)
@@ -347,7 +347,7 @@ def test_evidence_opens_the_layer_that_it_names():
     model = make_model(features=False)
     for layer, chances in enumerate(((1.0, 0.0), (0.0, 1.0))):
         model.train()
-        model.update_to_step(STATIC_UNTIL)
+        model.update_to_step(MOVING_START)
         torch.manual_seed(0)
         outputs = model(bundle(model))
         masks = list(outputs["masks"].values())
@@ -362,7 +362,7 @@ def test_evidence_opens_the_layer_that_it_names():
 def test_an_object_is_where_it_was_found_and_gone_when_it_had_left(left_weight: float):
     model = make_model(features=False, frames=20, resting_weight=1.0, left_weight=left_weight)
     model.train()
-    model.update_to_step(STATIC_UNTIL)
+    model.update_to_step(MOVING_START)
     found = torch.tensor([[2.0, 0.0, 0.4]]).expand(16, 3)
     batch = {**batch_of(), "evidence": torch.tensor([[1.0, 0.0]]).expand(16, 2), "resting": found}
     optimizer = torch.optim.Adam(model.field.dynamic.parameters(), lr=0.02)
@@ -397,7 +397,7 @@ def carrying() -> DivFFModel:
     torch.manual_seed(0)
     config = tiny_run.shrink(DivFFModelConfig())
     config.fields.implementation, config.fields.carried = "planes", True
-    config.static_until, config.heads_start_step, config.joint_start_step = 1, 1000, 1000
+    config.moving_start_step, config.heads_start_step, config.joint_start_step = 1, 1000, 1000
     poses = torch.eye(4)[:3].repeat(3, 1, 1)
     poses[:, 0, 3] = torch.tensor([0.0, 0.5, 1.0])
     times = torch.linspace(0, 1, 3)

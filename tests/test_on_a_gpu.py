@@ -44,7 +44,7 @@ def test_a_step_waits_for_nothing(scene, tmp_path, method):
     pipe.model.train()
     assert pipe.datamanager.resident
     schedule = pipe.model.schedule
-    for step in sorted({0, schedule.static_until, schedule.heads_start_step, STEPS - 1}):
+    for step in sorted({0, schedule.moving_start_step, schedule.heads_start_step, STEPS - 1}):
         for watched in (False, True):  # kernels are compiled and numbers are read at the first time
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error" if watched else "default")

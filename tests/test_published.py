@@ -36,7 +36,7 @@ FIELD = PublishedFieldConfig(
 DIMENSIONS = {"image": 8, "video": 10, "regulariser": 6}
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 ROWS, TRAINED = 41, (4, 6, 10, 20)
-HEADS_FROM, FROZEN = 20, 4
+HEADS_START, FROZEN = 20, 4
 WIDTH, HEIGHT = 9, 6
 
 
@@ -55,7 +55,7 @@ def make_model(features: bool = True, **options) -> PublishedModel:
         metadata["feature_dims"] = DIMENSIONS
     model = config.setup(scene_box=SceneBox(torch.zeros(2, 3)), num_train_data=4, metadata=metadata)
     assert isinstance(model, PublishedModel)
-    model.update_to_step(HEADS_FROM + FROZEN)
+    model.update_to_step(HEADS_START + FROZEN)
     return model
 
 
@@ -265,12 +265,12 @@ FEATURES = {f"features_{kind}" for kind in DIMENSIONS}
 def test_the_stages_teach_what_they_should():
     model = make_model()
     networks, codes = {"field.nerf_coarse", "field.nerf_fine"}, {"field.embedding_t", "field.embedding_a"}
-    losses, taught = losses_at(model, HEADS_FROM - 1)
+    losses, taught = losses_at(model, HEADS_START - 1)
     assert set(losses) == GEOMETRY and taught == networks | codes
-    losses, taught = losses_at(model, HEADS_FROM)
+    losses, taught = losses_at(model, HEADS_START)
     assert set(losses) == GEOMETRY | FEATURES
     assert codes <= taught and not taught & networks and "semantic.static_lerf" in taught
-    losses, taught = losses_at(model, HEADS_FROM + FROZEN)
+    losses, taught = losses_at(model, HEADS_START + FROZEN)
     assert set(losses) == GEOMETRY | FEATURES and networks | codes <= taught
 
 
@@ -291,7 +291,7 @@ def test_image_features_are_learnt_as_codes_and_asked_decoded(tmp_path: Path):
     assert model.semantic is not None and model.semantic.dimensions["image"] == 4
     assert model.render(camera(), outputs=("features",)).features["image"].shape == (HEIGHT, WIDTH, 8)
     before = {name: value.clone() for name, value in model.autoencoder.state_dict().items()}
-    losses, _ = losses_at(model, HEADS_FROM)
+    losses, _ = losses_at(model, HEADS_START)
     assert losses["features_image"].isfinite() and "heads" in model.get_param_groups()
     assert all(torch.equal(before[name], value) for name, value in model.autoencoder.state_dict().items())
     (tmp_path / "autoencoder.pth").unlink()

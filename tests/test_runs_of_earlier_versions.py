@@ -20,7 +20,7 @@ from conftest import write_tiny_scene
 from divff_nerfstudio.evaluation.runs import load_run, our_configs
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.fields.layered import LayeredFieldConfig
-from divff_nerfstudio.models.splat.gaussians import FORMER_ROWS
+from divff_nerfstudio.former_names import ROWS
 from divff_nerfstudio.run_config import read_config
 
 DATA = Path(__file__).parent / "data"
@@ -55,7 +55,7 @@ def test_an_earlier_run_opens_and_answers(moved: Path, monkeypatch: pytest.Monke
     saved = torch.load(moved / "theirs" / method / CHECKPOINT, weights_only=True)["pipeline"]
     if method == "divff-splat":
         assert "_model.layers.dynamic.rows.middles" in saved
-        saved = {re.sub(r"\w+$", lambda name: FORMER_ROWS.get(name[0], name[0]), key): saved[key] for key in saved}
+        saved = {re.sub(r"\w+$", lambda name: ROWS.get(name[0], name[0]), key): saved[key] for key in saved}
     own = run.pipeline.state_dict()
     assert all(torch.equal(own[name], value) for name, value in saved.items())
     run.pipeline.query.ask(text="cup")
@@ -87,6 +87,7 @@ FORMER = {
         "nearest": ("near_scale", 0.2),
         "farthest": ("far_scale", 2.0),
         "least_uncertainty": ("min_uncertainty", 0.5),
+        "static_until": ("moving_start_step", 5),
         "heads_from": ("heads_start_step", 7),
         "joint_from": ("joint_start_step", 9),
         "fields.largest_uncertainty": ("fields.max_uncertainty", 0.4),
@@ -94,6 +95,8 @@ FORMER = {
     "divff-paper": {"least_uncertainty": ("min_uncertainty", 0.5)},
     "divff-splat": {
         "room_from": ("room_near_scale", 0.6),
+        "density.every": ("densification.every", 30),
+        "density.large": ("densification.large", 0.02),
         "static_most": ("max_static", 50),
         "dynamic_most": ("max_dynamic", 40),
         "actor_most": ("max_actor", 30),

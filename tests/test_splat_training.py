@@ -17,6 +17,7 @@ from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.fields.layers import LAYERS
+from divff_nerfstudio.former_names import OPTIMIZERS
 from divff_nerfstudio.models.splat import gaussians, rasterise
 from divff_nerfstudio.models.splat.densification import give_durations
 from divff_nerfstudio.models.splat.density_control import discard, row_optimizers
@@ -61,9 +62,25 @@ def model_of(trainer: DivFFTrainer) -> SplatModel:
 def test_rows_that_are_optimised_together_keep_the_order_that_checkpoints_have(start: Start):
     """Of `edges`, `extents` and `middles`, as they were called: states of optimizers have no names."""
     model = model_of(start("order"))
-    rows, groups = model.gaussian_layer("dynamic").rows, model.get_param_groups()["lives"]
+    rows, groups = model.gaussian_layer("dynamic").rows, model.get_param_groups()["durations"]
     expected = (rows[name] for name in ("ramps", "durations", "centres"))
     assert all(group["params"][0] is row for group, row in zip(groups, expected, strict=True))
+
+
+def test_a_training_of_an_earlier_version_goes_on_with_its_optimizers(start: Start):
+    """Which it called otherwise; the unbroken training tells what comes of them."""
+    unbroken = start("unbroken", steps_per_save=7, save_only_latest_checkpoint=False)
+    unbroken.train()
+    path = unbroken.checkpoint_dir / "step-000000007.ckpt"
+    state = torch.load(path, weights_only=True)
+    for former, now in OPTIMIZERS.items():
+        for kind in ("optimizers", "schedulers"):
+            state[kind][former] = state[kind].pop(now)
+    torch.save(state, path)
+    resumed = start("resumed", seed=99, load_dir=unbroken.checkpoint_dir, load_step=7)
+    resumed.train()
+    expected, found = (tiny_run.parameters(model_of(each)) for each in (unbroken, resumed))
+    assert all(torch.allclose(found[name], value, rtol=0, atol=1e-6) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("broken_after", [3, 7, 16, 18])
@@ -98,7 +115,7 @@ def test_layers_begin_grow_within_limits_and_freeze_by_the_schedule(start: Start
     trainer.train_iteration = watched
     trainer.train()
     config = model.config
-    assert (config.static_until, config.heads_start_step, config.joint_start_step) == (4, 15, 18)
+    assert (config.moving_start_step, config.heads_start_step, config.joint_start_step) == (4, 15, 18)
     assert counts[0] == [60, 0, 0] and all(counts[4][1:]), "moving layers begin with what is wrong"
     most = np.array([config.max_static, config.max_dynamic, config.max_actor])
     assert (np.array(counts) <= most).all() and counts[-1][0] > 60

@@ -42,7 +42,7 @@ def test_settles_by_device(device):
     )
     assert model.fields.implementation == "planes"
     assert model.fields.static_resolutions == ((64, 256) if device == "cpu" else (128, 512))
-    phases = [model.static_until, model.heads_start_step, model.joint_start_step]
+    phases = [model.moving_start_step, model.heads_start_step, model.joint_start_step]
     assert phases == ([600, 3750, 4600] if device == "cpu" else [1200, 7500, 9200])
     assert all(group["scheduler"].max_steps == steps for group in config.optimizers.values())
     again = copy.deepcopy(config)
@@ -55,12 +55,17 @@ def test_keeps_what_the_user_has_chosen():
     config.max_num_iterations = 70
     config.pipeline.datamanager.train_num_rays_per_batch = 9
     model = config.pipeline.model
-    model.fields.implementation, model.static_until, model.heads_start_step, model.joint_start_step = "hash", 3, 40, 50
+    model.fields.implementation, model.moving_start_step, model.heads_start_step, model.joint_start_step = (
+        "hash",
+        3,
+        40,
+        50,
+    )
     model.fields.dynamic_resolutions, model.fields.actor_hidden = (32,), 48
     config.settle()
     assert (model.fields.dynamic_resolutions, model.fields.actor_hidden) == ((32,), 48)
     assert config.max_num_iterations == 70 and config.pipeline.datamanager.train_num_rays_per_batch == 9
-    assert (model.fields.implementation, model.static_until, model.heads_start_step, model.joint_start_step) == (
+    assert (model.fields.implementation, model.moving_start_step, model.heads_start_step, model.joint_start_step) == (
         "hash",
         3,
         40,
@@ -91,7 +96,7 @@ def test_learning_rates_of_short_runs_too_are_finite_and_not_negative(steps):
     [
         ({"heads_start_step": 5}, (5, 5, 92)),
         ({"joint_start_step": 40}, (12, 40, 40)),
-        ({"static_until": 80}, (80, 80, 92)),
+        ({"moving_start_step": 80}, (80, 80, 92)),
         ({"heads_start_step": 1000}, (12, 1000, 1000)),
     ],
 )
@@ -102,13 +107,13 @@ def test_steps_that_were_not_chosen_give_way(chosen, expected):
     for name, step in chosen.items():
         setattr(model, name, step)
     config.settle()
-    assert (model.static_until, model.heads_start_step, model.joint_start_step) == expected
+    assert (model.moving_start_step, model.heads_start_step, model.joint_start_step) == expected
     config.settle()
-    assert (model.static_until, model.heads_start_step, model.joint_start_step) == expected
+    assert (model.moving_start_step, model.heads_start_step, model.joint_start_step) == expected
 
 
 @pytest.mark.parametrize(
-    "settings", [{"static_until": -5}, {"static_until": 50, "heads_start_step": 40}, {"heads_start_step": -1}]
+    "settings", [{"moving_start_step": -5}, {"moving_start_step": 50, "heads_start_step": 40}, {"heads_start_step": -1}]
 )
 def test_a_schedule_that_makes_no_sense_is_refused(settings):
     config = fresh()

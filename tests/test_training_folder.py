@@ -176,14 +176,14 @@ def test_no_static_first_phase_can_be_asked_for(tiny_scene, tmp_path, method):
     chosen = getattr(tiny_run, method)(tiny_scene, tmp_path, STEPS)
     chosen.pipeline.datamanager.features = "none"
     model = chosen.pipeline.model
-    model.static_until = 0
+    model.moving_start_step = 0
     train(chosen)
-    assert (model.static_until, model.heads_start_step, model.joint_start_step) == (0, 3, 4)
+    assert (model.moving_start_step, model.heads_start_step, model.joint_start_step) == (0, 3, 4)
     text = (chosen.get_base_dir() / "config.yml").read_text()
-    assert "static_until: 0\n" in text
+    assert "moving_start_step: 0\n" in text
     again = yaml.load(text, Loader=yaml.Loader)
     again.settle()
-    assert again.pipeline.model.static_until == 0
+    assert again.pipeline.model.moving_start_step == 0
 
 
 def test_options_of_a_checkpoint_that_would_say_nothing_are_refused(tiny_scene: Path, tmp_path: Path) -> None:

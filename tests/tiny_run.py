@@ -72,7 +72,7 @@ def splat_config(scene: Path, output: Path, steps: int = 12) -> DivFFTrainerConf
     model = chosen.pipeline.model
     assert isinstance(model, SplatModelConfig)
     model.static_start, model.max_static, model.max_dynamic, model.max_actor = 60, 90, 40, 30
-    model.seed_rounds, model.density.every, model.density.gradient = 2, 3, 0.0
+    model.seed_rounds, model.densification.every, model.densification.gradient = 2, 3, 0.0
     model.heads = SplatHeadsConfig(code_dim=6, hidden=16)
     model.hidden = 16
     return chosen

@@ -97,13 +97,11 @@ class SceneRecord(Record, extra="forbid"):
     runs: list[RunRecord] = Field(default_factory=list)
 
 
-class BatchRecord(Record, extra="forbid"):
-    """A batch: what it was made of."""
+class BatchRecord(Record):
+    """A batch: what it was made of; that of an earlier version says more."""
 
     manifest: str
     engine: str
-    began: Weight
-    """When, in seconds since 1970."""
     at_once: Amount = 1
     """How many jobs run at once, at most."""
     scenes: list[SceneRecord]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +112,7 @@ def run_batch(plans: Sequence[Plan], engine: Engine, output: Path, options: Batc
     with locked(output / "batch", busy):
         scenes = [_scene_record(plan) for plan in plans]
         at_once = min(len(plans), options.at_once or _places(options, plans))
-        record = BatchRecord(manifest=made_of, engine=options.engine, began=time.time(), at_once=at_once, scenes=scenes)
+        record = BatchRecord(manifest=made_of, engine=options.engine, at_once=at_once, scenes=scenes)
         write_record(output / BATCH, record)
         try:
             states = Supervisor(plans, engine, options.limits(), _tell).run()

@@ -224,7 +224,7 @@ class DivFFModel(RayModel):
         """Exponent of the proposal's weights: trust in it grows over the static layer's first steps."""
         if not self.training:
             return 1.0
-        return min(1.0, 0.1 + self.step / max(1, self.schedule.static_until))
+        return min(1.0, 0.1 + self.step / max(1, self.schedule.moving_start_step))
 
     # Losses.
 

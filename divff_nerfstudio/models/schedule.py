@@ -22,8 +22,8 @@ HEADS_SHARE, JOINT_SHARE = 0.75, 0.92
 class Schedule(NamedTuple):
     """The steps of a training at which something changes; what is not said happens from the start, or never."""
 
-    static_until: int = 0
-    """Up to which the static layer is trained alone."""
+    moving_start_step: int = 0
+    """From which the moving layers are trained, too; until then the static layer is alone."""
     heads_start_step: int = 0
     """From which the semantic heads are trained."""
     heads_alone_until: int = 0
@@ -35,7 +35,7 @@ class Schedule(NamedTuple):
 
     def static_only(self, step: int) -> bool:
         """Whether the static layer is trained alone."""
-        return step < self.static_until
+        return step < self.moving_start_step
 
     def heads_trained(self, step: int) -> bool:
         """Whether the heads are trained."""
@@ -55,7 +55,7 @@ class Schedule(NamedTuple):
 
     def ramp(self, step: int) -> float:
         """Rises from 0 to 1 over the first quarter of the geometry's part that all layers are trained in."""
-        return min(1.0, (step - self.static_until) / max(1, (self.heads_start_step - self.static_until) // 4))
+        return min(1.0, (step - self.moving_start_step) / max(1, (self.heads_start_step - self.moving_start_step) // 4))
 
 
 @dataclass
@@ -64,8 +64,9 @@ class PhasesConfig(PrintableConfig):
 
     static_share: ClassVar[float] = 0.12
     """Part of the training at which the static layer is joined, unless said otherwise."""
-    static_until: Optional[Amount] = None  # noqa: UP045  (tyro and pyright agree on this form in Python 3.10)
-    """Step up to which the static layer is trained alone; None: settled when training starts."""
+    # tyro and pyright agree on this form in Python 3.10.
+    moving_start_step: Annotated[Optional[Amount], formerly("--pipeline.model.static-until")] = None  # noqa: UP045
+    """Step from which the moving layers are trained beside the static one; None: settled when training starts."""
     heads_start_step: Annotated[Optional[Amount], formerly("--pipeline.model.heads-from")] = None  # noqa: UP045
     """Step from which the semantic heads are trained, on detached geometry; None: settled when training starts."""
     joint_start_step: Annotated[Optional[Amount], formerly("--pipeline.model.joint-from")] = None  # noqa: UP045
@@ -77,25 +78,28 @@ class PhasesConfig(PrintableConfig):
         Raises:
             TrainingError: If they do not ascend.
         """
-        static, heads, joint = self.static_until, self.heads_start_step, self.joint_start_step
+        moving, heads, joint = self._phases()
         until_joint = steps if joint is None else joint
-        if static is None:
-            static = min(round(self.static_share * steps), until_joint if heads is None else heads, until_joint)
+        if moving is None:
+            moving = min(round(self.static_share * steps), until_joint if heads is None else heads, until_joint)
         if heads is None:
-            heads = max(static, min(round(HEADS_SHARE * steps), until_joint))
+            heads = max(moving, min(round(HEADS_SHARE * steps), until_joint))
         if joint is None:
             joint = max(heads, round(JOINT_SHARE * steps))
-        self.static_until, self.heads_start_step, self.joint_start_step = static, heads, joint
-        if not 0 <= static <= heads <= joint:
+        self.moving_start_step, self.heads_start_step, self.joint_start_step = moving, heads, joint
+        if not 0 <= moving <= heads <= joint:
             raise TrainingError(
-                f"The schedule's steps do not ascend (static-until {static}, heads-start-step {heads}, "
+                f"The schedule's steps do not ascend (moving-start-step {moving}, heads-start-step {heads}, "
                 f"joint-start-step {joint}): mend those options of --pipeline.model."
             )
 
     def staged(self) -> Schedule:
         """The schedule; what is not settled counts as 0."""
-        static, heads, joint = (step or 0 for step in (self.static_until, self.heads_start_step, self.joint_start_step))
-        return Schedule(static, heads, heads_alone_until=joint, joint_start_step=joint)
+        moving, heads, joint = (step or 0 for step in self._phases())
+        return Schedule(moving, heads, heads_alone_until=joint, joint_start_step=joint)
+
+    def _phases(self) -> tuple[int | None, int | None, int | None]:
+        return self.moving_start_step, self.heads_start_step, self.joint_start_step
 
 
 @dataclass

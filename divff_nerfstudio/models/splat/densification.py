@@ -47,7 +47,7 @@ class Densification:
         attributes = self._attributes
         assert attributes.optimizers is not None and attributes.pipeline is not None
         optimizers = attributes.optimizers.optimizers.values()
-        if step % config.density.every == 0:
+        if step % config.densification.every == 0:
             stop_if_diverged(
                 step,
                 {f"{layer} {name}": row for layer in seen for name, row in model.gaussian_layer(layer).rows.items()},
@@ -55,17 +55,17 @@ class Densification:
         if step < 0.85 * schedule.heads_start_step:
             for name, observation in seen.items():
                 layer = model.gaussian_layer(name)
-                since = step if name == "static" else step - schedule.static_until
+                since = step if name == "static" else step - schedule.moving_start_step
                 refine(
                     layer,
                     row_optimizers(layer, optimizers),
                     observation,
                     since,
                     config.max_gaussians(name),
-                    config.density,
+                    config.densification,
                 )
-        pause = max(1, (schedule.heads_start_step - schedule.static_until) // (2 * max(1, config.seed_rounds)))
-        done, late = divmod(step + 1 - max(1, schedule.static_until), pause)
+        pause = max(1, (schedule.heads_start_step - schedule.moving_start_step) // (2 * max(1, config.seed_rounds)))
+        done, late = divmod(step + 1 - max(1, schedule.moving_start_step), pause)
         if late == 0 and 0 <= done < config.seed_rounds:
             data: Any = attributes.pipeline.datamanager
             self._seed(data.train_dataset, list(optimizers), done)

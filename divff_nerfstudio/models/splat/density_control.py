@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from divff_nerfstudio.fields.layers import Layer
+from divff_nerfstudio.former_names import formerly
 from divff_nerfstudio.models.splat.gaussians import GaussianLayer, Splats
 from divff_nerfstudio.schema import Count, Positive, Share, Weight
 
@@ -23,15 +24,15 @@ _NEVER = 1 << 30
 class DensityControlConfig:
     """When Gaussians are split, duplicated and removed."""
 
-    every: Count = 100
+    every: Annotated[Count, formerly("--pipeline.model.density.every")] = 100
     """Steps between two refinements of a layer."""
-    gradient: Weight = 0.0004
+    gradient: Annotated[Weight, formerly("--pipeline.model.density.gradient")] = 0.0004
     """Mean gradient of a centre, in half widths of the picture, from which on a Gaussian is split or duplicated."""
-    large: Positive = 0.01
+    large: Annotated[Positive, formerly("--pipeline.model.density.large")] = 0.01
     """Size, in lengths of the scene, from which on it is split, under which it is duplicated."""
-    transparent: Share = 0.02
+    transparent: Annotated[Share, formerly("--pipeline.model.density.transparent")] = 0.02
     """Opacity under which it is removed."""
-    huge: Positive = 0.5
+    huge: Annotated[Positive, formerly("--pipeline.model.density.huge")] = 0.5
     """Size, in lengths of the scene, above which it is removed."""
 
 

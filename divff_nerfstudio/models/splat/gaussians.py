@@ -28,14 +28,11 @@ HARMONIC_0 = 0.28209479177387814
 """The spherical harmonic of degree 0."""
 
 ROW_GROUPS = {
-    "centres": "lives",
-    "durations": "lives",
-    "ramps": "lives",
+    "centres": "durations",
+    "ramps": "durations",
     "turns": "motions",
 }
 """Groups of optimizers of rows that do not have one of their own name."""
-FORMER_ROWS = {"middles": "centres", "extents": "durations", "edges": "ramps"}
-"""What checkpoints of earlier versions call rows, and what they are called now."""
 
 
 @dataclass

@@ -22,7 +22,7 @@ from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.fields.actor import ActorShadow
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.space import SceneSpace
-from divff_nerfstudio.former_names import formerly
+from divff_nerfstudio.former_names import ROWS, formerly
 from divff_nerfstudio.models.base import CODE, LayeredModel, LayeredModelConfig, nearest_frame
 from divff_nerfstudio.models.schedule import PhasesConfig
 from divff_nerfstudio.models.separation import (
@@ -37,7 +37,6 @@ from divff_nerfstudio.models.splat.density_control import DensityControlConfig, 
 from divff_nerfstudio.models.splat.divergence import stop_if_diverged
 from divff_nerfstudio.models.splat.drawing import MOVING, Drawing
 from divff_nerfstudio.models.splat.gaussians import (
-    FORMER_ROWS,
     ROW_GROUPS,
     ActorGaussians,
     DynamicGaussians,
@@ -88,7 +87,9 @@ class SplatModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Gaussians that the dynamic layer may have. None: by device."""
     max_actor: Annotated[Optional[Count], formerly("--pipeline.model.actor-most")] = None  # noqa: UP045
     """Gaussians that the actor may have. None: by device."""
-    density: DensityControlConfig = field(default_factory=DensityControlConfig)
+    densification: Annotated[DensityControlConfig, formerly("--pipeline.model.density")] = field(
+        default_factory=DensityControlConfig
+    )
     """When Gaussians are split, duplicated and removed."""
     seed_rounds: Amount = 6
     """How often moving Gaussians are put where the picture is wrong, from the end of the static layer's first part to
@@ -155,7 +156,7 @@ class SplatModel(LayeredModel):
 
     config: SplatModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     camera_types = (CameraType.PERSPECTIVE,)
-    former_parameters: ClassVar[Mapping[str, str]] = FORMER_ROWS
+    former_parameters: ClassVar[Mapping[str, str]] = ROWS
     eye: Tensor
 
     def populate_modules(self) -> None:
@@ -203,7 +204,7 @@ class SplatModel(LayeredModel):
         """Parameters by what they are; each row of each layer is a group of its own for gsplat's strategies."""
         groups: dict[str, list[Any]] = {}
         # By their former names: checkpoints tell states of optimizers apart by their places alone.
-        former = {name: former for former, name in FORMER_ROWS.items()}
+        former = {name: former for former, name in ROWS.items()}
         for layer in LAYERS:
             rows = self.gaussian_layer(layer).rows
             for name in sorted(rows, key=lambda name: former.get(name, name)):
