@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -30,6 +33,44 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     if not is_card(device) or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@contextlib.contextmanager
+def beside(device: torch.device | str) -> Iterator[None]:
+    """Has a card do the block's work in a stream of its own, in order with what comes before and after; elsewhere
+    nothing changes.
+
+    Work that is to be captured has to have been done so before.
+    """
+    if not is_card(device):
+        yield
+        return
+    usual, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    own.wait_stream(usual)
+    with torch.cuda.stream(own):
+        yield
+    usual.wait_stream(own)
+
+
+class CardGraph:
+    """Work of a card that the host gives once and then has done again and again, on what then lies in its memory.
+
+    Args:
+        work: Gives the work; it is followed, but nothing is computed yet.
+
+    Raises:
+        RuntimeError: If something in the work cannot be captured.
+    """
+
+    def __init__(self, work: Callable[[], None]):
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads, such as the viewer's, may ask for memory meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            work()
+
+    def replay(self) -> None:
+        """Has the work done once."""
+        self._graph.replay()
 
 
 class OnHost:

@@ -146,8 +146,12 @@ class DivFFPipeline(VanillaPipeline):
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Losses of a step, at its place in the schedule."""
+        return self.model.training_step(*self.drawn(step))
+
+    def drawn(self, step: int) -> tuple[Any, dict[str, Any]]:
+        """What a step is taken on, drawn at its place in the schedule, which the model takes."""
         self.model.update_to_step(step)
-        return self.model.training_step(*self.datamanager.next_train(step))
+        return self.datamanager.next_train(step)
 
     def get_average_eval_image_metrics(
         self,

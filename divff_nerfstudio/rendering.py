@@ -160,7 +160,7 @@ def sample_rays(
     density: Callable[[SamplePoints], tuple[Float[Tensor, "points"], Float[Tensor, "points"]]],
     num_proposal: int,
     num_samples: int,
-    anneal: float = 1.0,
+    anneal: float | Tensor = 1.0,
     training: bool = True,
 ) -> tuple[RaySamples, ProposalSamples]:
     """Draws samples where a proposal says that there is something (mip-NeRF 360, Barron 2022).

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.captured_steps import CapturedSteps, obstacle
 from divff_nerfstudio.checkpoints import CheckpointError, read_checkpoint
 from divff_nerfstudio.curves import have_patience
 from divff_nerfstudio.features.store import IMPORTED
@@ -58,6 +59,9 @@ class DivFFTrainerConfig(RunConfig):
     """pipeline configuration"""
     max_num_iterations: Optional[Count] = None  # noqa: UP045
     """Step at which training ends, resumed or not. None: as the method has it, settled when training starts."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Capture a step of each part of the schedule as a CUDA graph, so that the card takes the others without the host,
+    where the method can; auto: off, until it has been measured on a card."""
 
     def settle(self) -> None:
         """Settles what depends on the device and on the length of the run; what the user has chosen stays.
@@ -91,6 +95,7 @@ class DivFFTrainer(Trainer):
         self._stop = False
         self._catching = contextlib.ExitStack()
         self._watch = FiniteWatch(self.device)
+        self._captured: CapturedSteps | None = None
 
     @property
     def _steps(self) -> int:
@@ -139,6 +144,7 @@ class DivFFTrainer(Trainer):
         total = self._steps
         try:
             self._require_steps_left(total)
+            self._captured = self._capturing()
             self.config.max_num_iterations = total - self._start_step  # nerfstudio counts from where it starts
             with self._catching:
                 self._catching.enter_context(handled(self._end_training))
@@ -160,6 +166,15 @@ class DivFFTrainer(Trainer):
                 f"[yellow]The {', '.join(blank)} features have no targets, which an import does not bring, so that "
                 "their heads are not trained: run `divff extract` and import again to train them, too."
             )
+
+    def _capturing(self) -> CapturedSteps | None:
+        """Takes the steps, if they are to be captured and nothing speaks against it."""
+        if self.config.cuda_graphs != "on":
+            return None
+        if (why := obstacle(self)) is not None:
+            CONSOLE.print(f"[yellow]Steps are trained one by one, without CUDA graphs: {why}.", soft_wrap=True)
+            return None
+        return CapturedSteps(self)
 
     def _let_go(self) -> None:
         """Lets other trainings into the run's folder."""
@@ -188,7 +203,11 @@ class DivFFTrainer(Trainer):
         Raises:
             TrainingError: If a loss or a parameter is not finite.
         """
-        found = super().train_iteration(step)
+        if self._captured is None:
+            found = super().train_iteration(step)
+        else:
+            found = self._captured.take(step)
+            self.optimizers.scheduler_step_all(step)
         self._trained = step
         self._require_finite(self._watch.look(step, found[1], self.pipeline.named_parameters()))
         assert self.config.max_num_iterations is not None
@@ -295,6 +314,9 @@ class DivFFTrainer(Trainer):
             return
         optimizers, schedulers = (_presently_named(state[kind]) for kind in ("optimizers", "schedulers"))
         require_optimizers(path, optimizers, self.optimizers.optimizers)
+        for name, loaded in optimizers.items():  # whoever trained it may have had other kernels
+            for group, own in zip(loaded["param_groups"], self.optimizers.optimizers[name].param_groups, strict=True):
+                group |= {key: own[key] for key in ("foreach", "fused", "capturable") if key in own}
         require_finite(path, (schedulers, state["scalers"]), "schedulers")
         self.optimizers.load_optimizers(optimizers)
         if self.config.load_scheduler:

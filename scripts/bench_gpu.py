@@ -85,6 +85,8 @@ class Gpu:
     """How long divff-paper and divff are trained for the comparison; 0: it is left out."""
     only: tuple[str, ...] = ()
     """Which figures are taken; none given: all."""
+    cuda_graphs: Literal["on", "off"] = "off"
+    """Whether trainings (`minute`, `stages`, `compare`) capture their steps."""
     device: tyro.conf.Suppress[Literal["cuda", "cpu"]] = "cuda"
     """Where; elsewhere than on a GPU it is only tried out."""
     sizes: Sizes = field(default_factory=Sizes)
@@ -123,6 +125,7 @@ class Gpu:
         if self.sizes.shrink is not None:
             self.sizes.shrink(config.pipeline.model)
         config.machine.device_type, config.vis = self.device, "tensorboard"
+        config.cuda_graphs = self.cuda_graphs
         data = config.pipeline.datamanager
         data.data = data.dataparser.data = self.data
         data.features = "all" if features else "none"

@@ -21,9 +21,9 @@ METHODS = {"divff": tiny_run.config, "divff-paper": tiny_run.published_config, "
 STEPS = 20
 
 
-def started(method: str, scene: Path, tmp_path: Path, name: str, **changes: Any) -> Any:
+def started(method: str, scene: Path, tmp_path: Path, name: str, steps: int = STEPS, **changes: Any) -> Any:
     """A tiny training on a GPU with features, ready to begin."""
-    config = METHODS[method](scene, tmp_path / name, STEPS)
+    config = METHODS[method](scene, tmp_path / name, steps)
     config.machine.device_type = "cuda"
     for key, value in changes.items():
         setattr(config, key, value)
@@ -66,6 +66,31 @@ def test_training_goes_through_all_stages_and_answers(scene, tmp_path, method):
     pipe.query.ask(text="cu")
     view = pipe.model.get_outputs_for_camera(camera)
     assert all(bool(output.isfinite().all()) for output in view.values()) and "relevancy" in view
+
+
+@pytest.mark.parametrize("method", ["divff", "divff-paper"])
+def test_captured_steps_are_the_steps_that_are_not_captured(scene, tmp_path, method, capsys):
+    trained = {}
+    for mode in ("on", "off"):
+        trainer = started(method, scene, tmp_path, mode, 50, cuda_graphs=mode)
+        losses, take = [], trainer.train_iteration
+
+        def listening(step: int, take: Any = take, losses: list[Any] = losses) -> Any:
+            found = take(step)
+            losses.append(found[0].detach())
+            return found
+
+        trainer.train_iteration = listening
+        trainer.train()
+        trained[mode] = torch.stack(losses), tiny_run.parameters(trainer.pipeline.model)
+    assert "without CUDA graphs" not in capsys.readouterr().out  # it was captured
+    (losses, parameters), (expected, expected_parameters) = trained["on"], trained["off"]
+    assert losses.shape == (50,)
+    # Sums of gradients are made in any order on a card, and what differs grows.
+    torch.testing.assert_close(losses[:10], expected[:10], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(losses, expected, rtol=5e-2, atol=5e-2)
+    for name, value in parameters.items():
+        torch.testing.assert_close(value, expected_parameters[name], rtol=5e-2, atol=1e-2, msg=name)
 
 
 @pytest.mark.parametrize("method", METHODS)

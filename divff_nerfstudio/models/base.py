@@ -118,11 +118,15 @@ class LayeredModel(Model):
         semantic: The semantic heads, or None without features.
         query: What nerfstudio's views are asked, if anything; set from above.
         feature_basis: Fixed basis in which features are shown as colours; set from above.
+        paces_on_device: The `paces` as tensors, while a step that is captured, or may be, is taken; set from above.
     """
 
     config: LayeredModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     camera_types: ClassVar[tuple[CameraType, ...] | None] = None
     """Kinds of cameras that are rendered; None: all that nerfstudio casts rays of."""
+    capturable: ClassVar[bool] = False
+    """Whether training steps of a part of the schedule differ in nothing but batch, random numbers, learning rates and
+    `paces`, so that one of them, captured as a CUDA graph, stands for all."""
     former_parameters: ClassVar[Mapping[str, str]] = {}
     """Last parts of parameters' names in checkpoints of earlier versions, and what they are called now."""
     field: Any
@@ -150,6 +154,7 @@ class LayeredModel(Model):
         self.query: Answers | None = None
         self.feature_basis: FeatureBasis | None = None
         self.step = 0
+        self.paces_on_device: Mapping[str, Tensor] | None = None
 
     # The schedule.
 
@@ -189,6 +194,14 @@ class LayeredModel(Model):
     def update_to_step(self, step: int) -> None:
         """Takes the place in the schedule that belongs to a step."""
         self.step = step
+
+    def paces(self, step: int) -> dict[str, float]:
+        """Numbers that follow the step within a part of the schedule, by name."""
+        return {}
+
+    def paced(self, name: str) -> float | Tensor:
+        """One of the `paces` at the current step, from the device's memory if they lie there."""
+        return self.paces(self.step)[name] if self.paces_on_device is None else self.paces_on_device[name]
 
     # Rendering.
 

@@ -116,6 +116,7 @@ class DivFFModel(RayModel):
     """Three fast fields, the actor's shadow, and semantic heads on a code per ray."""
 
     config: DivFFModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    capturable = True
     field: LayeredField
 
     def populate_modules(self) -> None:
@@ -146,6 +147,12 @@ class DivFFModel(RayModel):
             groups["heads"] = list(self.semantic.parameters())
         return groups
 
+    def paces(self, step: int) -> dict[str, float]:
+        """Cost of moving masks, and exponent of the proposal's weights: trust in it grows over the static layer's first
+        steps."""
+        anneal = min(1.0, 0.1 + step / max(1, self.schedule.moving_start_step))
+        return {"mask_weight": self.config.mask_weight * self.schedule.ramp(step), "anneal": anneal}
+
     # Rendering.
 
     def _render(self, rays: RayBundle, layers: tuple[Layer, ...], wanted: Collection[str]) -> dict[str, Any]:
@@ -161,7 +168,7 @@ class DivFFModel(RayModel):
             ),
             config.num_proposal_samples,
             config.num_samples,
-            anneal=self._anneal(),
+            anneal=self.paced("anneal") if self.training else 1.0,
             training=self.training,
         )
         assert samples.deltas is not None
@@ -220,12 +227,6 @@ class DivFFModel(RayModel):
             "state": state,
         }
 
-    def _anneal(self) -> float:
-        """Exponent of the proposal's weights: trust in it grows over the static layer's first steps."""
-        if not self.training:
-            return 1.0
-        return min(1.0, 0.1 + self.step / max(1, self.schedule.moving_start_step))
-
     # Losses.
 
     def _geometry_losses(self, outputs: dict[str, Any], target: Tensor) -> dict[str, Tensor]:
@@ -247,7 +248,7 @@ class DivFFModel(RayModel):
         )
         losses |= layer_losses(
             config,
-            self.schedule.ramp(self.step),
+            self.paced("mask_weight"),
             outputs["masks"],
             outputs["rgb_static"],
             outputs["shadow"] if config.fields.shadow else None,

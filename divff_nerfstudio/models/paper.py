@@ -147,6 +147,7 @@ class PublishedModel(RayModel):
     """
 
     config: PublishedModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    capturable = True
     field: PublishedField
     semantic: PublishedHeads | None
     all_times: Tensor

@@ -53,6 +53,11 @@ class Schedule(NamedTuple):
         """Whether the networks stay as they are."""
         return self.heads_start_step <= step < self.networks_frozen_until
 
+    def part(self, step: int) -> tuple[bool, ...]:
+        """What is trained at a step, which stays the same within a part of the schedule."""
+        of = self.static_only, self.heads_trained, self.heads_alone, self.detached, self.networks_frozen
+        return tuple(is_so(step) for is_so in of)
+
     def ramp(self, step: int) -> float:
         """Rises from 0 to 1 over the first quarter of the geometry's part that all layers are trained in."""
         return min(1.0, (step - self.moving_start_step) / max(1, (self.heads_start_step - self.moving_start_step) // 4))

@@ -85,7 +85,7 @@ def room_loss(
 
 def layer_losses(
     config: SeparationConfig,
-    ramp: float,
+    mask_weight: float | Tensor,
     masks: Mapping[Layer, Float[Tensor, "rays"]],
     rgb_static: Float[Tensor, "rays 3"],
     shadow: Float[Tensor, "rays"] | None,
@@ -98,7 +98,7 @@ def layer_losses(
 
     Args:
         config: The weights.
-        ramp: Share of the cost of moving masks that is due.
+        mask_weight: Cost of moving masks, as much of it as is due.
         masks: Shares of dynamic layer and actor in each pixel, in this order.
         rgb_static: Colour of the static layer alone, unshadowed.
         shadow: Share of its light that the actor takes; None: no shadow is modelled.
@@ -108,7 +108,7 @@ def layer_losses(
         hints: Whether the pixel moves in 2D and is hand, see `fusion_losses`; None: nobody said.
     """
     moving, room = torch.stack(list(masks.values())).sum(0), _room(target, evidence, hints)
-    losses = {"mask": config.mask_weight * ramp * moving.mean()}
+    losses = {"mask": mask_weight * moving.mean()}
     apart = room * (1 - moving.detach()).clamp_min(0) * (rgb_static - target).abs().mean(-1)
     losses["static"] = config.static_weight * apart.mean()
     if evidence is not None:

@@ -375,7 +375,7 @@ class SplatModel(LayeredModel):
         losses["structure"] = config.structural_weight * structural_loss(outputs["rgb"], target, *outputs["size"])
         losses |= layer_losses(
             config,
-            self.schedule.ramp(self.step),
+            config.mask_weight * self.schedule.ramp(self.step),
             outputs["masks"],
             outputs["rgb_static"],
             None if self.actor_shadow is None else outputs["shadow"],

@@ -1,0 +1,157 @@
+"""Training steps that a card takes without the host: of each part of the schedule one is captured as a CUDA graph, and
+done again for the others."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from nerfstudio.engine.trainer import Trainer
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+
+from divff_nerfstudio.card import CardGraph, beside, is_card, wait_for
+from divff_nerfstudio.pipeline import DivFFPipeline
+
+WARM_UP = 3
+"""Steps of each part that are taken as usual: kernels are compiled and the optimizers' moments made at the first."""
+
+
+def obstacle(trainer: Trainer) -> str | None:
+    """What keeps a training from being captured, in words; None if nothing does."""
+    if not is_card(trainer.device):
+        return "they need a CUDA device"
+    if not trainer.pipeline.model.capturable:
+        return f"{trainer.config.method_name} changes in size while it is trained"
+    if trainer.grad_scaler.is_enabled():
+        return "the host decides about each step with --use-grad-scaler"
+    if any(steps > 1 for steps in trainer.gradient_accumulation_steps.values()):
+        return "steps differ with --gradient-accumulation-steps"
+    if trainer.config.log_gradients:
+        return "they do not give the gradients that --log-gradients asks for"
+    others = {type(each).__name__ for each in trainer.optimizers.optimizers.values()} - {"Adam", "AdamW"}
+    return f"the optimizer {min(others)} cannot be captured" if others else None
+
+
+class CapturedSteps:
+    """Takes training steps as `Trainer.train_iteration` does, except for the schedulers' steps.
+
+    All that differs between the steps of a part lies in tensors that are written in place: the batch, the learning
+    rates and the model's `paces`; random numbers come from the card's generator, which graphs go on with.
+
+    Args:
+        trainer: Ready to train, with its checkpoint loaded and no `obstacle`.
+    """
+
+    def __init__(self, trainer: Trainer):
+        assert isinstance(trainer.pipeline, DivFFPipeline)
+        self._trainer, self._pipeline, self._model = trainer, trainer.pipeline, trainer.pipeline.model
+        self._device = torch.device(trainer.device)
+        optimizers = trainer.optimizers.optimizers.values()
+        self._groups = [group for each in optimizers for group in each.param_groups]
+        self._rates = [torch.zeros((), device=self._device) for _ in self._groups]
+        self._paces = {name: torch.zeros((), device=self._device) for name in self._model.paces(0)}
+        for group in self._groups:  # one kernel, which counts the steps on the card
+            group.update(fused=True, foreach=False)
+        for moments in (moments for each in optimizers for moments in each.state.values()):
+            moments["step"] = moments["step"].to(self._device, torch.float32)
+        self._part: tuple[Any, ...] = ()
+        self._taken, self._refused = 0, False
+        self._graph: CardGraph | None = None
+
+    def take(self, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Takes a step.
+
+        Returns:
+            The sum of its losses, its losses and its metrics, which later steps leave alone.
+        """
+        self._write(step)
+        if self._graph is None and self._taken >= WARM_UP and not self._refused:
+            self._capture()
+        if self._graph is None:
+            with beside(self._device):
+                self._run()
+            self._taken += 1
+        else:
+            self._graph.replay()
+        total, *values = self._values.clone().unbind()
+        losses, metrics = self._names
+        named = dict(zip((*losses, *metrics), values, strict=True))
+        return total, {name: named[name] for name in losses}, {name: named[name] for name in metrics}
+
+    def _write(self, step: int) -> None:
+        """Writes where the step reads it what belongs to a step; if a new part of the schedule begins, makes room."""
+        drawn = self._pipeline.drawn(step)
+        found = list(_tensors(drawn))
+        part = self._model.schedule.part(step), *((each.shape, each.dtype) for each in found)
+        if part == self._part:
+            torch._foreach_copy_(self._batch, found)
+        else:
+            wait_for(self._device)  # for what the graph that now goes has still to do
+            self._part, self._taken, self._graph = part, 0, None
+            self._drawn = copy.deepcopy(drawn)
+            self._batch = list(_tensors(self._drawn))
+        for rate, group in zip(self._rates, self._groups, strict=True):
+            rate.fill_(group["lr"])
+        for name, value in self._model.paces(step).items():
+            self._paces[name].fill_(value)
+
+    def _capture(self) -> None:
+        for group in self._groups:
+            group["capturable"] = True
+        try:
+            self._graph = CardGraph(self._run)
+        except RuntimeError as error:
+            self._refused = True
+            why = str(error).split("\n", maxsplit=1)[0]
+            CONSOLE.print(f"[yellow]Steps are trained one by one, without CUDA graphs: {why}", soft_wrap=True)
+        finally:
+            for group in self._groups:
+                group["capturable"] = False
+
+    def _run(self) -> None:
+        """The step, from the batch to the optimizers."""
+        trainer = self._trainer
+        trainer.optimizers.zero_grad_all()
+        with self._reading_what_is_written():
+            with torch.autocast(self._device.type, enabled=trainer.mixed_precision):
+                _, losses, metrics = self._model.training_step(*self._drawn)
+                total = functools.reduce(torch.add, losses.values())
+            total.backward()
+            trainer.optimizers.optimizer_scaler_step_all(trainer.grad_scaler)
+        self._names = list(losses), list(metrics)
+        self._values = torch.stack([each.detach().float() for each in (total, *losses.values(), *metrics.values())])
+
+    @contextlib.contextmanager
+    def _reading_what_is_written(self) -> Iterator[None]:
+        """Puts tensors in place of the numbers that change; who looks from outside finds numbers."""
+        numbers = [group["lr"] for group in self._groups]
+        self._model.paces_on_device = self._paces
+        for group, rate in zip(self._groups, self._rates, strict=True):
+            group["lr"] = rate
+        try:
+            yield
+        finally:
+            self._model.paces_on_device = None
+            for group, number in zip(self._groups, numbers, strict=True):
+                group["lr"] = number
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors of rays and their batch, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _tensors(getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _tensors(each)
