@@ -86,7 +86,7 @@ class Gpu:
     only: tuple[str, ...] = ()
     """Which figures are taken; none given: all."""
     cuda_graphs: Literal["on", "off"] = "off"
-    """Whether trainings (`minute`, `stages`, `compare`) capture their steps."""
+    """Whether trainings (`minute`, `stages`) capture their steps."""
     device: tyro.conf.Suppress[Literal["cuda", "cpu"]] = "cuda"
     """Where; elsewhere than on a GPU it is only tried out."""
     sizes: Sizes = field(default_factory=Sizes)
