@@ -118,11 +118,11 @@ class Demo:
         return objects.names[0] if objects is not None and objects.names else ""
 
     @cached_property
-    def pipeline(self) -> tuple[Any, int]:
-        """The trained pipeline and its step."""
-        from divff_nerfstudio.evaluation.runs import open_run
+    def trained(self) -> Any:
+        """The trained run."""
+        from divff_nerfstudio.evaluation.runs import load_run
 
-        return open_run(self.run_config)
+        return load_run(self.run_config)
 
     def make_scene(self) -> None:
         """Writes the procedural kitchen."""
@@ -159,7 +159,7 @@ class Demo:
         from divff_nerfstudio.evaluation.videos import LAYOUTS, fixed_moments, video_pictures, write_video
         from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint
 
-        pipeline, _ = self.pipeline
+        pipeline = self.trained.pipeline
         trained = TrainedScene(pipeline.model, pipeline.datamanager, pipeline.query)
         frames = chosen_frames(len(trained.scene), self.config.video_frames)
         moments = fixed_moments(trained, frames, fixed_viewpoint(trained.scene))
@@ -171,7 +171,7 @@ class Demo:
         from divff_nerfstudio.evaluation.run import Wanted, evaluate
         from divff_nerfstudio.evaluation.runs import run_facts
 
-        pipeline, step = self.pipeline
+        pipeline, step = self.trained.pipeline, self.trained.step
         gallery = Gallery(self.output / "frames")
         wanted = Wanted(tasks=("masks", "objects", "affordances"), baselines=("nearest", "mean", "extracted"))
         evaluation = evaluate(pipeline.model, pipeline.datamanager, pipeline.query, gallery.add, wanted)

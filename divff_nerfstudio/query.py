@@ -70,7 +70,7 @@ class QueryConfig(InstantiateConfig):
 
 
 @dataclass(frozen=True)
-class Answer:
+class QueryResult:
     """What a query found in one view."""
 
     config: QueryConfig
@@ -254,7 +254,7 @@ class Query:
         return answer.pictures(outputs["rgb"]) if answer is not None else {}
 
     @torch.no_grad()
-    def look(self, features: Mapping[str, Tensor]) -> Answer | None:
+    def look(self, features: Mapping[str, Tensor]) -> QueryResult | None:
         """Answers the query about the features of a view.
 
         Args:
@@ -271,7 +271,7 @@ class Query:
         if not phrases or config.features not in features:
             return None
         kind = config.features
-        return Answer(config, phrases, self._relevancies(config, features[kind], kind, phrases))
+        return QueryResult(config, phrases, self._relevancies(config, features[kind], kind, phrases))
 
     def _relevancies(
         self, config: QueryConfig, features: Tensor, kind: str, phrases: Sequence[str], decoded: bool = False

@@ -99,12 +99,12 @@ class Bench:
     def _viewer_query(self, pipeline, camera) -> dict[str, object]:
         """A question that was never asked before, about a view that the viewer has rendered: encoded and answered."""
         from divff_nerfstudio.query import Query
-        from divff_nerfstudio.viewer.views import Views, Visibility
+        from divff_nerfstudio.viewer.views import ViewCache, Visibility
 
         query: Query = pipeline.query
         pipeline.model.update_to_step(pipeline.model.config.joint_start_step)
         pipeline.model.eval()
-        views = Views(
+        views = ViewCache(
             pipeline.model,
             Visibility(),
             state=lambda: None,

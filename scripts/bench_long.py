@@ -224,9 +224,9 @@ class Long:
 
     def _evaluate(self, root: Path) -> dict[str, float]:
         from divff_nerfstudio.evaluation.run import Wanted, evaluate
-        from divff_nerfstudio.evaluation.runs import open_run
+        from divff_nerfstudio.evaluation.runs import load_run
 
-        pipeline, _ = open_run(self._run(root))
+        pipeline = load_run(self._run(root)).pipeline
         cpu = time.process_time()
         wanted = Wanted(tasks=("masks", "objects", "affordances"), frames=self.evaluated)
         evaluate(pipeline.model, pipeline.datamanager, pipeline.query, wanted=wanted)

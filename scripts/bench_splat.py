@@ -97,9 +97,9 @@ class Splat:
         from divff_nerfstudio.models.splat.heads import SplatHeads
 
         if self.load_config is not None:
-            from divff_nerfstudio.evaluation.runs import open_run
+            from divff_nerfstudio.evaluation.runs import load_run
 
-            pipeline = open_run(self.load_config)[0]
+            pipeline = load_run(self.load_config).pipeline
         else:
             pipeline = self._untrained()
         model = pipeline.model

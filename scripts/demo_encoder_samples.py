@@ -45,7 +45,7 @@ from divff_nerfstudio.demo_scene.plan import (
     SINK_HALF,
     RoomStyle,
 )
-from divff_nerfstudio.demo_scene.renderer import Body, Camera, Stage, box_average, cast, shade, to_srgb
+from divff_nerfstudio.demo_scene.renderer import Body, Camera, PlacedBodies, box_average, cast, shade, to_srgb
 from divff_nerfstudio.demo_scene.room import build_room
 from divff_nerfstudio.demo_scene.shapes import turn_z
 from divff_nerfstudio.features.open_clip_source import box_crop, masked_crop
@@ -106,7 +106,7 @@ class Kitchen:
 
     def __init__(self, seed: int):
         self.random = np.random.default_rng([11, seed])
-        self.room = Stage(build_room(RoomStyle.sample(self.random)))
+        self.room = PlacedBodies(build_room(RoomStyle.sample(self.random)))
         self.room_things = {
             number: NUMBERS[Thing(ROOM_NAMES.get(name, name))] for number, name in enumerate(INSTANCES, start=1)
         }
@@ -186,7 +186,7 @@ class Kitchen:
             pose = self._hand(side, held, lifted, eye, target)
             shoulder = eye + np.array([0.24 * side, 0.05, -0.34])
             bodies += arm_bodies(side, pose, shoulder, np.array([0.6 * side, -0.2, -0.7]), self.actor, HAND, ARM)
-        stage = Stage.joined(self.room, Stage(bodies))
+        stage = PlacedBodies.joined(self.room, PlacedBodies(bodies))
         camera = Camera.look_at(WIDTH, HEIGHT, self.focal, eye, target, self.roll)
         fine = camera.scaled(2)
         shaded = shade(stage, fine, cast(stage, fine), self.lighting, CORNERS)

@@ -21,7 +21,7 @@ from divff_nerfstudio.cli.evaluate import EvaluateConfig
 from divff_nerfstudio.cli.video import VideoConfig
 from divff_nerfstudio.cli.view import ViewConfig
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.evaluation.runs import hardware, open_run
+from divff_nerfstudio.evaluation.runs import Run, hardware, load_run
 from divff_nerfstudio.faults import tell_uncaught
 from divff_nerfstudio.run_config import UnsafeConfigError
 
@@ -76,7 +76,7 @@ def test_a_missing_run_is_one_sentence(tmp_path, capsys):
     assert main(["evaluate", "--load-config", str(tmp_path / "config.yml")]) == 1
     assert "config.yml" in capsys.readouterr().err
     with pytest.raises(UnsafeConfigError):
-        open_run(tmp_path / "config.yml")
+        load_run(tmp_path / "config.yml")
 
 
 def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
@@ -151,7 +151,7 @@ class Stand:
 def trained(tmp_path, monkeypatch):
     stand = Stand(small_scene.write(tmp_path / "scene"))
     for module in ("cli.evaluate", "evaluation.runs"):
-        monkeypatch.setattr(f"divff_nerfstudio.{module}.open_run", lambda config, data: (stand, 999))
+        monkeypatch.setattr(f"divff_nerfstudio.{module}.load_run", lambda config, data: Run(None, stand, 999))
     (tmp_path / "run").mkdir()
     return stand, tmp_path / "run" / "config.yml"
 

@@ -22,7 +22,7 @@ from divff_nerfstudio.demo_scene.primitives import (
     RoundCone,
     smooth_profile,
 )
-from divff_nerfstudio.demo_scene.renderer import Body, Camera, Lighting, Part, Stage, box_average, cast, shade
+from divff_nerfstudio.demo_scene.renderer import Body, Camera, Lighting, Part, PlacedBodies, box_average, cast, shade
 from divff_nerfstudio.demo_scene.textures import Plain, hashed, noise
 
 CUP = ((0.0, 0.0), (0.3, 0.0), (0.4, 0.5), (0.36, 0.5), (0.27, 0.05), (0.0, 0.05))
@@ -136,7 +136,7 @@ def test_the_camera_sees_points_where_they_project(azimuth, elevation, away, rol
     assert np.allclose(camera.rotation.T @ camera.rotation, np.eye(3), atol=1e-12)
     assert np.linalg.det(camera.rotation) == pytest.approx(1.0)
     assert np.allclose(camera.rotation.T @ (np.zeros(3) - eye), [0, 0, -np.linalg.norm(eye)], atol=1e-9)
-    stage = Stage([Body((Part(Ellipsoid((0.05, 0.05, 0.05)), Plain((1, 1, 1))),), instance=7)])
+    stage = PlacedBodies([Body((Part(Ellipsoid((0.05, 0.05, 0.05)), Plain((1, 1, 1))),), instance=7)])
     seen = cast(stage, camera, np.float64)
     rows, columns = np.nonzero(seen.instance == 7)
     if len(rows) > 4:
@@ -154,7 +154,7 @@ def test_culling_leaves_nothing_out():
              rotation=rotation_about(np.array([0.6, 0.0, 0.8]), float(rng.uniform(0, 6))))
         for k, name in enumerate(SOLIDS)
     )  # fmt: skip
-    stage = Stage([Body(parts)])
+    stage = PlacedBodies([Body(parts)])
     camera = Camera.look_at(48, 27, 26.0, np.array([0.6, -1.3, 0.9]), np.zeros(3))
     seen = cast(stage, camera, np.float64)
     slopes = np.stack(np.broadcast_arrays(camera.columns, camera.rows[:, None], -1.0), -1) @ camera.rotation.T
@@ -174,7 +174,7 @@ def test_shadows_darken_the_ground_under_a_body_only():
     )
     camera = Camera.look_at(40, 40, 40.0, np.array([0.0, -1.0, 1.2]), np.zeros(3))
     pictures = []
-    for stage in (Stage([ground]), Stage([ground, ball])):
+    for stage in (PlacedBodies([ground]), PlacedBodies([ground, ball])):
         seen = cast(stage, camera)
         pictures.append(shade(stage, camera, seen, Lighting()))
     floor = seen.instance == 1

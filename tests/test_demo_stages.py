@@ -12,6 +12,7 @@ import tyro
 
 from divff_nerfstudio import demo
 from divff_nerfstudio.demo import Demo, DemoConfig
+from divff_nerfstudio.evaluation.runs import Run
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def made(tmp_path, monkeypatch):
             return small_scene.datamanager(tmp_path / "out" / "scene")
 
     monkeypatch.setattr(demo, "run_module", record)
-    monkeypatch.setattr("divff_nerfstudio.evaluation.runs.open_run", lambda config, data=None: (Stand(), 99))
+    monkeypatch.setattr("divff_nerfstudio.evaluation.runs.load_run", lambda config, data=None: Run(None, Stand(), 99))
     typed = ["--output", str(tmp_path / "out"), "--video-frames", "2", "--train-options=--max-num-iterations 11"]
     demonstration = Demo(tyro.cli(DemoConfig, args=typed))
     return demonstration, called

@@ -20,7 +20,7 @@ from divff_nerfstudio.features.clips import IMAGENET, ClipPreprocessing
 from divff_nerfstudio.features.egovideo import encoder as egovideo
 from divff_nerfstudio.features.egovideo.shape import PUBLISHED, EgoVideoShape, infer_shape
 from divff_nerfstudio.features.egovideo.source import EgoVideoSource, EgoVideoSourceConfig
-from divff_nerfstudio.features.egovideo.text import TextEncoder
+from divff_nerfstudio.features.egovideo.text import TextTower
 from divff_nerfstudio.features.egovideo.tokenizer import WordPieces
 from divff_nerfstudio.features.egovideo.video import VideoEncoder
 from divff_nerfstudio.features.egovideo.weights import FILE, EgoVideoWeights
@@ -54,7 +54,7 @@ SHAPE = EgoVideoShape(
 def write_weights(folder: Path, seed: int = 0, **changes: torch.Tensor | None) -> Path:
     """A random file of the published layout with its vocabulary; `changes` replace or remove entries."""
     torch.manual_seed(seed)
-    state = VideoEncoder(SHAPE).state_dict() | TextEncoder(SHAPE).state_dict()
+    state = VideoEncoder(SHAPE).state_dict() | TextTower(SHAPE).state_dict()
     state = {name: value + 0.1 * torch.randn_like(value) for name, value in state.items()}
     state |= {
         "visual.clip_pos_embed": torch.zeros(1, 17, 32),

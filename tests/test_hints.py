@@ -22,7 +22,7 @@ from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.hints.boxes import BoxPlane
-from divff_nerfstudio.features.hints.flow import Camera, FlowConfig, FlowPlane, Line
+from divff_nerfstudio.features.hints.flow import FlowConfig, FlowPlane, FrameCamera, Line
 from divff_nerfstudio.features.hints.masks import MaskPlane
 from divff_nerfstudio.features.hints.planes import NO, UNKNOWN, YES, HintPlane
 from divff_nerfstudio.features.hints.source import HintSource, HintSourceConfig
@@ -147,7 +147,7 @@ def test_a_point_is_seen_on_its_line_at_its_depth(x: float, y: float, depth: flo
     seen = np.array([[[40 + 80 * x, 30 + 90 * y]]])
     local = (np.array([x, -y, -1]) * depth - pose[:, 3]) @ pose[:, :3]
     there = np.array([40 - 80 * local[0] / local[2], 30 + 90 * local[1] / local[2]])
-    line = Line(Camera(np.eye(4)[:3], matrix), Camera(pose, matrix), seen, (1.0, 6.0))
+    line = Line(FrameCamera(np.eye(4)[:3], matrix), FrameCamera(pose, matrix), seen, (1.0, 6.0))
     assert line.at(1 / depth)[0, 0] == pytest.approx(there, abs=1e-6)
     off, nearness, length = line.nearest(there[None, None])
     assert off[0, 0] == pytest.approx(0, abs=1e-6) and 1 / nearness[0, 0] == pytest.approx(depth, rel=1e-4)

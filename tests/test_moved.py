@@ -15,7 +15,7 @@ from moved_scene import BOWL, MUG
 from divff_nerfstudio.data.moved_objects import moved_objects
 from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.evaluation.moved import moved, object_ap
-from divff_nerfstudio.evaluation.places import Look, Places
+from divff_nerfstudio.evaluation.places import PlacePixels, Places
 from divff_nerfstudio.evaluation.report import Gallery, Report, report_page
 from divff_nerfstudio.evaluation.run import Wanted, evaluate, evaluate_scene
 from divff_nerfstudio.evaluation.scores import SCENE_SCORES
@@ -165,7 +165,7 @@ def test_one_looks_where_the_place_can_be_seen(places):
         rows, columns = look.pixels.shape
         mask[look.top : look.top + rows, look.left : look.left + columns] = look.pixels
         assert (mask <= places.mask(mug, look.frame)).all() and mask.sum() >= 6
-        assert (Look.at(look.frame, mask).pixels == look.pixels).all()
+        assert (PlacePixels.at(look.frame, mask).pixels == look.pixels).all()
     assert places.looks(bowl, places.pose(mug, 0), 14, 3) == []
 
 

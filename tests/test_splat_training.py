@@ -23,7 +23,7 @@ from divff_nerfstudio.models.splat.densification import give_durations
 from divff_nerfstudio.models.splat.density_control import discard, row_optimizers
 from divff_nerfstudio.models.splat.gaussians import HARMONIC_0
 from divff_nerfstudio.models.splat.model import SplatModel, SplatModelConfig
-from divff_nerfstudio.models.splat.permanence import Stays
+from divff_nerfstudio.models.splat.permanence import Intervals
 from divff_nerfstudio.models.splat.ply import write_layers
 from divff_nerfstudio.models.splat.points import random_points, read_points
 from divff_nerfstudio.models.view import FEATURES, PICTURES
@@ -329,7 +329,7 @@ def test_a_gaussian_that_comes_back_leaves_one_place_behind_it(start: Start):
     static, dynamic = splat.gaussian_layer("static"), splat.gaussian_layer("dynamic")
     count, where = len(static), static.rows["means"].detach().clone()
     infinity = float("inf")
-    stays = Stays(
+    stays = Intervals(
         ids=torch.tensor([9, 4, 9]),
         starts=torch.tensor([-infinity, 0.2, 0.7]),
         ends=torch.tensor([0.3, 0.5, infinity]),

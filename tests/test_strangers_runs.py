@@ -16,7 +16,7 @@ import yaml
 from conftest import write_tiny_scene
 
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.evaluation.runs import load_run, open_run, our_configs
+from divff_nerfstudio.evaluation.runs import load_run, our_configs
 from divff_nerfstudio.run_config import UnsafeConfigError, allowed_classes, parse_config, read_config
 from divff_nerfstudio.run_folder import relocate
 
@@ -100,7 +100,7 @@ def test_a_relative_scene_is_found_from_any_folder(folder: Path, monkeypatch: py
     config.pipeline.datamanager.dataparser.data = Path("tiny")
     (folder / "run" / "config.yml").write_text(yaml.dump(config))
     monkeypatch.chdir("/")
-    pipeline, _ = open_run(folder / "run" / "config.yml")
+    pipeline = load_run(folder / "run" / "config.yml").pipeline
     assert pipeline.datamanager.train_dataset.scene.root == folder / "tiny"
 
 
@@ -179,7 +179,7 @@ def test_stray_files_beside_checkpoints_are_left_alone(folder: Path) -> None:
     for name in ("notes.txt", "step-x.ckpt", ".step-000000009.tmp.ckpt", "step-000000009.ckpt.part", "step.ckpt"):
         (models / name).write_text("stray")
     (models / "step-000000010").mkdir()
-    assert open_run(folder / "run" / "config.yml", folder / "tiny")[1] == 2
+    assert load_run(folder / "run" / "config.yml", folder / "tiny").step == 2
 
 
 def _first(state: dict) -> str:
@@ -234,7 +234,7 @@ def test_a_checkpoint_of_other_frames(folder: Path) -> None:
 
 def test_older_checkpoints_know_no_poses(folder: Path) -> None:
     edit_state(folder, lambda state: state["pipeline"].pop("_model.train_poses"))
-    assert open_run(folder / "run" / "config.yml", folder / "tiny")[1] == 2
+    assert load_run(folder / "run" / "config.yml", folder / "tiny").step == 2
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from divff_nerfstudio.features.oracle import phrase_code
 from divff_nerfstudio.objects.diary import Clock, diary
 from divff_nerfstudio.objects.pictures import before_and_after, contact_sheet, plan
 from divff_nerfstudio.objects.sightings import Look, sightings, visible
-from divff_nerfstudio.objects.things import Camera, find_things
+from divff_nerfstudio.objects.things import LookCamera, find_things
 
 NAMES = ("nothing", "wall", "mug", "bowl", "arm")
 INTRINSICS = np.array([[30.0, 0, WIDTH / 2], [0, 30.0, HEIGHT / 2], [0, 0, 1]])
@@ -52,8 +52,8 @@ def looks(noise: float = 0.0, depth_noise: float = 0.0, with_hand: bool = True, 
     return found
 
 
-def cameras() -> list[Camera]:
-    return [Camera(moved_scene.camera_to_world(STEP * i), INTRINSICS) for i in range(FRAMES)]
+def cameras() -> list[LookCamera]:
+    return [LookCamera(moved_scene.camera_to_world(STEP * i), INTRINSICS) for i in range(FRAMES)]
 
 
 def clock(fps: float | None = 10.0) -> Clock:

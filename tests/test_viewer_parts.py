@@ -27,7 +27,7 @@ from divff_nerfstudio.viewer.markup import as_code, as_image, as_markdown, legen
 from divff_nerfstudio.viewer.panel_state import PanelState, panel_state_path
 from divff_nerfstudio.viewer.pointing import layer_at, pixel_at, place_of, vocabulary
 from divff_nerfstudio.viewer.timeline import Timeline, change, coarse_to_fine
-from divff_nerfstudio.viewer.views import View, small_camera, take_resolution
+from divff_nerfstudio.viewer.views import AnsweredView, small_camera, take_resolution
 
 
 def test_markdown_shows_text_literally():
@@ -116,7 +116,7 @@ def test_scores_over_time_are_found_once_for_each_question():
 
     query = Query(QueryConfig(), {"image": lambda phrases: torch.eye(4)[[int(phrase == "b") for phrase in phrases]]})
     timeline = Timeline("here", view().camera, np.array([0.0, 0.5, 1.0]))
-    timeline.views[0] = timeline.views[2] = View(None, {}, Features(["image"], decode))  # pyright: ignore
+    timeline.views[0] = timeline.views[2] = AnsweredView(None, {}, Features(["image"], decode))  # pyright: ignore
     query.ask(text="a; b")
     for _ in range(2):
         scores = timeline.scores(query)
@@ -127,7 +127,7 @@ def test_scores_over_time_are_found_once_for_each_question():
     assert timeline.scores(query).shape == (3, 1) and len(decoded) == 6
 
 
-def view() -> View:
+def view() -> AnsweredView:
     camera = Cameras(torch.eye(4)[None, :3], 10.0, 10.0, 8.0, 4.0, 16, 8, times=torch.tensor([[0.0]]))
     pictures = {
         "rgb": torch.zeros(8, 16, 3),
@@ -136,7 +136,7 @@ def view() -> View:
         "mask_dynamic": torch.full((8, 16, 1), 0.3),
         "mask_actor": torch.full((8, 16, 1), 0.6),
     }
-    return View(camera, pictures, Features())
+    return AnsweredView(camera, pictures, Features())
 
 
 def test_a_pixel_has_a_layer_and_a_place():

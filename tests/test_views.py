@@ -22,7 +22,7 @@ from divff_nerfstudio.evaluation.answers import asked_kind
 from divff_nerfstudio.evaluation.consistency import consistency, static_classes
 from divff_nerfstudio.evaluation.pointcloud import CloudOptions, _Fused, reliable, write_cloud
 from divff_nerfstudio.evaluation.surroundings import in_picture, surroundings, true_points
-from divff_nerfstudio.evaluation.tracks import Sighting, Track, follow, save_plot
+from divff_nerfstudio.evaluation.tracks import Track, TrackPoint, follow, save_plot
 from divff_nerfstudio.evaluation.trained_scene import AskedView, EvaluationError, TrainedScene
 from divff_nerfstudio.evaluation.viewpoints import (
     CameraFileError,
@@ -171,9 +171,9 @@ def test_over_time_follows_what_moves(config, trained, tmp_path):
     assert Path(answer["files"]["plot"]).read_bytes()[:4] == b"\x89PNG"
 
 
-def sightings(*places: float | None) -> list[Sighting]:
+def sightings(*places: float | None) -> list[TrackPoint]:
     return [
-        Sighting(10 * i, i / 10, 0.9, True, None if x is None else (x, 0.0, 0.0), 2.0, "dynamic", 0)
+        TrackPoint(10 * i, i / 10, 0.9, True, None if x is None else (x, 0.0, 0.0), 2.0, "dynamic", 0)
         for i, x in enumerate(places)
     ]
 

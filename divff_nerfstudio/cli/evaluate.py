@@ -18,7 +18,7 @@ from divff_nerfstudio.evaluation.metrics import lpips_weights
 from divff_nerfstudio.evaluation.report import Gallery, Report, save_report, save_scores
 from divff_nerfstudio.evaluation.results import Evaluation
 from divff_nerfstudio.evaluation.run import TaskGroup, Wanted, evaluate
-from divff_nerfstudio.evaluation.runs import open_run, run_facts, training_seconds
+from divff_nerfstudio.evaluation.runs import load_run, run_facts, training_seconds
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
 from divff_nerfstudio.evaluation.tables import COLUMNS, SCORES_FILE, average_table, read_runs, save_csv
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError
@@ -74,16 +74,17 @@ class EvaluateConfig:
         folder = check_output_folder(self.output or run / "evaluation")
         if self.download_lpips:
             _fetch_lpips()
-        pipeline, step = open_run(self.load_config, self.data)
+        trained = load_run(self.load_config, self.data)
+        pipeline = trained.pipeline
         gallery, start = Gallery(folder / "frames"), time.perf_counter()
         wanted = Wanted(self.tasks, self.frames, self.queries, self.baselines, self.moments, self.models)
         evaluation = evaluate(
             pipeline.model, pipeline.datamanager, pipeline.query, gallery.add, wanted, gallery.add_picture
         )
-        facts = run_facts(pipeline, step)
+        facts = run_facts(pipeline, trained.step)
         facts["Method"] = self.name or facts["Method"]
-        if (trained := training_seconds(run)) is not None:
-            facts["Training"] = f"{trained:.0f} s"
+        if (seconds := training_seconds(run)) is not None:
+            facts["Training"] = f"{seconds:.0f} s"
         facts["Evaluation"] = f"{time.perf_counter() - start:.0f} s"
         if "masks" in self.tasks and not lpips_weights().is_file():
             facts["LPIPS"] = f"left out: {lpips_weights()} is not there (--download-lpips fetches it)"

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from divff_nerfstudio.convert import colmap_binary, colmap_text
 from divff_nerfstudio.convert.cameras import told_camera
 from divff_nerfstudio.convert.colmap_model import (
-    Camera,
+    ColmapCamera,
     Images,
     ModelFault,
     check_images,
@@ -82,7 +82,7 @@ class Model:
     """A COLMAP model in which everything fits together."""
 
     path: Path
-    cameras: dict[int, Camera]
+    cameras: dict[int, ColmapCamera]
     images: Images
     points: Float[np.ndarray, "p 3"]
 
@@ -97,7 +97,7 @@ def read_model(folder: Path) -> Model:
     if suffix is None:
         raise ConvertError(f"{folder} is no COLMAP model: give the folder of cameras, images and points3D.")
     reader = _READERS[suffix]
-    cameras: dict[int, Camera] = {}
+    cameras: dict[int, ColmapCamera] = {}
     with _told(path := folder / f"cameras.{suffix}"):
         for camera in reader.read_cameras(path):
             if camera.key in cameras:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from divff_nerfstudio.convert.colmap_model import MODEL_PARAMS, Camera, Images, ModelFault, Points
+from divff_nerfstudio.convert.colmap_model import MODEL_PARAMS, ColmapCamera, Images, ModelFault, Points
 
 _LONGEST_NAME = 4096
 _NAMES = {number: name for number, (name, _) in enumerate(MODEL_PARAMS.items())}
@@ -68,7 +68,7 @@ class _Bytes:
             raise ModelFault(f"{len(self.view) - self.at} bytes are left behind its last entry")
 
 
-def read_cameras(path: Path) -> Iterator[Camera]:
+def read_cameras(path: Path) -> Iterator[ColmapCamera]:
     """The cameras of ``cameras.bin``."""
     file = _Bytes(path)
     for _ in range(file.count(_CAMERA.size + 16)):
@@ -77,7 +77,7 @@ def read_cameras(path: Path) -> Iterator[Camera]:
             raise ModelFault(f"its camera {key} is of model {number}, which is not known")
         name = _NAMES[number]
         params = file.take(struct.Struct(f"<{MODEL_PARAMS[name]}d"))
-        yield Camera(key, name, width, height, params)
+        yield ColmapCamera(key, name, width, height, params)
     file.end()
 
 

@@ -28,7 +28,7 @@ class ModelFault(ValueError):  # noqa: N818  (told in a ConvertError, which name
 
 
 @dataclass(frozen=True)
-class Camera:
+class ColmapCamera:
     """A camera as the model describes it."""
 
     key: int
@@ -97,7 +97,7 @@ def _twice(values: Iterable[object]) -> object | None:
     return next((value for value in values if value in seen or seen.add(value)), None)
 
 
-def check_images(images: Images, cameras: dict[int, Camera]) -> None:
+def check_images(images: Images, cameras: dict[int, ColmapCamera]) -> None:
     """Raises ModelFault where an image is there twice, has no camera, or a pose that is none."""
     for what, values in (("id", images.keys), ("name", images.names)):
         if (value := _twice(values)) is not None:

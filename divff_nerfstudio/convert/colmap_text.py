@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from divff_nerfstudio.convert.colmap_model import MODEL_PARAMS, Camera, Images, ModelFault, Points
+from divff_nerfstudio.convert.colmap_model import MODEL_PARAMS, ColmapCamera, Images, ModelFault, Points
 
 _POSE_WORDS = 9
 """Words of an image's line before its name: id, quaternion, position, id of the camera."""
@@ -40,7 +40,7 @@ def _floats(words: list[str], number: int) -> list[float]:
         raise ModelFault(f"its line {number} has something else than numbers where these should be") from None
 
 
-def read_cameras(path: Path) -> Iterator[Camera]:
+def read_cameras(path: Path) -> Iterator[ColmapCamera]:
     """The cameras of ``cameras.txt``."""
     for number, line in _lines(path):
         if not line:
@@ -51,7 +51,7 @@ def read_cameras(path: Path) -> Iterator[Camera]:
         key, width, height = _whole([words[0], *words[2:4]], number)
         if len(words) - 4 != MODEL_PARAMS[words[1]]:
             raise ModelFault(f"its line {number} has {len(words) - 4} parameters, {words[1]} {MODEL_PARAMS[words[1]]}")
-        yield Camera(key, words[1], width, height, tuple(_floats(words[4:], number)))
+        yield ColmapCamera(key, words[1], width, height, tuple(_floats(words[4:], number)))
 
 
 def _are_points(line: str) -> bool:

@@ -16,7 +16,7 @@ from divff_nerfstudio.convert.names import MAX_NUMBER, ConvertError, printable, 
 from divff_nerfstudio.schema import Number, Record, Size, read_json
 
 
-class Camera(Record):
+class EpicFieldsCamera(Record):
     """One of COLMAP's, for frames of 456x256."""
 
     model: str
@@ -28,7 +28,7 @@ class Camera(Record):
 class EpicFields(Record):
     """The whole file."""
 
-    camera: Camera
+    camera: EpicFieldsCamera
     images: dict[str, Annotated[list[Number], Field(min_length=7, max_length=7)]]
     """qw, qx, qy, qz, tx, ty, tz of each frame, by the name of its file."""
     points: list[Annotated[list[Number], Field(min_length=3)]] = Field(default_factory=list)

@@ -27,7 +27,7 @@ from divff_nerfstudio.demo_scene.renderer import (
     Camera,
     Lighting,
     Part,
-    Stage,
+    PlacedBodies,
     box_average,
     cast,
     shade,
@@ -35,7 +35,7 @@ from divff_nerfstudio.demo_scene.renderer import (
 )
 from divff_nerfstudio.demo_scene.room import build_room
 from divff_nerfstudio.demo_scene.shapes import turn_x, turn_z, vector
-from divff_nerfstudio.demo_scene.textures import Colour, Plain, Stone, Texture, Tiles, Wood
+from divff_nerfstudio.demo_scene.textures import Colour, Plain, Stone, Texture, TileTexture, Wood
 
 KINDS: tuple[str, ...] = tuple(BUILDERS)
 """Kinds of objects."""
@@ -56,10 +56,10 @@ SKINS: tuple[Colour, ...] = (
 
 
 @lru_cache(maxsize=STYLES)
-def kitchen_of(number: int) -> tuple[RoomStyle, Stage]:
+def kitchen_of(number: int) -> tuple[RoomStyle, PlacedBodies]:
     """One of the kitchens; number 0 is the default scene's."""
     style = RoomStyle() if number == 0 else RoomStyle.sample(np.random.default_rng(7000 + number))
-    return style, Stage(build_room(style))
+    return style, PlacedBodies(build_room(style))
 
 
 def sample_lighting(rng: np.random.Generator) -> Lighting:
@@ -86,7 +86,7 @@ def make_object(kind: str, colour: str, instance: int = OBJECT) -> Body:
     return Body(BUILDERS[kind](COLOURS[colour]), instance=instance, shadow=0.7)
 
 
-def picture_of(stage: Stage, camera: Camera, lighting: Lighting, background: Vector | None = None) -> Picture:
+def picture_of(stage: PlacedBodies, camera: Camera, lighting: Lighting, background: Vector | None = None) -> Picture:
     """The supersampled picture, 8-bit."""
     fine = camera.scaled(2)
     linear_colours = shade(stage, fine, cast(stage, fine), lighting, CORNERS, background)
@@ -103,7 +103,7 @@ def _surface(rng: np.random.Generator) -> Texture:
     if choice == 1:
         return Stone(colour, dark)  # type: ignore[arg-type]
     if choice == 2:
-        return Tiles(colour, dark)  # type: ignore[arg-type]
+        return TileTexture(colour, dark)  # type: ignore[arg-type]
     wood: Colour = (float(rng.uniform(0.5, 0.85)), float(rng.uniform(0.36, 0.62)), float(rng.uniform(0.2, 0.4)))
     return Wood(wood, tuple(0.64 * c for c in wood), axis=int(rng.integers(2)))  # type: ignore[arg-type]
 
@@ -194,9 +194,9 @@ def render_object_crop(
         side = int(rng.choice([-1, 1]))
         pose = grasp_of(kind, obj.bounds, side).on(rotation, base)
         bodies += arm_of(rng, side, pose, eye * [1, 1, 0] + vector(0, 0, base[2] + 0.65), sample_actor(rng))
-    stage = Stage(bodies)
+    stage = PlacedBodies(bodies)
     if background == "room":
-        stage = Stage.joined(kitchen_of(int(rng.integers(STYLES)))[1], stage)
+        stage = PlacedBodies.joined(kitchen_of(int(rng.integers(STYLES)))[1], stage)
     plain = rng.uniform(0.0, 0.9, 3).astype(np.float32)
     picture = picture_of(stage, camera, sample_lighting(rng), plain if background == "plain" else None)
     return picture, cast(stage, camera).instance == OBJECT

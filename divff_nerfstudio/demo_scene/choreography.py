@@ -170,7 +170,7 @@ class Hold:
 
 
 @dataclass(frozen=True)
-class Moment:
+class SceneState:
     """Everything that differs between frames of the video; metres, the room's frame."""
 
     camera_rotation: Rotation
@@ -215,13 +215,13 @@ class Choreography:
         """The frame of the video at a beat."""
         return (beat - self.shift) * self.frames_per_beat
 
-    def moment(self, frame: int) -> Moment:
+    def moment(self, frame: int) -> SceneState:
         """Everything in one frame of the video, counted from 0."""
         beat = self.beat(frame)
         camera = self.camera(beat)
         objects = {name: self.object_pose(name, beat) for name in self.props}
         hands = {side: self._hand(side, beat, camera) for side in (RIGHT, LEFT)}
-        return Moment(camera.rotation, camera.position, objects, hands)
+        return SceneState(camera.rotation, camera.position, objects, hands)
 
     def object_pose(self, name: str, beat: float) -> Pose:
         """Where an object is at a beat."""

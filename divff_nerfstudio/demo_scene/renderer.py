@@ -122,7 +122,7 @@ class Lighting:
 
 
 @dataclass
-class Stage:
+class PlacedBodies:
     """Bodies ready to be seen: parts with their frames in the world."""
 
     bodies: Sequence[Body]
@@ -142,9 +142,9 @@ class Stage:
         self.corners = corners @ self.rotations.transpose(0, 2, 1) + self.positions[:, None]
 
     @staticmethod
-    def joined(*stages: Stage) -> Stage:
+    def joined(*stages: PlacedBodies) -> PlacedBodies:
         """One stage of several, without placing their bodies anew."""
-        whole = object.__new__(Stage)
+        whole = object.__new__(PlacedBodies)
         whole.bodies = [body for stage in stages for body in stage.bodies]
         whole.parts = [part for stage in stages for part in stage.parts]
         offsets = np.cumsum([0, *(len(stage.bodies) for stage in stages[:-1])])
@@ -173,7 +173,7 @@ def _box_corners(bounds: Bounds) -> ndarray:
     return np.take_along_axis(bounds, choice, axis=0)
 
 
-def _windows(stage: Stage, camera: Camera) -> ndarray:
+def _windows(stage: PlacedBodies, camera: Camera) -> ndarray:
     """For every part the pixels that its box can cover: first column, end column, first row, end row, (P, 4)."""
     corners: ndarray = np.subtract(stage.corners, camera.position) @ camera.rotation
     ahead = np.negative(corners[..., 2])
@@ -192,7 +192,7 @@ def _windows(stage: Stage, camera: Camera) -> ndarray:
     return windows
 
 
-def cast(stage: Stage, camera: Camera, dtype: type = np.float32) -> Visible:
+def cast(stage: PlacedBodies, camera: Camera, dtype: type = np.float32) -> Visible:
     """Find what every pixel centre sees.
 
     Args:
@@ -249,7 +249,7 @@ class RoomCorners:
     cupboard_front: float
 
 
-def _shadows(points: Points, body: ndarray, stage: Stage, lamp: Vector) -> Scalars:
+def _shadows(points: Points, body: ndarray, stage: PlacedBodies, lamp: Vector) -> Scalars:
     """Share of the direct light that soft shadows under bodies leave at points that look up, (n,)."""
     light = np.ones(len(points), dtype=np.float32)
     for k, caster in enumerate(stage.bodies):
@@ -284,7 +284,7 @@ def _shadows(points: Points, body: ndarray, stage: Stage, lamp: Vector) -> Scala
 
 
 def shade(
-    stage: Stage,
+    stage: PlacedBodies,
     camera: Camera,
     visible: Visible,
     lighting: Lighting,

@@ -41,7 +41,7 @@ from divff_nerfstudio.demo_scene.textures import (
     Plain,
     Rings,
     Texture,
-    Tiles,
+    TileTexture,
     Wood,
 )
 
@@ -61,8 +61,8 @@ def _wall(name: str, centre: tuple, half: tuple[float, float], rotation: Rotatio
 def _shell(style: RoomStyle) -> list[Part]:
     """Floor, ceiling, walls."""
     upright, sideways = turn_x(np.pi / 2), turn_y(np.pi / 2)
-    floor = Tiles(style.floor, shaded(style.floor, 0.5), 0.3, 0.3, 0.008, chequer=style.floor_other)
-    tiles = Tiles(style.tile, style.grout, 0.135, 0.135, 0.006, accent=style.accent)
+    floor = TileTexture(style.floor, shaded(style.floor, 0.5), 0.3, 0.3, 0.008, chequer=style.floor_other)
+    tiles = TileTexture(style.tile, style.grout, 0.135, 0.135, 0.006, accent=style.accent)
     middle, half = (LEFT_X + RIGHT_X) / 2, (RIGHT_X - LEFT_X) / 2
     paint = Plain(style.wall, mottle=0.10)
     return [

@@ -128,7 +128,7 @@ class Wood:
 
 
 @dataclass(frozen=True)
-class Tiles:
+class TileTexture:
     """Square or oblong tiles with grout, tones that differ a little, and now and then one in an accent colour."""
 
     colour: Colour

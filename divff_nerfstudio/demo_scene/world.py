@@ -12,7 +12,7 @@ from divff_nerfstudio.demo_scene.choreography import LEFT, PROPS, RIGHT, Choreog
 from divff_nerfstudio.demo_scene.hands import ActorStyle, arm_bodies
 from divff_nerfstudio.demo_scene.objects import BUILDERS, COLOURS
 from divff_nerfstudio.demo_scene.plan import CORNERS, INSTANCES, RoomStyle
-from divff_nerfstudio.demo_scene.renderer import Body, Camera, Lighting, Stage, box_average, cast, shade
+from divff_nerfstudio.demo_scene.renderer import Body, Camera, Lighting, PlacedBodies, box_average, cast, shade
 from divff_nerfstudio.demo_scene.room import build_room
 
 STEP = 3
@@ -66,7 +66,7 @@ class World:
         rng = np.random.default_rng(settings.seed)
         self.props: tuple[Prop, ...] = PROPS[: settings.num_objects]
         self.script = Choreography(settings.num_frames, STEP, self.props, rng)
-        self.room = Stage(build_room(RoomStyle() if settings.seed == 0 else RoomStyle.sample(rng)))
+        self.room = PlacedBodies(build_room(RoomStyle() if settings.seed == 0 else RoomStyle.sample(rng)))
         self.names = ("unlabelled", *INSTANCES, *(prop.name for prop in self.props), *(name for name, _ in HANDS))
         turn, upper = np.linalg.qr(rng.normal(size=(3, 3)))
         turn *= np.sign(np.diag(upper))
@@ -133,7 +133,7 @@ class World:
         width, height = self.settings.width, self.settings.height
         return Camera(width, height, FOCAL * width, pose[:, :3], pose[:, 3]).scaled(scale)
 
-    def stage(self, frame: int) -> Stage:
+    def stage(self, frame: int) -> PlacedBodies:
         """Room, objects and actor in a frame of the video."""
         moment = self.script.moment(frame)
         bodies = [self.bodies[name].placed(pose.rotation, pose.position) for name, pose in moment.objects.items()]
@@ -142,18 +142,18 @@ class World:
             shoulder, pole = eye + turn @ np.array([0.22 * side, -0.34, 0.10]), turn @ np.array([0.8 * side, -0.6, 0.0])
             hand, arm = self.number(f"{name} hand"), self.number(f"{name} arm")
             bodies += arm_bodies(side, moment.hands[side], shoulder, pole, ActorStyle(), hand, arm)
-        return Stage.joined(self.room, Stage(bodies))
+        return PlacedBodies.joined(self.room, PlacedBodies(bodies))
 
-    def resting_stage(self, frame: int) -> Stage:
+    def resting_stage(self, frame: int) -> PlacedBodies:
         """The clean room: without the actor and without objects that ever move."""
         still = [
             self.bodies[name].placed(poses[frame, :, :3], poses[frame, :, 3])
             for name, poses in self.object_poses.items()
             if not self.motion(name)
         ]
-        return Stage.joined(self.room, Stage(still)) if still else self.room
+        return PlacedBodies.joined(self.room, PlacedBodies(still)) if still else self.room
 
-    def picture(self, stage: Stage, frame: int) -> Float[np.ndarray, "height width 3"]:
+    def picture(self, stage: PlacedBodies, frame: int) -> Float[np.ndarray, "height width 3"]:
         """Linear colours of a frame of the video, 0..1."""
         camera = self.camera(frame, VIDEO_SCALE * SAMPLES)
         return box_average(np.clip(shade(stage, camera, cast(stage, camera), Lighting(), CORNERS), 0.0, 1.0), SAMPLES)

@@ -16,7 +16,7 @@ from PIL import Image
 from divff_nerfstudio.demo_scene.choreography import BEATS, SCRIPT
 from divff_nerfstudio.demo_scene.outlines import annotator_project
 from divff_nerfstudio.demo_scene.plan import INSTANCES
-from divff_nerfstudio.demo_scene.renderer import Stage, box_average, cast, to_srgb
+from divff_nerfstudio.demo_scene.renderer import PlacedBodies, box_average, cast, to_srgb
 from divff_nerfstudio.demo_scene.world import (
     FIRST_NUMBER,
     FOCAL,
@@ -105,7 +105,7 @@ def stem_of(identifier: int) -> str:
     return f"IMG_{FIRST_NUMBER + identifier * STEP:010d}"
 
 
-def _seen(world: World, stage: Stage, frame: int) -> tuple[np.ndarray, np.ndarray]:
+def _seen(world: World, stage: PlacedBodies, frame: int) -> tuple[np.ndarray, np.ndarray]:
     """Depth (scene units, along the optical axis) and instance at the pixel centres of a sampled frame."""
     seen = cast(stage, world.camera(frame), np.float64)
     return (seen.depth * world.scale).astype(np.float32), seen.instance

@@ -20,7 +20,7 @@ from divff_nerfstudio.data.scene import Scene, SceneError
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedScene
 from divff_nerfstudio.features.store.reader import FeatureStore
 from divff_nerfstudio.objects.sightings import Look
-from divff_nerfstudio.objects.things import Camera, Things, find_things
+from divff_nerfstudio.objects.things import LookCamera, Things, find_things
 
 KIND = "image"
 HEIGHT = 72
@@ -75,18 +75,18 @@ def look_size(scene: Scene) -> tuple[int, int]:
     return height, max(1, round(scene.width * height / scene.height))
 
 
-def look_cameras(scene: Scene) -> list[Camera]:
+def look_cameras(scene: Scene) -> list[LookCamera]:
     """The frames' cameras, at the size of the looks."""
     height, width = look_size(scene)
     scale = np.array([[width / scene.width], [height / scene.height], [1.0]])
     intrinsics = scene.intrinsics.astype(np.float64) * scale
-    return [Camera(pose.astype(np.float64), intrinsics) for pose in scene.camera_to_worlds]
+    return [LookCamera(pose.astype(np.float64), intrinsics) for pose in scene.camera_to_worlds]
 
 
 def look_of(
     store: FeatureStore,
     frame: int,
-    camera: Camera,
+    camera: LookCamera,
     size: tuple[int, int],
     distance: Float[np.ndarray, "height width"],
     actor: Float[np.ndarray, "height width"],
@@ -110,7 +110,7 @@ def look_of(
     return Look(frame, resize_nearest(index, *size), embeddings, points, distance, actor, camera.pose[:, 3])
 
 
-def ray_directions(camera: Camera, size: tuple[int, int]) -> Float[np.ndarray, "height width 3"]:
+def ray_directions(camera: LookCamera, size: tuple[int, int]) -> Float[np.ndarray, "height width 3"]:
     """Unit directions of the rays through pixels' centres, world coordinates."""
     intrinsics = torch.tensor([camera.intrinsics[i] for i in ((0, 0), (1, 1), (0, 2), (1, 2))])
     local, _ = camera_directions(pixel_grid(*size).double(), intrinsics)

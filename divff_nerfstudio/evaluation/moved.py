@@ -27,7 +27,7 @@ from divff_nerfstudio.data.moved_objects import MovedObject, MovedObjects, moved
 from divff_nerfstudio.evaluation.answers import answer_about
 from divff_nerfstudio.evaluation.classes import ClassTable
 from divff_nerfstudio.evaluation.metrics import average_precision
-from divff_nerfstudio.evaluation.places import Look, Places, Pose, around
+from divff_nerfstudio.evaluation.places import PlacePixels, Places, Pose, around
 from divff_nerfstudio.evaluation.results import ViewScores
 from divff_nerfstudio.evaluation.tiles import Picture, as_picture, cell_size, labelled, marked, outlined, row_of
 from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
@@ -207,20 +207,20 @@ class _Moment:
             found["found_and_gone"] = min(found["found"], found["gone"])
         return found
 
-    def _shown(self, look: Look, thing: MovedObject, pose: Pose, view: AskedView | None = None) -> float:
+    def _shown(self, look: PlacePixels, thing: MovedObject, pose: Pose, view: AskedView | None = None) -> float:
         """Share of a look's pixels that show an object at a pose."""
         view, pixels = self._looked(look, view)
         points = view.points[pixels].numpy()
         near = self.places.distance(thing, pose, points) <= self.places.length(thing)
         return float((self._solid(view, pixels) & self._wins(view, pixels, thing) & near).mean())
 
-    def _left(self, look: Look, thing: MovedObject) -> float:
+    def _left(self, look: PlacePixels, thing: MovedObject) -> float:
         """Share of a look's pixels that show something else than an object."""
         view, pixels = self._looked(look)
         return float((self._solid(view, pixels) & ~self._wins(view, pixels, thing)).mean())
 
     def _looked(
-        self, look: Look, view: AskedView | None = None
+        self, look: PlacePixels, view: AskedView | None = None
     ) -> tuple[AskedView, Bool[torch.Tensor, "rows columns"]]:
         """What a look's camera sees at this frame's time, and its pixels."""
         if look.frame != self.index:

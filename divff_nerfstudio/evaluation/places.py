@@ -28,7 +28,7 @@ Pose = Float[np.ndarray, "3 4"]
 
 
 @dataclass(frozen=True)
-class Look:
+class PlacePixels:
     """Pixels of a frame that show a place of an object."""
 
     frame: int
@@ -41,7 +41,7 @@ class Look:
     """Which pixels of that part they are."""
 
     @classmethod
-    def at(cls, frame: int, mask: Bool[np.ndarray, "height width"]) -> Look:
+    def at(cls, frame: int, mask: Bool[np.ndarray, "height width"]) -> PlacePixels:
         """The pixels of a mask, with the smallest part of the picture that holds them."""
         (top, bottom), (left, right) = (
             _interval(np.flatnonzero(mask.any(axis)), mask.shape[1 - axis]) for axis in (1, 0)
@@ -136,7 +136,7 @@ class Places:
         """Whether an object at one pose reaches into its own box at another."""
         return bool((self.distance(thing, second, _out_of(first, self.surface(thing))) == 0).any())
 
-    def looks(self, thing: MovedObject, pose: Pose, asked: int, max_looks: int) -> list[Look]:
+    def looks(self, thing: MovedObject, pose: Pose, asked: int, max_looks: int) -> list[PlacePixels]:
         """Frames in which an object stands at a pose, and their pixels that show it there.
 
         At the time of another frame such a pixel shows the place still, unless a moved object has come between.
@@ -162,7 +162,7 @@ class Places:
         rest = [index for index in shortlist if index in usable]
         wanted = max_looks - len(first)
         chosen = [rest[i] for i in chosen_frames(len(rest), wanted)] if rest and wanted > 0 else []
-        return [Look.at(index, usable[index]) for index in [*first, *chosen] if index in usable]
+        return [PlacePixels.at(index, usable[index]) for index in [*first, *chosen] if index in usable]
 
     def _clear(self, thing: MovedObject, index: int, asked: int) -> Bool[np.ndarray, "height width"]:
         """Pixels of a frame that show an object, and that no moved object covers at the time of another frame."""

@@ -32,8 +32,9 @@ from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task, V
 from divff_nerfstudio.evaluation.scores import frame_scores
 from divff_nerfstudio.evaluation.surroundings import surroundings
 from divff_nerfstudio.evaluation.tiles import Picture
-from divff_nerfstudio.evaluation.trained_scene import AskedView, EvaluationError, Renderer, TrainedScene
+from divff_nerfstudio.evaluation.trained_scene import AskedView, EvaluationError, TrainedScene
 from divff_nerfstudio.evaluation.viewpoints import chosen_frames
+from divff_nerfstudio.models.view import Renderer
 from divff_nerfstudio.query import Query, QueryError
 
 if TYPE_CHECKING:

@@ -58,16 +58,6 @@ def load_run(load_config: Path, data: Path | None = None) -> Run:
     return Run(config, pipeline, state["step"])
 
 
-def open_run(load_config: Path, data: Path | None = None) -> tuple[Any, int]:
-    """As `load_run`.
-
-    Returns:
-        The pipeline in evaluation mode, on the test frames, and the checkpoint's step.
-    """
-    run = load_run(load_config, data)
-    return run.pipeline, run.step
-
-
 def our_configs() -> list[Any]:
     """The configurations of the registered methods that are of this package's kind."""
     from nerfstudio.configs.method_configs import all_methods
@@ -128,5 +118,5 @@ def open_scene(load_config: Path, data: Path | None = None) -> TrainedScene:
     Raises:
         DivffError: As `load_run`.
     """
-    pipeline, _ = open_run(Path(load_config), data)
+    pipeline = load_run(Path(load_config), data).pipeline
     return TrainedScene(pipeline.model, pipeline.datamanager, pipeline.query)

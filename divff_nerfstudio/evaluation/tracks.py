@@ -30,7 +30,7 @@ NOISE = 3.0
 
 
 @dataclass
-class Sighting:
+class TrackPoint:
     """Where a thing is at one moment."""
 
     frame_id: int
@@ -59,7 +59,7 @@ class Track:
     """What was asked."""
     kind: str
     """Which features answered."""
-    sightings: list[Sighting]
+    sightings: list[TrackPoint]
     """In the order of time."""
 
     @property
@@ -164,7 +164,7 @@ def follow(
     return tracks
 
 
-def _sighting(trained: TrainedScene, view: AskedView, track: Track, frame: int, place: int) -> Sighting:
+def _sighting(trained: TrainedScene, view: AskedView, track: Track, frame: int, place: int) -> TrackPoint:
     """Where a thing is in one view."""
     answer = view.ask(track.phrase, track.kind)
     point = None
@@ -173,7 +173,7 @@ def _sighting(trained: TrainedScene, view: AskedView, track: Track, frame: int, 
         x, y, z = np.median(view.points.numpy()[core], axis=0).tolist()
         point = x, y, z
     ids = trained.scene.frame_ids
-    return Sighting(
+    return TrackPoint(
         frame_id=int(ids[frame]),
         time=float(trained.times[frame]),
         score=answer.score,

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.answers import Answer, answer_about
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.heartbeat import beat
-from divff_nerfstudio.models.view import EVERYTHING, RenderedView
+from divff_nerfstudio.models.view import EVERYTHING, RenderedView, Renderer
 from divff_nerfstudio.query import Query, QueryError
 from divff_nerfstudio.viewer.camera_paths import Crop
 
@@ -37,20 +37,6 @@ MovingLayer = Literal["actor", "dynamic"]
 
 class EvaluationError(DivffError):
     """An evaluation that would say something untrue, or has nothing to look at."""
-
-
-class Renderer(Protocol):
-    """What evaluation needs of the model."""
-
-    def render(
-        self,
-        camera: Cameras,
-        layers: Collection[Layer] = ...,
-        box: Any = None,
-        outputs: Collection[str] = ...,
-    ) -> RenderedView:
-        """Renders a view."""
-        ...
 
 
 @dataclass(eq=False)

@@ -56,7 +56,7 @@ LAYOUTS: Mapping[str, Layout] = {
 
 
 @dataclass(frozen=True)
-class Moment:
+class Shot:
     """What one picture of a video shows."""
 
     frame: int
@@ -193,7 +193,7 @@ def write_video(path: Path, pictures: Iterable[Picture], fps: float = FPS) -> in
     return count
 
 
-def fixed_moments(trained: TrainedScene, frames: Sequence[int], viewpoint: int) -> list[Moment]:
+def fixed_moments(trained: TrainedScene, frames: Sequence[int], viewpoint: int) -> list[Shot]:
     """Frames, each beside the same time from one fixed viewpoint.
 
     Args:
@@ -202,10 +202,10 @@ def fixed_moments(trained: TrainedScene, frames: Sequence[int], viewpoint: int) 
         viewpoint: Index of the frame whose camera is the other one.
     """
     note = ("fixed viewpoint", f"of frame {trained.scene.frame_ids[viewpoint]}", "(no target)")
-    return [Moment(i, trained.camera_at(viewpoint, float(trained.times[i])), note) for i in frames]
+    return [Shot(i, trained.camera_at(viewpoint, float(trained.times[i])), note) for i in frames]
 
 
-def path_moments(trained: TrainedScene, path: CameraPath, steps: Sequence[int], size: tuple[int, int]) -> list[Moment]:
+def path_moments(trained: TrainedScene, path: CameraPath, steps: Sequence[int], size: tuple[int, int]) -> list[Shot]:
     """Steps of a camera path, each beside the frame next in time.
 
     Args:
@@ -222,13 +222,13 @@ def path_moments(trained: TrainedScene, path: CameraPath, steps: Sequence[int], 
         camera = at_size(cameras[step : step + 1], size)
         camera.times = torch.tensor([[float(times[step])]])
         note = ("camera path", f"{step + 1} of {len(cameras)}", "(no target)")
-        moments.append(Moment(trained.frame_at(float(times[step])), camera, note, path.crop))
+        moments.append(Shot(trained.frame_at(float(times[step])), camera, note, path.crop))
     return moments
 
 
 def video_pictures(
     trained: TrainedScene,
-    moments: Iterable[Moment],
+    moments: Iterable[Shot],
     layout: Layout,
     queries: Sequence[tuple[str, str]] = (),
     hide: Sequence[MovingLayer] = (),

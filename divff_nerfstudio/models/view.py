@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -101,6 +102,20 @@ class RenderedView:
     def width(self) -> int:
         """Width in pixels."""
         return int(self.camera.width.flatten()[0])
+
+
+class Renderer(Protocol):
+    """What is used of a model by who looks at its views."""
+
+    def render(
+        self,
+        camera: Cameras,
+        layers: Collection[Layer] = ...,
+        box: Any = None,
+        outputs: Collection[str] = ...,
+    ) -> RenderedView:
+        """Renders a view."""
+        ...
 
 
 def checked_camera(camera: Cameras, kinds: Collection[CameraType] | None) -> Cameras:

@@ -29,7 +29,7 @@ _ACTOR = 0.35
 
 
 @dataclass(frozen=True, eq=False)
-class Camera:
+class LookCamera:
     """Where a frame was taken from, at the size of its look."""
 
     pose: Float[np.ndarray, "3 4"]
@@ -154,7 +154,7 @@ class Things:
     """Number of the thing at each pixel of each frame; 0: none."""
     distances: Float32[np.ndarray, "frames height width"]
     """How far each pixel's point is from the camera, scene units."""
-    cameras: Sequence[Camera]
+    cameras: Sequence[LookCamera]
     """The frames' cameras."""
     reach: float
     """Points nearer to each other than this are at one place, scene units."""
@@ -178,7 +178,7 @@ class Things:
         return next((thing for thing in self.things if thing.number == number), None)
 
 
-def find_things(looks: Iterable[Look], cameras: Sequence[Camera]) -> Things:
+def find_things(looks: Iterable[Look], cameras: Sequence[LookCamera]) -> Things:
     """Groups what all frames show into things, and finds out when they are moved.
 
     Args:

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from divff_nerfstudio.query import Answer, QueryError
+from divff_nerfstudio.query import QueryError, QueryResult
 from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.context import PanelContext
 from divff_nerfstudio.viewer.signals import Signal
-from divff_nerfstudio.viewer.views import View, Views
+from divff_nerfstudio.viewer.views import AnsweredView, ViewCache
 
 
 class Answering:
@@ -33,7 +33,7 @@ class Answering:
         self._context, self._query, self._viewer = context, context.query, context.viewer
         self.lane = Latest("panel drawing", context.failed)
         model = self._viewer.model
-        self.views = Views(
+        self.views = ViewCache(
             model,
             context.visibility,
             lambda: getattr(model, "step", 0),
@@ -42,11 +42,11 @@ class Answering:
             self._viewer.rendering_client,
         )
         self.views.attach()
-        self.current: View | None = None
-        self._settled: dict[int, View] = {}
+        self.current: AnsweredView | None = None
+        self._settled: dict[int, AnsweredView] = {}
         self.unknown: Signal[[]] = Signal()
-        self.answered: Signal[[View]] = Signal()
-        self.drawn: Signal[[int, View, bool]] = Signal()
+        self.answered: Signal[[AnsweredView]] = Signal()
+        self.drawn: Signal[[int, AnsweredView, bool]] = Signal()
 
     def welcome(self, client: Any) -> None:
         """Lets a new client begin where the scene was filmed from, with progressive pictures."""
@@ -89,7 +89,9 @@ class Answering:
                     continue
             self._viewer.render_again(client)
 
-    def outline(self, view: View, answer: Answer, masks: Bool[Tensor, "height width phrases"] | None) -> None:
+    def outline(
+        self, view: AnsweredView, answer: QueryResult, masks: Bool[Tensor, "height width phrases"] | None
+    ) -> None:
         """Has what a view's answer means outlined, in the picture of every client that sees it.
 
         Args:
@@ -114,7 +116,7 @@ class Answering:
             self._viewer.send(client, view.camera, {**view.pictures, **self._answer(view)})
             self._describe(client, view)
 
-    def _answer(self, view: View) -> dict[str, Tensor]:
+    def _answer(self, view: AnsweredView) -> dict[str, Tensor]:
         """The outputs that the query adds; their names stay the same whether or not anything is asked."""
         before, view.answer = view.answer, None
         if not view.features or not self._context.kinds:
@@ -131,22 +133,22 @@ class Answering:
             return {"relevancy": torch.zeros_like(rgb[..., :1]), "relevancy_overlay": rgb}
         return view.answer.pictures(rgb)
 
-    def _seen(self, client: int, view: View) -> None:
+    def _seen(self, client: int, view: AnsweredView) -> None:
         """Takes note of what a client sees, and has it described."""
         if self._viewer.at_rest(client):
             self._settled[client] = view
         self.current = view
         self._describe(client, view)
 
-    def _describe(self, client: int, view: View) -> None:
+    def _describe(self, client: int, view: AnsweredView) -> None:
         self.answered(view)
         self.lane.submit(partial(self._draw, client, view))
 
-    def _draw(self, client: int, view: View) -> None:
+    def _draw(self, client: int, view: AnsweredView) -> None:
         self.drawn(client, view, self._settled.get(client) is view)
 
 
-def _with_masks(answer: Answer | None, before: Answer | None) -> Answer | None:
+def _with_masks(answer: QueryResult | None, before: QueryResult | None) -> QueryResult | None:
     """An answer with what was outlined before in the same view, if the same is asked."""
     if answer is None or before is None:
         return answer

@@ -13,7 +13,7 @@ from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.context import FEATURES, PanelContext
 from divff_nerfstudio.viewer.presets import Preset
 from divff_nerfstudio.viewer.signals import Signal
-from divff_nerfstudio.viewer.views import View
+from divff_nerfstudio.viewer.views import AnsweredView
 
 
 class Asking:
@@ -116,7 +116,7 @@ class Asking:
         if self.lane.idle:
             self.change(text=self._query.config.text)
 
-    def _tell_of(self, view: View) -> None:
+    def _tell_of(self, view: AnsweredView) -> None:
         """Says how long the answer in a view took, if it was waited for."""
         query, answer = self._query, view.answer
         with self._lock:

@@ -16,7 +16,7 @@ from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.context import PanelContext
 from divff_nerfstudio.viewer.pointing import vocabulary
 from divff_nerfstudio.viewer.signals import Signal
-from divff_nerfstudio.viewer.views import View
+from divff_nerfstudio.viewer.views import AnsweredView
 
 _MAX_PIXELS = 20000
 """Pixels of a view that are looked at, at most: evenly spaced ones."""
@@ -40,7 +40,7 @@ class Judging:
         self._calibrate = calibrate
         self._calibrations: dict[str, Calibration | None] = {}
         self.lane = Latest("panel judging", context.failed)
-        self.judged: Signal[[View, list[str]]] = Signal()
+        self.judged: Signal[[AnsweredView, list[str]]] = Signal()
         answering.drawn.connect(self._drawn)
 
     def prepare(self) -> None:
@@ -60,11 +60,11 @@ class Judging:
                     self._calibrations[kind] = found
         return self._calibrations[kind]
 
-    def _drawn(self, _: int, view: View, at_rest: bool) -> None:
+    def _drawn(self, _: int, view: AnsweredView, at_rest: bool) -> None:
         if at_rest and view.answer is not None:
             self.lane.submit(partial(self._judge, view))
 
-    def _judge(self, view: View) -> None:
+    def _judge(self, view: AnsweredView) -> None:
         """Says of each phrase of a view's answer whether its thing is there."""
         answer = view.answer
         if answer is None:

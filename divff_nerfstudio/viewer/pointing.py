@@ -26,7 +26,7 @@ from divff_nerfstudio.viewer.context import PanelContext
 from divff_nerfstudio.viewer.markup import one_line, phrase_colour
 from divff_nerfstudio.viewer.signals import Signal
 from divff_nerfstudio.viewer.things import KnownThings
-from divff_nerfstudio.viewer.views import View
+from divff_nerfstudio.viewer.views import AnsweredView
 
 _LABEL = 40
 _RADIUS = 0.008
@@ -43,7 +43,7 @@ class LayerShare:
     """Its share of the pixel, 0 to 1."""
 
 
-def layer_at(view: View, row: int, col: int) -> LayerShare:
+def layer_at(view: AnsweredView, row: int, col: int) -> LayerShare:
     """The layer that shows most at a pixel."""
     dynamic, actor, seen = (
         float(view.pictures[name][row, col, 0]) for name in ("mask_dynamic", "mask_actor", "accumulation")
@@ -53,7 +53,7 @@ def layer_at(view: View, row: int, col: int) -> LayerShare:
     return LayerShare(name, shares[name])
 
 
-def place_of(view: View, row: int, col: int) -> Float[Tensor, "3"]:
+def place_of(view: AnsweredView, row: int, col: int) -> Float[Tensor, "3"]:
     """Where in space a pixel's surface is, in the scene's units."""
     coords = torch.tensor([row + 0.5, col + 0.5], device=view.camera.device)
     ray = view.camera.generate_rays(camera_indices=torch.zeros(1, 1, dtype=torch.long), coords=coords[None])
@@ -61,7 +61,7 @@ def place_of(view: View, row: int, col: int) -> Float[Tensor, "3"]:
     return (ray.origins + ray.directions * depth).reshape(3).cpu()
 
 
-def pixel_at(view: View, across: float, down: float) -> tuple[int, int]:
+def pixel_at(view: AnsweredView, across: float, down: float) -> tuple[int, int]:
     """Row and column of a place in the picture, given as shares of its width and height."""
     row, col = int(down * view.height), int(across * view.width)
     return min(max(row, 0), view.height - 1), min(max(col, 0), view.width - 1)
@@ -167,7 +167,7 @@ class Pointing:
         none = "No thing that several frames show." if self._things.scene is not None else self._things.state
         self.told(f"{name}: {where}; most like {like}. {none}")
 
-    def _thing_at(self, view: View, row: int, col: int) -> Thing | None:
+    def _thing_at(self, view: AnsweredView, row: int, col: int) -> Thing | None:
         """The thing at a pixel, or what most pixels around it show; None if there is none, or none is known yet."""
         if self._things.scene is None:
             return None
@@ -186,7 +186,7 @@ class Marks:
         self._viewer = context.viewer
         self.of: dict[int, list[Any]] = {}
 
-    def mark(self, client: int, view: View, wanted: bool = True) -> None:
+    def mark(self, client: int, view: AnsweredView, wanted: bool = True) -> None:
         """Marks the best point of each phrase that is seen, in place of what was marked before."""
         handle = self._viewer.handle(client)
         if handle is None:

@@ -12,7 +12,7 @@ import torch
 from divff_nerfstudio.calibration import MIN_PIXELS
 from divff_nerfstudio.objects.things import Thing
 from divff_nerfstudio.objects.whereabouts import Whereabouts, whereabouts
-from divff_nerfstudio.query import EXAMPLE_NAME, Answer
+from divff_nerfstudio.query import EXAMPLE_NAME, QueryResult
 from divff_nerfstudio.viewer.answering import Answering
 from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.context import PanelContext
@@ -20,7 +20,7 @@ from divff_nerfstudio.viewer.judging import Judging
 from divff_nerfstudio.viewer.pointing import Pointing
 from divff_nerfstudio.viewer.signals import Signal
 from divff_nerfstudio.viewer.things import KIND, KnownThings
-from divff_nerfstudio.viewer.views import View
+from divff_nerfstudio.viewer.views import AnsweredView
 
 MAX_THINGS = 3
 """So many things are told of for each phrase."""
@@ -59,7 +59,7 @@ class Telling:
         self._context, self._answering = context, answering
         self._things, self._pointing = things, pointing
         self.lane = Latest("panel telling", context.failed)
-        self._last: tuple[View, list[str]] | None = None
+        self._last: tuple[AnsweredView, list[str]] | None = None
         self._told: list[Told] = []
         self.told: Signal[[list[Told], int]] = Signal()
         judging.judged.connect(self._judged)
@@ -80,7 +80,7 @@ class Telling:
             self._context.viewer.time = float(self._context.frames.times[best])
         self._context.stand(client, best)
 
-    def _judged(self, view: View, states: list[str]) -> None:
+    def _judged(self, view: AnsweredView, states: list[str]) -> None:
         self._last = view, states
         self._again()
 
@@ -93,7 +93,7 @@ class Telling:
         self._last = None
         self._publish([], 0)
 
-    def _tell(self, view: View, states: list[str]) -> None:
+    def _tell(self, view: AnsweredView, states: list[str]) -> None:
         answer = view.answer
         if answer is None or self._things.scene is None or len(states) != len(answer.phrases):
             return
@@ -127,7 +127,12 @@ class Telling:
         return self._things.scene.matching(phrase)[:MAX_THINGS]
 
     def _outline(
-        self, view: View, answer: Answer, states: list[str], meant: dict[str, list[Thing]], numbers: np.ndarray
+        self,
+        view: AnsweredView,
+        answer: QueryResult,
+        states: list[str],
+        meant: dict[str, list[Thing]],
+        numbers: np.ndarray,
     ) -> None:
         """Has the things outlined; what reaches the threshold, of a phrase that means none, or none that is known in
         this view though it is there."""

@@ -20,7 +20,7 @@ from divff_nerfstudio.viewer.answering import Answering
 from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.context import PanelContext
 from divff_nerfstudio.viewer.signals import Signal
-from divff_nerfstudio.viewer.views import View
+from divff_nerfstudio.viewer.views import AnsweredView
 
 KIND = "image"
 """The features by which things are found, and known again."""
@@ -102,12 +102,12 @@ class KnownThings:
         if self.scene is not None:
             self.known()
 
-    def frame_of(self, view: View) -> int:
+    def frame_of(self, view: AnsweredView) -> int:
         """Index of the frame that is next to a view in time."""
         times = view.camera.times
         return self._context.frames.at(0.0 if times is None else float(times.flatten()[0]))
 
-    def in_view(self, view: View) -> tuple[Int[np.ndarray, "rows columns"], int]:
+    def in_view(self, view: AnsweredView) -> tuple[Int[np.ndarray, "rows columns"], int]:
         """Which things a view shows, once they are known.
 
         Returns:

@@ -19,7 +19,7 @@ from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.context import NO_PICTURE, PanelContext
 from divff_nerfstudio.viewer.markup import as_image, plot
 from divff_nerfstudio.viewer.signals import Signal
-from divff_nerfstudio.viewer.views import View, small_camera, viewpoint
+from divff_nerfstudio.viewer.views import AnsweredView, small_camera, viewpoint
 
 MOMENTS = 32
 """Times at which a viewpoint is looked at."""
@@ -52,7 +52,7 @@ class Timeline:
     """Sees it; one camera for all times, since the sizes of small pictures depend on those of the large one."""
     times: Float[np.ndarray, "moments"]
     """Ascending."""
-    views: list[View | None] = field(default_factory=list)
+    views: list[AnsweredView | None] = field(default_factory=list)
     """One per time."""
     _scores: tuple[QueryConfig, np.ndarray] | None = field(default=None, init=False, repr=False)
     """What has been scored, and for which question: features are decoded for it, which takes its time."""
@@ -103,7 +103,7 @@ class Timeline:
         return int(later[0] if len(later) else begins[0])
 
 
-def what_is_seen(view: View, query: Query) -> Float[Tensor, "height width"]:
+def what_is_seen(view: AnsweredView, query: Query) -> Float[Tensor, "height width"]:
     """How far each pixel exceeds the question's threshold; without a question, how much it shows of what moves."""
     answer = query.look(view.features)
     if answer is None:
@@ -156,7 +156,7 @@ class OverTime:
         self._jump = True
         self._lane.submit(self._look)
 
-    def follow(self, view: View, at_rest: bool) -> None:
+    def follow(self, view: AnsweredView, at_rest: bool) -> None:
         """Draws the scores anew for what is seen now; once it is at rest, looks at it over time."""
         self._plot()
         if at_rest and self.on and self._query.active and view.features:
@@ -192,10 +192,10 @@ class OverTime:
             self._jump = False
             self._go_to_move(timeline)
 
-    def _key(self, view: View) -> object:
+    def _key(self, view: AnsweredView) -> object:
         return viewpoint(view.camera), self._context.hidden
 
-    def _small_view(self, timeline: Timeline, moment: float) -> View:
+    def _small_view(self, timeline: Timeline, moment: float) -> AnsweredView:
         """A small picture of a viewpoint at another time."""
         camera = small_camera(timeline.camera, HEIGHT, moment)
         with self._context.viewer.training_lock():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from divff_nerfstudio.card import wait_for
 from divff_nerfstudio.fields.layers import LAYERS, Layer
-from divff_nerfstudio.models.view import RenderedView
-from divff_nerfstudio.query import Answer
+from divff_nerfstudio.models.view import RenderedView, Renderer
+from divff_nerfstudio.query import QueryResult
 
 MAX_DECODED = 160 * 2**20
 """Bytes of a view's features up to which they are kept; larger ones are decoded anew at each question."""
@@ -24,15 +24,11 @@ KEPT_VIEWS = 2
 """Views kept for each client."""
 
 
-class Renderer(Protocol):
+class ViewedModel(Renderer, Protocol):
     """What is used of a model."""
 
     get_outputs_for_camera: Any
     """What nerfstudio's viewer calls."""
-
-    def render(self, camera: Cameras, layers: Collection[Layer] = ..., box: Any = None) -> RenderedView:
-        """Renders a view."""
-        ...
 
 
 @dataclass
@@ -52,14 +48,14 @@ class Visibility:
 
 
 @dataclass(eq=False)
-class View(RenderedView):
+class AnsweredView(RenderedView):
     """A rendered view, and what was asked about it."""
 
-    answer: Answer | None = None
+    answer: QueryResult | None = None
     """What was last found in it."""
 
 
-class Views:
+class ViewCache:
     """Renders for nerfstudio's viewer, and keeps what was rendered.
 
     The viewer renders through `model.get_outputs_for_camera` alone, at a low resolution whenever anything was changed
@@ -81,17 +77,17 @@ class Views:
 
     def __init__(
         self,
-        model: Renderer,
+        model: ViewedModel,
         visibility: Visibility,
         state: Callable[[], Hashable],
-        answer: Callable[[View], dict[str, Tensor]],
-        seen: Callable[[int, View], None],
+        answer: Callable[[AnsweredView], dict[str, Tensor]],
+        seen: Callable[[int, AnsweredView], None],
         client: Callable[[], int | None],
     ):
         self._model, self._visibility, self._state = model, visibility, state
         self._answer, self._seen, self._client = answer, seen, client
         self._others = model.get_outputs_for_camera
-        self._kept: dict[int, list[tuple[Hashable, View]]] = {}
+        self._kept: dict[int, list[tuple[Hashable, AnsweredView]]] = {}
         self._busy: set[int] = set()
         self.rendered = 0
         self.rays_per_second = 0.0
@@ -125,7 +121,7 @@ class Views:
         self._seen(client, view)
         return outputs
 
-    def render(self, camera: Cameras, obb_box: Any = None, max_decoded: int = MAX_DECODED) -> View:
+    def render(self, camera: Cameras, obb_box: Any = None, max_decoded: int = MAX_DECODED) -> AnsweredView:
         """Renders a view, whether or not it is kept. The caller holds the training lock.
 
         Args:
@@ -139,13 +135,13 @@ class Views:
         wait_for(found.pictures["rgb"].device)
         speed = found.height * found.width / max(time.perf_counter() - start, 1e-6)
         self.rays_per_second = 0.7 * self.rays_per_second + 0.3 * speed if self.rays_per_second else speed
-        return View(found.camera, found.pictures, found.features)
+        return AnsweredView(found.camera, found.pictures, found.features)
 
     def at_work(self, client: int) -> bool:
         """Whether a client's view is being rendered, so that it will answer a question asked now."""
         return client in self._busy
 
-    def latest(self, client: int) -> View | None:
+    def latest(self, client: int) -> AnsweredView | None:
         """What a client saw last."""
         kept = self._kept.get(client)
         return kept[0][1] if kept else None
@@ -154,7 +150,7 @@ class Views:
         """Drops the views of a client that has gone."""
         self._kept.pop(client, None)
 
-    def kept(self, client: int, key: Hashable, camera: Cameras) -> View | None:
+    def kept(self, client: int, key: Hashable, camera: Cameras) -> AnsweredView | None:
         """The kept view that shows what is asked for, at that resolution or a higher one."""
         height, width = int(camera.height.flatten()[0]), int(camera.width.flatten()[0])
         for known, view in self._kept.get(client, ()):
@@ -164,7 +160,7 @@ class Views:
                 return view
         return None
 
-    def _keep(self, client: int, key: Hashable, view: View) -> None:
+    def _keep(self, client: int, key: Hashable, view: AnsweredView) -> None:
         others = [(known, old) for known, old in self._kept.get(client, ()) if known != key]
         self._kept[client] = [(key, view), *others][:KEPT_VIEWS]
 

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from divff_nerfstudio.cache_dirs import weights_dir
 from divff_nerfstudio.features.clips import IMAGENET, ClipPreprocessing
-from divff_nerfstudio.features.egovideo.text import TextEncoder
+from divff_nerfstudio.features.egovideo.text import TextTower
 from divff_nerfstudio.features.egovideo.tokenizer import WordPieces
 from divff_nerfstudio.features.egovideo.video import Gelu, VideoEncoder
 from divff_nerfstudio.features.egovideo.weights import EgoVideoWeights, find_weights
@@ -74,7 +74,7 @@ class EgoVideo:
 
     def __init__(self, weights: EgoVideoWeights, gelu: Gelu, device: torch.device):
         self.fingerprint = weights.fingerprint(VideoEncoder)
-        self.text_fingerprint = weights.fingerprint(TextEncoder)
+        self.text_fingerprint = weights.fingerprint(TextTower)
         self.shape, self.device = weights.shape, device
         self.dtype = torch.float16 if device.type == "cuda" else torch.float32
         self.model = weights.video(gelu, device, self.dtype)
@@ -163,7 +163,7 @@ class EgoVideoPhrases(PhraseEncoder):
         moved = given is not None and not Path(given).is_file()
         path = find_weights(None if given is None or moved else Path(given))
         weights = EgoVideoWeights(path, entry.get("frames", 4), ignore_unknown=bool(entry.get("ignore_unknown")))
-        self.fingerprint = weights.fingerprint(TextEncoder)
+        self.fingerprint = weights.fingerprint(TextTower)
         self.dimension = weights.shape.dimension
         vocabulary = entry.get("vocabulary")
         self._words = WordPieces.read(

@@ -13,7 +13,7 @@ from divff_nerfstudio.features.egovideo.shape import EgoVideoShape
 from divff_nerfstudio.features.pretrained import EncoderError
 
 
-class TextEncoder(nn.Module):
+class TextTower(nn.Module):
     """The text tower with its projection into the space that clips and texts share.
 
     Args:

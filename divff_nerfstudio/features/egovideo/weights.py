@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from divff_nerfstudio.cache_dirs import weights_dir
 from divff_nerfstudio.checkpoints import read_checkpoint, require_shapes
 from divff_nerfstudio.features.egovideo.shape import PUBLISHED, infer_shape
-from divff_nerfstudio.features.egovideo.text import TextEncoder
+from divff_nerfstudio.features.egovideo.text import TextTower
 from divff_nerfstudio.features.egovideo.video import Gelu, VideoEncoder
 from divff_nerfstudio.features.pretrained import EncoderError, weights_fingerprint
 
@@ -76,7 +76,7 @@ class EgoVideoWeights:
         self.path = path
         self._tensors = _read(path)
         self.shape = infer_shape(self._tensors, frames, *heads)
-        expected = self._expected(VideoEncoder) | self._expected(TextEncoder)
+        expected = self._expected(VideoEncoder) | self._expected(TextTower)
         found = {
             name: tuple(tensor.shape)
             for name, tensor in self._tensors.items()
@@ -95,13 +95,13 @@ class EgoVideoWeights:
             encoder = VideoEncoder(self.shape, gelu)
         return self._filled(encoder, device, dtype)
 
-    def text(self, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+    def text(self, device: torch.device, dtype: torch.dtype) -> TextTower:
         """The text tower with its projection."""
         with torch.device("meta"):
-            encoder = TextEncoder(self.shape)
+            encoder = TextTower(self.shape)
         return self._filled(encoder, device, dtype)
 
-    def fingerprint(self, part: type[VideoEncoder] | type[TextEncoder]) -> str:
+    def fingerprint(self, part: type[VideoEncoder] | type[TextTower]) -> str:
         """SHA-256 of the weights of one tower."""
         return weights_fingerprint({name: self._tensors[name] for name in self._expected(part)})
 
@@ -110,7 +110,7 @@ class EgoVideoWeights:
         encoder.load_state_dict(state, assign=True)
         return encoder.eval().requires_grad_(False)
 
-    def _expected(self, part: type[VideoEncoder] | type[TextEncoder]) -> dict[str, tuple[int, ...]]:
+    def _expected(self, part: type[VideoEncoder] | type[TextTower]) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"):
             return {name: tuple(tensor.shape) for name, tensor in part(self.shape).state_dict().items()}
 

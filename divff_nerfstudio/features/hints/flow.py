@@ -54,7 +54,7 @@ class FlowConfig:
     least); up to half of that nothing has moved."""
 
 
-class Camera(NamedTuple):
+class FrameCamera(NamedTuple):
     """A frame's camera, in double precision."""
 
     pose: Float[np.ndarray, "3 4"]
@@ -128,7 +128,9 @@ class FlowPlane(HintPlane):
     def _looked(self, frame: int, other: int) -> _Pair:
         scene, width = self.pictures.scene, self._width
         flow, back = self._flow(frame, other), self._flow(other, frame)
-        here, there = (Camera(scene.camera_to_worlds[i].astype(np.float64), self._intrinsics) for i in (frame, other))
+        here, there = (
+            FrameCamera(scene.camera_to_worlds[i].astype(np.float64), self._intrinsics) for i in (frame, other)
+        )
         bounds = _NEARER * float(scene.nears[frame]), _FARTHER * float(scene.fars[frame])
         places = _pixels(*flow.shape[:2])
         line = Line(here, there, places, bounds)
@@ -171,7 +173,9 @@ class Line:
         bounds: Least and largest depth along the optical axis.
     """
 
-    def __init__(self, here: Camera, there: Camera, places: Float[np.ndarray, "h w 2"], bounds: tuple[float, float]):
+    def __init__(
+        self, here: FrameCamera, there: FrameCamera, places: Float[np.ndarray, "h w 2"], bounds: tuple[float, float]
+    ):
         inward = np.linalg.inv(here.intrinsics)
         local = np.concatenate((places, np.ones_like(places[..., :1])), -1) @ inward.T * (1, -1, -1)
         turned = local @ here.pose[:, :3].T @ there.pose[:, :3]

@@ -14,7 +14,7 @@ from torch import Tensor
 from divff_nerfstudio.fields.layers import Layer
 from divff_nerfstudio.models.splat.gaussians import Splats
 from divff_nerfstudio.models.splat.rasterise import rasterization
-from divff_nerfstudio.models.splat.views import View
+from divff_nerfstudio.models.splat.views import RasterCamera
 
 MOVING: tuple[Layer, Layer] = ("dynamic", "actor")
 _GEOMETRY = ("means", "quats", "scales", "opacities")
@@ -24,7 +24,7 @@ _GEOMETRY = ("means", "quats", "scales", "opacities")
 class Drawing:
     """The Gaussians of layers in a view."""
 
-    view: View
+    view: RasterCamera
     """What they are drawn for."""
     splats: dict[Layer, Splats]
     """The Gaussians; a layer may have none."""

@@ -48,7 +48,7 @@ from divff_nerfstudio.models.splat.gaussians import (
 from divff_nerfstudio.models.splat.heads import SplatHeads, SplatHeadsConfig
 from divff_nerfstudio.models.splat.points import first_points, place
 from divff_nerfstudio.models.splat.rasterise import require_kernels
-from divff_nerfstudio.models.splat.views import View, pixel_cameras
+from divff_nerfstudio.models.splat.views import RasterCamera, pixel_cameras
 from divff_nerfstudio.models.view import PICTURES, RenderError
 from divff_nerfstudio.schema import Amount, Count, Octaves, Positive, Size, Weight
 from divff_nerfstudio.training_folder import TrainingError
@@ -243,9 +243,9 @@ class SplatModel(LayeredModel):
         view = self.seen_by(ray_bundle)
         return self._training_outputs(view) if self.training else self._pictures(view, LAYERS, None, wanted)
 
-    def seen_by(self, camera: Cameras) -> View:
+    def seen_by(self, camera: Cameras) -> RasterCamera:
         """What Gaussians are drawn for: the view of one camera."""
-        return View.of(camera, self.space.known_length(), self.config.default_time, self.device)
+        return RasterCamera.of(camera, self.space.known_length(), self.config.default_time, self.device)
 
     def _checked(self, camera: Cameras) -> Cameras:
         camera = super()._checked(camera)
@@ -261,7 +261,7 @@ class SplatModel(LayeredModel):
         outputs = self._pictures(view, layers, box, wanted)
         return {name: output.view(view.height, view.width, -1) for name, output in outputs.items()}
 
-    def drawing(self, view: View, layers: tuple[Layer, ...]) -> Drawing:
+    def drawing(self, view: RasterCamera, layers: tuple[Layer, ...]) -> Drawing:
         """The Gaussians of layers in a view."""
         actor, shadow = self.gaussian_layer("actor"), self.actor_shadow
         return Drawing(
@@ -272,7 +272,7 @@ class SplatModel(LayeredModel):
             None if shadow is None else partial(shadow, actor),  # pyright: ignore[reportArgumentType]
         )
 
-    def _near(self, view: View) -> float:
+    def _near(self, view: RasterCamera) -> float:
         """Where the room begins at a time, in lengths of the scene."""
         times, nears = (self._on_host(name, getattr(self, name)) for name in ("train_times", "train_nears"))
         return float(nears[nearest_frame(times, torch.tensor([view.moment.known_time]))] / self.space.known_length())
@@ -285,7 +285,7 @@ class SplatModel(LayeredModel):
         times = (torch.rand(moments, device=self.device) + torch.arange(moments, device=self.device)) / moments
         return layer.temporal_opacity(times).amin(0)[splats.ids]
 
-    def _training_outputs(self, view: View) -> dict[str, Any]:
+    def _training_outputs(self, view: RasterCamera) -> dict[str, Any]:
         codes = self.semantic is not None and self.features_trained
         layers: tuple[Layer, ...] = ("static",) if self.static_only else LAYERS
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.geometry_frozen):
@@ -321,7 +321,7 @@ class SplatModel(LayeredModel):
         return outputs
 
     def _pictures(
-        self, view: View, layers: tuple[Layer, ...], box: OrientedBox | None, wanted: Collection[str]
+        self, view: RasterCamera, layers: tuple[Layer, ...], box: OrientedBox | None, wanted: Collection[str]
     ) -> dict[str, Tensor]:
         """Pictures of a view, and its code, if they are wanted; (rays, channels) each."""
         drawing = self.drawing(view, layers)

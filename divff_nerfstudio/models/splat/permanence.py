@@ -25,7 +25,7 @@ _CELLS = 1 << 22
 
 
 @dataclass
-class Stays:
+class Intervals:
     """When impermanent Gaussians are there; one that is away for a while and comes back has two stays."""
 
     ids: Int[Tensor, "stays"]
@@ -73,7 +73,7 @@ class Sightings:
         self.errors.append(whole[:, 1])
         self.colours.append(whole[:, 2:])
 
-    def stays(self, max_stays: int) -> Stays:
+    def stays(self, max_stays: int) -> Intervals:
         """The stays of those Gaussians that come or go.
 
         Each is there in one span of frames, or in all but one: of all spans that which parts its errors best.
@@ -114,7 +114,7 @@ class Sightings:
         starts: Int[Tensor, "gaussians"],
         ends: Int[Tensor, "gaussians"],
         inside: Bool[Tensor, "gaussians"],
-    ) -> Stays:
+    ) -> Intervals:
         """Stays from spans of frames in which Gaussians are there (`inside`), or are not."""
         infinity = times.new_full((1,), torch.inf)
         limits = torch.cat((-infinity, (times[1:] + times[:-1]) / 2, infinity))
@@ -124,7 +124,7 @@ class Sightings:
         colours = (torch.stack([each[ids] for each in self.colours])[order] * away[..., None]).sum(0)
         behind = colours / weights.sum(0).clamp_min(1e-6)[:, None]
         before, after = ~inside & (starts > 0), ~inside & (ends < len(times))
-        return Stays(
+        return Intervals(
             ids=torch.cat((ids[inside], ids[before], ids[after])),
             starts=torch.cat((limits[starts[inside]], -infinity.expand(int(before.sum())), limits[ends[after]])),
             ends=torch.cat((limits[ends[inside]], limits[starts[before]], infinity.expand(int(after.sum())))),

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from divff_nerfstudio.models.splat.gaussians import DynamicGaussians, GaussianLayer
-from divff_nerfstudio.models.splat.views import View
+from divff_nerfstudio.models.splat.views import RasterCamera
 
 _MAX_PIXELS = 1 << 14
 _TOLERANCE = 0.06
@@ -19,7 +19,7 @@ _TOLERANCE = 0.06
 class Residuals:
     """Errors of training frames, thinned out to what is needed for drawing places."""
 
-    views: list[View] = field(default_factory=list)
+    views: list[RasterCamera] = field(default_factory=list)
     """The frames' views."""
     pixels: list[Int[Tensor, "pixels"]] = field(default_factory=list)
     """Pixels that were kept of each frame."""
@@ -32,7 +32,7 @@ class Residuals:
 
     def add(
         self,
-        view: View,
+        view: RasterCamera,
         colours: Float[Tensor, "rays 3"],
         errors: Float[Tensor, "rays"],
         depths: Float[Tensor, "rays"],

@@ -22,7 +22,7 @@ _FAR_SIGHT = 500.0
 
 
 @dataclass
-class View:
+class RasterCamera:
     """A camera at a time."""
 
     moment: Moment
@@ -39,7 +39,7 @@ class View:
     """Intrinsics as a matrix."""
 
     @classmethod
-    def of(cls, camera: Cameras, length: float, default_time: float, device: torch.device | str) -> View:
+    def of(cls, camera: Cameras, length: float, default_time: float, device: torch.device | str) -> RasterCamera:
         """The view of one camera.
 
         It is computed where the camera is and sent in one piece, so that nobody waits for one in the host's memory.

@@ -10,7 +10,7 @@ import viser
 from divff_nerfstudio.viewer.elements import Follower, write
 from divff_nerfstudio.viewer.markup import as_image, as_markdown, legend
 from divff_nerfstudio.viewer.parts import Parts
-from divff_nerfstudio.viewer.views import View
+from divff_nerfstudio.viewer.views import AnsweredView
 
 SHOWN: dict[str, str] = {
     "Answer": "relevancy_overlay",
@@ -55,7 +55,7 @@ def add_legend(panel: Parts) -> Any:
     """The phrases with their colours, their scores in the view, and whether the scene has them."""
     text = panel.gui.add_markdown("")
 
-    def draw(view: View, states: Sequence[str] | None = None) -> None:
+    def draw(view: AnsweredView, states: Sequence[str] | None = None) -> None:
         answer = view.answer
         if answer is None:
             write(text, "")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
 from divff_nerfstudio.evaluation.baselines.ooal.shape import DECODER_HEADS, OoalShape
-from divff_nerfstudio.evaluation.baselines.ooal.text import PromptLearner, TextEncoder
+from divff_nerfstudio.evaluation.baselines.ooal.text import PromptEncoder, PromptLearner
 from divff_nerfstudio.evaluation.baselines.ooal.vision import Dino
 
 _MAP_SCALE = 512**-0.5
@@ -80,7 +80,7 @@ class Ooal(nn.Module):
         )
         self.dino_model = Dino(shape)
         self.prompt_learner = PromptLearner(shape)
-        self.aff_text_encoder = TextEncoder(shape)
+        self.aff_text_encoder = PromptEncoder(shape)
         layers = nn.ModuleList(_DecoderLayer(shape) for _ in range(shape.decoder_layers))
         self.seg_decoder = nn.ModuleDict({"decoder": nn.ModuleDict({"layers": layers})})
         self.lln_linear = nn.ModuleList(nn.Linear(width, width) for _ in range(shape.merged))

@@ -36,7 +36,7 @@ class PromptLearner(nn.Module):
         return torch.cat((tokens[:, :1], learned, tokens[:, 1 + count :]), dim=1)
 
 
-class TextEncoder(nn.Module):
+class PromptEncoder(nn.Module):
     """CLIP's text transformer (Radford et al. 2021, in open_clip), without its table of tokens.
 
     Args:
