@@ -243,21 +243,21 @@ def even_depths(rays: RayBundle, count: int, jitter: bool) -> Float[Tensor, "ray
     Args:
         rays: Rays with nears and fars.
         count: Depths on each ray.
-        jitter: Draw each between the middles to its neighbours.
+        jitter: Draw each between the midpoints to its neighbours.
     """
     assert rays.nears is not None and rays.fars is not None
     steps = torch.linspace(0, 1, count, device=rays.origins.device)
     depths = rays.nears * (1 - steps) + rays.fars * steps
     if not jitter:
         return depths
-    middles = between(depths)
-    lower = torch.cat((depths[:, :1], middles), -1)
-    upper = torch.cat((middles, depths[:, -1:]), -1)
+    midpoints = between(depths)
+    lower = torch.cat((depths[:, :1], midpoints), -1)
+    upper = torch.cat((midpoints, depths[:, -1:]), -1)
     return lower + (upper - lower) * torch.rand_like(depths)
 
 
 def between(depths: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples-1"]:
-    """The middles of neighbouring depths."""
+    """The midpoints of neighbouring depths."""
     return (depths[:, :-1] + depths[:, 1:]) / 2
 
 

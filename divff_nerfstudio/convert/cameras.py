@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from divff_nerfstudio.convert.pictures import resized
-from divff_nerfstudio.data.scene import WIDEST_PIXEL
+from divff_nerfstudio.data.meta import WIDEST_PIXEL
 from divff_nerfstudio.errors import DivffError
 
 _PINHOLE = ("SIMPLE_PINHOLE", "PINHOLE")

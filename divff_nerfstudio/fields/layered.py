@@ -182,12 +182,12 @@ class LayeredField(nn.Module):
     ) -> Float[Tensor, "points moments"]:
         """Density of the dynamic layer at places at several moments each, in 1 / scene unit."""
         moments = times.shape[1]
-        comes, presence = self.dynamic.density(
+        added, presence = self.dynamic.density(
             positions[:, None].expand(-1, moments, -1).reshape(-1, 3), times.reshape(-1, 1)
         )
         if not self.config.permanence:
-            return comes.view_as(times)
-        return comes.view_as(times) + self.static.vacating(positions)[:, None] * presence.view_as(times)
+            return added.view_as(times)
+        return added.view_as(times) + self.static.vacating(positions)[:, None] * presence.view_as(times)
 
     def shadow(
         self, camera_positions: Float[Tensor, "rays 3"], times: Float[Tensor, "rays 1"]

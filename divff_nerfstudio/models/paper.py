@@ -298,8 +298,10 @@ class PublishedModel(RayModel):
 
     def drawn_depths(self, coarse: CoarsePass) -> Float[Tensor, "rays drawn"]:
         """Distances that are drawn from the coarse weights, in scene units."""
-        middles, weights = between(coarse.depths), coarse.composited.joint[:, 1:-1].detach()
-        return importance_depths(middles, weights, self.config.importance_samples, self.training and self.config.jitter)
+        midpoints, weights = between(coarse.depths), coarse.composited.joint[:, 1:-1].detach()
+        return importance_depths(
+            midpoints, weights, self.config.importance_samples, self.training and self.config.jitter
+        )
 
     def composited(self, depths: Float[Tensor, "rays samples"], fields: dict[Layer, LayerSamples]) -> Composite:
         """Shares of layers whose samples lie at distances along unit rays."""
