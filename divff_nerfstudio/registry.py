@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
@@ -29,85 +31,74 @@ def _optimizer(rate: float, final: float) -> dict:
     }
 
 
-divff = MethodSpecification(
-    config=DivFFTrainerConfig(
-        method_name="divff",
+def _method(name: str, description: str, **options: Any) -> MethodSpecification:
+    evaluated = {"steps_per_eval_batch": 500, "steps_per_eval_image": 1000, "steps_per_eval_all_images": 100000}
+    config = DivFFTrainerConfig(
+        method_name=name,
         machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
-        steps_per_eval_batch=500,
-        steps_per_eval_image=1000,
-        steps_per_eval_all_images=100000,
         steps_per_save=1000,
-        pipeline=DivFFPipelineConfig(
-            datamanager=DivFFDataManagerConfig(train_num_rays_per_batch=None, eval_num_rays_per_batch=1024),
-            # Off where a config.yml of an earlier version does not name them.
-            model=DivFFModelConfig(fields=LayeredFieldConfig(time_codes="apart"), evidence="auto", hints="auto"),
-        ),
-        optimizers={
-            "grids": _optimizer(1e-2, 0.1),
-            "networks": _optimizer(3e-3, 0.1),
-            "actor": _optimizer(5e-3, 0.1),
-            "heads": _optimizer(3e-3, 0.3),
-        },
         viewer=ViewerConfig(num_rays_per_chunk=4096, websocket_host="127.0.0.1"),
         vis="viewer",
+        **{**evaluated, **options},
+    )
+    return MethodSpecification(config, description)
+
+
+divff = _method(
+    "divff",
+    "Dynamic image-video feature fields: static, dynamic and actor layers that answer text.",
+    pipeline=DivFFPipelineConfig(
+        datamanager=DivFFDataManagerConfig(train_num_rays_per_batch=None, eval_num_rays_per_batch=1024),
+        # Off where a config.yml of an earlier version does not name them.
+        model=DivFFModelConfig(fields=LayeredFieldConfig(time_codes="apart"), evidence="auto", hints="auto"),
     ),
-    description="Dynamic image-video feature fields: static, dynamic and actor layers that answer text.",
+    optimizers={
+        "grids": _optimizer(1e-2, 0.1),
+        "networks": _optimizer(3e-3, 0.1),
+        "actor": _optimizer(5e-3, 0.1),
+        "heads": _optimizer(3e-3, 0.3),
+    },
 )
 
-divff_paper = MethodSpecification(
-    config=DivFFTrainerConfig(
-        method_name="divff-paper",
-        machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
-        steps_per_eval_batch=1000,
-        steps_per_eval_image=10000,
-        steps_per_eval_all_images=1000000,
-        steps_per_save=1000,
-        pipeline=DivFFPipelineConfig(
-            datamanager=DivFFDataManagerConfig(
-                dataparser=EpicDiffDataParserConfig(time_rows=1000, pixel_centres=False),
-                train_num_rays_per_batch=1024,
-                eval_num_rays_per_batch=1024,
-            ),
-            model=PublishedModelConfig(),
-            query=QueryConfig(unit_video_text=False),
+divff_paper = _method(
+    "divff-paper",
+    "The published DIV-FF network, sampling, losses and schedule, as they are in its checkpoints.",
+    steps_per_eval_batch=1000,
+    steps_per_eval_image=10000,
+    steps_per_eval_all_images=1000000,
+    pipeline=DivFFPipelineConfig(
+        datamanager=DivFFDataManagerConfig(
+            dataparser=EpicDiffDataParserConfig(time_rows=1000, pixel_centres=False),
+            train_num_rays_per_batch=1024,
+            eval_num_rays_per_batch=1024,
         ),
-        optimizers={
-            group: {"optimizer": AdamOptimizerConfig(lr=5e-4, eps=1e-8), "scheduler": StagedCosineConfig()}
-            for group in ("networks", "codes", "heads")
-        },
-        viewer=ViewerConfig(num_rays_per_chunk=4096, websocket_host="127.0.0.1"),
-        vis="viewer",
+        model=PublishedModelConfig(),
+        query=QueryConfig(unit_video_text=False),
     ),
-    description="The published DIV-FF network, sampling, losses and schedule, as they are in its checkpoints.",
+    optimizers={
+        group: {"optimizer": AdamOptimizerConfig(lr=5e-4, eps=1e-8), "scheduler": StagedCosineConfig()}
+        for group in ("networks", "codes", "heads")
+    },
 )
 
-divff_splat = MethodSpecification(
-    config=DivFFTrainerConfig(
-        method_name="divff-splat",
-        machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
-        steps_per_eval_batch=500,
-        steps_per_eval_image=1000,
-        steps_per_eval_all_images=100000,
-        steps_per_save=1000,
-        pipeline=DivFFPipelineConfig(datamanager=FrameDataManagerConfig(), model=SplatModelConfig(hints="auto")),
-        optimizers={
-            "means": _optimizer(1e-3, 0.02),
-            "scales": _optimizer(1e-2, 0.2),
-            "quats": _optimizer(5e-3, 0.2),
-            "opacities": _optimizer(5e-2, 0.2),
-            "colours": _optimizer(2e-2, 0.1),
-            "harmonics": _optimizer(1e-3, 0.1),
-            "codes": _optimizer(2e-2, 0.3),
-            "durations": _optimizer(1e-2, 0.2),
-            "motions": _optimizer(1e-3, 0.1),
-            "uncertainties": _optimizer(2e-2, 0.2),
-            "networks": _optimizer(5e-3, 0.1),
-            "heads": _optimizer(3e-3, 0.3),
-        },
-        viewer=ViewerConfig(num_rays_per_chunk=4096, websocket_host="127.0.0.1"),
-        vis="viewer",
-    ),
-    description="Gaussians in three layers with features: what divff does, rendered in real time on a GPU.",
+divff_splat = _method(
+    "divff-splat",
+    "Gaussians in three layers with features: what divff does, rendered in real time on a GPU.",
+    pipeline=DivFFPipelineConfig(datamanager=FrameDataManagerConfig(), model=SplatModelConfig(hints="auto")),
+    optimizers={
+        "means": _optimizer(1e-3, 0.02),
+        "scales": _optimizer(1e-2, 0.2),
+        "quats": _optimizer(5e-3, 0.2),
+        "opacities": _optimizer(5e-2, 0.2),
+        "colours": _optimizer(2e-2, 0.1),
+        "harmonics": _optimizer(1e-3, 0.1),
+        "codes": _optimizer(2e-2, 0.3),
+        "durations": _optimizer(1e-2, 0.2),
+        "motions": _optimizer(1e-3, 0.1),
+        "uncertainties": _optimizer(2e-2, 0.2),
+        "networks": _optimizer(5e-3, 0.1),
+        "heads": _optimizer(3e-3, 0.3),
+    },
 )
 
 # At import, alone of all: ns-eval and others read a config.yml, which may be a stranger's, before they set up anything.

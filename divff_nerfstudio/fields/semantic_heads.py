@@ -30,7 +30,34 @@ class SemanticHeadsConfig:
     """Samples of largest weight whose encodings are summed, per ray."""
 
 
-class SemanticHeads(nn.Module):
+class FeatureDecoder(nn.Module):
+    """Networks that decode codes of rays to features, one for each kind."""
+
+    heads: nn.ModuleDict
+
+    def add_heads(self, code_dim: int, width: int, dimensions: Mapping[str, int]) -> None:
+        """Makes the networks, where in the order of modules they belong.
+
+        Args:
+            code_dim: Length of the codes.
+            width: Width of the networks.
+            dimensions: Length of the features of each kind.
+        """
+        self.heads = nn.ModuleDict(
+            {kind: MLP(code_dim, num_layers=3, layer_width=width, out_dim=size) for kind, size in dimensions.items()}
+        )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of features that are rendered."""
+        return tuple(self.heads)
+
+    def decode(self, code: Float[Tensor, "*bs code"], kind: str) -> Float[Tensor, "*bs dim"]:
+        """Features of one kind, of unit length."""
+        return nn.functional.normalize(self.heads[kind](code), dim=-1)
+
+
+class SemanticHeads(FeatureDecoder):
     """Renders one code per ray from the layers' encodings, and decodes it to every kind of features.
 
     The code is a weighted sum over samples; everything behind it is computed once per ray, not once per sample.
@@ -61,17 +88,7 @@ class SemanticHeads(nn.Module):
         self.encoding_dim = encoding_dim
         code_dim = len(LAYERS) * (encoding_dim + 1) + len(self.in_world) * self.grid.out_dim + time_dim
         self.code_dim = code_dim
-        self.heads = nn.ModuleDict(
-            {
-                kind: MLP(code_dim, num_layers=3, layer_width=config.hidden, out_dim=dimension)
-                for kind, dimension in dimensions.items()
-            }
-        )
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of features that are rendered."""
-        return tuple(self.heads)
+        self.add_heads(code_dim, config.hidden, dimensions)
 
     def code(
         self,
@@ -96,10 +113,6 @@ class SemanticHeads(nn.Module):
                 positions = self.space.to_unit_cube(_pick(points.positions, which).reshape(-1, 3))
                 parts.append(torch.einsum("rs,rsd->rd", top, self.grid(positions).view(rays, count, -1)))
         return torch.cat((*parts, time_code), -1)
-
-    def decode(self, code: Float[Tensor, "*bs code"], kind: str) -> Float[Tensor, "*bs dim"]:
-        """Features of one kind, of unit length."""
-        return nn.functional.normalize(self.heads[kind](code), dim=-1)
 
 
 def _pick(

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import torch
 from jaxtyping import Float
-from nerfstudio.field_components.mlp import MLP
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from divff_nerfstudio.fields.semantic_heads import FeatureDecoder
 from divff_nerfstudio.fields.time_code import LowRankTimeCode, octaves_for
 from divff_nerfstudio.models.splat.rasterise import MAX_CHANNELS
 from divff_nerfstudio.schema import Size
@@ -27,7 +27,7 @@ class SplatHeadsConfig:
     """Width of the decoders."""
 
 
-class SplatHeads(nn.Module):
+class SplatHeads(FeatureDecoder):
     """Decodes rendered codes; the time is joined, for the same place is used for one thing, then for another.
 
     Args:
@@ -39,18 +39,7 @@ class SplatHeads(nn.Module):
     def __init__(self, config: SplatHeadsConfig, num_frames: int, dimensions: Mapping[str, int]):
         super().__init__()
         self.time_code = LowRankTimeCode(octaves_for(num_frames))
-        in_dim = config.code_dim + 2 + self.time_code.out_dim
-        self.heads = nn.ModuleDict(
-            {
-                kind: MLP(in_dim, num_layers=3, layer_width=config.hidden, out_dim=dimension)
-                for kind, dimension in dimensions.items()
-            }
-        )
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of features that are rendered."""
-        return tuple(self.heads)
+        self.add_heads(config.code_dim + 2 + self.time_code.out_dim, config.hidden, dimensions)
 
     def code(
         self,
@@ -60,7 +49,3 @@ class SplatHeads(nn.Module):
     ) -> Float[Tensor, "rays joined"]:
         """Codes of rays: what was rendered, how much of it moves, and when it is."""
         return torch.cat((rendered, masks, self.time_code(time.view(1, 1)).expand(len(rendered), -1)), -1)
-
-    def decode(self, code: Float[Tensor, "*bs code"], kind: str) -> Float[Tensor, "*bs dim"]:
-        """Features of one kind, of unit length."""
-        return nn.functional.normalize(self.heads[kind](code), dim=-1)
