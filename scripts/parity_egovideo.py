@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
-from parity_numbers import Row, difference, passes
+from parity_numbers import Row, difference, passes, reading, saved, weights_of
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.egovideo.tokenizer import WordPieces
 from divff_nerfstudio.features.egovideo.video import Gelu
 from divff_nerfstudio.features.egovideo.weights import EgoVideoWeights
@@ -58,20 +55,12 @@ def compare(npz: Path) -> list[Row]:
     Raises:
         DivffError: If the file is none of this kind.
     """
-    try:
-        with np.load(npz, allow_pickle=False) as file:
-            data = {name: file[name] for name in file.files}
+    with reading(npz, "EgoVideo") as data:
         config = json.loads(str(data["config_json"]))
         vision, text = config["vision"], config["text"]
         video, ids, mask = (torch.from_numpy(data[f"in/{name}"]) for name in ("video", "input_ids", "attention_mask"))
         words, phrases = [str(word) for word in data["tok/vocab"]], [str(phrase) for phrase in data["tok/texts"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise DivffError(f"{npz} holds no numbers of EgoVideo ({error}): give egovideo_tiny.npz or its like.") from None
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "published.pth"
-        state = {name.removeprefix("sd/"): torch.from_numpy(data[name]) for name in data if name.startswith("sd/")}
-        torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    with saved({f"module.{name}": tensor for name, tensor in weights_of(data).items()}) as path:
         heads = (vision["num_heads"], vision["attn_pool_num_heads"], text["num_attention_heads"])
         weights = EgoVideoWeights(path, vision["num_frames"], heads)
         found: dict[str, Tensor] = {}
@@ -90,8 +79,8 @@ def compare(npz: Path) -> list[Row]:
     for name in sorted(entry for entry in data if entry.startswith("out_")):
         if name.endswith(NOT_COMPUTED):
             continue
-        least = TOLERANCE_UNIT if name.endswith("_embed") and "patch" not in name else TOLERANCE
-        allowed = max(least, PRECISION * float(precision.get(name, 0.0)))
+        minimum = TOLERANCE_UNIT if name.endswith("_embed") and "patch" not in name else TOLERANCE
+        allowed = max(minimum, PRECISION * float(precision.get(name, 0.0)))
         rows.append((name, difference(found, name, data[name]), allowed))
     return rows
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
-from parity_numbers import Row, difference, passes
+from parity_numbers import Row, difference, passes, reading, saved, weights_of
 from torch import Tensor
 
-from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.baselines.ooal.network import Ooal
 from divff_nerfstudio.evaluation.baselines.ooal.text import TokenRows, prompt_ids
 from divff_nerfstudio.evaluation.baselines.ooal.weights import load_ooal
@@ -53,9 +50,7 @@ def compare(npz: Path) -> list[Row]:
     Raises:
         DivffError: If the file is none of this kind.
     """
-    try:
-        with np.load(npz, allow_pickle=False) as file:
-            data = {name: file[name] for name in file.files}
+    with reading(npz, "OOAL") as data:
         config = json.loads(str(data["config_json"]))
         heads = config["dino"]["num_heads"], config["clip"]["transformer_heads"]
         names = [str(name) for name in data["in/class_names"]]
@@ -63,13 +58,7 @@ def compare(npz: Path) -> list[Row]:
         table = torch.zeros(config["clip"]["vocab_size"], rows.shape[1]).index_copy(0, ids.long(), rows)
         images = {inside: torch.from_numpy(data[inside]) for inside in IMAGES if inside in data}
         prompts = torch.from_numpy(data["tok/prompt_ids"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DivffError(f"{npz} holds no numbers of OOAL ({error}): give ooal_tiny.npz or its like.") from None
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "published.pth"
-        state = {name.removeprefix("sd/"): torch.from_numpy(data[name]) for name in data if name.startswith("sd/")}
-        torch.save({"iter": 0, "model_state_dict": state}, path)
+    with saved({"iter": 0, "model_state_dict": weights_of(data)}) as path:
         network = load_ooal(path, *heads)
     learner = network.prompt_learner
     from_file = TokenRows(npz.name, names, learner, lambda: table)
