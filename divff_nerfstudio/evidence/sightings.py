@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 DEPTHS = 40
@@ -64,11 +64,11 @@ class Views:
         return int(self.pictures.shape[1]), int(self.pictures.shape[2])
 
     @cached_property
-    def ranges(self) -> tuple[Float[Tensor, "views pixels 3"], Float[Tensor, "views pixels 3"]]:
+    def ranges(self) -> tuple[Float[Tensor, "views 3 pixels"], Float[Tensor, "views 3 pixels"]]:
         """Least and largest colours of each pixel and its eight neighbours: a sweep meets no pixel in its middle."""
         padded = F.pad(self.pictures.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="replicate")
         least, largest = -F.max_pool2d(-padded, 3, 1), F.max_pool2d(padded, 3, 1)
-        return least.flatten(2).permute(0, 2, 1), largest.flatten(2).permute(0, 2, 1)
+        return least.flatten(2), largest.flatten(2)
 
 
 class Asked(NamedTuple):
@@ -179,16 +179,18 @@ def sweep(views: Views, asked: Asked, stride: int, tolerance: float) -> Sweep:
         Of the asked pixels.
     """
     rows, columns, depths, points, own = _places(views, asked, stride)
+    points = points.T.contiguous()  # what is alike lies side by side, so that the processor takes many at once
     others = [view for view, number in enumerate(views.numbers) if number != asked.number]
-    same = torch.zeros(len(others), len(points), device=points.device)
+    same = torch.zeros(len(others), points.shape[1], device=points.device)
     seen = torch.zeros_like(same)
-    colours = own[:, None].expand(-1, DEPTHS, -1).reshape(-1, 3)
+    colours = own.T[:, :, None].expand(-1, -1, DEPTHS).reshape(3, -1)
     low, high = views.ranges
     for row, view in enumerate(others):
-        inside, at = _project(views, view, points)
-        differs = torch.maximum(low[view, at] - colours, colours - high[view, at]).amax(-1)
-        seen[row] = inside.float()
-        same[row] = (inside & (differs <= tolerance)).float()
+        met, at = _project(views, view, points)
+        theirs = colours.index_select(1, met)
+        below, above = low[view].index_select(1, at) - theirs, theirs - high[view].index_select(1, at)
+        seen[row, met] = 1
+        same[row, met] = (torch.maximum(below, above).amax(0) <= tolerance).float()
     shape = (-1, rows, columns, DEPTHS)
     numbers = [views.numbers[view] for view in others]
     return Sweep(asked.number, numbers, depths, same.view(shape), seen.view(shape))
@@ -233,16 +235,19 @@ def _places(
     return row.shape[0], row.shape[1], 1 / inverse, points, asked.picture[row, column].reshape(-1, 3)
 
 
-def _project(views: Views, view: int, points: Float[Tensor, "points 3"]) -> tuple[Bool[Tensor, "points"], Tensor]:
-    """Which places a view sees, and the number of the pixel where."""
+def _project(
+    views: Views, view: int, points: Float[Tensor, "3 points"]
+) -> tuple[Int[Tensor, "met"], Int[Tensor, "met"]]:
+    """Numbers of the places that a view sees, and of the pixels where."""
     height, width = views.size
     fx, fy, cx, cy = views.intrinsics
     pose = views.poses[view]
-    x, y, z = ((points - pose[:, 3]) @ pose[:, :3]).unbind(-1)
+    x, y, z = pose[:, :3].T @ (points - pose[:, 3:])
     depth = (-z).clamp_min(1e-6 * views.near)
     column, row = fx * x / depth + cx, -fy * y / depth + cy
     inside = (-z > 0.3 * views.near) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    return inside, row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+    met = inside.nonzero()[:, 0]
+    return met, row.index_select(0, met).long() * width + column.index_select(0, met).long()
 
 
 def longest(
@@ -254,9 +259,15 @@ def longest(
         ratios: Of frames that lead away from one.
         patience: How far the sum may fall below its largest value: behind that, nothing counts.
     """
-    if not len(ratios):
-        return torch.zeros_like(ratios.sum(0)), torch.zeros_like(ratios.sum(0), dtype=torch.long)
-    sums = torch.cumsum(ratios, 0)
-    ended = (sums.clamp_min(0).cummax(0).values - sums > patience).cummax(0).values
-    found = sums.masked_fill(ended, -torch.inf).max(0)
-    return found.values.clamp_min(0), torch.where(found.values > 0, found.indices + 1, 0)
+    places = ratios.shape[1:]
+    summed = torch.zeros(places, dtype=torch.float64, device=ratios.device)
+    largest = torch.zeros(places, dtype=ratios.dtype, device=ratios.device)
+    frames = torch.zeros(places, dtype=torch.long, device=ratios.device)
+    counts = torch.ones(places, dtype=torch.bool, device=ratios.device)
+    for number, ratio in enumerate(ratios, 1):
+        found = summed.add_(ratio).to(ratios.dtype)
+        better = (found > largest) & counts
+        largest = torch.where(better, found, largest)
+        frames.masked_fill_(better, number)
+        counts &= largest - found <= patience
+    return largest, frames
