@@ -28,7 +28,7 @@ from waiting import until as wait
 
 from divff_nerfstudio.calibration import Calibration
 from divff_nerfstudio.fields.layers import LAYERS
-from divff_nerfstudio.models.view import Features, RenderedView
+from divff_nerfstudio.models.view import EVERYTHING, Features, RenderedView
 from divff_nerfstudio.query import Query, QueryConfig
 from divff_nerfstudio.relevancy import PUBLISHED_NEGATIVES
 from divff_nerfstudio.viewer.elements import Follower
@@ -56,6 +56,7 @@ class Model:
 
     device = torch.device("cpu")
     step = 0
+    costly_outputs = ()
 
     def __init__(self):
         self.rendered = []
@@ -63,7 +64,7 @@ class Model:
     def get_outputs_for_camera(self, camera, obb_box=None):
         return self.render(camera).pictures
 
-    def render(self, camera, layers=LAYERS, box=None):
+    def render(self, camera, layers=LAYERS, box=None, outputs=EVERYTHING):
         height, width, moment = int(camera.height), int(camera.width), float(camera.times)
         self.rendered.append((height, moment))
         mug = torch.zeros(height, width, 1)
@@ -228,6 +229,32 @@ def test_a_question_is_answered_without_rendering_again(attached):
     assert legend.index("mug") < legend.index("bowl") and "not in view" in legend
 
 
+def test_a_picture_that_is_drawn_by_itself_is_rendered_once_it_is_looked_at(attached):
+    _, viewer = attached(Pipeline())
+    control, plain = viewer.control_panel, viewer.model.render
+
+    def drawing(camera, layers=LAYERS, box=None, outputs=EVERYTHING):
+        view = plain(camera, layers, box)
+        view.pictures |= {
+            name: torch.zeros_like(view.pictures["rgb"]) for name in viewer.model.costly_outputs if name in outputs
+        }
+        return view
+
+    viewer.model.costly_outputs, viewer.model.render = ("rgb_static", "rgb_actor"), drawing
+    before = render(viewer)
+    control.update_output_options(list(before))
+    assert list(before).index("accumulation") < list(before).index("rgb_static") < list(before).index("mask_dynamic")
+    assert torch.equal(before["rgb_static"], before["rgb"]) and len(viewer.model.rendered) == 1
+    control._output_render.value = "rgb_static"
+    for _ in range(2):
+        assert not render(viewer)["rgb_static"].any() and len(viewer.model.rendered) == 2
+    control._output_render.value = "rgb"
+    assert list(render(viewer)) == list(before) and len(viewer.model.rendered) == 2
+    control._split.value, control._split_output_render.value = True, "rgb_actor"
+    after = render(viewer)
+    assert not after["rgb_actor"].any() and after["rgb_static"].any() and len(viewer.model.rendered) == 3
+
+
 def test_the_legend_tells_whether_the_scene_has_it(attached):
     panel, viewer = attached(Pipeline(calibrated=True))
     render(viewer)
@@ -309,7 +336,7 @@ def test_a_flag_from_before_interrupts_no_render(attached):
 
 def test_untrained_features_are_waited_for(attached):
     panel, viewer = attached(Pipeline())
-    viewer.model.render = lambda camera, layers, box: RenderedView(camera, {"rgb": torch.zeros(4, 4, 3)}, Features())
+    viewer.model.render = lambda camera, *_: RenderedView(camera, {"rgb": torch.zeros(4, 4, 3)}, Features())
     ask(panel, "mug")
     render(viewer)
     wait(lambda: "not trained yet" in panel.state)

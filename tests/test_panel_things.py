@@ -32,7 +32,7 @@ class Boxes(Hands):
     """The scene of boxes as the viewer's model."""
 
     device, step = torch.device("cpu"), 0
-    get_outputs_for_camera = None
+    get_outputs_for_camera, costly_outputs = None, ()
 
     def render(self, camera, layers=LAYERS, box=None, outputs=()):
         view = super().render(camera, layers, box)

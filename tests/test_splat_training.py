@@ -21,12 +21,13 @@ from divff_nerfstudio.former_names import OPTIMIZERS
 from divff_nerfstudio.models.splat import gaussians, rasterise
 from divff_nerfstudio.models.splat.densification import give_durations
 from divff_nerfstudio.models.splat.density_control import discard, row_optimizers
+from divff_nerfstudio.models.splat.drawing import Drawing
 from divff_nerfstudio.models.splat.gaussians import HARMONIC_0
 from divff_nerfstudio.models.splat.model import SplatModel, SplatModelConfig
 from divff_nerfstudio.models.splat.permanence import Intervals
 from divff_nerfstudio.models.splat.ply import write_layers
 from divff_nerfstudio.models.splat.points import random_points, read_points
-from divff_nerfstudio.models.view import FEATURES, PICTURES
+from divff_nerfstudio.models.view import EVERYTHING, FEATURES, PICTURES
 from divff_nerfstudio.pipeline import CheckpointError
 from divff_nerfstudio.run_folder import RunError
 from divff_nerfstudio.trainer import DivFFTrainer, TrainingError
@@ -125,6 +126,18 @@ def test_layers_begin_grow_within_limits_and_freeze_by_the_schedule(start: Start
     assert heads <= frozen[10] and not geometry & frozen[10]
     assert geometry <= frozen[16] and not heads & frozen[16] and "layers.static.rows.codes" not in frozen[16]
     assert not geometry & frozen[18] and not heads & frozen[18]
+
+
+def test_what_the_viewer_leaves_out_is_what_is_drawn_by_itself(start: Start, monkeypatch):
+    trainer = start("run")
+    model = model_of(trainer)
+    camera, _ = trainer.pipeline.datamanager.next_eval_image(0)  # pyright: ignore
+    everything = model.render(camera).pictures
+    for alone in ("in_room", "static_alone"):
+        monkeypatch.delattr(Drawing, alone)
+    others = model.render(camera, outputs=set(EVERYTHING) - set(model.costly_outputs)).pictures
+    assert everything.keys() - others.keys() == set(model.costly_outputs)
+    assert all(torch.equal(picture, everything[name]) for name, picture in others.items())
 
 
 def test_views_have_the_same_outputs_as_other_methods(start: Start):

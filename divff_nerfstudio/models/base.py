@@ -122,6 +122,8 @@ class LayeredModel(Model):
     """
 
     config: LayeredModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    costly_outputs: ClassVar[Collection[str]] = ()
+    """Pictures of a view that are drawn each by itself; others come with those that are always looked at."""
     camera_types: ClassVar[tuple[CameraType, ...] | None] = None
     """Kinds of cameras that are rendered; None: all that nerfstudio casts rays of."""
     capturable: ClassVar[bool] = False

@@ -40,6 +40,7 @@ class Answering:
             self._answer,
             self._seen,
             self._viewer.rendering_client,
+            lambda: self._viewer.shown,
         )
         self.views.attach()
         self.current: AnsweredView | None = None
@@ -104,7 +105,7 @@ class Answering:
         if masks is not None and answer.masks is not None and torch.equal(masks, answer.masks):
             return
         view.answer = replace(answer, masks=masks)
-        outputs = {**view.pictures, **view.answer.pictures(view.pictures["rgb"])}
+        outputs = {**view.outputs, **view.answer.pictures(view.pictures["rgb"])}
         for client in self._viewer.clients():
             if self.views.latest(client) is view and not self.views.at_work(client) and self._viewer.at_rest(client):
                 self._viewer.send(client, view.camera, outputs, final=True)
@@ -113,7 +114,7 @@ class Answering:
         """Sends a client what it saw last, with the new answer, while a better picture is being rendered."""
         view = self.views.latest(client)
         if view is not None:
-            self._viewer.send(client, view.camera, {**view.pictures, **self._answer(view)})
+            self._viewer.send(client, view.camera, {**view.outputs, **self._answer(view)})
             self._describe(client, view)
 
     def _answer(self, view: AnsweredView) -> dict[str, Tensor]:

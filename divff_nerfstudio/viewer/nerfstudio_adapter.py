@@ -131,6 +131,12 @@ class NerfstudioViewer:
         if name != self.output:
             self._control._output_render.value = name
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Names of the outputs that are in the picture: two where it is split."""
+        both = self._control.output_render, self._control.split_output_render
+        return both if self._control.split else both[:1]
+
     def on_output(self, follow: Callable[[], None]) -> None:
         """Has a function called whenever another output is shown."""
         _also(self._control._output_render, follow)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from divff_nerfstudio.card import wait_for
 from divff_nerfstudio.fields.layers import LAYERS, Layer
-from divff_nerfstudio.models.view import RenderedView, Renderer
+from divff_nerfstudio.models.view import EVERYTHING, PICTURES, RenderedView, Renderer
 from divff_nerfstudio.query import QueryResult
 
 MAX_DECODED = 160 * 2**20
@@ -29,6 +29,11 @@ class ViewedModel(Renderer, Protocol):
 
     get_outputs_for_camera: Any
     """What nerfstudio's viewer calls."""
+
+    @property
+    def costly_outputs(self) -> Collection[str]:
+        """Pictures that are drawn each by itself."""
+        ...
 
 
 @dataclass
@@ -51,8 +56,17 @@ class Visibility:
 class AnsweredView(RenderedView):
     """A rendered view, and what was asked about it."""
 
+    asked: frozenset[str] = frozenset(EVERYTHING)
+    """What it was rendered for."""
     answer: QueryResult | None = None
     """What was last found in it."""
+
+    @property
+    def outputs(self) -> dict[str, Tensor]:
+        """Its pictures in the viewer's order; for one that nobody looks at, and that was not rendered, the colours: its
+        name can be chosen."""
+        names = (name for name in PICTURES if name in self.pictures or name not in self.asked)
+        return {name: self.pictures.get(name, self.pictures["rgb"]) for name in names} | self.pictures
 
 
 class ViewCache:
@@ -69,6 +83,7 @@ class ViewCache:
         answer: Outputs to add to a view.
         seen: Called with the client and its view after each answer.
         client: The client that the calling thread renders for; None where it is not the viewer's.
+        shown: Names of the outputs that are looked at; of the model's costly ones, no others are rendered.
 
     Attributes:
         rendered: How many of the clients' views have been rendered.
@@ -83,9 +98,10 @@ class ViewCache:
         answer: Callable[[AnsweredView], dict[str, Tensor]],
         seen: Callable[[int, AnsweredView], None],
         client: Callable[[], int | None],
+        shown: Callable[[], Collection[str]] = tuple,
     ):
         self._model, self._visibility, self._state = model, visibility, state
-        self._answer, self._seen, self._client = answer, seen, client
+        self._answer, self._seen, self._client, self._shown = answer, seen, client, shown
         self._others = model.get_outputs_for_camera
         self._kept: dict[int, list[tuple[Hashable, AnsweredView]]] = {}
         self._busy: set[int] = set()
@@ -117,7 +133,7 @@ class ViewCache:
         else:
             take_resolution(camera, view.camera)
         self._keep(client, key, view)
-        outputs = {**view.pictures, **self._answer(view)}
+        outputs = {**view.outputs, **self._answer(view)}
         self._seen(client, view)
         return outputs
 
@@ -129,13 +145,17 @@ class ViewCache:
             obb_box: Part of the scene to render, if not all of it.
             max_decoded: Bytes of features that the view keeps once they are decoded.
         """
-        start = time.perf_counter()
-        found = self._model.render(camera, self._visibility.layers, obb_box)
+        start, asked = time.perf_counter(), self._asked()
+        found = self._model.render(camera, self._visibility.layers, obb_box, asked)
         found.features.kept_bytes = max_decoded
         wait_for(found.pictures["rgb"].device)
         speed = found.height * found.width / max(time.perf_counter() - start, 1e-6)
         self.rays_per_second = 0.7 * self.rays_per_second + 0.3 * speed if self.rays_per_second else speed
-        return AnsweredView(found.camera, found.pictures, found.features)
+        return AnsweredView(found.camera, found.pictures, found.features, asked)
+
+    def _asked(self) -> frozenset[str]:
+        """What a view is rendered for now."""
+        return frozenset(EVERYTHING).difference(set(self._model.costly_outputs) - set(self._shown()))
 
     def at_work(self, client: int) -> bool:
         """Whether a client's view is being rendered, so that it will answer a question asked now."""
@@ -153,10 +173,11 @@ class ViewCache:
     def kept(self, client: int, key: Hashable, camera: Cameras) -> AnsweredView | None:
         """The kept view that shows what is asked for, at that resolution or a higher one."""
         height, width = int(camera.height.flatten()[0]), int(camera.width.flatten()[0])
+        asked = self._asked()
         for known, view in self._kept.get(client, ()):
             # Sizes are whole numbers of pixels, so small pictures of one view differ a little in shape.
             same_shape = abs(width / height - view.width / view.height) <= 1.5 / height
-            if known == key and view.height >= height and same_shape:
+            if known == key and view.height >= height and same_shape and view.asked >= asked:
                 return view
         return None
 
