@@ -4,7 +4,7 @@ objects that rest, where and how long."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
@@ -25,7 +25,7 @@ from divff_nerfstudio.evidence.votes import Kinds, count, decide
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import NO_FEATURE, FeatureStore
 
-_VERSION = 6
+_VERSION = 7
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2
@@ -139,7 +139,8 @@ def _write(
     device: torch.device | str,
     folder: Path,
 ) -> None:
-    """Computes the labels, one frame at a time in two rounds: what each frame sees, and what segments make of it."""
+    """Computes the labels, one frame at a time: what each frame sees, what segments make of it, and both once more
+    without holding against a place that hands hide it."""
     things = _Colours() if store is None else _Stored(store)
     views, asked = _views(scene, indices, device)
     tried = [asked((2 * i + 1) * len(indices) // (2 * _TRIED)) for i in range(_TRIED)]
@@ -147,25 +148,55 @@ def _write(
     size, (rows, columns) = (scene.height, scene.width), ((side + _STRIDE - 1) // _STRIDE for side in views.size)
     seen = scratch_array(folder, np.float32, (len(indices), 2, rows, columns))
     segments = scratch_array(folder, np.int32, (len(indices), *size))
-    votes = []
+    numbers, hidden = [], np.zeros((len(views.numbers), *views.size), np.float32)
     with get_progress("Looking for what moves") as progress:
         for k in progress.track(range(len(indices))):
             looked = sweep(views, asked(k), _STRIDE, tolerance)
             seen[k] = torch.stack((looked.kept, looked.rests)).cpu().numpy()
             segments[k], number = things.split(scene, int(indices[k]))
+            numbers.append(number)
             coarse = torch.from_numpy(resize_nearest(segments[k], *views.size)[::_STRIDE, ::_STRIDE].astype(np.int64))
             stays = looked.stays(coarse.to(looked.same.device), number)
             found[k, ..., 2:5] = _rest_codes(segments[k], stays, len(indices), plane_bounds(views.near, views.far))
-            votes.append(count(segments[k], number, *_chances(seen[k], size)))
+            found[k, ..., 5] = np.round(255 * _chances(seen[k], size)[0])
+    for k, chances in enumerate(_voted(scene, indices, things, segments, numbers, seen)):
+        if k in views.numbers:
+            hidden[views.numbers.index(k)] = resize_nearest(chances[..., 1], *views.size)
+    behind = torch.from_numpy(hidden).flatten(1).to(device)
+    with get_progress("Looking behind hands") as progress:
+        for k in progress.track(range(len(indices))):
+            seen[k, 0] = sweep(views, asked(k), _STRIDE, tolerance, behind).kept.cpu().numpy()
+    for k, chances in enumerate(_voted(scene, indices, things, segments, numbers, seen)):
+        found[k, ..., :2] = np.round(255 * chances)
+
+
+def _voted(
+    scene: Scene,
+    indices: np.ndarray,
+    things: _Things,
+    segments: Int[np.ndarray, "frames height width"],
+    numbers: Sequence[int],
+    seen: Float[np.ndarray, "frames 2 rows columns"],
+) -> Iterator[Float[np.ndarray, "height width 2"]]:
+    """Chances of dynamic layer and actor in one frame after the other, by the votes of all.
+
+    Args:
+        scene: The scene.
+        indices: Its training frames.
+        things: What votes together.
+        segments: Number of each pixel's segment in its frame; -1 where there is none.
+        numbers: How many segments each frame has.
+        seen: What each frame's sweep says of it, see `_chances`.
+    """
+    size = scene.height, scene.width
+    votes = [count(segments[k], number, *_chances(seen[k], size)) for k, number in enumerate(numbers)]
     kinds = Kinds(*_asked_segments(scene, indices, segments, things, votes), things.spread)
     for k, own in enumerate(votes):
-        moves, rests = _chances(seen[k], size)
-        found[k, ..., 5] = np.round(255 * moves)
         theirs = kinds.votes(things.looks(scene, int(indices[k]), segments[k]))
-        moves, resting = decide(segments[k], own, theirs, moves, rests)
+        moves, resting = decide(segments[k], own, theirs, *_chances(seen[k], size))
         moves = _logistic((moves - _SURE) / _SURE_WIDTH)
         resting = _logistic((resting - _OBJECT) / _OBJECT_WIDTH)
-        found[k, ..., :2] = np.round(255 * np.stack((moves * resting, moves * (1 - resting)), -1))
+        yield np.stack((moves * resting, moves * (1 - resting)), -1)
 
 
 def _views(scene: Scene, indices: np.ndarray, device: torch.device | str) -> tuple[Views, Callable[[int], Asked]]:

@@ -26,6 +26,8 @@ _MIN_CHANCE, _MAX_CHANCE = 0.03, 0.5
 _PATIENCE = 12.0
 """What ends a rest, unlike hands that hide it for a while: so much evidence against it at each pixel, about eight
 frames in a row that look otherwise. Else what leaves a place and later lies on the same ray seems to have stayed."""
+_DOUBT = 2.0
+"""How many frames are held against each place where some are not counted, so that no few decide."""
 
 
 class Stays(NamedTuple):
@@ -95,14 +97,16 @@ class Sweep:
     same: Float[Tensor, "others rows columns depths"]
     """1 where they see the place and it looks the same."""
     seen: Float[Tensor, "others rows columns depths"]
-    """1 where they see the place."""
+    """1 where they see the place; less where it looks otherwise and something before it may hide it."""
+    doubt: float = 0.0
+    """How many more frames are taken to see the place otherwise."""
 
     @property
     def kept(self) -> Float[Tensor, "rows columns"]:
         """Largest share, over the depths, of the frames seeing the place in which it looks the same; 1 where too few
         do."""
         count = self.seen.sum(0)
-        share = torch.where(count >= MIN_FRAMES, self.same.sum(0) / count.clamp_min(1), 0.0)
+        share = torch.where(count >= MIN_FRAMES, self.same.sum(0) / (count + self.doubt).clamp_min(1), 0.0)
         return torch.where((count >= MIN_FRAMES).any(-1), share.amax(-1), 1.0)
 
     @property
@@ -166,7 +170,13 @@ class Sweep:
         return 1 / (planes[best[:, 0]] + shift * (planes[1] - planes[0]))
 
 
-def sweep(views: Views, asked: Asked, stride: int, tolerance: float) -> Sweep:
+def sweep(
+    views: Views,
+    asked: Asked,
+    stride: int,
+    tolerance: float,
+    hidden: Float[Tensor, "views pixels"] | None = None,
+) -> Sweep:
     """Looks at the places that a frame's pixels may show in other frames.
 
     Args:
@@ -174,6 +184,8 @@ def sweep(views: Views, asked: Asked, stride: int, tolerance: float) -> Sweep:
         asked: Whose pixels are asked about.
         stride: Every which row and column of pixels is asked about.
         tolerance: Largest difference of a colour to the range of colours around the place in another frame.
+        hidden: Chance of the views' pixels that they show the actor, who is before the room and hides it: a place that
+            looks otherwise there may still be as it was. None: nothing is known of that.
 
     Returns:
         Of the asked pixels.
@@ -189,11 +201,12 @@ def sweep(views: Views, asked: Asked, stride: int, tolerance: float) -> Sweep:
         met, at = _project(views, view, points)
         theirs = colours.index_select(1, met)
         below, above = low[view].index_select(1, at) - theirs, theirs - high[view].index_select(1, at)
-        seen[row, met] = 1
-        same[row, met] = (torch.maximum(below, above).amax(0) <= tolerance).float()
+        alike = (torch.maximum(below, above).amax(0) <= tolerance).float()
+        same[row, met] = alike
+        seen[row, met] = torch.ones_like(alike) if hidden is None else (1 - hidden[view, at]).maximum(alike)
     shape = (-1, rows, columns, DEPTHS)
     numbers = [views.numbers[view] for view in others]
-    return Sweep(asked.number, numbers, depths, same.view(shape), seen.view(shape))
+    return Sweep(asked.number, numbers, depths, same.view(shape), seen.view(shape), 0 if hidden is None else _DOUBT)
 
 
 def settle_tolerance(views: Views, tried: Sequence[Asked], stride: int) -> float:

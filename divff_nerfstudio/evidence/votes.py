@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-_PIXEL, _SEGMENT, _KIND = 1 / 3, 1 / 3, 1 / 3
-"""Shares of a pixel's own evidence, its segment's, and that of all segments that look alike, at all times."""
+_PIXEL, _SEGMENT, _KIND = 0.2, 0.2, 0.6
+"""Shares of a pixel's own evidence, its segment's, and that of all segments that look alike, at all times: a piece of
+worktop that is seen for a moment only looks like the rest of it."""
 _RESTING = 0.8
 """Which quantile of resting counts, of all that looks alike and moves: an object may be carried for most of the video,
 but it rests at some time; a hand hardly ever does."""
