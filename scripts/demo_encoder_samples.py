@@ -53,8 +53,8 @@ from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.tiles import Tiles
 
 INPUT = 64
-WIDTH, HEIGHT = 228, 128
-"""Of the views, as the demo's video frames."""
+SIZES = (228, 128), (114, 64)
+"""Width and height of the views, as the demo's video frames and those that are trained on; as many of each."""
 KITCHENS, VIEWS, CLIPS, CROPS = 64, 12, 10, 80
 """How many kitchens, and of each: views cut into segments, clips cut into tiles, close-ups of objects."""
 HELD_OUT = 8
@@ -133,7 +133,8 @@ class Kitchen:
             replace(make_object(kind, colour, FIRST_OBJECT + n)) for n, (kind, colour, _, _) in enumerate(self.props)
         ]
         self.actor, self.lighting = sample_actor(random), sample_lighting(random)
-        self.focal = WIDTH / 2 / np.tan(np.radians(random.uniform(72, 92)) / 2)
+        self.size = SIZES[int(random.integers(len(SIZES)))]
+        self.focal = self.size[0] / 2 / np.tan(np.radians(random.uniform(72, 92)) / 2)
         self.swing = random.normal(0, 0.03, (2, 3))
         self.held = {side: self._task() for side in (-1, 1)}
         near = np.array([random.uniform(-1.0, 1.0), 0.26, random.uniform(0.95, 1.15)])
@@ -187,7 +188,7 @@ class Kitchen:
             shoulder = eye + np.array([0.24 * side, 0.05, -0.34])
             bodies += arm_bodies(side, pose, shoulder, np.array([0.6 * side, -0.2, -0.7]), self.actor, HAND, ARM)
         stage = PlacedBodies.joined(self.room, PlacedBodies(bodies))
-        camera = Camera.look_at(WIDTH, HEIGHT, self.focal, eye, target, self.roll)
+        camera = Camera.look_at(*self.size, self.focal, eye, target, self.roll)
         fine = camera.scaled(2)
         shaded = shade(stage, fine, cast(stage, fine), self.lighting, CORNERS)
         return to_srgb(box_average(shaded, 2)), cast(stage, camera).instance
@@ -259,7 +260,7 @@ def segment_samples(kitchen: Kitchen) -> Iterator[tuple[np.ndarray, list[int], l
 def clip_samples(kitchen: Kitchen, kept: int = 36) -> Iterator[tuple[np.ndarray, list[int], list[float]]]:
     """Tiles of a clip, as mosaics; each is described by what lies nearest to its centre in the first picture."""
     moments = [kitchen.picture(moment) for moment in np.linspace(0, 1, 4)]
-    tiles = Tiles.of(HEIGHT, WIDTH, share=0.3, overlap=0.5)
+    tiles = Tiles.of(*reversed(kitchen.size), share=0.3, overlap=0.5)
     cut = tiles.cut(np.stack([picture for picture, _ in moments]))
     instances = moments[0][1]
     nearest = tiles.index()

@@ -35,7 +35,7 @@ from demo_encoder_samples import INPUT, KITCHENS, Samples, load_samples
 from jaxtyping import Float, Int, UInt8
 from nerfstudio.utils.rich_utils import CONSOLE
 from open_clip.tokenizer import bytes_to_unicode
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, normalize
 
@@ -57,6 +57,8 @@ class TrainConfig:
     """How many random kitchens the samples come from."""
     output: Path = DEMO_ENCODER
     """Folder to write the encoder to."""
+    begin_with: Path | None = None
+    """Folder of an encoder of the same sizes and captions to go on from; None: from scratch."""
     minutes: float = 40.0
     """How long to train, in minutes of processor time."""
     batch: int = 128
@@ -150,6 +152,11 @@ class Trainee(torch.nn.Module):
         self.kind_heads = torch.nn.ModuleList(torch.nn.Linear(config.dimension, len(KIND_NAMES)) for _ in range(2))
         self.colour_heads = torch.nn.ModuleList(torch.nn.Linear(config.dimension, len(COLOURS)) for _ in range(2))
         self.model.logit_scale.requires_grad_(False).fill_(float(np.log(TEMPERATURE)))
+
+    def load(self, folder: Path) -> None:
+        """Takes over an encoder's weights; those of the linear layers that name kinds and colours are not stored."""
+        for module, name in ((self.model, WEIGHTS), (self.clip_tower, CLIP_WEIGHTS)):
+            module.load_state_dict({key: value.float() for key, value in load_file(folder / name).items()})
 
     def save(self, folder: Path, merges: Sequence[tuple[str, str]]) -> None:
         """Writes the encoder's files."""
@@ -284,6 +291,8 @@ def train(config: TrainConfig) -> None:
     write_merges(config.output / MERGES, merges)
     tokenizer = open_clip.SimpleTokenizer(bpe_path=str(config.output / MERGES), context_length=CONTEXT)
     trainee = Trainee(config, tokenizer.vocab_size)
+    if config.begin_with is not None:
+        trainee.load(config.begin_with)
     crops, clips = load_samples(config.samples, config.kitchens)
     tasks = (
         Task(crops, about_images, IMAGE_NEGATIVES, tokenizer, config.seed),
