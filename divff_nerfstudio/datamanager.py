@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import numpy as np
 import tyro
@@ -20,6 +20,7 @@ from nerfstudio.data.pixel_samplers import PixelSamplerConfig
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from divff_nerfstudio.cache_dirs import features_dir
@@ -28,6 +29,7 @@ from divff_nerfstudio.data.annotations import check_annotations
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
+from divff_nerfstudio.data.windows import MAX_OVERLAP, Windows, cut_windows
 from divff_nerfstudio.evidence.labels import Labels, labels
 from divff_nerfstudio.features.hints.stored import has_hints, open_hints
 from divff_nerfstudio.features.store import HINTS, FeatureStore, ResidentStore
@@ -89,6 +91,12 @@ class DivFFDataManagerConfig(VanillaDataManagerConfig):
     generator there."""
     resident_gib: Positive = 8.0
     """Memory for that, in GiB."""
+    windows: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Overlapping windows that a long video is cut into, each with moving layers of its own in one room that they
+    share: for a video with more in it than one model holds. The method divff has them, and takes as many times the
+    steps unless told otherwise."""
+    window_overlap: Annotated[float, Field(ge=0, le=MAX_OVERLAP)] = 0.1
+    """Part of a window that each of its neighbours is trained on, too."""
 
     # Options of nerfstudio's that have no meaning here: all frames are always at hand, at one size, for single pixels.
     train_num_images_to_sample_from: tyro.conf.Suppress[int] = -1
@@ -131,6 +139,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         feature_stores: The opened stores by kind ("image", "video", "regulariser", and "hotspot" after `use_hotspots`);
             empty without features.
         feature_start_step: Training step from which on batches carry feature targets; the schedule sets it.
+        windows: The video's windows, of one of which each batch is; None: it is not cut into any.
     """
 
     config: DivFFDataManagerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -141,6 +150,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
 
     def __init__(self, config: DivFFDataManagerConfig, *args: Any, **kwargs: Any):
         self.feature_stores: dict[str, FeatureStore] = {}
+        self.windows: Windows | None = None
         self._hotspots: FeatureStore | None = None
         self._uses_evidence = False
         self._hint_store: FeatureStore | None = None
@@ -157,8 +167,13 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         self.train_dataparser_outputs = self._train_outputs
 
     def create_train_dataset(self) -> SceneDataset:
-        """The training frames; opens the feature stores and hands their dimensions on to the model."""
+        """The training frames; cuts them into windows, opens the feature stores and hands their dimensions on to the
+        model."""
         dataset = super().create_train_dataset()
+        if self.config.windows > 1:
+            times = dataset.metadata["all_times"].numpy()
+            self.windows = cut_windows(dataset.scene, times, self.config.windows, self.config.window_overlap)
+            dataset.metadata["windows"] = self.windows
         if self.config.features != "none":
             extract = self.config.auto_extract and self.test_mode == "val"
             self.feature_stores = self.config.stored(dataset.scene).open(self.config.features == "all", extract)
@@ -299,7 +314,8 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         self.train_count += 1
         contested = self._labels is not None and self.with_features(step) and self.config.contested_weight > 0
         where = self.device if self.resident else "cpu"
-        rays, drawn = self.train_pixel_sampler.draw(where, self._contested if contested else None)
+        frames = None if self.windows is None else self.windows.frames[self.windows.of_step(step)]
+        rays, drawn = self.train_pixel_sampler.draw(where, self._contested if contested else None, frames)
         batch: dict[str, Any] = dict(drawn)
         camera, row, column = drawn["indices"].unbind(-1)
         in_scene = self.train_pixel_sampler.in_scene(camera)

@@ -25,6 +25,8 @@ class FrameDataManagerConfig(DivFFDataManagerConfig):
     contested_weight: tyro.conf.Suppress[float] = 0.0
     train_num_rays_per_batch: tyro.conf.Suppress[Optional[int]] = 1  # noqa: UP045
     eval_num_rays_per_batch: tyro.conf.Suppress[int] = 1
+    windows: tyro.conf.Suppress[int] = 1
+    window_overlap: tyro.conf.Suppress[float] = 0.1
 
 
 class FrameDataManager(DivFFDataManager):

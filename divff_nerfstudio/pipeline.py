@@ -28,6 +28,7 @@ from divff_nerfstudio.models.separation import SeparationConfig
 from divff_nerfstudio.option_ranges import check_config
 from divff_nerfstudio.query import QueryConfig, build_query
 from divff_nerfstudio.render_options import check_eval_options, check_render_options, check_viewer_options
+from divff_nerfstudio.training_folder import TrainingError
 from divff_nerfstudio.viewer.panel import QueryPanel
 from divff_nerfstudio.viewer.presets import scene_presets
 from divff_nerfstudio.viewer.views import Visibility
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 MAX_UNASKED = 2000
 """Frames of a video up to which a viewer renders all of them to find things, without being asked to."""
 _POSES = "_model.train_poses"
+_OF_SCENE = (("times", "ids"), ("nears", "nears"), ("fars", "fars"), ("poses", "poses"), ("windows", "windows"))
+"""What a checkpoint has of its scene, and what it is called in words."""
 _SLACK = 1e-4
 """How far values of a scene may be apart, over the largest of them, and count as the same."""
 
@@ -84,6 +87,11 @@ class DivFFPipeline(VanillaPipeline):
         grad_scaler: Optional[GradScaler] = None,  # noqa: UP045
     ):
         check_config(config, "pipeline.")
+        if config.datamanager.windows > 1 and not config.model.windowed:
+            raise TrainingError(
+                f"Of this method's models ({type(config.model).__name__}) one has to hold the whole video: leave "
+                "--pipeline.datamanager.windows out, or train the method divff."
+            )
         if test_mode != "val":
             check_render_options(sys.argv)
             check_eval_options(sys.argv)
@@ -218,7 +226,7 @@ class DivFFPipeline(VanillaPipeline):
     def _require_same_scene(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
         """Refuses a checkpoint of other training frames: their times, nears, fars and poses are in it."""
         wrong = []
-        for name, what in (("times", "ids"), ("nears", "nears"), ("fars", "fars"), ("poses", "poses")):
+        for name, what in _OF_SCENE:
             kept, expected = state.get(f"_model.train_{name}"), own.get(f"_model.train_{name}")
             if kept is None or expected is None or kept.numel() == 0:
                 continue

@@ -148,6 +148,7 @@ class PixelBatches:
         self,
         where: torch.device | str = "cpu",
         prefer: Callable[[Int[Tensor, "pixels 3"]], Float[Tensor, "pixels"]] | None = None,
+        frames: range | None = None,
     ) -> tuple[RayBundle, dict[str, Tensor]]:
         """One batch.
 
@@ -155,13 +156,15 @@ class PixelBatches:
             where: Device on which the pixels are drawn, and their indices stay.
             prefer: How often pixels (camera, row, column) shall be drawn, up to a factor; above 0. The batch is drawn
                 by it from `CANDIDATES` times as many. None: all alike.
+            frames: Frames within the split of which they are drawn; None: all.
 
         Returns:
             The rays, and "image" (colours, R x 3, 0..1) with "indices" (camera, row, column).
         """
         area, rays = self.height * self.width, self.num_rays_per_batch
         count = rays if prefer is None else CANDIDATES * rays
-        drawn = torch.randint(self._frames * area, (count,), device=where)
+        frames = range(self._frames) if frames is None else frames
+        drawn = torch.randint(frames.start * area, frames.stop * area, (count,), device=where)
         indices = torch.stack((drawn // area, drawn % area // self.width, drawn % self.width), -1)
         if prefer is not None:
             chosen = weighted_draw(prefer(indices), rays)

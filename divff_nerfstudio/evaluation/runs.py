@@ -69,10 +69,13 @@ def run_facts(pipeline: Any, step: int) -> dict[str, str]:
     """What a report says about a run before its scores: scene, frames, step, features, hardware."""
     scene = pipeline.datamanager.train_dataset.metadata["scene"]
     counts = ", ".join(f"{len(scene.splits[split])} {split}" for split in ("train", "val", "test"))
+    windows = getattr(pipeline.datamanager, "windows", None)
+    cut = {} if windows is None else {"Windows": f"{len(windows)}, of {len(windows.frames[0])} training frames each"}
     return {
         "Method": getattr(pipeline, "method_name", "divff"),
         "Scene": scene.name,
         "Frames": f"{len(scene)} at {scene.width}x{scene.height} ({counts})",
+        **cut,
         "Training steps": str(step + 1),
         "Features": ", ".join(_described(pipeline, kind) for kind in pipeline.query.kinds) or "none",
         "Hardware": hardware(),

@@ -197,6 +197,16 @@ class LayeredField(nn.Module):
             return torch.zeros_like(times[:, 0])
         return self.actor_shadow(self.actor, camera_positions, times)
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """Times at which what it tells of begins and ends."""
+        return 0.0, 1.0
+
+    @property
+    def time_dim(self) -> int:
+        """Length of the time codes."""
+        return self.dynamic.time_code.out_dim
+
     def time_code(self, times: Float[Tensor, "rays 1"]) -> Float[Tensor, "rays dim"]:
         """The dynamic layer's code of times, which tells the semantic heads when it is."""
         return self.dynamic.time_code(times)

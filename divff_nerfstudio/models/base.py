@@ -80,6 +80,8 @@ class LayeredModelConfig(ModelConfig):
     """Weight of the regulariser's loss."""
     mean_over_all_rays: bool = False
     """Take the mean of features' losses over all rays, also over those without a target, which count as 0."""
+    windowed: ClassVar[bool] = False
+    """Whether the method has moving layers for each window of a video (`DivFFDataManagerConfig.windows`)."""
 
     @abstractmethod
     def settle(self, device: Literal["cuda", "cpu"], steps: int | None, data: DivFFDataManagerConfig) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,11 +11,13 @@ import torch
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor, nn
 
+from divff_nerfstudio.data.windows import Windows
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.fields.layered import LayeredField, LayeredFieldConfig
 from divff_nerfstudio.fields.layers import Layer
 from divff_nerfstudio.fields.semantic_heads import SemanticHeads, SemanticHeadsConfig
 from divff_nerfstudio.fields.space import SceneSpace
+from divff_nerfstudio.fields.windowed import WindowedField
 from divff_nerfstudio.former_names import formerly
 from divff_nerfstudio.generators import weighted_draw
 from divff_nerfstudio.models.base import LayeredModelConfig
@@ -54,6 +56,7 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Training steps, unless said otherwise."""
     rays_by_device: ClassVar[Mapping[str, int]] = {"cuda": 4096, "cpu": 512}
     """Rays per step, unless said otherwise."""
+    windowed: ClassVar[bool] = True
 
     _target: type = field(default_factory=lambda: DivFFModel)
     """target class to instantiate"""
@@ -98,9 +101,9 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     def settle(self, device: Literal["cuda", "cpu"], steps: int | None, data: DivFFDataManagerConfig) -> int:
         """Settles steps, rays and sizes by device; see `LayeredModelConfig`."""
         self.fields.settle(device)
-        steps = steps or self.steps_by_device[device]
+        steps = steps or self.steps_by_device[device] * data.windows
         data.train_num_rays_per_batch = data.train_num_rays_per_batch or self.rays_by_device[device]
-        self.settle_phases(steps)
+        self.settle_phases(steps, data.windows)
         self.settle_hints(data)
         if self.settle_evidence(data):
             self.fields.carried = True
@@ -116,15 +119,24 @@ class DivFFModel(RayModel):
     """Three fast fields, the actor's shadow, and semantic heads on a code per ray."""
 
     config: DivFFModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    capturable = True
-    field: LayeredField
+    field: LayeredField | WindowedField
+
+    @property
+    def capturable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether one step is like the next: those of a video in windows are of each window in turn."""
+        return self.windows is None
 
     def populate_modules(self) -> None:
         """Builds the fields and heads from the configuration and the training frames' times, nears and fars."""
         super().populate_modules()
         metadata = self.kwargs["metadata"]
         space = SceneSpace(self.scene_box.aabb, float(self.train_fars.median()))
-        self.field = LayeredField(self.config.fields, space, self.num_train_data)
+        self.windows: Windows | None = metadata.get("windows")
+        if self.windows is None:
+            self.field = LayeredField(self.config.fields, space, self.num_train_data)
+        else:
+            self.field = WindowedField(self.config.fields, space, self.windows)
+            self.register_buffer("train_windows", torch.tensor(self.windows.spans))  # a checkpoint is of these
         dimensions: dict[str, int] = dict(metadata.get("feature_dims", {}))
         implementation = self.config.fields.implementation
         self.semantic = (
@@ -133,7 +145,7 @@ class DivFFModel(RayModel):
                 space,
                 implementation,
                 self.config.fields.encoding_dim,
-                self.field.dynamic.time_code.out_dim,
+                self.field.time_dim,
                 dimensions,
             )
             if dimensions
@@ -154,6 +166,28 @@ class DivFFModel(RayModel):
         return {"mask_weight": self.config.mask_weight * self.schedule.ramp(step), "anneal": anneal}
 
     # Rendering.
+
+    def along(self, rays: RayBundle, layers: tuple[Layer, ...], wanted: Collection[str]) -> dict[str, Any]:
+        """As `RayModel.along`; rays of a video in windows are rendered by the window that their time belongs to, and in
+        training by the one that the step is of."""
+        if self.windows is None:
+            return super().along(rays, layers, wanted)
+        assert isinstance(self.field, WindowedField)
+        if self.training:
+            self.field.turn_to(self.windows.of_step(self.step))
+            return super().along(rays, layers, wanted)
+        if rays.times is None:
+            rays = replace(rays, times=torch.full_like(rays.origins[..., :1], self.config.default_time))
+        assert rays.times is not None
+        windows = torch.from_numpy(self.windows.at(rays.times[..., 0].cpu().numpy())).to(rays.times.device)
+        found: dict[str, Tensor] = {}
+        for window in windows.unique().tolist():
+            chosen = windows == window
+            self.field.turn_to(window)
+            for name, part in super().along(rays[chosen], layers, wanted).items():
+                whole = found.setdefault(name, part.new_empty(*rays.shape, *part.shape[1:]))
+                whole[chosen] = part
+        return found
 
     def _render(self, rays: RayBundle, layers: tuple[Layer, ...], wanted: Collection[str]) -> dict[str, Any]:
         config = self.config
@@ -276,7 +310,10 @@ class DivFFModel(RayModel):
         drawn = weighted_draw(sure + 1e-6, min(config.resting_points, len(sure)))
         positions = rays.origins[drawn] + at[drawn, None] * rays.directions[drawn]
         since, until = outputs["resting"][drawn, 1:].unbind(-1)
+        first, last = self.field.span
+        since, until = since.clamp(first, last), until.clamp(first, last)
         then, any_time = torch.lerp(since, until, torch.rand_like(since)), torch.rand_like(since)
+        any_time = first + (last - first) * any_time
         density = self.field.dynamic_density(positions, torch.stack((then, any_time), -1))
         there, other = (1 - torch.exp(-density * self._thickness)).unbind(-1)
         frame = 1 / self.num_train_data
@@ -297,6 +334,8 @@ class DivFFModel(RayModel):
         positions = points.positions.reshape(-1, 3)[drawn]
         moments, device = config.persistence_moments, positions.device
         times = (torch.rand(len(drawn), 1, device=device) + torch.arange(moments, device=device)[None]) / moments
+        first, last = self.field.span
+        times = first + (last - first) * times
         elsewhen = self.field.dynamic_density(positions, times)
         loss = persistence_loss(
             outputs["densities"]["dynamic"].reshape(-1)[drawn],

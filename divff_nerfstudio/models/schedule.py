@@ -77,8 +77,12 @@ class PhasesConfig(PrintableConfig):
     joint_start_step: Annotated[Optional[Amount], formerly("--pipeline.model.joint-from")] = None  # noqa: UP045
     """Step from which everything is trained together; None: settled when training starts."""
 
-    def settle_phases(self, steps: int) -> None:
+    def settle_phases(self, steps: int, windows: int = 1) -> None:
         """Settles the steps from the length of the training and around those that were chosen.
+
+        Args:
+            steps: Length of the training.
+            windows: Windows of the video, all of which train the static layer: one's part of the steps is enough.
 
         Raises:
             TrainingError: If they do not ascend.
@@ -86,7 +90,8 @@ class PhasesConfig(PrintableConfig):
         moving, heads, joint = self._phases()
         until_joint = steps if joint is None else joint
         if moving is None:
-            moving = min(round(self.static_share * steps), until_joint if heads is None else heads, until_joint)
+            alone = round(self.static_share * steps / windows)
+            moving = min(alone, until_joint if heads is None else heads, until_joint)
         if heads is None:
             heads = max(moving, min(round(HEADS_SHARE * steps), until_joint))
         if joint is None:
