@@ -81,8 +81,19 @@ class RunConfig(TrainerConfig):
                 markup=False,
             )
         self.run_dir = None
+        self._check_names()
         self._numbered = self.timestamp == _AUTOMATIC
         super().set_timestamp()
+
+    def _check_names(self) -> None:
+        """Refuses names by which the run's folder would lie elsewhere than in the folder for runs."""
+        names = {"experiment-name": self.experiment_name, "method-name": self.method_name, "timestamp": self.timestamp}
+        for option, name in names.items():
+            if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts):
+                raise TrainingError(
+                    f"--{option} {name!r} leads out of the folder for runs: give a plain name, and the folder by "
+                    "--output-dir."
+                )
 
     def save_config(self) -> None:
         """Takes the run's folder and writes config.yml with everything settled, so that a checkpoint opens everywhere.

@@ -40,6 +40,15 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.parametrize("option", ["timestamp", "experiment_name", "method_name"])
+@pytest.mark.parametrize("name", ["../..", "a/../../b", "/elsewhere", "", "."])
+def test_names_that_lead_out_of_the_folder_for_runs_are_refused(option, name, tiny_scene, tmp_path):
+    chosen = config(tiny_scene, tmp_path / "runs", **{option: name})
+    with pytest.raises(TrainingError, match=f"--{option.replace('_', '-')} '{name}' .*--output-dir"):
+        chosen.set_timestamp()
+    assert names(tmp_path) == ["tiny"]
+
+
 def test_the_second_training_is_refused_before_it_writes(tiny_scene, tmp_path):
     first = config(tiny_scene, tmp_path)
     first.save_config()

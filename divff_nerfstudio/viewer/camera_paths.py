@@ -23,6 +23,8 @@ from divff_nerfstudio.schema import Number, Positive, Record, read_json
 
 MAX_SIDE = 16384
 """Longest side of a picture."""
+MAX_PIXELS = 2**26
+"""Most pixels of a picture of a film."""
 MAX_CAMERAS = 100_000
 """Most cameras of a path."""
 MAX_FPS = 240.0
@@ -72,7 +74,7 @@ class _Keyframe(Record):
     """One camera of a path."""
 
     camera_to_world: Annotated[tuple[Number, ...], Field(min_length=16, max_length=16), AfterValidator(rigid)]
-    fov: Annotated[float, Field(gt=0, lt=180)]
+    fov: Annotated[float, Field(ge=0.1, le=179)]
     aspect: Optional[Positive] = None  # noqa: UP045
     render_time: Optional[Annotated[float, Field(ge=-_OVERSHOT, le=1 + _OVERSHOT)]] = None  # noqa: UP045
 
@@ -112,6 +114,10 @@ class _Path(Record):
         sides = self.render_height, self.render_width
         if max(sides) > _MAX_ASPECT * min(sides):
             raise ValueError(f"a picture of {self.render_width}x{self.render_height} is no shape of a film")
+        if self.render_height * self.render_width > MAX_PIXELS:
+            raise ValueError(
+                f"a picture of {self.render_width}x{self.render_height} has more than {MAX_PIXELS:,} pixels"
+            )
         timed = [each.render_time is not None for each in self.camera_path]
         if any(timed) and not all(timed):
             raise ValueError(f"camera_path.{timed.index(False)} has no render_time where others have one")
