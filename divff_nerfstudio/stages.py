@@ -58,7 +58,6 @@ def run_stages(
     stages: Sequence[Stage],
     markers: Path,
     seconds: dict[str, float] | None = None,
-    keep_going: bool = False,
     only: Collection[str] | None = None,
 ) -> None:
     """Runs stages one after the other, leaving out those that an earlier call has finished.
@@ -69,53 +68,29 @@ def run_stages(
         stages: In their order.
         markers: Folder where a file says of each finished stage with which settings, and how long it took.
         seconds: Gets, as they finish, the seconds that each stage took, in this call or an earlier one.
-        keep_going: Where a stage fails, go on with those that do not use it, and raise at the end.
         only: Names of those that are run; of the others, those that use one of them are then not finished any more.
 
     Raises:
-        DivffError: What a stage raised; with `keep_going` a StageError that names all that failed. A StageError, too,
-            where another process is at the same stages.
+        DivffError: What a stage raised. A StageError, too, where another process is at the same stages.
     """
     busy = StageError(f"Another process works on the stages in {markers.parent}: wait for it, or end it.")
     with locked(markers, busy, keep=False):
-        _run_all(stages, markers, {} if seconds is None else seconds, keep_going, only)
+        _run_all(stages, markers, {} if seconds is None else seconds, only)
 
 
-def _run_all(
-    stages: Sequence[Stage], markers: Path, seconds: dict[str, float], keep_going: bool, only: Collection[str] | None
-) -> None:
-    failed: dict[str, DivffError] = {}
-    left_out = 0
+def _run_all(stages: Sequence[Stage], markers: Path, seconds: dict[str, float], only: Collection[str] | None) -> None:
     for number, stage in enumerate(stages, start=1):
         if only is not None and stage.name not in only:
             continue
         title = f"{number}/{len(stages)} {stage.name}: {stage.purpose}"
-        if any(name in failed for name in stage.needs(stages[: number - 1])):
-            CONSOLE.print(f"[yellow]{escape(title)}[/] is left out: what it needs did not succeed.")
-            failed[stage.name] = StageError("what it needs did not succeed")
-            left_out += 1
-            continue
         finished = finished_seconds(stage, markers)
         if finished is not None:
             CONSOLE.print(f"[green]{escape(title)}[/] was done before ({finished:.0f} s)")
         else:
             CONSOLE.rule(f"[bold]{escape(title)}")
-            try:
-                finished = _run(stage, stages[number:], markers)
-            except DivffError as error:
-                if not keep_going:
-                    raise
-                failed[stage.name] = error
-                CONSOLE.print(f"[red]{escape(stage.name)}[/]: {escape(str(error))}")
-                continue
+            finished = _run(stage, stages[number:], markers)
             CONSOLE.print(f"[green]{escape(stage.name)}[/] took {finished:.0f} s")
         seconds[stage.name] = finished
-    if failed:
-        first, error = next(iter(failed.items()))
-        raise StageError(
-            f"{len(failed) - left_out} of {len(stages)} stages failed and {left_out} that need them were left out; the "
-            f"first is {first}: {error} Mend that and start the same command again: what is finished stays."
-        )
 
 
 def finished_seconds(stage: Stage, markers: Path) -> float | None:

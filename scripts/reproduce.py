@@ -1,70 +1,46 @@
 """The paper's tables from downloaded data, in one command that goes on where it was interrupted.
 
-Usage: ``python scripts/reproduce.py epic-diff --root DATA --output reproduction [--dry-run]``. Each stage is one of the
-commands that a user would type; `--dry-run` prints them, and what is missing.
+Usage: ``python scripts/reproduce.py epic-diff --root DATA --output reproduction [--dry-run]``. It fetches data, looks
+for what is missing, writes a manifest, has `divff batch` do it, and makes the tables.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+import yaml
 from nerfstudio.utils.rich_utils import CONSOLE
 from reproduce_ground import IMPORTED, Ground
 from reproduce_tables import LAYOUTS, PUBLISHED_NUMBERS, published_numbers, write_page
 from rich.markup import escape
 
+from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.batch.run import BatchOptions
+from divff_nerfstudio.cli.batch import BatchConfig, registered_methods
 from divff_nerfstudio.cli.evaluate import EvaluateConfig
 from divff_nerfstudio.download.catalogue import SCENES
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.baselines import BASELINES
 from divff_nerfstudio.evaluation.run import TaskGroup
+from divff_nerfstudio.evaluation.tables import SCORES_FILE
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.schema import split_words
-from divff_nerfstudio.stages import Stage, StageError, finished_seconds, run_module, run_stages, words_to_resume
+from divff_nerfstudio.stages import Stage, StageError, run_module, run_stages
 
-Method = Literal["divff", "divff-paper", "divff-splat", "divff-published", "neuraldiff-published"]
 PUBLISHED_FEATURES = (
     *("--segments.codes", "--dinov2.statistics", "half"),
     *("--egovideo.preprocessing", "divff", "--egovideo.lookup", "floor", "--egovideo.padding", "black"),
     "--egovideo.no-normalise-text",
 )
 """Options of `divff extract` for the features that the published fields were taught."""
-PROGRAMS = {"divff_nerfstudio.cli": "divff", "nerfstudio.scripts.train": "ns-train"}
-"""What is typed to run a module."""
-PASSING = ("--overwrite", "--wait")
-"""Options of `divff extract` that do not change what it gives."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """One of the commands that a user types."""
-
-    module: str
-    """Module that is run."""
-    words: tuple[str, ...]
-    """What follows."""
-
-    def __call__(self, *more: str) -> None:
-        """Runs it, with further words."""
-        run_module(self.module, *self.words, *more)
-
-    def __str__(self) -> str:
-        return shlex.join((PROGRAMS[self.module], *self.words))
-
-
-def divff(*words: object) -> Command:
-    """A subcommand of `divff`."""
-    return Command("divff_nerfstudio.cli", tuple(map(str, words)))
 
 
 @dataclass
@@ -81,9 +57,10 @@ class ReproduceConfig:
     """Folder for runs, scores and tables."""
     scenes: tuple[str, ...] = SCENES
     """Scenes, by default the ten of the paper."""
-    methods: tuple[Method, ...] = ("divff", "divff-paper", "divff-published")
-    """Methods: trained here (divff, divff-paper, divff-splat), or published checkpoints (divff-published, with
-    features; neuraldiff-published, geometry alone). Baselines are scored with the first that is trained."""
+    methods: tuple[str, ...] = ("divff", "divff-paper", "divff-published")
+    """Methods: trained here (divff, divff-paper, divff-splat, or your own that is registered), or published checkpoints
+    (divff-published, with features; neuraldiff-published, geometry alone). Baselines are scored with the first that is
+    trained."""
     tasks: tuple[TaskGroup, ...] = ("masks", "objects", "affordances", "views")
     """What to evaluate, as for `divff evaluate`; class scores come under both conventions."""
     baselines: tuple[str, ...] = tuple(BASELINES)
@@ -113,19 +90,21 @@ class ReproduceConfig:
     numbers: Path = PUBLISHED_NUMBERS
     """JSON file of published numbers that stand beside ours."""
     dry_run: bool = False
-    """Print the stages, their commands, what is finished and what is missing; run nothing."""
+    """Print the commands, and what is missing; run nothing."""
+    jobs: Annotated[BatchOptions, tyro.conf.arg(name="")] = field(default_factory=BatchOptions)
+    """How jobs are run, as for `divff batch`."""
 
     def main(self) -> None:
         """Runs what is not finished.
 
         Raises:
-            DivffError: If an option makes no sense, data or weights are missing, or a stage has failed.
+            DivffError: If an option makes no sense, data or weights are missing, or scenes have failed.
         """
         Reproduction(self).run()
 
 
 class Reproduction:
-    """The stages and what they share.
+    """The manifest, what it stands on, and the tables.
 
     Args:
         config: The options.
@@ -137,7 +116,6 @@ class Reproduction:
     def __init__(self, config: ReproduceConfig):
         self.config = config
         self.root, self.output = config.root.resolve(), config.output.resolve()
-        self.markers, self.page = self.output / "stages", self.output / "tables.md"
         self.trained = [method for method in config.methods if method not in IMPORTED]
         self._check_choices()
         published = PUBLISHED_FEATURES if config.features == "published" else ()
@@ -174,8 +152,10 @@ class Reproduction:
 
     def _train_words(self) -> dict[str, list[str]]:
         """Options of training by method, looked at as ns-train will."""
-        from divff_nerfstudio import registry
-
+        known = registered_methods() if self.trained else {}
+        for method in self.trained:
+            if method not in known:
+                raise DivffError(f"There is no method {method}: choose among {', '.join((*sorted(known), *IMPORTED))}.")
         words: dict[str, list[str]] = {method: [] for method in self.trained}
         for text in self.config.train_options:
             method, equals, options = text.partition("=")
@@ -186,8 +166,8 @@ class Reproduction:
                 )
             words[method] += split_words(options, "--train-options")
         for method, options in words.items():
-            known: Any = getattr(registry, method.replace("-", "_")).config
-            _parsed(tyro.conf.FlagConversionOff[type(known)], options, f"--train-options {method}=...", known)
+            default: Any = known[method]
+            _parsed(tyro.conf.FlagConversionOff[type(default)], options, f"--train-options {method}=...", default)
         return words
 
     def _published_folder(self, method: str) -> Path:
@@ -196,14 +176,17 @@ class Reproduction:
         return (given or self.root / "checkpoints" / IMPORTED[method]).resolve()
 
     def run(self) -> None:
-        """Fetches, looks at what is there, and runs the stages."""
+        """Fetches, looks at what is there, and has it done."""
         if not self.config.skip_download:
             self._fetch()
         faults, notes = self.ground.survey()
         for note in notes:
             CONSOLE.print(f"[yellow]{escape(note)}", soft_wrap=True, highlight=False)
         if self.config.dry_run:
-            self._tell(faults)
+            with tempfile.TemporaryDirectory() as folder:
+                self._batch(Path(folder))
+            for fault in faults:
+                CONSOLE.print(f"[yellow]Missing:[/] {escape(fault)}", soft_wrap=True, highlight=False)
             return
         if faults:
             told = "\n".join(f"- {fault}" for fault in faults)
@@ -211,30 +194,24 @@ class Reproduction:
                 f"Before hours are spent, mend this:\n{told}\nOptions that these sentences name go into "
                 "--extract-options (--egovideo.weights ...) and --evaluate-options (--models.ooal ...)."
             )
-        run_stages(self.first_stages, self.markers)
-        run_stages(self.stages, self.markers, keep_going=True)
+        run_stages(self.first_stages, self.output / "stages")
+        self._batch(self.output)
+        tables, scores = self.output / "tables.md", [self._scores(*run) for run in self.runs]
+        write_page(
+            tables, [name for name in LAYOUTS if LAYOUTS[name].task in self.config.tasks], scores, self.config.numbers
+        )
         CONSOLE.rule("[bold green]Done")
-        CONSOLE.print(f"The tables are in {escape(str(self.page))}, and tables.tex beside it.", soft_wrap=True)
+        CONSOLE.print(f"The tables are in {escape(str(tables))}, and tables.tex beside it.", soft_wrap=True)
 
     def _fetch(self) -> None:
         """Runs `divff download` for what is not there; what is refused is named by the survey that follows."""
         for item in self.ground.lacking():
-            places = ("--root", self.root, "--scenes", *self.config.scenes, "--what", item)
-            command = divff("download", "epic-diff", *places)
-            CONSOLE.print(escape(f"download: {item}\n    {command}"), soft_wrap=True, highlight=False)
+            words = ("download", "epic-diff", "--root", str(self.root), "--scenes", *self.config.scenes, "--what", item)
+            line = f"download: {item}\n    divff {shlex.join(words)}"
+            CONSOLE.print(escape(line), soft_wrap=True, highlight=False)
             if not self.config.dry_run:
                 with contextlib.suppress(StageError):  # its reason is on the screen
-                    command()
-
-    def _tell(self, faults: Sequence[str]) -> None:
-        """Prints the stages, and what is missing."""
-        stages = self.first_stages + self.stages
-        for number, stage in enumerate(stages, start=1):
-            state = "to do" if finished_seconds(stage, self.markers) is None else "finished"
-            line = f"{number}/{len(stages)} {stage.name}: {stage.purpose} ({state})\n    {stage.typed}"
-            CONSOLE.print(escape(line), soft_wrap=True, highlight=False)
-        for fault in faults:
-            CONSOLE.print(f"[yellow]Missing:[/] {escape(fault)}", soft_wrap=True, highlight=False)
+                    run_module("divff_nerfstudio.cli", *words)
 
     @property
     def first_stages(self) -> list[Stage]:
@@ -246,130 +223,65 @@ class Reproduction:
         purpose = "all weights of the baselines are at hand"
         return [Stage("models", purpose, self.ground.load_models, self.root, settings, (), typed)]
 
-    @cached_property
-    def stages(self) -> list[Stage]:
-        """Everything else to do, in order."""
-        stages: list[Stage] = []
-        scored: list[Stage] = []
-        for scene in self.config.scenes:
-            data = self._data_stages(scene)
-            stages += data
-            for method in self.config.methods:
-                if method in IMPORTED and self.ground.checkpoint(method, scene) is None:
-                    continue
-                made = self._imported(scene, method) if method in IMPORTED else self._trained(scene, method, data)
-                stages += [made, self._scores(scene, method, made)]
-                scored.append(stages[-1])
-        tables = self._tables(scored)
-        return [*stages, *tables, self._page(tables, scored)]
+    @property
+    def runs(self) -> list[tuple[str, str]]:
+        """Scenes and methods of which there is to be a run: published ones where there is a checkpoint."""
+        return [(scene, method) for scene in self.config.scenes for method in self._methods(scene)]
 
-    def _data_stages(self, scene: str) -> list[Stage]:
-        """Cuts the video's frames of a scene, and extracts features."""
-        folder, stages = self.root / scene, []
+    def _methods(self, scene: str) -> list[str]:
+        return [
+            method
+            for method in self.config.methods
+            if method not in IMPORTED or self.ground.checkpoint(method, scene) is not None
+        ]
+
+    def _scores(self, scene: str, method: str) -> Path:
+        """Where `divff batch` has a run's scores written."""
+        return self.output / "scores" / scene / method / SCORES_FILE
+
+    def _batch(self, folder: Path) -> None:
+        """Writes the manifest into a folder, and has `divff batch` do it."""
+        scenes = [self._entry(scene) for scene in self.config.scenes if self._methods(scene)]
+        if not scenes:
+            return
+        path = folder / "manifest.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_text(yaml.safe_dump({"scenes": scenes}, sort_keys=False, width=1000), encoding="utf-8")
+        BatchConfig(path, self.output, jobs=self.config.jobs, dry_run=self.config.dry_run).main()
+
+    def _entry(self, scene: str) -> dict[str, object]:
+        """A scene in the manifest: its video's frames are cut, features extracted, and runs made and scored."""
+        entry: dict[str, object] = {"scene": str(self.root / scene), "name": scene}
+        steps = ["train", "evaluate"]
+        if self.trained:
+            steps.append("extract")
+            entry["extract"] = shlex.join(self.extract_words)
         video = self.ground.video(scene)
         if video is not None and self.ground.wants_clips:
-            cut = divff("convert", "video-frames", video, "--data", folder)
-            stages.append(_stage(f"{scene}-video", "the frames between the sampled ones", cut, folder, ()))
-        if self.trained:
-            extract = divff("extract", "--data", folder, *self.extract_words)
-            after = tuple(stage.name for stage in stages)
-            stages.append(_stage(f"{scene}-features", "features of every frame", extract, folder / "meta.json", after))
-        return stages
+            steps.append("convert")
+            entry["convert"] = shlex.join(("video-frames", str(video.resolve())))
+        methods = self._methods(scene)
+        first = next((method for method in methods if method in self.trained), methods[0])
+        own = {method: self._own(scene, method, scores_baselines=method == first) for method in methods}
+        return {**entry, "steps": steps, "methods": methods, "own": own}
 
-    def _trained(self, scene: str, method: str, data: Sequence[Stage]) -> Stage:
-        """Trains a method on a scene; other options have another folder, so that no foreign checkpoint is resumed."""
-        options = self.train_words[method]
-        stamp = _digest(options, _lasting(self.extract_words))
-        command = Command(
-            "nerfstudio.scripts.train",
-            (
-                *(method, "--data", str(self.root / scene), "--output-dir", str(self.output / "runs")),
-                *("--experiment-name", scene, "--timestamp", stamp, "--vis", "tensorboard", *options),
-            ),
-        )
-        run = self.output / "runs" / scene / method / stamp
-        leaves, after = run / "config.yml", tuple(stage.name for stage in data)
-        return _stage(f"{scene}-{method}", "training", command, leaves, after, partial(_train, command, run))
-
-    def _imported(self, scene: str, method: str) -> Stage:
-        """Makes a run of a published checkpoint; of another file in another folder."""
-        checkpoint, autoencoder = self.ground.checkpoint(method, scene) or (Path(), None)
-        state, weights = checkpoint.stat(), self.ground.egovideo
-        words: list[object] = ["import", checkpoint, "--scene", self.root / scene]
-        words += [] if autoencoder is None else ["--autoencoder", autoencoder]
-        words += ["--image-encoder", self.extract.encoder]
-        words += [] if weights is None else ["--video-encoder", weights]
-        run = self.output / "runs" / scene / method / _digest(list(map(str, words)), [state.st_size, state.st_mtime_ns])
-        command = divff(*words, "--output", run)
-        leaves = run / "config.yml"
-        purpose = "a run of the published checkpoint"
-        return _stage(f"{scene}-{method}", purpose, command, leaves, (), partial(_import, command, leaves))
-
-    def _scores(self, scene: str, method: str, made: Stage) -> Stage:
-        """Evaluates a run; baselines, which every run would score alike, with the first method alone."""
-        folder = self.output / "scores" / scene / method
+    def _own(self, scene: str, method: str, scores_baselines: bool) -> dict[str, str]:
+        """A method's options; baselines, which every run would score alike, are scored with one."""
         tasks = [task for task in self.config.tasks if task == "masks" or method != "neuraldiff-published"]
-        first = (*self.trained, *self.config.methods)[0]
-        command = divff(
-            *("evaluate", "--load-config", made.leaves, "--name", method, "--output", folder, "--tasks", *tasks),
-            *("--baselines", *(self.ground.baselines if method == first else ()), *self.evaluate_words),
-        )
-        return _stage(f"{made.name}-scores", "scores", command, folder / "scores.json", (made.name,))
+        baselines = self.ground.baselines if scores_baselines else ()
+        words = ("--name", method, "--tasks", *tasks, "--baselines", *baselines, *self.evaluate_words)
+        making = "imported" if method in IMPORTED else "train"
+        made = self._import_words(scene, method) if method in IMPORTED else self.train_words[method]
+        return {making: shlex.join(made), "evaluate": shlex.join(words)}
 
-    def _tables(self, scored: Sequence[Stage]) -> list[Stage]:
-        """The tables over scenes."""
-        runs, names = [stage.leaves for stage in scored], tuple(stage.name for stage in scored)
-        stages = []
-        for name, layout in LAYOUTS.items():
-            if layout.task in self.config.tasks:
-                folder = self.output / "tables" / name
-                words = ("--average", *runs, "--columns", *layout.columns, "--output", folder)
-                command = divff("evaluate", *words)
-                stages.append(_stage(f"table-{name}", layout.title, command, folder / "average.md", names))
-        return stages
-
-    def _page(self, tables: Sequence[Stage], scored: Sequence[Stage]) -> Stage:
-        """All tables on a page, beside published numbers."""
-        numbers = self.config.numbers
-        folders = {stage.name.removeprefix("table-"): stage.leaves.parent for stage in tables}
-        run = partial(write_page, self.page, folders, [stage.leaves for stage in scored], numbers)
-        settings = {"numbers": numbers.read_text(encoding="utf-8"), "tables": list(folders)}
-        typed = f"(puts the tables together, beside the numbers of {numbers})"
-        return Stage("page", "all tables", run, self.page, settings, tuple(stage.name for stage in tables), typed)
-
-
-def _stage(
-    name: str,
-    purpose: str,
-    command: Command,
-    leaves: Path,
-    after: tuple[str, ...],
-    run: Callable[[], None] | None = None,
-) -> Stage:
-    """A stage that runs a command, and is done again when that changes."""
-    return Stage(name, purpose, run or command, leaves, {"command": _lasting(command.words)}, after, str(command))
-
-
-def _train(command: Command, run: Path) -> None:
-    """Trains, from the last checkpoint of an interrupted training if there is one and it is not the final one."""
-    resumed = words_to_resume(run)
-    if resumed is not None:
-        command(*resumed)
-
-
-def _import(command: Command, config: Path) -> None:
-    """Imports; a run that is there is whole, since an import is written at once."""
-    if not config.is_file():
-        command()
-
-
-def _lasting(words: Sequence[str]) -> list[str]:
-    """Words of a command that its result depends on."""
-    return [word for word in words if word not in PASSING]
-
-
-def _digest(*parts: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
+    def _import_words(self, scene: str, method: str) -> list[str]:
+        """Options of `divff import` for a published checkpoint."""
+        checkpoint, autoencoder = self.ground.checkpoint(method, scene) or (Path(), None)
+        weights = self.ground.egovideo
+        words = [str(checkpoint), "--image-encoder", self.extract.encoder]
+        words += [] if autoencoder is None else ["--autoencoder", str(autoencoder)]
+        return words + ([] if weights is None else ["--video-encoder", str(weights)])
 
 
 def _parsed(kind: Any, words: Sequence[str], option: str, default: Any = None) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +13,7 @@ from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.run import TaskGroup
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
-from divff_nerfstudio.evaluation.tables import ScoredRun, Table, number, read_runs
+from divff_nerfstudio.evaluation.tables import ScoredRun, Table, average_table, number, read_runs
 from divff_nerfstudio.schema import Number, Record, read_json
 
 PUBLISHED_NUMBERS = Path(str(files("divff_nerfstudio") / "configs" / "published_numbers.json"))
@@ -94,24 +94,21 @@ def published_numbers(path: Path) -> list[PublishedNumber]:
     return found
 
 
-def write_page(page: Path, folders: Mapping[str, Path], scores: Sequence[Path], numbers: Path) -> None:
+def write_page(page: Path, layouts: Sequence[str], scores: Sequence[Path], numbers: Path) -> None:
     """Writes all tables as Markdown, and beside it as LaTeX.
 
     Args:
         page: The Markdown file.
-        folders: Folders of the tables over scenes, by their names in `LAYOUTS`.
+        layouts: Names of the tables over scenes, of those in `LAYOUTS`.
         scores: Every scores.json.
         numbers: See `published_numbers`.
     """
     runs = read_runs(scores)
-    markdown, latex = [INTRODUCTION], []
-    for name, folder in folders.items():
-        markdown.append(f"## {LAYOUTS[name].title}\n\n{(folder / 'average.md').read_text(encoding='utf-8')}")
-        latex.append(f"% {LAYOUTS[name].title}\n{(folder / 'average.tex').read_text(encoding='utf-8')}")
-    beside = comparison(runs, published_numbers(numbers))
-    for title, table in (("Beside published numbers", beside), ("What it took", _cost(scores))):
-        markdown.append(f"## {title}\n\n{table.markdown()}")
-        latex.append(f"% {title}\n{table.latex()}")
+    tables = {LAYOUTS[name].title: average_table(runs, LAYOUTS[name].columns) for name in layouts}
+    tables["Beside published numbers"] = comparison(runs, published_numbers(numbers))
+    tables["What it took"] = _cost(scores)
+    markdown = [INTRODUCTION, *(f"## {title}\n\n{table.markdown()}" for title, table in tables.items())]
+    latex = [f"% {title}\n{table.latex()}" for title, table in tables.items()]
     for path, parts in ((page, markdown), (page.with_suffix(".tex"), latex)):
         with atomic_path(path) as temporary:
             temporary.write_text("\n".join(parts), encoding="utf-8")

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,14 @@ def test_contents_tell_what_is_whole(tmp_path: Path):
     assert "no checkpoint" in (TrainingIsWhole(tmp_path)() or "") or "does not tell" in (
         TrainingIsWhole(tmp_path)() or ""
     )
+    models = tmp_path / "run" / "nerfstudio_models"
+    models.mkdir(parents=True)
+    with zipfile.ZipFile(models / "step-000000003.ckpt", "w") as file:
+        file.writestr("data", "")
+    assert "does not tell" in (TrainingIsWhole(tmp_path / "run", imported=True)() or "")
+    (tmp_path / "run" / "config.yml").write_text("its steps are not told as those of a training")
+    assert "does not tell" in (TrainingIsWhole(tmp_path / "run")() or "")
+    assert TrainingIsWhole(tmp_path / "run", imported=True)() is None
     (tmp_path / "scores.json").write_text('{"facts": {"Scene": "a"}, "totals": {}}')
     assert "totals" in (ScoresAreWhole(tmp_path)() or "")
     (tmp_path / "scores.json").write_text('{"facts": {"Scene": "a"}, "totals": {"psnr": 20.0}}')

@@ -100,6 +100,8 @@ def test_a_folder_names_its_scenes_and_its_videos(tmp_path: Path):
         ("a.yaml", "scenes:\n  - A\n  - name: x\n", r"line 3: scene: Field required"),
         ("a.yaml", "scenes:\n  - A\nsteps: [train]\nsteps: []\n", r"line 4: it has the key 'steps' twice"),
         ("a.yaml", "needs:\n  train:\n    gpu: 1\nscenes: [A]\n", r"line 3: needs.train.gpu: Extra"),
+        ("a.yaml", "scenes: [A]\nown: {divff: {imported: --x}}\n", r"line 1: imported begins with '--x'"),
+        ("a.yaml", "own: {divff: {extract: x}}\nscenes: [A]\n", r"line 1: own.divff.extract: Extra"),
         ("a.yaml", "scenes: [A, A]\n", r"line 1: the name A is taken"),
         ("a.yaml", "scenes: A\n", r"line 1: it has no list of scenes"),
         ("a.yaml", "scenes: [[A]]\n", r"line 1: a scene is its folder, or a mapping"),
@@ -137,6 +139,28 @@ def test_what_cannot_be_read_is_told(tmp_path: Path):
 
 def plans(folder: Path, text: str) -> list[Plan]:
     return plans_of(read(folder, "all.yaml", text), folder / "out", Needs(cpus=2, gpus=0))
+
+
+def test_methods_have_options_of_their_own_and_may_be_imported(tmp_path: Path):
+    (tmp_path / "last.ckpt").write_text("published")
+    text = """
+own:
+  divff: {train: --vis wandb}
+  theirs: {imported: last.ckpt --autoencoder best.pth}
+scenes:
+  - {scene: A, steps: convert train evaluate, methods: [divff, theirs], evaluate: --frames 3,
+     convert: video-frames A.tar --width 456, own: {divff: {train: --seed 1}, theirs: {evaluate: --tasks masks}}}
+"""
+    (plan,) = plans(tmp_path, text)
+    convert, train, evaluate, made, scored = plan.steps
+    assert convert.typed == f"divff convert video-frames A.tar --data {tmp_path / 'A'} --width 456"
+    assert train.typed.endswith("--vis wandb --seed 1") and evaluate.typed.endswith("--frames 3")
+    run = made.leaves.parent
+    assert made.typed == f"divff import last.ckpt --autoencoder best.pth --scene {tmp_path / 'A'} --output {run}"
+    assert scored.typed.endswith("--frames 3 --tasks masks") and scored.after == ("import-theirs",)
+    assert plan.runs == [train.leaves.parent, run] and made.method == "theirs"
+    (tmp_path / "last.ckpt").write_text("of a later training")
+    assert plans(tmp_path, text)[0].runs[1] != run
 
 
 def test_plans_are_commands_that_one_could_type(tmp_path: Path):

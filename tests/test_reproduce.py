@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -9,16 +10,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import small_scene
+from nerfstudio.configs.method_configs import all_methods
 from test_published_checkpoint import weights, write
 
-from divff_nerfstudio import cli
+from divff_nerfstudio.batch import plans, worker
+from divff_nerfstudio.batch.manifest import Needs
+from divff_nerfstudio.batch.processes import Ended
+from divff_nerfstudio.batch.records import HEARTBEAT, OUTCOME, Heartbeat, Outcome, read_record
+from divff_nerfstudio.batch.run import BatchOptions
+from divff_nerfstudio.batch.worker import Job, run_job
+from divff_nerfstudio.cli import batch as cli_batch
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.stages import StageError
 
@@ -42,11 +51,37 @@ def data(pristine: Path, tmp_path: Path) -> Path:
 
 
 class Bench:
-    """The script with programs that leave what the real ones would, at once."""
+    """The script with programs that leave what the real ones would, at once, of which no content is asked."""
 
     def __init__(self, script: ModuleType, data: Path, monkeypatch: pytest.MonkeyPatch):
         self.script, self.data, self.failing, self.ran = script, data, "", []
         monkeypatch.setattr(script, "run_module", self.program)
+        monkeypatch.setattr(BatchOptions, "started", lambda *_: (SimpleNamespace(close=lambda: None), Needs()))
+        monkeypatch.setattr(cli_batch, "run_batch", self.run_batch)
+        monkeypatch.setattr(worker, "module_command", lambda *words: words)
+        monkeypatch.setattr(worker, "watch", self.watch)
+        for content in ("FeaturesAreWhole", "VideoFramesAreWhole", "ScoresAreWhole"):
+            monkeypatch.setattr(plans, content, lambda *places: lambda: None)
+        trained = lambda run, imported=False: lambda: None if run.is_dir() else "it is not there"  # noqa: E731
+        monkeypatch.setattr(plans, "TrainingIsWhole", trained)
+
+    @staticmethod
+    def run_batch(scenes: Sequence[plans.Plan], *others: Any) -> None:
+        """Does the jobs one after the other, in this process."""
+        ends = []
+        for plan in scenes:
+            run_job(Job("one", plan, 0))
+            ends.append(read_record(plan.folder / OUTCOME, Outcome))
+        for end in ends:
+            if end is None or end.end != "finished":
+                raise DivffError(f"A scene has failed: {end}")
+
+    def watch(self, command: Sequence[str], *others: Any) -> Ended:
+        try:
+            self.program(*command)
+        except StageError as error:
+            return Ended(1, hung=False, told=f"Error: {error}", lacked_memory=False)
+        return Ended(0, hung=False, told="", lacked_memory=False)
 
     def program(self, module: str, *words: str) -> None:
         line = " ".join((module, *words))
@@ -60,8 +95,8 @@ class Bench:
             _touch(Path(output) / name / words[0] / stamp / "config.yml")
         elif words[0] == "import":
             _touch(Path(words[words.index("--output") + 1]) / "config.yml")
-        elif words[0] == "evaluate" and "--average" in words:
-            assert cli.main(list(words)) == 0
+        elif words[0] == "convert":
+            (Path(words[words.index("--data") + 1]) / "high_res_video").mkdir(exist_ok=True)
         elif words[0] == "evaluate":
             self.score(words)
 
@@ -110,19 +145,16 @@ def bench(data: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def kinds(ran: list[str]) -> list[str]:
-    """The commands in short: train and method, subcommand, or table."""
-    short = []
-    for module, *words in (line.split() for line in ran):
-        known = "average" if "--average" in words else words[0]
-        short.append(f"train {words[0]}" if "train" in module else known)
-    return short
+    """The commands in short: train and method, or subcommand."""
+    lines = (line.split() for line in ran)
+    return [f"train {words[0]}" if "train" in module else words[0] for module, *words in lines]
 
 
 PER_SCENE = ["extract", "train divff", "evaluate", "train divff-paper", "evaluate"]
 
 
 def test_every_stage_is_run_once_and_the_tables_hold_all(bench: Bench, data: Path):
-    assert kinds(bench()) == 2 * PER_SCENE + 4 * ["average"]
+    assert kinds(bench()) == 2 * PER_SCENE
     evaluated = [line for line in bench.ran if " evaluate --load" in line]
     assert [line.endswith("--baselines nearest") for line in evaluated] == [True, False, True, False]
     page = (data.parent / "out" / "tables.md").read_text()
@@ -137,42 +169,42 @@ def test_every_stage_is_run_once_and_the_tables_hold_all(bench: Bench, data: Pat
 
 def test_a_failed_scene_stops_no_other_and_is_done_later(bench: Bench):
     bench.failing = f"train divff --data {bench.data / 'P01_01'}"
-    with pytest.raises(StageError, match=r"1 of 15 stages failed and 6 that need them"):
+    with pytest.raises(DivffError, match=r"A scene has failed.*it failed"):
         bench()
-    assert kinds(bench.ran) == ["extract", "train divff", "train divff-paper", "evaluate", *PER_SCENE]
+    assert kinds(bench.ran) == ["extract", "train divff", *PER_SCENE]
     bench.failing = ""
-    assert kinds(bench()) == ["train divff", "evaluate", *4 * ["average"]]
+    assert kinds(bench()) == PER_SCENE[1:]
 
 
 def test_other_options_repeat_what_they_change_in_another_folder(bench: Bench):
     bench()
     again = bench(train_options=("divff=--max-num-iterations 5",))
-    assert kinds(again) == 2 * ["train divff", "evaluate"] + 4 * ["average"]
+    assert kinds(again) == 2 * ["train divff", "evaluate"]
     assert all(line.endswith("--max-num-iterations 5") for line in again if "train" in line.split()[0])
     assert len(list((bench.data.parent / "out" / "runs" / "P01_01" / "divff").iterdir())) == 2
     assert kinds(bench(train_options=("divff=--max-num-iterations 5",), evaluate_options="--frames 1")) == (
-        4 * ["evaluate"] + 4 * ["average"]
+        4 * ["evaluate"]
     )
 
 
 def test_features_that_are_replaced_are_trained_on_once(bench: Bench):
     bench.failing = "extract"
-    with pytest.raises(StageError):
+    with pytest.raises(DivffError, match="it failed"):
         bench(scenes=("P01_01",), methods=("divff",))
     bench.failing = ""
     replaced = bench(scenes=("P01_01",), methods=("divff",), extract_options="--encoder demo --overwrite")
-    assert kinds(replaced) == ["extract", "train divff", "evaluate", *4 * ["average"]] and "--overwrite" in replaced[0]
+    assert kinds(replaced) == ["extract", "train divff", "evaluate"] and "--overwrite" in replaced[0]
     assert bench(scenes=("P01_01",), methods=("divff",)) == []
 
 
 def test_a_broken_training_is_resumed(bench: Bench):
     bench(scenes=("P01_01",), methods=("divff",))
     out = bench.data.parent / "out"
-    (out / "stages" / "P01_01-divff.json").unlink()
+    (out / "scenes" / "P01_01" / "stages" / "train-divff.json").unlink()
     (run,) = (out / "runs" / "P01_01" / "divff").iterdir()
     _touch(run / "nerfstudio_models" / "step-000000009.ckpt")
     train, *rest = bench(scenes=("P01_01",), methods=("divff",))
-    assert train.endswith(f"--load-dir {run / 'nerfstudio_models'}") and kinds(rest) == ["evaluate", *4 * ["average"]]
+    assert f" --load-dir {run / 'nerfstudio_models'} " in train and kinds(rest) == ["evaluate"]
 
 
 def test_published_checkpoints_are_imported_where_there_are_some(bench: Bench, capsys):
@@ -181,18 +213,25 @@ def test_published_checkpoints_are_imported_where_there_are_some(bench: Bench, c
     _touch(folder / "divff" / "P03_04" / "last.ckpt")
     _touch(folder / "divff" / "P03_04" / "best_ckpt.pth")
     options = {"methods": ("neuraldiff-published", "divff-published"), "tasks": ("masks",)}
-    first, _, second, _, table = bench(**options)
+    first, _, second, _ = bench(**options)
     assert "epoch=9.ckpt" in first and str(bench.data / "P01_01") in first and "--autoencoder" not in first
     assert str(bench.data / "P03_04") in second and "best_ckpt.pth" in second
-    assert "psnr_published" in table and "There is no divff-published for P01_01" in capsys.readouterr().out
-    markers = bench.data.parent / "out" / "stages"
-    (markers / "P01_01-neuraldiff-published.json").unlink()
-    assert kinds(bench(**options)) == ["evaluate", "average"]
+    assert "There is no divff-published for P01_01" in capsys.readouterr().out
+    markers = bench.data.parent / "out" / "scenes" / "P01_01" / "stages"
+    (markers / "import-neuraldiff-published.json").unlink()
+    assert kinds(bench(**options)) == ["evaluate"]
     (folder / "divff" / "P03_04" / "last.ckpt").write_text("of a later training")
-    assert kinds(bench(**options)) == ["import", "evaluate", "average"]
+    assert kinds(bench(**options)) == ["import", "evaluate"]
     _touch(folder / "divff" / "P03_04" / "other.ckpt")
     with pytest.raises(DivffError, match=r"several files for P03_04 \(last.ckpt, other.ckpt\)"):
         bench(**options)
+
+
+def test_a_method_of_ones_own_that_is_registered_is_trained(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    crisp = copy.deepcopy(all_methods["divff"])
+    crisp.method_name = "divff-crisp"
+    monkeypatch.setitem(all_methods, "divff-crisp", crisp)
+    assert kinds(bench(scenes=("P01_01",), methods=("divff-crisp",))) == ["extract", "train divff-crisp", "evaluate"]
 
 
 def test_frames_of_the_video_are_cut_first(bench: Bench):
@@ -246,7 +285,7 @@ def test_what_is_not_there_is_fetched_and_a_refusal_is_no_end(bench: Bench):
     assert items == ["metadata", "frames", "object-annotations", "affordance-annotations"]
     assert all("--scenes P01_01 P03_04" in line for line in bench.ran)
     small_scene.write(bench.data / "P03_04")
-    assert kinds(bench(skip_download=False)) == 2 * PER_SCENE + 4 * ["average"]
+    assert kinds(bench(skip_download=False)) == 2 * PER_SCENE
 
 
 def test_a_dry_run_tells_and_does_nothing(bench: Bench, capsys):
@@ -254,7 +293,7 @@ def test_a_dry_run_tells_and_does_nothing(bench: Bench, capsys):
     assert bench(dry_run=True, skip_download=False) == []
     said = " ".join(capsys.readouterr().out.split())
     assert f"ns-train divff-paper --data {bench.data / 'P03_04'}" in said and "download: metadata" in said
-    assert "Missing:" in said and "(to do)" in said and "finished" not in said
+    assert "Missing:" in said
     assert not (bench.data.parent / "out").exists()
 
 
@@ -265,6 +304,7 @@ def test_a_dry_run_tells_and_does_nothing(bench: Bench, capsys):
         ({"scenes": ()}, "--scenes names none"),
         ({"methods": ("divff", "divff")}, "--methods names one twice"),
         ({"methods": ("neuraldiff-published",), "tasks": ("objects",)}, "geometry alone"),
+        ({"methods": ("divff-crisp",)}, "no method divff-crisp: choose among .*neuraldiff-published"),
         ({"train_options": ("divff-splat=--vis viewer",)}, "names none of the methods"),
         ({"train_options": ("divff=--max-num-iteration 5",)}, "--train-options divff=... is not as"),
         ({"extract_options": "--encoders demo"}, "--extract-options is not as"),
@@ -290,7 +330,8 @@ def test_published_numbers_must_be_whole(bench: Bench, content: str):
 
 @pytest.mark.slow
 def test_the_real_commands_go_on_after_a_kill(data: Path, tmp_path: Path):
-    """Training is killed; the same line then finishes it, imports, evaluates, tabulates, and repeats nothing else."""
+    """Training is killed with all that has started it; the same line finishes it, imports, evaluates, tabulates, and
+    repeats nothing else."""
     checkpoint = data / "checkpoints" / "neuraldiff" / "P01_01" / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
     write(checkpoint, weights({}))
@@ -304,6 +345,7 @@ def test_the_real_commands_go_on_after_a_kill(data: Path, tmp_path: Path):
         *("--output", str(tmp_path / "out"), "--scenes", "P01_01", "--methods", "divff", "neuraldiff-published"),
         *("--features", "sound", "--extract-options=--encoder demo", "--sampled-clips", "--baselines", "nearest"),
         *("--evaluate-options=--moments 2", "--train-options", training, "--skip-download"),
+        *("--poll", "0.2", "--cpus", "1", "--gigabytes", "0.5"),
     ]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     out, log = tmp_path / "out", tmp_path / "log"
@@ -315,16 +357,22 @@ def test_the_real_commands_go_on_after_a_kill(data: Path, tmp_path: Path):
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    stages = out / "stages"
-    assert [path.stem for path in stages.iterdir()] == ["P01_01-features"]
-    kept = (stages / "P01_01-features.json").stat().st_mtime_ns
+        job = read_record(out / "scenes" / "P01_01" / HEARTBEAT, Heartbeat)
+        assert job is not None and job.program is not None
+        os.kill(job.process, signal.SIGKILL)
+        os.killpg(job.program, signal.SIGKILL)  # before it has saved, as it would where its job is killed
+    stages = out / "scenes" / "P01_01" / "stages"
+    assert [path.stem for path in stages.iterdir()] == ["extract"]
+    kept = (stages / "extract.json").stat().st_mtime_ns
     done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
-    assert (stages / "P01_01-features.json").stat().st_mtime_ns == kept
+    assert (stages / "extract.json").stat().st_mtime_ns == kept
     (run,) = (out / "runs" / "P01_01" / "divff").iterdir()
     assert len(list(run.glob("events.out.tfevents.*"))) == 2
     page = (out / "tables.md").read_text()
     for words in ("| divff | P01_01 |", "| neuraldiff-published | P01_01 |", "| nearest | P01_01 |", "## Objects"):
         assert words in page
-    again = subprocess.run([*line, "--dry-run"], env=env, capture_output=True, text=True, timeout=600, check=False)
-    assert "to do" not in again.stdout and again.stdout.count("(finished)") == 10, again.stdout
+    finished = {path.name: path.stat().st_mtime_ns for path in stages.iterdir()}
+    again = subprocess.run(line, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert again.returncode == 0, again.stdout
+    assert len(finished) == 5 and finished == {path.name: path.stat().st_mtime_ns for path in stages.iterdir()}

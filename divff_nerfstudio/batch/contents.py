@@ -38,6 +38,26 @@ class SceneIsWhole:
 
 
 @dataclass(frozen=True)
+class VideoFramesAreWhole:
+    """A scene that has its video's frames, too, from the first sampled one to the last."""
+
+    scene: Path
+    """Its folder."""
+
+    def __call__(self) -> str | None:
+        """What is wrong with them."""
+        from divff_nerfstudio.data.scene import load_scene
+
+        try:
+            found = load_scene(self.scene, check_frames=False)
+        except DivffError as error:
+            return _clause(error)
+        wanted = range(int(found.video_numbers[0]), int(found.video_numbers[-1]) + 1)
+        missing = len(set(wanted) - set(found.video_numbers_available.tolist()))
+        return f"{found.video_dir} lacks {missing} of the video's frames" if missing else None
+
+
+@dataclass(frozen=True)
 class FeaturesAreWhole:
     """Stores of features of all frames of a scene."""
 
@@ -105,12 +125,15 @@ class TrainingIsWhole:
 
     run: Path
     """Its folder."""
+    imported: bool = False
+    """Whether it was made of somebody's checkpoint, of whatever step."""
 
     def __call__(self) -> str | None:
         """What is wrong with it."""
-        steps, found = steps_of(self.run), checkpoints_in(self.run / "nerfstudio_models")
+        config, found = self.run / "config.yml", checkpoints_in(self.run / "nerfstudio_models")
+        steps = 0 if self.imported and config.is_file() else steps_of(self.run)
         if steps is None:
-            return f"{self.run / 'config.yml'} does not tell how many steps there are"
+            return f"{config} does not tell how many steps there are"
         if not found:
             return f"{self.run} has no checkpoint"
         done = (step_in_name(found[-1]) or 0) + 1

@@ -23,7 +23,8 @@ Method = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 USUAL_STEPS: tuple[StepName, ...] = ("extract", "train", "evaluate")
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 """How files end that are taken for videos in a folder that is a manifest."""
-_CONVERTERS = ("video", "colmap", "nerfstudio", "epic-fields")
+_CONVERTERS = ("video", "colmap", "nerfstudio", "epic-fields", "video-frames")
+_OWN_STEPS: tuple[StepName, ...] = ("train", "evaluate", "export")
 _MAX_BYTES = 16 * 2**20
 _MAX_SCENES = 100_000
 
@@ -63,6 +64,19 @@ class Needs(Record, extra="forbid"):
         return Needs(**{**others.model_dump(include=set(Needs.model_fields)), **mine})
 
 
+class _Own(Record, extra="forbid"):
+    """What may be said of one method: options behind those for all methods."""
+
+    imported: str = ""
+    """Options of `divff import`, the checkpoint first: the run is made of it, in place of being trained."""
+    train: str = ""
+    """Options of ns-train."""
+    evaluate: str = ""
+    """Options of `divff evaluate`."""
+    export: str = ""
+    """Options of `divff export`."""
+
+
 class _Told(Needs, extra="forbid"):
     """What may be said of one scene, or of all."""
 
@@ -80,6 +94,8 @@ class _Told(Needs, extra="forbid"):
     """Options of `divff evaluate`."""
     export: str = ""
     """Options of `divff export`."""
+    own: dict[Method, _Own] = Field(default_factory=dict)
+    """What single methods get."""
     needs: dict[StepName, Needs] = Field(default_factory=dict)
     """What single steps need."""
 
@@ -111,6 +127,16 @@ class SceneEntry:
     """What each step needs."""
     place: str = ""
     """Where the manifest names it: "line 3"."""
+    own: Mapping[Method, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    """Options of single methods by step, and of an import ("imported")."""
+
+    def options(self, step: StepName, method: Method) -> tuple[str, ...]:
+        """Options of a step's command for a method."""
+        return (*self.words[step], *self.own.get(method, {}).get(step, ()))
+
+    def imported(self, method: Method) -> tuple[str, ...]:
+        """Options of the import that a method's run is made by; none where it is trained."""
+        return self.own.get(method, {}).get("imported", ())
 
 
 @dataclass(frozen=True)
@@ -227,7 +253,7 @@ def _from_csv(path: Path, text: str, defaults: Defaults) -> _Read:
 
 def _columns(names: Sequence[str]) -> str | None:
     """What is wrong with the names of a CSV file's columns, if anything."""
-    known = [name for name in _Row.model_fields if name != "needs"]
+    known = [name for name in _Row.model_fields if name not in ("needs", "own")]
     if "scene" not in names:
         return f"the first line names the columns, and has no column scene (there may be {', '.join(known)})"
     if unknown := [name for name in names if name not in known]:
@@ -333,7 +359,18 @@ def _entry(row: _Row, common: _Told, path: Path, defaults: Defaults, at: str) ->
     _check_entry(name, row.name is not None, steps, words)
     needs: dict[StepName, Needs] = {step: _needs(step, row, common, defaults) for step in steps}
     methods = tuple(dict.fromkeys(row.methods or common.methods or defaults.methods))
-    return SceneEntry(name, scene, steps, methods, words, needs, at)
+    own = {method: _own(method, row, common) for method in methods}
+    return SceneEntry(name, scene, steps, methods, words, needs, at, own)
+
+
+def _own(method: Method, row: _Row, common: _Told) -> dict[str, tuple[str, ...]]:
+    """Options of a method: behind those for all scenes come the scene's own; of imports, one counts."""
+    said = [told.own[method] for told in (common, row) if method in told.own]
+    words = {step: tuple(word for own in said for word in split_words(getattr(own, step), step)) for step in _OWN_STEPS}
+    imports = [found for own in said if (found := tuple(split_words(own.imported, "imported")))]
+    if imports and imports[-1][0].startswith("-"):
+        raise ManifestError(f"imported begins with {imports[-1][0]!r:.80}, write the checkpoint's file first")
+    return {**words, "imported": imports[-1] if imports else ()}
 
 
 def _needs(step: StepName, row: _Row, common: _Told, defaults: Defaults) -> Needs:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from divff_nerfstudio.batch.contents import (
@@ -15,6 +15,7 @@ from divff_nerfstudio.batch.contents import (
     SceneIsWhole,
     ScoresAreWhole,
     TrainingIsWhole,
+    VideoFramesAreWhole,
     option,
 )
 from divff_nerfstudio.batch.manifest import Manifest, Needs, SceneEntry, StepName
@@ -22,6 +23,8 @@ from divff_nerfstudio.stages import Stage
 
 PROGRAMS = {"divff_nerfstudio.cli": "divff", "nerfstudio.scripts.train": "ns-train"}
 """What is typed to run a module."""
+VIDEO_FRAMES = "video-frames"
+"""The kind of conversion that adds to a scene, in place of making one."""
 PASSING = ("--overwrite", "--wait")
 """Options of `divff extract` that do not change what it gives."""
 
@@ -52,6 +55,10 @@ class Step:
     """Says what is wrong with what it reads, so that nothing heavy is started for it."""
     resumes: Path | None = None
     """Folder of a run whose last checkpoint it goes on from."""
+    method: str = ""
+    """The method whose run it makes, if it makes one."""
+    once: bool = False
+    """Whether its command refuses to do again what is there."""
 
     @property
     def typed(self) -> str:
@@ -95,8 +102,8 @@ class Plan:
 
     @property
     def runs(self) -> list[Path]:
-        """Folders of its trainings."""
-        return [step.resumes for step in self.steps if step.resumes is not None]
+        """Folders of its runs."""
+        return [step.leaves.parent for step in self.steps if step.method]
 
 
 def plans_of(manifest: Manifest, output: Path, usual: Needs) -> list[Plan]:
@@ -118,7 +125,10 @@ def _plan(entry: SceneEntry, base: Path, output: Path, usual: Needs) -> Plan:
     if "extract" in entry.steps:
         steps.append(_extract(entry, base, needs["extract"], _names(steps)))
     for method in entry.methods if "train" in entry.steps else ():
-        train = _train(entry, method, needs["train"], output, _names(steps, ("convert", "extract")))
+        if entry.imported(method):
+            train = _import(entry, method, needs["train"], base, output)
+        else:
+            train = _train(entry, method, needs["train"], output, _names(steps, ("convert", "extract")))
         steps.append(train)
         if "evaluate" in entry.steps:
             steps.append(_evaluate(entry, method, needs["evaluate"], output, train))
@@ -131,10 +141,20 @@ def _names(steps: Sequence[Step], kinds: Sequence[str] | None = None) -> tuple[s
     return tuple(step.name for step in steps if kinds is None or step.kind in kinds)
 
 
+def convert_words(words: Sequence[str], scene: str) -> tuple[str, ...]:
+    """Options of a manifest as those of `divff convert`, which they are without the scene."""
+    kind, source, *rest = words
+    return (kind, source, *(("--data",) if kind == VIDEO_FRAMES else ()), scene, *rest)
+
+
 def _convert(entry: SceneEntry, needs: Needs) -> Step:
-    kind, source, *rest = entry.words["convert"]
-    words = ("convert", kind, source, str(entry.scene), *rest)
-    check, meta = SceneIsWhole(entry.scene), entry.scene / "meta.json"
+    own, scene = entry.words["convert"], SceneIsWhole(entry.scene)
+    words = ("convert", *convert_words(own, str(entry.scene)))
+    if own[0] == VIDEO_FRAMES:
+        check, leaves = VideoFramesAreWhole(entry.scene), entry.scene / "high_res_video"
+        purpose = "the frames between the sampled ones"
+        return Step("convert", "convert", purpose, "divff_nerfstudio.cli", words, leaves, check, needs, (), scene)
+    check, meta = scene, entry.scene / "meta.json"
     return Step("convert", "convert", "a scene folder", "divff_nerfstudio.cli", words, meta, check, needs)
 
 
@@ -152,9 +172,9 @@ def _extract(entry: SceneEntry, base: Path, needs: Needs, after: tuple[str, ...]
 
 def _train(entry: SceneEntry, method: str, needs: Needs, output: Path, after: tuple[str, ...]) -> Step:
     """A training; with other options it has another folder, so that no foreign checkpoint is resumed."""
-    own = entry.words["train"]
+    own = entry.options("train", method)
     said = [word for word in entry.words["extract"] if word not in PASSING] if "extract" in entry.steps else []
-    stamp = hashlib.sha256(json.dumps([str(entry.scene), said, own]).encode()).hexdigest()[:8]
+    stamp = _stamp(str(entry.scene), said, own)
     run = output / "runs" / entry.name / method / stamp
     words = (
         *(method, "--data", str(entry.scene), "--output-dir", str(output / "runs")),
@@ -163,19 +183,39 @@ def _train(entry: SceneEntry, method: str, needs: Needs, output: Path, after: tu
     check, leaves = TrainingIsWhole(run), run / "config.yml"
     name, module = f"train-{method}", "nerfstudio.scripts.train"
     scene = SceneIsWhole(entry.scene)
-    return Step(name, "train", f"training of {method}", module, words, leaves, check, needs, after, scene, run)
+    return Step(name, "train", f"training of {method}", module, words, leaves, check, needs, after, scene, run, method)
+
+
+def _import(entry: SceneEntry, method: str, needs: Needs, base: Path, output: Path) -> Step:
+    """A run of somebody's checkpoint; of another file in another folder."""
+    own = entry.imported(method)
+    file = base / own[0]
+    state = [file.stat().st_size, file.stat().st_mtime_ns] if file.is_file() else []
+    run = output / "runs" / entry.name / method / _stamp(str(entry.scene), own, state)
+    words = ("import", *own, "--scene", str(entry.scene), "--output", str(run))
+    check, leaves = TrainingIsWhole(run, imported=True), run / "config.yml"
+    name, purpose, scene = f"import-{method}", f"a run of the checkpoint of {method}", SceneIsWhole(entry.scene)
+    module = "divff_nerfstudio.cli"
+    step = Step(name, "train", purpose, module, words, leaves, check, needs, requires=scene, method=method)
+    return replace(step, once=True)
+
+
+def _stamp(*parts: object) -> str:
+    """A name of a folder for what was made with these settings."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
 
 
 def _evaluate(entry: SceneEntry, method: str, needs: Needs, output: Path, train: Step) -> Step:
     folder = output / "scores" / entry.name / method
-    words = ("evaluate", "--load-config", str(train.leaves), "--output", str(folder), *entry.words["evaluate"])
+    words = ("evaluate", "--load-config", str(train.leaves), "--output", str(folder))
+    words += entry.options("evaluate", method)
     check, leaves = ScoresAreWhole(folder), folder / "scores.json"
     name, purpose = f"evaluate-{method}", f"scores of {method}"
     return Step(name, "evaluate", purpose, "divff_nerfstudio.cli", words, leaves, check, needs, (train.name,))
 
 
 def _export(entry: SceneEntry, method: str, needs: Needs, output: Path, train: Step) -> Step:
-    own = entry.words["export"]
+    own = entry.options("export", method)
     folder = output / "exports" / entry.name / method
     path = folder if option(own, "--what") == ["gaussians"] else folder / "pointcloud.ply"
     words = ("export", "--load-config", str(train.leaves), "--output", str(path), *own)

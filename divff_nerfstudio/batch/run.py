@@ -145,9 +145,9 @@ def _places(options: BatchOptions, plans: Sequence[Plan]) -> int:
 def _scene_record(plan: Plan) -> SceneRecord:
     scores = {step.after[0]: str(step.leaves.parent) for step in plan.steps if step.kind == "evaluate"}
     runs = [
-        RunRecord(method=step.words[0], run=str(step.resumes), scores=scores.get(step.name))
+        RunRecord(method=step.method, run=str(step.leaves.parent), scores=scores.get(step.name))
         for step in plan.steps
-        if step.kind == "train" and step.resumes is not None
+        if step.method
     ]
     return SceneRecord(name=plan.name, scene=str(plan.base), steps=[step.name for step in plan.steps], runs=runs)
 

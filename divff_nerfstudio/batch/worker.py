@@ -176,7 +176,7 @@ class Worker:
         """
         self._step = step.name
         resumed = () if step.resumes is None else words_to_resume(step.resumes)
-        if resumed is None:
+        if resumed is None or (step.once and step.check() is None):
             return
         if step.requires is not None and (fault := step.requires()) is not None:
             raise StepError("failed", step.name, f"{fault}.")

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -21,7 +21,7 @@ from divff_nerfstudio.batch.manifest import (
     StepName,
     read_manifest,
 )
-from divff_nerfstudio.batch.plans import plans_of
+from divff_nerfstudio.batch.plans import convert_words, plans_of
 from divff_nerfstudio.batch.run import BatchOptions, run_batch, say
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.outputs import check_output_folder
@@ -29,6 +29,8 @@ from divff_nerfstudio.schema import split_words
 
 _METHODS = frozenset(("divff", "divff-paper", "divff-splat"))
 """Those of this package, for which nothing has to be imported."""
+Checked = StepName | Literal["import"]
+"""Commands whose options are looked at."""
 
 
 @dataclass
@@ -92,14 +94,18 @@ def check_options_of(manifest: Manifest) -> None:
     Raises:
         ManifestError: With a sentence for each that a command does not take, and for each method that there is not.
     """
-    first: dict[tuple[StepName, str, tuple[str, ...]], str] = {}
+    first: dict[tuple[Checked, str, tuple[str, ...]], str] = {}
     for entry in manifest.entries:
         for step in entry.steps:
-            for method in entry.methods if step == "train" else ("",):
-                first.setdefault((step, method, entry.words[step]), entry.place)
+            for method in entry.methods:
+                if step == "train" and (words := entry.imported(method)):
+                    first.setdefault(("import", "", words), entry.place)
+                else:
+                    name = method if step == "train" else ""
+                    first.setdefault((step, name, entry.options(step, method)), entry.place)
     faults = []
     for (step, method, words), place in first.items():
-        if step == "train" and method not in _METHODS and method not in (known := _methods()):
+        if step == "train" and method not in _METHODS and method not in (known := registered_methods()):
             faults.append(f"{place}: there is no method {method}, choose from {', '.join(sorted(known))}")
             continue
         if words and (fault := _fault_of(step, method, words)) is not None:
@@ -110,14 +116,14 @@ def check_options_of(manifest: Manifest) -> None:
         )
 
 
-def _methods() -> dict[str, Any]:
+def registered_methods() -> dict[str, Any]:
     """Configurations of the registered methods of this package's kind, by name."""
     from divff_nerfstudio.evaluation.runs import our_configs
 
     return {config.method_name: config for config in our_configs()}
 
 
-def _fault_of(step: StepName, method: str, words: Sequence[str]) -> str | None:
+def _fault_of(step: Checked, method: str, words: Sequence[str]) -> str | None:
     """What a command says of its options; None if it takes them."""
     kind, default, needed = _command(step, method)
     given: dict[str, Any] = {} if default is None else {"default": default}
@@ -138,18 +144,22 @@ def _worded(text: str) -> str:
     return " ".join("".join(inside).split())
 
 
-def _command(step: StepName, method: str) -> tuple[Any, Any, Any]:
+def _command(step: Checked, method: str) -> tuple[Any, Any, Any]:
     """What reads a step's options: its class, its defaults, and what comes before them."""
     if step == "convert":
         from divff_nerfstudio.cli.convert import ConvertConfig
 
-        return ConvertConfig, None, lambda words: (*words[:2], "SCENE", *words[2:])
+        return ConvertConfig, None, lambda words: convert_words(words, "SCENE")
+    if step == "import":
+        from divff_nerfstudio.importing import ImportConfig
+
+        return ImportConfig, None, lambda words: (*words, "--scene", "SCENE", "--output", "RUN")
     if step == "extract":
         from divff_nerfstudio.features.extract import ExtractConfig
 
         return ExtractConfig, None, lambda words: ("--data", "SCENE", *words)
     if step == "train":
-        config: Any = _methods()[method]
+        config: Any = registered_methods()[method]
         return tyro.conf.FlagConversionOff[type(config)], config, lambda words: words
     from divff_nerfstudio.cli.evaluate import EvaluateConfig
     from divff_nerfstudio.cli.export import ExportConfig
