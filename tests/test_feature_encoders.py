@@ -589,3 +589,23 @@ def test_a_silent_hubs_cache_is_enough(tmp_path, monkeypatch, files):
         load_encoder.cache_clear()
         with pytest.raises(EncoderError, match="the cache has no sound copy"):
             load_encoder(name)
+
+
+@pytest.mark.parametrize("fault", ["LocalEntryNotFoundError", "HfHubHTTPError", "ConnectionError"])
+def test_what_cannot_be_looked_at_is_not_followed(monkeypatch, fault):
+    import huggingface_hub.errors
+    import requests
+
+    error = requests.ConnectionError if fault == "ConnectionError" else getattr(huggingface_hub.errors, fault)
+    followed = []
+
+    def break_off(*_, **__):
+        raise error("the line is cut")
+
+    monkeypatch.setattr(encoder_loading, "unreachable_hub", lambda: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", break_off)
+    monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: followed.append("model"))
+    load_encoder.cache_clear()
+    with pytest.raises(EncoderError, match=r"cannot be had .*the line is cut"):
+        load_encoder("hf-hub:somebody/tiny")
+    assert not followed

@@ -203,14 +203,20 @@ def _from_file(
 
 
 def _look_at_hub(name: str, offline: bool) -> None:
-    """Looks at what a repository of the hub, which anybody may fill, says of its model before open_clip follows it."""
+    """Looks at what a repository of the hub, which anybody may fill, says of its model before open_clip follows it.
+
+    What cannot be looked at is not followed, unless the repository has no such file, or, offline, nobody can fetch it.
+    """
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository = name.removeprefix("hf-hub:").partition("@")[0]
     for file in (CONFIG, TOKENIZER):
         try:
             path = Path(hf_hub_download(repository, file, local_files_only=offline))
-        except Exception:
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError) and not offline:
+                raise
             continue
         require_plain(json.loads(path.read_text(encoding="utf-8")), path)
 
