@@ -25,7 +25,7 @@ from divff_nerfstudio.evidence.votes import Kinds, count, decide
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import NO_FEATURE, FeatureStore
 
-_VERSION = 7
+_VERSION = 8
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2
@@ -39,7 +39,8 @@ _KEPT, _KEPT_WIDTH = 0.85, 0.05
 """Share of the frames in which the room looks the same, nearly, and how sharp that bound is."""
 _RESTS, _RESTS_WIDTH = 0.29, 0.06
 """Evidence of resting that tells objects from hands, per frame of the video, and how sharp that bound is."""
-_SURE, _SURE_WIDTH = 0.5, 0.1
+_SURE, _SURE_WIDTH = 0.45, 0.07
+"""From which share of the votes on something moves, and how sharp that bound is."""
 _OBJECT, _OBJECT_WIDTH = 0.47, 0.06
 """From which share of resting on something is an object: it is also carried, but hands hardly ever rest."""
 _KNOWN = 0.15
