@@ -36,6 +36,16 @@ def pytest_configure() -> None:
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"  # where the tests' own servers are
 
 
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """As many threads as before, whatever a test has set: several add gradients of one code in another order each time,
+    which moves last bits."""
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
 def tiny_poses(count: int) -> np.ndarray:
     """Cameras that turn and move a little, (count, 3, 4)."""
     angles = np.linspace(-0.3, 0.3, count)

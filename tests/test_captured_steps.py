@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +42,6 @@ def started(method: str, scene: Path, output: Path, graph: Any = RecordedGraph, 
     trainer.graphs = []
     captured_steps.CardGraph = lambda work: trainer.graphs.append(graph(work)) or trainer.graphs[-1]
     return trainer
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """One thread: several add gradients of one code in another order each time, which moves last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
