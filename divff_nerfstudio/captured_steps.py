@@ -87,7 +87,7 @@ class CapturedSteps:
     def _write(self, step: int) -> None:
         """Writes where the step reads it what belongs to a step; if a new part of the schedule begins, makes room."""
         drawn = self._pipeline.drawn(step)
-        found = list(_tensors(drawn))
+        found = list(tensors_of(drawn))
         part = self._model.schedule.part(step), *((each.shape, each.dtype) for each in found)
         if part == self._part:
             torch._foreach_copy_(self._batch, found)
@@ -95,7 +95,7 @@ class CapturedSteps:
             wait_for(self._device)  # for what the graph that now goes has still to do
             self._part, self._taken, self._graph = part, 0, None
             self._drawn = copy.deepcopy(drawn)
-            self._batch = list(_tensors(self._drawn))
+            self._batch = list(tensors_of(self._drawn))
         for rate, group in zip(self._rates, self._groups, strict=True):
             rate.fill_(group["lr"])
         for name, value in self._model.paces(step).items():
@@ -142,16 +142,16 @@ class CapturedSteps:
                 group["lr"] = number
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors of rays and their batch, in order."""
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """All tensors of a value, such as rays and their batch, in order."""
     if isinstance(value, Tensor):
         yield value
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            yield from _tensors(getattr(value, field.name))
+            yield from tensors_of(getattr(value, field.name))
     elif isinstance(value, Mapping):
         for each in value.values():
-            yield from _tensors(each)
+            yield from tensors_of(each)
     elif isinstance(value, (list, tuple)):
         for each in value:
-            yield from _tensors(each)
+            yield from tensors_of(each)

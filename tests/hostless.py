@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from divff_nerfstudio.captured_steps import tensors_of
 
 DEVICE = "meta"
 """Its tensors have shapes and gradients, but no values: what reads one, or counts how many are not 0, fails."""
@@ -31,10 +32,10 @@ class HostWatch(TorchDispatchMode):
         """Runs an operation and looks at where its tensors are."""
         result = func(*args, **(kwargs or {}))
         name = func._schema.name
-        given = [each for each in _tensors((args, kwargs)) if each.device.type == "cpu" and each.dim()]
+        given = [each for each in tensors_of((args, kwargs)) if each.device.type == "cpu" and each.dim()]
         if name == "aten::_to_copy" and args[0].device.type == "cpu":
             given = [args[0]]
-        there = [each for each in _tensors((args, kwargs, result)) if each.device.type == DEVICE]
+        there = [each for each in tensors_of((args, kwargs, result)) if each.device.type == DEVICE]
         if given and there:
             frames = [frame for frame in traceback.extract_stack() if "card.py" in frame.filename or _own(frame)]
             if not any(frame.name == "sent" for frame in frames):
@@ -45,14 +46,3 @@ class HostWatch(TorchDispatchMode):
 
 def _own(frame: traceback.FrameSummary) -> bool:
     return Path(frame.filename).is_relative_to(_HERE)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _tensors(each)
-    elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _tensors(each)

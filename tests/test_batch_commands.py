@@ -114,7 +114,10 @@ def test_a_folder_that_is_no_batch_is_told(tmp_path: Path, capsys: pytest.Captur
 
 def test_contents_tell_what_is_whole(tmp_path: Path):
     root = write_tiny_scene(tmp_path / "scene")
+    assert SceneIsWhole(root)() is None and SceneIsWhole(root, video_frames=True)() is None
+    sorted((root / "high_res_video").iterdir())[1].unlink()
     assert SceneIsWhole(root)() is None
+    assert "lacks 1 of the video's frames" in (SceneIsWhole(root, video_frames=True)() or "")
     next((root / "frames").iterdir()).write_bytes(b"")
     assert "missing or empty" in (SceneIsWhole(root)() or "")
     assert "lacks the features image" in (FeaturesAreWhole(root, None, ("image",))() or "")

@@ -60,8 +60,10 @@ class Bench:
         monkeypatch.setattr(cli_batch, "run_batch", self.run_batch)
         monkeypatch.setattr(worker, "module_command", lambda *words: words)
         monkeypatch.setattr(worker, "watch", self.watch)
-        for content in ("FeaturesAreWhole", "VideoFramesAreWhole", "ScoresAreWhole"):
+        for content in ("FeaturesAreWhole", "ScoresAreWhole"):
             monkeypatch.setattr(plans, content, lambda *places: lambda: None)
+        whole = plans.SceneIsWhole
+        monkeypatch.setattr(plans, "SceneIsWhole", lambda scene, video_frames=False: whole(scene))
         trained = lambda run, imported=False: lambda: None if run.is_dir() else "it is not there"  # noqa: E731
         monkeypatch.setattr(plans, "TrainingIsWhole", trained)
 

@@ -24,6 +24,8 @@ class SceneIsWhole:
 
     scene: Path
     """Its folder."""
+    video_frames: bool = False
+    """Whether it has to have the frames between them, too, from the first to the last."""
 
     def __call__(self) -> str | None:
         """What is wrong with it."""
@@ -34,27 +36,13 @@ class SceneIsWhole:
         except DivffError as error:
             return _clause(error)
         missing = [path for path in found.image_paths if not (path.is_file() and path.stat().st_size)]
-        return f"{missing[0]} and {len(missing) - 1} other pictures are missing or empty" if missing else None
-
-
-@dataclass(frozen=True)
-class VideoFramesAreWhole:
-    """A scene that has its video's frames, too, from the first sampled one to the last."""
-
-    scene: Path
-    """Its folder."""
-
-    def __call__(self) -> str | None:
-        """What is wrong with them."""
-        from divff_nerfstudio.data.scene import load_scene
-
-        try:
-            found = load_scene(self.scene, check_frames=False)
-        except DivffError as error:
-            return _clause(error)
+        if missing:
+            return f"{missing[0]} and {len(missing) - 1} other pictures are missing or empty"
+        if not self.video_frames:
+            return None
         wanted = range(int(found.video_numbers[0]), int(found.video_numbers[-1]) + 1)
-        missing = len(set(wanted) - set(found.video_numbers_available.tolist()))
-        return f"{found.video_dir} lacks {missing} of the video's frames" if missing else None
+        lacking = len(set(wanted) - set(found.video_numbers_available.tolist()))
+        return f"{found.video_dir} lacks {lacking} of the video's frames" if lacking else None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from divff_nerfstudio.batch.contents import (
     SceneIsWhole,
     ScoresAreWhole,
     TrainingIsWhole,
-    VideoFramesAreWhole,
     option,
 )
 from divff_nerfstudio.batch.manifest import Manifest, Needs, SceneEntry, StepName
@@ -151,7 +150,7 @@ def _convert(entry: SceneEntry, needs: Needs) -> Step:
     own, scene = entry.words["convert"], SceneIsWhole(entry.scene)
     words = ("convert", *convert_words(own, str(entry.scene)))
     if own[0] == VIDEO_FRAMES:
-        check, leaves = VideoFramesAreWhole(entry.scene), entry.scene / "high_res_video"
+        check, leaves = SceneIsWhole(entry.scene, video_frames=True), entry.scene / "high_res_video"
         purpose = "the frames between the sampled ones"
         return Step("convert", "convert", purpose, "divff_nerfstudio.cli", words, leaves, check, needs, (), scene)
     check, meta = scene, entry.scene / "meta.json"

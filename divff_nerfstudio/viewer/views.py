@@ -154,7 +154,7 @@ class ViewCache:
         return AnsweredView(found.camera, found.pictures, found.features, asked)
 
     def _asked(self) -> frozenset[str]:
-        """What a view is rendered for now."""
+        """What a view is rendered for at present: what is looked at decides."""
         return frozenset(EVERYTHING).difference(set(self._model.costly_outputs) - set(self._shown()))
 
     def at_work(self, client: int) -> bool:
