@@ -62,8 +62,13 @@ def create_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
     return array
 
 
-def scratch_array(folder: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+def scratch_array(folder: Path | None, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
     """Maps a new file without a name, which goes away with its last user.
+
+    Args:
+        folder: Where it lies; None: where temporary files do.
+        dtype: Type of its values.
+        shape: Its shape.
 
     Raises:
         OSError: As `create_array`.
@@ -71,6 +76,40 @@ def scratch_array(folder: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap
     with tempfile.TemporaryFile(dir=folder) as file:
         take_room(file, math.prod(shape) * np.dtype(dtype).itemsize)
         return np.memmap(file, dtype, "w+", shape=shape)
+
+
+class ScratchRows:
+    """Rows that are written one after the other into a file without a name, and mapped once all are there.
+
+    Args:
+        folder: Where it lies; None: where temporary files do.
+        dtype: Type of the values.
+    """
+
+    def __init__(self, folder: Path | None, dtype: Any):
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it is closed once it is mapped
+        self._dtype, self._shape = np.dtype(dtype), (0,)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Adds rows, all of the same shape, at the end; they are brought to the type of the others.
+
+        Raises:
+            OSError: If there is no room for them.
+        """
+        self._file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
+        self._shape = self._shape[0] + len(rows), *rows.shape[1:]
+
+    def mapped(self) -> np.ndarray:
+        """All rows, to read and to change; none are added any more. The file goes away with its last user.
+
+        Raises:
+            OSError: If there is no room for the last ones.
+        """
+        with self._file:
+            self._file.flush()
+            if not self._shape[0]:
+                return np.empty(self._shape, self._dtype)
+            return np.asarray(np.memmap(self._file, self._dtype, "r+", shape=self._shape))
 
 
 def take_room(file: IO[bytes], size: int) -> None:

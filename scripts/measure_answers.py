@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from divff_nerfstudio.evaluation.answers import THRESHOLDS
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.door import open_run
 from divff_nerfstudio.evaluation.found_things import overlaps, score_things
-from divff_nerfstudio.evaluation.looks import look_cameras, look_of, look_size, ray_directions
+from divff_nerfstudio.evaluation.looks import features_of, look_cameras, look_of, look_size, ray_directions
 from divff_nerfstudio.evaluation.places import MIN_PIXELS, Places
 from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 from divff_nerfstudio.features.oracle import canonical
@@ -125,7 +126,7 @@ def of_scene(root: Path, folder: Path | None) -> dict[str, Any]:
         slant = -(ray_directions(camera, size) @ camera.pose[:, 2])
         distance = resize_nearest(truth.depth(i), *size) / slant
         looks.append(look_of(store, i, camera, size, distance, resize_nearest(truth.layers(i), *size) == 2))
-    things = find_things(looks, cameras)
+    things = find_things(looks, partial(features_of, store), cameras)
 
     def features(index: int) -> np.ndarray:
         places, table = store.frame_features(index)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from divff_nerfstudio import arrays
-from divff_nerfstudio.arrays import ArrayFaultError, open_array, read_arrays
+from divff_nerfstudio.arrays import ArrayFaultError, ScratchRows, open_array, read_arrays
 from divff_nerfstudio.data.frames import cache_folder
 from divff_nerfstudio.data.scene import load_scene
 
@@ -104,3 +104,16 @@ def test_a_strange_cache_of_frames_is_written_anew(tiny_scene: Path, content: by
     (cache,) = cache_folder(tiny_scene).glob("frames-*.npy")
     cache.write_bytes(content)
     np.testing.assert_array_equal(load_scene(tiny_scene).frames, expected)
+
+
+def test_rows_are_kept_in_a_file_without_a_name(tmp_path: Path) -> None:
+    rows = ScratchRows(tmp_path, np.uint16)
+    for i in range(3):
+        rows.append(np.full((i, 2), i))
+    found = rows.mapped()
+    assert found.dtype == np.uint16 and found.tolist() == [[1, 1], [2, 2], [2, 2]]
+    found += 1
+    assert found.sum() == 16 and not list(tmp_path.iterdir())
+    none = ScratchRows(None, np.float32)
+    none.append(np.zeros((0, 5)))
+    assert none.mapped().shape == (0, 5)

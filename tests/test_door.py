@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from divff_nerfstudio.cli.query import QueryCommandConfig
 from divff_nerfstudio.cli.things import DiaryConfig, ObjectsConfig
 from divff_nerfstudio.data.moved_objects import moved_objects
 from divff_nerfstudio.data.scene import load_scene
+from divff_nerfstudio.evaluation import looks
 from divff_nerfstudio.evaluation.door import Scene
 from divff_nerfstudio.evaluation.found_things import score_things
 from divff_nerfstudio.evaluation.places import Places
@@ -134,6 +136,15 @@ def test_a_run_that_cannot_be_written_to_has_things_all_the_same(scene, tmp_path
     where = found.whereabouts(found.matching("mug")[0], 9)
     assert where.state == "rests" and where.rest.first == 7 and where.before.last == 5
     assert found.whereabouts(found.matching("mug")[0], 1.0).frame == FRAMES - 1
+
+
+def test_where_there_is_no_room_for_what_frames_show_it_is_said(scene, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(looks, "scratch_array", full)
+    with pytest.raises(EvaluationError, match=rf"{scene._kept.parent} .*No space left on device.*make room"):
+        scene.objects()
 
 
 def test_what_is_right_has_full_scores(scene, root):

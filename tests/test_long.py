@@ -25,6 +25,9 @@ from divff_nerfstudio.datamanager import DivFFDataManager
 from divff_nerfstudio.evaluation import viewpoints
 from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 from divff_nerfstudio.features.extract import ExtractConfig
+from divff_nerfstudio.objects.diary import diary
+from divff_nerfstudio.objects.sightings import Look
+from divff_nerfstudio.objects.things import LookCamera, find_things
 
 PLAIN = ("plain_source:PlainSource",)
 _OPENED: list[Path] = []
@@ -192,3 +195,26 @@ def test_a_start_keeps_less_of_each_frame_than_its_pixels(tmp_path: Path) -> Non
         started(scene, tmp_path)
     short, long = (traced(partial(started, scene, tmp_path)) for scene in scenes)
     assert long - short < 100 * FRAME_BYTES
+
+
+def test_finding_things_takes_little_memory_for_each_frame() -> None:
+    """Far less than for the pixels, features and points of its segments."""
+    size, random = (36, 64), np.random.default_rng(0)
+    index = (np.arange(size[0])[:, None] // 12 * 4 + np.arange(size[1]) // 16).astype(np.uint16)
+    table = random.standard_normal((12, 256)).astype(np.float32)
+    table /= np.linalg.norm(table, axis=1, keepdims=True)
+    pose = np.column_stack((np.eye(3), np.zeros(3)))
+    camera = LookCamera(pose, np.array([[40.0, 0, 32], [0, 40.0, 18], [0, 0, 1]]))
+    rows, columns = np.meshgrid(np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5, indexing="ij")
+    points = 2 * np.stack(((columns - 32) / 40, (18 - rows) / 40, -np.ones(size)), -1)
+    distance = np.linalg.norm(points, axis=-1)
+
+    def found(frames: int) -> None:
+        looks = (Look(i, index, points, distance, np.zeros(size), np.zeros(3)) for i in range(frames))
+        things = find_things(looks, lambda _: table.copy(), [camera] * frames)
+        assert [len(thing.frames) for thing in things.things] == [frames] * 12
+        assert diary(things) == [] and len(things.things[0].rests[0].points)
+
+    found(10)
+    short, long = (traced(partial(found, frames)) for frames in (60, 260))
+    assert long - short < 200 * size[0] * size[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import matplotlib
@@ -15,10 +16,12 @@ from PIL import Image
 
 from divff_nerfstudio.cli.things import last_seen, table, thing_data, told
 from divff_nerfstudio.features.oracle import phrase_code
+from divff_nerfstudio.objects import grouping, likeness, spans
+from divff_nerfstudio.objects import things as things_module
 from divff_nerfstudio.objects.diary import Clock, diary
 from divff_nerfstudio.objects.pictures import before_and_after, contact_sheet, plan
 from divff_nerfstudio.objects.sightings import Look, sightings, visible
-from divff_nerfstudio.objects.things import LookCamera, find_things
+from divff_nerfstudio.objects.things import LookCamera, Things, find_things
 
 NAMES = ("nothing", "wall", "mug", "bowl", "arm")
 INTRINSICS = np.array([[30.0, 0, WIDTH / 2], [0, 30.0, HEIGHT / 2], [0, 0, 1]])
@@ -34,9 +37,8 @@ def hand(number: int) -> list[tuple[int, np.ndarray]]:
     return []
 
 
-def looks(noise: float = 0.0, depth_noise: float = 0.0, with_hand: bool = True, still: bool = False) -> list[Look]:
+def looks(depth_noise: float = 0.0, with_hand: bool = True, still: bool = False) -> list[Look]:
     random, found = np.random.default_rng(0), []
-    codes = np.stack([phrase_code(name) for name in NAMES])
     for i in range(FRAMES):
         number = 0 if still else STEP * i
         view = moved_scene.camera_to_world(STEP * i)
@@ -44,12 +46,21 @@ def looks(noise: float = 0.0, depth_noise: float = 0.0, with_hand: bool = True, 
         shown = [*moved_scene.bodies(number), *(hand(number) if with_hand else [])]
         distance, hit = moved_scene.cast(origins, directions, shown)
         distance = distance * (1 + depth_noise * random.standard_normal())
-        features = codes + noise * random.standard_normal(codes.shape)
-        features /= np.linalg.norm(features, axis=-1, keepdims=True)
         index = np.where(hit > 0, hit, 65535).astype(np.uint16)
         points = origins + directions * distance[..., None]
-        found.append(Look(i, index, features, points, distance, (hit == ARM).astype(float), view[:, 3]))
+        found.append(Look(i, index, points, distance, (hit == ARM).astype(float), view[:, 3]))
     return found
+
+
+def features(frame: int, noise: float = 0.0) -> np.ndarray:
+    """Features of a frame's segments."""
+    codes = np.stack([phrase_code(name) for name in NAMES])
+    codes = codes + noise * np.random.default_rng(frame).standard_normal(codes.shape)
+    return codes / np.linalg.norm(codes, axis=-1, keepdims=True)
+
+
+def things_in(shown: list[Look], noise: float = 0.0) -> Things:
+    return find_things(shown, partial(features, noise=noise), cameras())
 
 
 def cameras() -> list[LookCamera]:
@@ -62,7 +73,7 @@ def clock(fps: float | None = 10.0) -> Clock:
 
 @pytest.fixture(scope="module")
 def found():
-    return find_things(looks(), cameras())
+    return things_in(looks())
 
 
 def named(things, name):
@@ -89,20 +100,53 @@ def test_moves_are_told_when_and_where(found, name, thing, start, end):
 
 def test_what_stays_is_not_moved(found):
     assert named(found, "wall").moves == ()
-    assert all(thing.moves == () for thing in find_things(looks(still=True), cameras()).things)
+    assert all(thing.moves == () for thing in things_in(looks(still=True)).things)
 
 
-@pytest.mark.parametrize("options", [{"noise": 0.06}, {"depth_noise": 0.04}, {"noise": 0.04, "depth_noise": 0.02}])
-def test_noise_moves_nothing_and_hides_no_move(options):
-    noisy = find_things(looks(**options), cameras())
+@pytest.mark.parametrize(("noise", "depth_noise"), [(0.06, 0.0), (0.0, 0.04), (0.04, 0.02)])
+def test_noise_moves_nothing_and_hides_no_move(noise, depth_noise):
+    noisy = things_in(looks(depth_noise), noise)
     moves = {name: [(move.start, move.end) for move in named(noisy, name).moves] for name in ("wall", "mug", "bowl")}
     assert moves == {"wall": [], "mug": [(5, 7)], "bowl": [(10, 11)]}
-    assert all(thing.moves == () for thing in find_things(looks(still=True, **options), cameras()).things)
+    assert all(thing.moves == () for thing in things_in(looks(depth_noise, still=True), noise).things)
+
+
+def test_a_part_of_a_long_video_tells_the_same(found, monkeypatch):
+    for module, name, most in (
+        (spans, "MAX_SPOTS", 6),
+        (things_module, "_MAX_LOOKS", 4),
+        (things_module, "_MAX_PIXELS", 4 * HEIGHT * WIDTH),
+        (likeness, "_MAX_FRAMES", 6),
+    ):
+        monkeypatch.setattr(module, name, most)
+    part = things_in(looks())
+    assert (part.owners == found.owners).all()
+    assert part.depth == pytest.approx(found.depth, rel=0.1) and part.reach == found.reach
+    for thing, same in zip(part.things, found.things, strict=True):
+        assert thing.spans(FRAMES) == same.spans(FRAMES) and len(thing.rests) == len(same.rests)
+        assert thing.size == pytest.approx(same.size, rel=0.2)
+
+
+@pytest.mark.parametrize("patience", [3, 1000])
+def test_faults_of_a_few_frames_are_forgotten(monkeypatch, patience):
+    """In each frame a piece of the wall has features of its own."""
+    monkeypatch.setattr(grouping, "_PATIENCE", patience)
+    scene, strange = looks(), np.random.default_rng(1).standard_normal((FRAMES, len(phrase_code("wall"))))
+    strange /= np.linalg.norm(strange, axis=1, keepdims=True)
+    for look in scene:
+        part = look.index[:4, (3 * look.frame) % (WIDTH - 4) :][:, :4]
+        part[part == moved_scene.WALL] = len(NAMES)
+    counts = []
+    merge = grouping.Grouping._merge
+    monkeypatch.setattr(grouping.Grouping, "_merge", lambda self: counts.append(len(self.groups)) or merge(self))
+    found = find_things(scene, lambda frame: np.concatenate((features(frame), strange[frame][None])), cameras())
+    assert {len(thing.frames) for thing in found.things} == {FRAMES}
+    assert counts[0] < 12 if patience == 3 else counts[0] > 12
 
 
 def test_nothing_moves_by_itself():
     """What is elsewhere without a hand near it, in full view, is a fault of the grouping and no event."""
-    assert diary(find_things(looks(with_hand=False), cameras())) == []
+    assert diary(things_in(looks(with_hand=False))) == []
 
 
 def test_the_place_at_any_frame(found):
@@ -172,11 +216,11 @@ def test_settings_that_start_programs_are_not_heeded(found, tmp_path, monkeypatc
 
 def test_a_scene_without_segments_has_no_things(tmp_path):
     empty = [
-        Look(i, np.full((4, 6), 65535, np.uint16), np.zeros((0, 8)), np.zeros((4, 6, 3)), np.ones((4, 6)),
+        Look(i, np.full((4, 6), 65535, np.uint16), np.zeros((4, 6, 3)), np.ones((4, 6)),
              np.zeros((4, 6)), np.zeros(3))
         for i in range(3)
     ]  # fmt: skip
-    found = find_things(empty, cameras()[:3])
+    found = find_things(empty, lambda _: np.zeros((0, 8)), cameras()[:3])
     assert found.things == [] and diary(found) == [] and found.at(0, 1, 1) is None
     frame = np.zeros((4, 6, 3), np.uint8)
     assert contact_sheet(tmp_path / "things.png", found, lambda _: frame).is_file()

@@ -6,11 +6,11 @@ import moved_scene
 import numpy as np
 import pytest
 from moved_scene import BOWL, FRAMES, HEIGHT, MUG, STEP, WALL, WIDTH
-from test_things import NAMES, cameras, clock, looks, named
+from test_things import NAMES, cameras, clock, looks, named, things_in
 
 from divff_nerfstudio.features.oracle import phrase_code
 from divff_nerfstudio.objects.recognition import Recognition
-from divff_nerfstudio.objects.things import Things, find_things
+from divff_nerfstudio.objects.things import Things
 from divff_nerfstudio.objects.whereabouts import direction, spans_told, whereabouts
 
 CODES = np.stack([phrase_code(name) for name in NAMES])
@@ -18,7 +18,7 @@ CODES = np.stack([phrase_code(name) for name in NAMES])
 
 @pytest.fixture(scope="module")
 def found():
-    found = find_things(looks(), cameras())
+    found = things_in(looks())
     for name in ("wall", "mug", "bowl"):
         named(found, name).name = name
     return found
@@ -56,7 +56,7 @@ def test_what_is_seen_late_or_no_more():
     scene = looks()
     for look in (*scene[:3], *scene[9:]):
         look.index[look.index == MUG] = WALL
-    things = find_things(scene, cameras())
+    things = things_in(scene)
     mug = named(things, "mug")
     early, late = whereabouts(mug, 0), whereabouts(mug, FRAMES - 1)
     assert (early.state, early.last_seen, len(early.points), early.sighting.frame) == ("not seen yet", None, 0, 3)

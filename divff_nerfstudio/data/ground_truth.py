@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import stat
 import zipfile
 from functools import cached_property
@@ -20,6 +19,7 @@ from divff_nerfstudio.schema import Record, read_json
 
 _LAYERS = ("static", "dynamic", "actor")
 _REMEDY = "write the ground truth anew"
+_PIECE = 2**20
 
 
 class _InstanceTable(Record):
@@ -95,7 +95,9 @@ def ground_truth(scene: Scene) -> GroundTruth | None:
     return GroundTruth(scene) if (scene.root / "ground_truth" / "frames").is_dir() else None
 
 
-def read_npz_array(path: Path, key: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def read_npz_array(
+    path: Path, key: str, shape: tuple[int, ...], dtype: Any, into: np.ndarray | None = None
+) -> np.ndarray:
     """Reads one array of an .npz file that may come from a stranger: nothing larger than expected is unpacked.
 
     Args:
@@ -103,6 +105,7 @@ def read_npz_array(path: Path, key: str, shape: tuple[int, ...], dtype: Any) -> 
         key: Name of the array.
         shape: Its shape.
         dtype: Its type.
+        into: An array of that shape and type, to be filled and returned; None: a new one.
 
     Raises:
         SceneError: If the file is missing or damaged, or the array is another one.
@@ -119,11 +122,16 @@ def read_npz_array(path: Path, key: str, shape: tuple[int, ...], dtype: Any) -> 
                 raise SceneError(f"{path} has {key} in a size that is not the frames' ({found[:4]}): {_REMEDY}.")
             if kind != np.dtype(dtype) or fortran:
                 raise SceneError(f"{path} has {key} as {kind} where {np.dtype(dtype)} is due: {_REMEDY}.")
-            size = math.prod(shape) * kind.itemsize
-            content = file.read(size + 1)
-            if len(content) != size:
+            values = np.empty(shape, kind) if into is None else into
+            room = values.reshape(-1).view(np.uint8).data
+            while content := file.read(min(len(room), _PIECE) or 1):
+                if len(content) > len(room):
+                    break
+                room[: len(content)] = content
+                room = room[len(content) :]
+            if content or len(room):
                 raise ValueError("it has another length than it says")
-            return np.frombuffer(content, kind).reshape(shape).copy()
+            return values
     except SceneError:
         raise
     except Exception as error:  # damaged archives fail in many ways

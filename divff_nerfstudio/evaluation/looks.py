@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import gettempdir
 
 import numpy as np
 import torch
@@ -12,7 +14,9 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 from rich.progress import track
 
+from divff_nerfstudio.arrays import scratch_array
 from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.cache_dirs import is_writable
 from divff_nerfstudio.data.annotations import resize_nearest
 from divff_nerfstudio.data.ground_truth import read_npz_array
 from divff_nerfstudio.data.rays import camera_directions, pixel_grid
@@ -39,14 +43,33 @@ def things_of(trained: TrainedScene, kept: Path | None = None, looked: Looked | 
         looked: Called between the frames that are rendered; None: a bar in the console shows how far it is.
 
     Raises:
-        EvaluationError: If there are no stored segments to group.
+        EvaluationError: If there are no stored segments to group, or no room for what is looked up meanwhile.
     """
     store = segments_of(trained)
     cameras = look_cameras(trained.scene)
     size = look_size(trained.scene)
-    distances, actors = rendered(trained, size, kept, looked)
-    looks = (look_of(store, i, camera, size, distances[i], actors[i]) for i, camera in enumerate(cameras))
-    return find_things(looks, cameras)
+    folder = _folder_beside(kept)
+    try:
+        distances, actors = rendered(trained, size, kept, folder, looked)
+        looks = (look_of(store, i, camera, size, distances[i], actors[i]) for i, camera in enumerate(cameras))
+        return find_things(looks, partial(features_of, store), cameras, folder)
+    except OSError as error:
+        raise EvaluationError(
+            f"What the frames show cannot be kept in {folder or gettempdir()} while things are found "
+            f"({error.strerror or error}): make room there."
+        ) from error
+
+
+def _folder_beside(kept: Path | None) -> Path | None:
+    """The folder of a file that is kept, if it can be written to, for what is needed for a while only: unlike the one
+    for temporary files, it is on a disk. None otherwise."""
+    if kept is None:
+        return None
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return kept.parent if is_writable(kept.parent) else None
 
 
 def segments_of(trained: TrainedScene) -> FeatureStore:
@@ -101,13 +124,23 @@ def look_of(
         distance: How far each pixel's point is from the camera, along the ray.
         actor: The actor's share of each pixel.
     """
-    index, table = store.frame_features(frame)
-    with torch.no_grad():
-        embeddings = store.decode(torch.from_numpy(table)).cpu().numpy()
-    embeddings = embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-9)
+    index, _ = store.frame_features(frame)
     directions = ray_directions(camera, size)
     points = camera.pose[:, 3] + directions * distance[..., None]
-    return Look(frame, resize_nearest(index, *size), embeddings, points, distance, actor, camera.pose[:, 3])
+    return Look(frame, resize_nearest(index, *size), points, distance, actor, camera.pose[:, 3])
+
+
+def features_of(store: FeatureStore, frame: int) -> Float[np.ndarray, "n dim"]:
+    """Features of a frame's segments, of unit length, embeddings as phrases are.
+
+    Args:
+        store: The scene's segments.
+        frame: Index of the frame.
+    """
+    table = store.table[slice(*store.offsets[frame : frame + 2])].astype(np.float32)
+    with torch.no_grad():
+        embeddings = store.decode(torch.from_numpy(table)).cpu().numpy()
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-9)
 
 
 def ray_directions(camera: LookCamera, size: tuple[int, int]) -> Float[np.ndarray, "height width 3"]:
@@ -118,7 +151,7 @@ def ray_directions(camera: LookCamera, size: tuple[int, int]) -> Float[np.ndarra
 
 
 def rendered(
-    trained: TrainedScene, size: tuple[int, int], kept: Path | None, looked: Looked | None = None
+    trained: TrainedScene, size: tuple[int, int], kept: Path | None, folder: Path | None, looked: Looked | None = None
 ) -> tuple[Float[np.ndarray, "frames height width"], Float[np.ndarray, "frames height width"]]:
     """Depths along the rays, and the actor's shares, of all frames as the model renders them.
 
@@ -126,15 +159,23 @@ def rendered(
         trained: The scene.
         size: Height and width.
         kept: File in which they are kept; one that is damaged, or of other sizes, is written anew.
+        folder: Where they lie until nobody needs them any more; None: where temporary files do.
         looked: As for `things_of`.
+
+    Returns:
+        Both, memory-mapped.
+
+    Raises:
+        OSError: If there is no room for them.
     """
     shape = len(trained.scene), *size
+    distances, actors = (scratch_array(folder, _FLAT, shape) for _ in range(2))
     if kept is not None and kept.is_file():
         try:
-            return read_npz_array(kept, "distance", shape, _FLAT), read_npz_array(kept, "actor", shape, _FLAT)
+            read_npz_array(kept, "distance", shape, _FLAT, into=distances)
+            return distances, read_npz_array(kept, "actor", shape, _FLAT, into=actors)
         except SceneError:
             CONSOLE.print(f"[yellow]{kept} is not of this scene and is written anew.", soft_wrap=True)
-    distances, actors = np.empty(shape, _FLAT), np.empty(shape, _FLAT)
     shown: Iterable[int] = range(len(trained.scene))
     if looked is None:
         shown = track(shown, "Looking at the frames ...", console=CONSOLE, transient=True)

@@ -116,7 +116,7 @@ def landmark(things: Things, thing: Thing, point: Float[np.ndarray, "3"]) -> Thi
     Returns:
         None if nothing is nearer than the room is deep by a quarter.
     """
-    room = float(np.median(things.distances))
+    room = things.depth
     nearest, distance = None, room / 4
     for other in things.things:
         if other is thing or other.movable or not other.rests or other.size > room / 2:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -11,12 +13,16 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial import KDTree
 
 from divff_nerfstudio.objects.likeness import Likeness, covered, learn_likeness
-from divff_nerfstudio.objects.sightings import Sighting
+from divff_nerfstudio.objects.sighting_table import Sightings, SightingTable
+from divff_nerfstudio.objects.sightings import FeaturesOf, Sighting
 
 REACH = 0.03
 """Points are at one place if they are nearer to each other than this share of the room's depth."""
 PLACE_SPEAKS = 3.0
 """How much it says for a thing that something lies where it lay, in the unit of `Likeness.evidence`."""
+MIN_FRAMES = 3
+"""What fewer frames show is no thing."""
+_PATIENCE = 1000
 _ELSEWHERE = -1.5
 _FAR = -4.0
 _SPEED = 0.25
@@ -29,24 +35,18 @@ _SAME_PLACE = 0.5
 class Group:
     """Segments that are taken for one thing."""
 
-    sightings: list[Sighting] = field(default_factory=list)
-    """In the order of time; a frame may have several."""
+    numbers: array[int] = field(default_factory=partial(array, "q"))
+    """Of the segments in the table; a frame may have several."""
+    last: Sighting | None = None
+    """The latest that was added."""
     feature: Float[np.ndarray, "dim"] | None = None
     """Sum of the centred features."""
+    looks: Float[np.ndarray, "dim"] | float = 0.0
+    """Sum of the features, each weighted by the square root of its area."""
     points: Float[np.ndarray, "points 3"] = field(default_factory=lambda: np.zeros((0, 3), np.float32))
     """Where it lies now."""
     _tree: KDTree | None = None
     _box: tuple[np.ndarray, np.ndarray] | None = None
-
-    @property
-    def last(self) -> Sighting:
-        """The latest segment."""
-        return self.sightings[-1]
-
-    @property
-    def frames(self) -> list[int]:
-        """Indices of the frames that show it."""
-        return sorted({sighting.frame for sighting in self.sightings})
 
     @property
     def tree(self) -> KDTree:
@@ -56,9 +56,10 @@ class Group:
 
     def absorb(self, other: Group) -> None:
         """Takes in another group at the same place."""
-        assert self.feature is not None and other.feature is not None
-        self.sightings = sorted([*self.sightings, *other.sightings], key=lambda sighting: sighting.frame)
-        self.feature = self.feature + other.feature
+        assert self.last is not None and other.last is not None and self.feature is not None
+        self.last = max(self.last, other.last, key=lambda sighting: sighting.frame)
+        self.numbers.extend(other.numbers)
+        self.feature, self.looks = self.feature + other.feature, self.looks + other.looks
         self.lie(np.concatenate((self.points, other.points)))
 
     def covers(self, points: Float[np.ndarray, "n 3"], reach: float) -> float:
@@ -80,16 +81,27 @@ class Group:
         assert self.feature is not None
         return self.feature / max(float(np.linalg.norm(self.feature)), 1e-9)
 
-    def add(self, sighting: Sighting, feature: Float[np.ndarray, "dim"], here: bool) -> None:
+    def add(
+        self,
+        number: int,
+        sighting: Sighting,
+        feature: Float[np.ndarray, "dim"],
+        centred: Float[np.ndarray, "dim"],
+        here: bool,
+    ) -> None:
         """Takes in a segment.
 
         Args:
+            number: Of the segment in the table.
             sighting: The segment.
-            feature: Its centred feature.
+            feature: Its feature.
+            centred: The same without what all features have in common.
             here: Whether it lies where the thing lay; else the thing lies there from now on.
         """
-        self.sightings.append(sighting)
-        self.feature = feature.copy() if self.feature is None else self.feature + feature
+        self.numbers.append(number)
+        self.last = sighting
+        self.feature = centred.copy() if self.feature is None else self.feature + centred
+        self.looks = self.looks + feature * sighting.area**0.5
         points = np.concatenate((self.points, sighting.points)) if here else sighting.points
         if len(points) > _MAX_POINTS:
             points = points[np.linspace(0, len(points) - 1, _MAX_POINTS).round().astype(int)]
@@ -104,23 +116,29 @@ class Grouping:
     where the thing lay. A segment for which no thing speaks begins a new one; one that was left over because its
     thing has a larger part in the frame joins it.
 
+    What fewer frames show than a thing needs, and none of the next thousand, is forgotten, or is a part of what lies
+    there: else a long video would have to be compared with each fault of its segmentation.
+
     Args:
-        frames: The segments of each frame.
+        seen: The segments of all frames.
+        features_of: Gives their features.
         reach: Points nearer to each other than this are at one place, scene units.
     """
 
-    def __init__(self, frames: Sequence[Sequence[Sighting]], reach: float):
+    def __init__(self, seen: SightingTable, features_of: FeaturesOf, reach: float):
         self.reach = reach
-        self.likeness: Likeness = learn_likeness(frames, reach)
+        self.likeness: Likeness = learn_likeness(seen, features_of, reach)
         self.groups: list[Group] = []
-        for sightings in frames:
-            if sightings:
-                self._match(sightings)
+        for frame in range(seen.frames):
+            if len(found := seen.of_frame(frame)):
+                self._match(found, found.features(features_of))
+            if frame % _PATIENCE == _PATIENCE - 1:
+                self._forget(frame - _PATIENCE)
         self._merge()
 
-    def _match(self, sightings: Sequence[Sighting]) -> None:
+    def _match(self, found: Sightings, stored: Float[np.ndarray, "n dim"]) -> None:
         """Gives each segment of a frame to a thing."""
-        features = self.likeness.centred(np.stack([sighting.feature for sighting in sightings]).astype(np.float64))
+        sightings, features = list(found), self.likeness.centred(stored)
         own: list[int | None] = [None] * len(sightings)
         here = np.zeros((len(sightings), len(self.groups)))
         if self.groups:
@@ -139,17 +157,17 @@ class Grouping:
             if chosen is None:
                 self.groups.append(Group())
             group = self.groups[-1 if chosen is None else chosen]
-            group.add(sighting, features[row], bool(chosen is not None and here[row, chosen] > 0))
+            lies = chosen is not None and here[row, chosen] > 0
+            group.add(int(found.numbers[row]), sighting, stored[row], features[row], bool(lies))
 
     def _compared(
         self, sightings: Sequence[Sighting], features: Float[np.ndarray, "n dim"]
     ) -> tuple[Float[np.ndarray, "n groups"], Float[np.ndarray, "n groups"]]:
         """What features and what places say for each pair of segment and thing."""
         alike = self.likeness.evidence(features @ np.stack([group.direction for group in self.groups]).T)
-        place = np.empty_like(alike)
-        for row, sighting in enumerate(sightings):
-            for column, group in enumerate(self.groups):
-                place[row, column] = self._place(sighting, group) if alike[row, column] > -PLACE_SPEAKS else _FAR
+        place = np.full_like(alike, _FAR)
+        for row, column in np.argwhere(alike > -PLACE_SPEAKS):
+            place[row, column] = self._place(sightings[row], self.groups[column])
         return alike, place
 
     def _place(self, sighting: Sighting, group: Group) -> float:
@@ -157,16 +175,28 @@ class Grouping:
         share = group.covers(sighting.points, self.reach)
         if share > 0.2:
             return PLACE_SPEAKS * min(1.0, 0.3 + share)
+        assert group.last is not None
         apart = float(np.linalg.norm(sighting.centre - group.last.centre))
         passed = sighting.frame - group.last.frame
         return _ELSEWHERE if apart < _SPEED * sighting.depth * max(passed, 1) else _FAR
+
+    def _forget(self, since: int) -> None:
+        """Lets go of what few frames show, and none from one on."""
+        kept, old = list[Group](), list[Group]()
+        for group in self.groups:
+            assert group.last is not None
+            (old if len(group.numbers) < MIN_FRAMES and group.last.frame < since else kept).append(group)
+        for group in old:
+            if (larger := next((other for other in kept if self._one(other, group)), None)) is not None:
+                larger.absorb(group)
+        self.groups = kept
 
     def _merge(self) -> None:
         """Puts together what lies at one place with features of one thing, until nothing more does."""
         before = 0
         while before != len(self.groups):
             before, kept = len(self.groups), list[Group]()
-            for group in sorted(self.groups, key=lambda group: -len(group.sightings)):
+            for group in sorted(self.groups, key=lambda group: -len(group.numbers)):
                 larger = next((other for other in kept if self._one(other, group)), None)
                 if larger is None:
                     kept.append(group)

@@ -13,12 +13,14 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial import KDTree
 
-from divff_nerfstudio.objects.sightings import Sighting
+from divff_nerfstudio.objects.sighting_table import SightingTable
+from divff_nerfstudio.objects.sightings import FeaturesOf, Sighting, evenly
 
 _COVERED = 0.5
 _MIN_PAIRS = 8
 _MAX_EVIDENCE = 8.0
 _MIN_SPREAD = 0.04
+_MAX_FRAMES = 512
 
 
 @dataclass(frozen=True)
@@ -57,31 +59,47 @@ class Likeness:
         return np.clip(2 * (similarity - far) / max(near - far, 1e-6) - 1, -1, 1)
 
 
-def learn_likeness(frames: Sequence[Sequence[Sighting]], reach: float) -> Likeness:
-    """Learns from a scene what similarities of its features say.
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """What a frame shows, to be compared with another."""
+
+    frame: int
+    sightings: Sequence[Sighting]
+    features: Float[np.ndarray, "n dim"]
+    trees: Sequence[KDTree]
+
+
+def learn_likeness(seen: SightingTable, features_of: FeaturesOf, reach: float) -> Likeness:
+    """Learns from a scene what similarities of its features say: from some hundreds of its frames, where it has more,
+    each with the one before it.
 
     Args:
-        frames: The segments of each frame.
+        seen: The segments of all frames.
+        features_of: Gives their features.
         reach: Points nearer to each other than this are at one place, scene units.
     """
-    everything = np.stack([sighting.feature for frame in frames for sighting in frame]).astype(np.float64)
-    likeness = Likeness(everything.mean(0), (1.0, _MIN_SPREAD), (0.0, 1.0))
-    centred = iter(np.split(likeness.centred(everything), np.cumsum([len(frame) for frame in frames])[:-1]))
-    same, other, before = [], [], None
-    for frame in frames:
-        features = next(centred)
-        trees = [KDTree(sighting.points) for sighting in frame]
-        if len(frame) > 1:
-            similar = features @ features.T
-            other.append(similar[np.triu_indices(len(frame), 1)])
+    chosen = evenly(seen.frames, _MAX_FRAMES).tolist()
+    total, count = np.zeros(()), 0
+    for frame in chosen:
+        own = seen.of_frame(frame).features(features_of)
+        total, count = total + own.sum(axis=0), count + len(own)
+    common = Likeness(total / max(count, 1), (1.0, _MIN_SPREAD), (0.0, 1.0))
+
+    def shown(frame: int) -> _Shown:
+        found = seen.of_frame(frame)
+        trees = [KDTree(sighting.points) for sighting in found]
+        return _Shown(frame, list(found), common.centred(found.features(features_of)), trees)
+
+    same, other, before = [np.zeros(0)], [np.zeros(0)], None
+    for frame in chosen:
+        if frame and (before is None or before.frame != frame - 1):
+            before = shown(frame - 1)
+        own = shown(frame)
+        other.append((own.features @ own.features.T)[np.triu_indices(len(own.sightings), 1)])
         if before is not None:
-            same.append(_paired(before, (frame, features, trees), reach))
-        before = frame, features, trees
-    return Likeness(
-        likeness.mean,
-        _spread(np.concatenate(same) if same else np.zeros(0), (0.9, 0.1)),
-        _spread(np.concatenate(other) if other else np.zeros(0), (0.0, 0.3)),
-    )
+            same.append(_paired(before, own, reach))
+        before = own
+    return Likeness(common.mean, _spread(np.concatenate(same), (0.9, 0.1)), _spread(np.concatenate(other), (0.0, 0.3)))
 
 
 def covered(points: Float[np.ndarray, "n 3"], tree: KDTree, reach: float) -> float:
@@ -89,11 +107,11 @@ def covered(points: Float[np.ndarray, "n 3"], tree: KDTree, reach: float) -> flo
     return float((tree.query(points, distance_upper_bound=reach)[0] < np.inf).mean())
 
 
-def _paired(before: tuple, after: tuple, reach: float) -> Float[np.ndarray, "pairs"]:
+def _paired(before: _Shown, after: _Shown, reach: float) -> Float[np.ndarray, "pairs"]:
     """Similarities of the segments of two frames that cover each other's place."""
     found = []
-    for mine, feature, tree in zip(*before, strict=True):
-        for theirs, other, its in zip(*after, strict=True):
+    for mine, feature, tree in zip(before.sightings, before.features, before.trees, strict=True):
+        for theirs, other, its in zip(after.sightings, after.features, after.trees, strict=True):
             apart = np.abs(mine.centre - theirs.centre).max()
             if apart > reach + max(np.ptp(mine.points, axis=0).max(), np.ptp(theirs.points, axis=0).max()):
                 continue

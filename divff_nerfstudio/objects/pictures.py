@@ -139,7 +139,7 @@ def _draw_plan(axes: Any, things: Things, events: Sequence[Event], clock: Clock)
         axes.plot(*way[0], "o", color=colour, markerfacecolor="white", markersize=7)
         axes.plot(*way[-1], "o", color=colour, markersize=7)
     for thing in things.things:
-        if thing.rests and not thing.moves and thing.size < 0.5 * float(np.median(things.distances)):
+        if thing.rests and not thing.moves and thing.size < 0.5 * things.depth:
             x, y = flat(thing.rests[0].point)
             axes.annotate(f"{thing.number} {thing.name}".strip(), (x, y), fontsize=6, color="tab:brown", ha="center")
     axes.set_aspect("equal")

@@ -31,7 +31,7 @@ class Recognition:
         self._owners = np.repeat(np.arange(len(lying)), [len(points) for points in lying])
         self._tree = KDTree(np.concatenate(lying)) if len(self._owners) else None
         # What is known of a thing ends a pixel of the looks before its edge.
-        pixel = float(np.median(things.distances)) / float(things.cameras[frame].intrinsics[1, 1])
+        pixel = things.depth / float(things.cameras[frame].intrinsics[1, 1])
         self._reach = max(_REACH * things.reach, _LOOK_PIXELS * pixel)
 
     def numbers(

@@ -1,10 +1,9 @@
-"""What single frames show: each stored segment with its feature and its place in the room."""
+"""What single frames show: each stored segment with its place in the room."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt16
@@ -14,11 +13,17 @@ from divff_nerfstudio.features.store import NO_FEATURE
 
 MIN_PIXELS = 6
 """Segments of fewer pixels are left out: their depth is that of their surroundings."""
-_SAMPLES = 48
+SAMPLES = 48
+"""So many points of a segment are kept, at most."""
 _ACTOR = 0.5
 _TOUCHED = 0.1
 _NEXT = 2
 _SPREAD = 4.0
+
+
+FeaturesOf = Callable[[int], Float[np.ndarray, "n dim"]]
+"""Gives a frame's part of the store by its index, embeddings of unit length; it is asked again and again, so that not
+all need to be in memory at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +34,10 @@ class Sighting:
     """Index of the frame."""
     row: int
     """Row of the frame's part of the store."""
-    feature: Float[np.ndarray, "dim"]
-    """Its feature, of unit length."""
     points: Float[np.ndarray, "samples 3"]
     """Points of its surface, world coordinates."""
+    centre: Float[np.ndarray, "3"]
+    """Median of its points."""
     box: tuple[int, int, int, int]
     """First row and column, and those behind the last, in the frame."""
     area: int
@@ -41,17 +46,10 @@ class Sighting:
     """Median distance from the camera, scene units."""
     cut: bool
     """Whether the picture's border cuts it off."""
-    touched: bool = False
+    touched: bool
     """Whether the actor is next to it."""
-    actor: float = 0.0
+    actor: float
     """The actor's share of its pixels."""
-    eye: Float[np.ndarray, "3"] = field(default_factory=lambda: np.zeros(3))
-    """Where the camera is, world coordinates."""
-
-    @cached_property
-    def centre(self) -> Float[np.ndarray, "3"]:
-        """Median of its points."""
-        return np.median(self.points, axis=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +60,6 @@ class Look:
     """Index of the frame."""
     index: UInt16[np.ndarray, "height width"]
     """Row of the frame's part of the store at each pixel; 65535: none."""
-    table: Float[np.ndarray, "n dim"]
-    """That part of the store, embeddings of unit length."""
     points: Float[np.ndarray, "height width 3"]
     """Where each pixel's ray meets the scene, world coordinates."""
     distance: Float[np.ndarray, "height width"]
@@ -94,20 +90,19 @@ def sightings(look: Look) -> list[Sighting]:
         box = int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1
         inside = _inside(look.index, rows, columns)
         distance = look.distance.ravel()[inside]
-        points = look.points.reshape(-1, 3)[_near_median(inside, distance)]
+        points = look.points.reshape(-1, 3)[_near_median(inside, distance)].astype(np.float32)
         found.append(
             Sighting(
                 frame=look.frame,
                 row=row,
-                feature=look.table[row],
-                points=points.astype(np.float32),
+                points=points,
+                centre=np.median(points, axis=0),
                 box=box,
                 area=len(pixels),
                 depth=float(np.median(distance)),
                 cut=_cut(box, height, width),
                 touched=_touched(look.index == row, actor, box),
                 actor=float(look.actor.ravel()[pixels].mean()),
-                eye=look.eye,
             )
         )
     return found
@@ -130,7 +125,12 @@ def _near_median(pixels: Int[np.ndarray, "n"], distance: Float[np.ndarray, "n"])
     middle = np.median(distance)
     off = np.abs(distance - middle)
     kept = pixels[off <= max(_SPREAD * float(np.median(off)), 0.02 * middle)]
-    return kept[np.linspace(0, len(kept) - 1, min(_SAMPLES, len(kept))).round().astype(int)]
+    return kept[evenly(len(kept), SAMPLES)]
+
+
+def evenly(count: int, most: int) -> Int[np.ndarray, "chosen"]:
+    """Which of so many to look at: all, or evenly spaced ones where there are more than enough."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int)
 
 
 def _cut(box: Sequence[int], height: int, width: int) -> bool:

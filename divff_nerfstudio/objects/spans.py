@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Float32, Int, Int32
 from scipy.spatial import KDTree
 
 from divff_nerfstudio.objects.likeness import covered
-from divff_nerfstudio.objects.sightings import Sighting
+from divff_nerfstudio.objects.sighting_table import Sightings
+from divff_nerfstudio.objects.sightings import evenly
 
 MIN_SIGHTINGS = 4
 """So many frames must show a thing at a place before it rests there."""
+MAX_SPOTS = 256
+"""Of so many frames, at most, it is looked closely at what they show of a thing at a place."""
 _MIN_AT_ENDS = 1
 _COVERED = 0.85
 _STRAYS = 2
@@ -26,60 +29,86 @@ _AWAY = 0.6
 
 
 @dataclass(frozen=True, eq=False)
-class Spot:
-    """What one frame shows of a thing."""
+class Spots:
+    """What each of some frames shows of a thing, in the order of time."""
 
-    frame: int
-    """Index of the frame."""
-    points: Float[np.ndarray, "points 3"]
-    """Points of its surface, world coordinates."""
-    cut: bool
+    sightings: Sightings
+    """All segments that show the thing, in the order of time."""
+    parts: Int32[np.ndarray, "n 2"]
+    """First of a frame's segments among these, and the one behind its last."""
+    frames: Int32[np.ndarray, "n"]
+    """Index of each frame."""
+    centres: Float32[np.ndarray, "n 3"]
+    """Median of the points of the thing's surface that a frame shows, world coordinates."""
+    cut: Bool[np.ndarray, "n"]
     """Whether it is cut off by the picture's border."""
-    touched: bool
+    touched: Bool[np.ndarray, "n"]
     """Whether the actor is next to it."""
-    eye: Float[np.ndarray, "3"]
-    """Where the camera is, world coordinates."""
 
-    @cached_property
-    def centre(self) -> Float[np.ndarray, "3"]:
-        """Median of its points."""
-        return np.median(self.points, axis=0)
+    def __len__(self) -> int:
+        return len(self.frames)
 
-    def off(self, point: Float[np.ndarray, "3"]) -> float:
-        """How far it is from a point across the line of sight, scene units: along it, rendered depth is not sure."""
-        sight = self.centre - self.eye
-        sight = sight / max(float(np.linalg.norm(sight)), 1e-9)
-        to = point - self.eye
-        return float(np.linalg.norm(to - (to @ sight) * sight))
+    def __getitem__(self, chosen: slice | Int[np.ndarray, "m"] | Sequence[int]) -> Spots:
+        return Spots(self.sightings, *(getattr(self, name)[chosen] for name in _PER_FRAME))
+
+    def __add__(self, later: Spots) -> Spots:
+        own = ((getattr(each, name) for each in (self, later)) for name in _PER_FRAME)
+        return Spots(self.sightings, *(np.concatenate([*values]) for values in own))
+
+    def between(self, first: int, last: int) -> Spots:
+        """Those of the frames from one to another, both included."""
+        return self[slice(*np.searchsorted(self.frames, (first, last + 1)))]
+
+    @property
+    def few(self) -> Spots:
+        """Some hundreds of them, evenly chosen, where there are more."""
+        return self if len(self) <= MAX_SPOTS else self[evenly(len(self), MAX_SPOTS)]
+
+    @property
+    def points(self) -> Float32[np.ndarray, "points 3"]:
+        """Points of the thing's surface that the frames show, together, world coordinates."""
+        numbers = [self.sightings.numbers[first:end] for first, end in self.parts]
+        return self.sightings.table.points(np.concatenate(numbers))
+
+    def off(self, point: Float[np.ndarray, "3"]) -> Float[np.ndarray, "n"]:
+        """How far each is from a point across the line of sight, scene units: along it, rendered depth is not sure."""
+        eyes = self.sightings.table.eyes[self.frames]
+        sight = self.centres - eyes
+        sight /= np.maximum(np.linalg.norm(sight, axis=1, keepdims=True), 1e-9)
+        to = point - eyes
+        return np.linalg.norm(to - (to * sight).sum(axis=1, keepdims=True) * sight, axis=1)
+
+
+_PER_FRAME = tuple(each.name for each in fields(Spots) if each.name != "sightings")
 
 
 @dataclass(frozen=True, eq=False)
 class Rest:
     """A span in which a thing lies at one place."""
 
-    spots: tuple[Spot, ...]
+    spots: Spots
     """What the frames show of it there."""
 
     @property
     def first(self) -> int:
         """Index of the first frame that shows it there."""
-        return self.spots[0].frame
+        return int(self.spots.frames[0])
 
     @property
     def last(self) -> int:
         """Index of the last one."""
-        return self.spots[-1].frame
+        return int(self.spots.frames[-1])
 
     @cached_property
-    def points(self) -> Float[np.ndarray, "points 3"]:
-        """What the frames show of it there, together."""
-        return np.concatenate([spot.points for spot in self.spots])
+    def points(self) -> Float32[np.ndarray, "points 3"]:
+        """What the frames show of it there, together; a few hundred of them, where there are more."""
+        return self.spots.few.points
 
     @cached_property
     def point(self) -> Float[np.ndarray, "3"]:
         """The middle of what is seen of it: median over the frames that do not cut it off, if there are any."""
-        whole = [spot.centre for spot in self.spots if not spot.cut]
-        return np.median(whole or [spot.centre for spot in self.spots], axis=0)
+        whole = self.spots.centres[~self.spots.cut]
+        return np.median(whole if len(whole) else self.spots.centres, axis=0)
 
     @cached_property
     def box(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
@@ -88,30 +117,31 @@ class Rest:
         return low, high
 
 
-def spots(sightings: Sequence[Sighting]) -> list[Spot]:
-    """What each frame shows of a thing: the points of all its segments."""
-    frames: dict[int, list[Sighting]] = {}
-    for sighting in sightings:
-        frames.setdefault(sighting.frame, []).append(sighting)
-    return [
-        Spot(
-            frame,
-            np.concatenate([each.points for each in own]),
-            any(each.cut for each in own),
-            any(each.touched for each in own),
-            own[0].eye,
-        )
-        for frame, own in sorted(frames.items())
-    ]
+def spots(sightings: Sightings) -> Spots:
+    """What each frame shows of a thing: the points of all its segments.
+
+    Args:
+        sightings: The segments, in the order of time.
+    """
+    frames, starts, counts = np.unique(sightings.column("frame"), return_index=True, return_counts=True)
+    centres = sightings.column("centre")[starts]
+    for i in np.flatnonzero(counts > 1):
+        own = sightings.numbers[starts[i] : starts[i] + counts[i]]
+        centres[i] = np.median(sightings.table.points(own), axis=0)
+    cut, touched = (np.logical_or.reduceat(sightings.column(name), starts) for name in ("cut", "touched"))
+    parts = np.stack((starts, starts + counts), -1).astype(np.int32)
+    return Spots(sightings, parts, frames, centres, cut, touched)
 
 
-def size(seen: Sequence[Spot]) -> float:
+def size(seen: Spots) -> float:
     """How long a thing is: diagonal of the box around what a frame shows of it, median over frames, scene units."""
-    lengths = [float(np.linalg.norm(np.ptp(np.percentile(spot.points, (5, 95), axis=0), axis=0))) for spot in seen]
+    few = seen.few
+    shown = (few[i : i + 1].points for i in range(len(few)))
+    lengths = [float(np.linalg.norm(np.ptp(np.percentile(points, (5, 95), axis=0), axis=0))) for points in shown]
     return float(np.median(lengths))
 
 
-def rests(seen: Sequence[Spot], reach: float) -> list[Rest]:
+def rests(seen: Spots, reach: float) -> list[Rest]:
     """The spans in which a thing rests.
 
     A thing rests while its middle stays within a part of its size, or nearly all of what is seen of it lies where it
@@ -122,20 +152,20 @@ def rests(seen: Sequence[Spot], reach: float) -> list[Rest]:
         seen: What each frame shows of it, in the order of time.
         reach: Points nearer to each other than this are at one place, scene units.
     """
-    if not seen:
+    if not len(seen):
         return []
     long = size(seen)
     step, far = max(_STEP * long, reach), max(_AWAY * long, 3 * reach)
     found: list[Rest] = []
     for run in _runs(seen, step, reach):
-        rest = Rest(tuple(seen[i] for i in run))
+        rest = Rest(seen[run])
         at_ends = run[0] == 0 or run[-1] >= len(seen) - 1
         if len(run) < (_MIN_AT_ENDS if at_ends else MIN_SIGHTINGS):
             continue
         if len(found) > 1 and _held(found[-1]) and _one_place(found[-2], rest, step, reach):
             found.pop()
         if found and _one_place(found[-1], rest, step, reach) and not _taken(seen, found[-1], rest, far):
-            found[-1] = Rest((*found[-1].spots, *rest.spots))
+            found[-1] = Rest(found[-1].spots + rest.spots)
         else:
             found.append(rest)
     return found
@@ -143,10 +173,10 @@ def rests(seen: Sequence[Spot], reach: float) -> list[Rest]:
 
 def _held(rest: Rest) -> bool:
     """Whether the actor was next to a thing nearly all the time."""
-    return float(np.mean([spot.touched for spot in rest.spots])) >= _HELD
+    return float(rest.spots.touched.mean()) >= _HELD
 
 
-def _runs(seen: Sequence[Spot], step: float, reach: float) -> list[list[int]]:
+def _runs(seen: Spots, step: float, reach: float) -> list[list[int]]:
     """Parts of the time in which a thing is at one place; each spot belongs to one, strays to none."""
     found, at = [], 0
     while at < len(seen):
@@ -155,14 +185,13 @@ def _runs(seen: Sequence[Spot], step: float, reach: float) -> list[list[int]]:
     return found
 
 
-def _run(seen: Sequence[Spot], start: int, step: float, reach: float) -> list[int]:
+def _run(seen: Spots, start: int, step: float, reach: float) -> list[int]:
     """Indices of the spots from one on that lie at one place."""
     run, strays = [start], 0
     for i in range(start + 1, len(seen)):
-        centres = np.stack([seen[j].centre for j in run[-24:]])
-        near = seen[i].off(np.median(centres, axis=0)) < step
-        before = run[:-4] or run
-        if near or _covers([seen[j] for j in before[:: max(1, len(before) // 8)]], seen[i], reach):
+        spot, before = seen[i : i + 1], len(run) - 4 if len(run) > 4 else len(run)
+        near = spot.off(np.median(seen.centres[run[-24:]], axis=0))[0] < step
+        if near or _covers(seen[run[: before : max(1, before // 8)]], spot, reach):
             run.append(i)
             strays = 0
         elif (strays := strays + 1) > _STRAYS:
@@ -170,17 +199,14 @@ def _run(seen: Sequence[Spot], start: int, step: float, reach: float) -> list[in
     return run
 
 
-def _covers(before: Sequence[Spot], spot: Spot, reach: float) -> bool:
+def _covers(before: Spots, spot: Spots, reach: float) -> bool:
     """Whether nearly all of what is seen of a thing lies where it lay before."""
-    points = np.concatenate([each.points for each in before])
-    return covered(spot.points, KDTree(points), reach) > _COVERED
+    return covered(spot.points, KDTree(before.points), reach) > _COVERED
 
 
 def _one_place(first: Rest, second: Rest, step: float, reach: float) -> bool:
     """Whether two rests are at one place."""
-    apart = (
-        np.median([spot.off(one.point) for spot in other.spots]) for one, other in ((first, second), (second, first))
-    )
+    apart = (np.median(other.spots.few.off(one.point)) for one, other in ((first, second), (second, first)))
     if max(apart) < step:
         return True
     return (
@@ -189,7 +215,7 @@ def _one_place(first: Rest, second: Rest, step: float, reach: float) -> bool:
     )
 
 
-def _taken(seen: Sequence[Spot], before: Rest, after: Rest, far: float) -> bool:
+def _taken(seen: Spots, before: Rest, after: Rest, far: float) -> bool:
     """Whether the actor has had a thing elsewhere between two rests."""
-    away = [spot.touched for spot in seen if before.last < spot.frame < after.first and spot.off(before.point) > far]
-    return sum(away) >= _DISPLACED
+    between = seen.between(before.last + 1, after.first - 1)
+    return int((between.touched & (between.off(before.point) > far)).sum()) >= _DISPLACED

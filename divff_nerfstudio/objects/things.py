@@ -6,18 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32, Int16
+from jaxtyping import Float, Float32, UInt16
 from scipy.spatial import KDTree
 
-from divff_nerfstudio.objects.grouping import REACH, Group, Grouping
+from divff_nerfstudio.arrays import ScratchRows
+from divff_nerfstudio.objects.grouping import MIN_FRAMES, REACH, Group, Grouping
 from divff_nerfstudio.objects.likeness import Likeness
-from divff_nerfstudio.objects.sightings import Look, Sighting, sightings, visible
-from divff_nerfstudio.objects.spans import Rest, Spot, rests, size, spots
+from divff_nerfstudio.objects.sighting_table import Sightings, SightingTable
+from divff_nerfstudio.objects.sightings import FeaturesOf, Look, Sighting, evenly, sightings, visible
+from divff_nerfstudio.objects.spans import Rest, Spots, rests, size, spots
 
-MIN_FRAMES = 3
-"""What fewer frames show is no thing."""
 _SEEN = 0.3
 _LEFT = 0.5
 _WHOLE = 0.5
@@ -26,6 +27,8 @@ _ROOM = 0.5
 _HIDDEN = 3
 _NEAR = 2
 _ACTOR = 0.35
+_MAX_LOOKS = 512
+_MAX_PIXELS = 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +68,10 @@ class Thing:
 
     number: int
     """Counts the things of a scene from 1 on."""
-    sightings: tuple[Sighting, ...]
+    sightings: Sightings
     """The segments that show it, in the order of time."""
+    feature: Float[np.ndarray, "dim"]
+    """Mean of its features, each segment's weighted by the square root of its area, of unit length."""
     rests: tuple[Rest, ...] = ()
     """Where it lies, and when."""
     moves: tuple[Move, ...] = ()
@@ -75,16 +80,9 @@ class Thing:
     """What it is called, if a text encoder has been asked."""
 
     @cached_property
-    def spots(self) -> list[Spot]:
+    def spots(self) -> Spots:
         """Where each frame shows it."""
         return spots(self.sightings)
-
-    @cached_property
-    def feature(self) -> Float[np.ndarray, "dim"]:
-        """Mean of its features, each frame's weighted by the square root of its area, of unit length."""
-        weights = np.sqrt([sighting.area for sighting in self.sightings])
-        mean = (np.stack([sighting.feature for sighting in self.sightings]) * weights[:, None]).sum(0)
-        return mean / max(float(np.linalg.norm(mean)), 1e-9)
 
     @cached_property
     def size(self) -> float:
@@ -94,12 +92,12 @@ class Thing:
     @property
     def frames(self) -> list[int]:
         """Indices of the frames that show it."""
-        return [spot.frame for spot in self.spots]
+        return self.spots.frames.tolist()
 
     @property
     def portrait(self) -> Sighting:
         """The segment that shows it best: large, and not cut off by the picture's border."""
-        return max(self.sightings, key=lambda sighting: (not sighting.cut, sighting.area))
+        return self.sightings.best()
 
     @property
     def movable(self) -> bool:
@@ -150,8 +148,8 @@ class Things:
 
     things: list[Thing]
     """In the order of the number of frames that show them."""
-    owners: Int16[np.ndarray, "frames height width"]
-    """Number of the thing at each pixel of each frame; 0: none."""
+    owners: UInt16[np.ndarray, "frames height width"]
+    """Number of the thing at each pixel of each frame, 0: none; memory-mapped, as what follows."""
     distances: Float32[np.ndarray, "frames height width"]
     """How far each pixel's point is from the camera, scene units."""
     cameras: Sequence[LookCamera]
@@ -161,12 +159,24 @@ class Things:
     likeness: Likeness | None = None
     """What similarities of features say here; None where there are no things."""
 
+    @cached_property
+    def depth(self) -> float:
+        """How far what the frames show is from the camera: median over all pixels, of evenly chosen frames where there
+        are many, scene units."""
+        frames, height, width = self.distances.shape
+        return float(np.median(self.distances[evenly(frames, max(1, _MAX_PIXELS // (height * width)))]))
+
+    @cached_property
+    def centred(self) -> Float[np.ndarray, "things dim"]:
+        """The things' features without what all features of the scene have in common."""
+        assert self.likeness is not None
+        return self.likeness.centred(np.stack([thing.feature for thing in self.things]))
+
     def alike(self, thing: Thing) -> list[int]:
         """Numbers of the things whose features might be of the same thing, itself among them."""
         assert self.likeness is not None
-        centred = self.likeness.centred(np.stack([other.feature for other in self.things]))
         own = self.likeness.centred(thing.feature[None])[0]
-        evidence = self.likeness.evidence(centred @ own)
+        evidence = self.likeness.evidence(self.centred @ own)
         return [other.number for other, says in zip(self.things, evidence, strict=True) if says > 0 or other is thing]
 
     def at(self, frame: int, row: int, column: int) -> Thing | None:
@@ -178,52 +188,85 @@ class Things:
         return next((thing for thing in self.things if thing.number == number), None)
 
 
-def find_things(looks: Iterable[Look], cameras: Sequence[LookCamera]) -> Things:
+def find_things(
+    looks: Iterable[Look], features_of: FeaturesOf, cameras: Sequence[LookCamera], folder: Path | None = None
+) -> Things:
     """Groups what all frames show into things, and finds out when they are moved.
 
     Args:
         looks: The frames, in the order of time; each is needed only until the next.
+        features_of: Gives the features of their segments.
         cameras: Their cameras.
+        folder: Where files lie in which all that grows with the number of frames is kept, and which have no names;
+            None: where temporary files do.
+
+    Raises:
+        OSError: If there is no room for these files.
     """
-    frames, rows, far = [], [], []
+    seen, rows, far = SightingTable(folder), ScratchRows(folder, np.uint16), ScratchRows(folder, np.float32)
     for look in looks:
-        frames.append(sightings(look))
-        rows.append(look.index)
-        far.append(look.distance.astype(np.float32))
-    owners, distances = np.zeros(np.shape(rows), np.int16), np.stack(far)
-    depths = [sighting.depth for frame in frames for sighting in frame]
-    if not depths:
-        return Things([], owners, distances, cameras, 0.0)
-    reach = REACH * float(np.median(depths))
-    grouping = Grouping(frames, reach)
-    groups = [group for group in grouping.groups if len(group.frames) >= MIN_FRAMES and not _is_actor(group)]
-    groups.sort(key=lambda group: -len(group.frames))
-    things = [Thing(number, tuple(group.sightings)) for number, group in enumerate(groups, 1)]
-    for thing in things:
-        for sighting in thing.sightings:
-            owners[sighting.frame][rows[sighting.frame] == sighting.row] = thing.number
-    found = Things(things, owners, distances, cameras, reach, grouping.likeness)
-    for thing in things:
+        seen.append(sightings(look), look.eye)
+        rows.append(look.index[None])
+        far.append(look.distance[None])
+    owners, distances = rows.mapped(), far.mapped()
+    groups: list[Group] = []
+    reach, likeness = 0.0, None
+    if len(seen.columns):
+        reach = REACH * float(np.median(seen.columns["depth"]))
+        grouping = Grouping(seen, features_of, reach)
+        groups, likeness = grouping.groups, grouping.likeness
+    found = Things(_things(groups, seen), owners, distances, cameras, reach, likeness)
+    _own(found.things, seen, owners)
+    for thing in found.things:
         _follow(thing, found)
     return found
 
 
-def _is_actor(group: Group) -> bool:
+def _things(groups: Sequence[Group], seen: SightingTable) -> list[Thing]:
+    """The groups that enough frames show, and are not the actor's, those that most frames show first."""
+    found = []
+    for group in groups:
+        numbers = np.array(group.numbers)
+        frames = seen.columns["frame"][numbers]
+        count = len(np.unique(frames))
+        shown = Sightings(seen, numbers[np.argsort(frames, kind="stable")])
+        if count >= MIN_FRAMES and not _is_actor(shown):
+            feature = np.asarray(group.looks)
+            found.append((count, shown, feature / max(float(np.linalg.norm(feature)), 1e-9)))
+    found.sort(key=lambda each: -each[0])
+    return [Thing(number, *each[1:]) for number, each in enumerate(found[: np.iinfo(np.uint16).max], 1)]
+
+
+def _is_actor(shown: Sightings) -> bool:
     """Whether segments are the actor's; what the actor holds now and then is not, though its layer may show it."""
-    return float(np.mean([sighting.actor for sighting in group.sightings])) > _ACTOR
+    return float(shown.column("actor").mean()) > _ACTOR
+
+
+def _own(things: Sequence[Thing], seen: SightingTable, places: UInt16[np.ndarray, "frames height width"]) -> None:
+    """Turns rows of the store at each pixel into numbers of things, in place."""
+    owners = np.zeros(len(seen.columns), np.uint16)
+    for thing in things:
+        owners[thing.sightings.numbers] = thing.number
+    of_row = np.zeros(np.iinfo(np.uint16).max + 1, np.uint16)
+    for frame, place in enumerate(places):
+        shown = seen.of_frame(frame)
+        of_row[:] = 0
+        of_row[shown.column("row")] = owners[shown.numbers]
+        place[:] = of_row[place]
 
 
 def _follow(thing: Thing, things: Things) -> None:
     """Finds out where a thing rests and when it is moved."""
-    lain = rests(thing.spots, things.reach) or [Rest((thing.spots[0],))]
+    lain = rests(thing.spots, things.reach) or [Rest(thing.spots[:1])]
     kept, moves = [lain[0]], []
     for rest in lain[1:]:
         if not _moved(thing, kept[-1], rest, things):
-            kept[-1] = Rest((*kept[-1].spots, *rest.spots))
+            kept[-1] = Rest(kept[-1].spots + rest.spots)
             continue
         before = kept[-1]
+        way = thing.spots.between(before.last + 1, rest.first - 1)
         path = tuple(
-            (spot.frame, tuple(spot.centre.tolist())) for spot in thing.spots if before.last < spot.frame < rest.first
+            (frame, tuple(place)) for frame, place in zip(way.frames.tolist(), way.centres.tolist(), strict=True)
         )
         moves.append(Move(before.last, rest.first, before.point, rest.point, path))
         kept.append(rest)
@@ -241,27 +284,26 @@ def _moved(thing: Thing, before: Rest, after: Rest, things: Things) -> bool:
     touched, unseen = _handled(thing, before, after)
     if not touched and not unseen:
         return False
-    if thing.size > _ROOM * float(np.median(things.distances)):
+    if thing.size > _ROOM * things.depth:
         return False
     left = _left(thing, before, after, things)
     if left is not None:
         return left > _LEFT
-    whole = (
-        touched and not unseen and all(np.mean([spot.cut for spot in rest.spots]) < _WHOLE for rest in (before, after))
-    )
+    whole = touched and not unseen and all(rest.spots.cut.mean() < _WHOLE for rest in (before, after))
     sizes = size(before.spots), size(after.spots)
     return bool(whole and max(sizes) < _ALIKE * max(min(sizes), 1e-9))
 
 
 def _handled(thing: Thing, before: Rest, after: Rest) -> tuple[bool, bool]:
     """Whether the actor was next to a thing between two rests, and whether it was out of sight."""
-    way = [spot for spot in thing.spots if before.last - _NEAR <= spot.frame <= after.first + _NEAR]
-    unseen = (after.first - before.last) - sum(before.last < spot.frame <= after.first for spot in way)
-    return any(spot.touched for spot in way), unseen > _HIDDEN
+    way = thing.spots.between(before.last - _NEAR, after.first + _NEAR)
+    unseen = (after.first - before.last) - len(thing.spots.between(before.last + 1, after.first))
+    return bool(way.touched.any()), unseen > _HIDDEN
 
 
 def _left(thing: Thing, before: Rest, after: Rest, things: Things) -> float | None:
-    """Share of the frames from one rest on that show something unlike a thing where it lay and lies no more.
+    """Share of the frames from one rest on that show something unlike a thing where it lay and lies no more; of some
+    hundreds of them, where there are more.
 
     Returns:
         None where the places are nearly the same, or no frame shows the former one.
@@ -272,7 +314,7 @@ def _left(thing: Thing, before: Rest, after: Rest, things: Things) -> float | No
     points = before.points[far][:: max(1, int(far.sum()) // 64)]
     alike, shown = things.alike(thing), []
     _, height, width = things.distances.shape
-    for frame in range(after.first, after.last + 1):
+    for frame in after.first + evenly(after.last + 1 - after.first, _MAX_LOOKS):
         camera = things.cameras[frame]
         pixels, away, seen = visible(points, camera.pose, camera.intrinsics, (height, width))
         rows, columns = pixels.T

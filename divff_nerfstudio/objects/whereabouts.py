@@ -54,7 +54,8 @@ class Whereabouts:
             return self.rest.points
         if self.before is None:
             return np.zeros((0, 3), np.float32)
-        return min(self.thing.spots, key=lambda spot: abs(spot.frame - self.frame)).points
+        nearest = int(np.abs(self.thing.spots.frames - self.frame).argmin())
+        return self.thing.spots[nearest : nearest + 1].points
 
     @property
     def sighting(self) -> Sighting:
@@ -62,9 +63,8 @@ class Whereabouts:
         taken from. Of what is carried, or has not been seen yet, it is what is next in time."""
         seen = self.thing.sightings
         if self.rest is not None:
-            here = {spot.frame for spot in self.rest.spots}
-            return max((each for each in seen if each.frame in here), key=lambda each: (not each.cut, each.area))
-        return min(seen, key=lambda each: (abs(each.frame - self.frame), -each.area))
+            return seen.best(np.isin(seen.column("frame"), self.rest.spots.frames))
+        return seen.nearest(self.frame)
 
     def told(self, things: Things, clock: Clock, pose: Float[np.ndarray, "3 4"]) -> str:
         """It in words, without the thing's name, as seen by somebody who looks on.
