@@ -18,8 +18,8 @@ from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.evidence import labels as labels_module
 from divff_nerfstudio.evidence.labels import labels
-from divff_nerfstudio.evidence.sightings import Asked, Sweep, Views, longest, settle_tolerance, sweep
-from divff_nerfstudio.evidence.votes import Kinds, alike, count, decide
+from divff_nerfstudio.evidence.sightings import Asked, Movers, Sweep, Views, longest, settle_tolerance, sweep
+from divff_nerfstudio.evidence.votes import Kinds, alike, count, decide, nearest_distances
 from divff_nerfstudio.models.separation import evidence_loss, placed_mask, resting_loss
 
 HEIGHT, WIDTH, FOCAL, FRAMES = 32, 48, 40.0, 30
@@ -107,15 +107,22 @@ def test_a_place_that_few_frames_see_is_not_accused():
     assert (alone.kept == 1).all() and (alone.rests == 0).all()
 
 
-def test_what_hands_hide_is_not_held_against_the_room():
-    """Hands work before the wall's left half in every other frame; the box stands there until frame 12."""
-    views, shows = film(0, 12)
+def work_before_the_left_half(views: Views) -> torch.Tensor:
+    """Lets something green be before the left half of every other frame, and says where."""
     hidden = torch.zeros(FRAMES, HEIGHT, WIDTH)
     views.pictures[1::2, :, : WIDTH // 2] = torch.tensor([0.1, 0.95, 0.2])
     hidden[1::2, :, : WIDTH // 2] = 1
+    return hidden.flatten(1)
+
+
+def test_what_hands_hide_is_not_held_against_the_room():
+    """Hands work before the wall's left half in every other frame; the box stands there until frame 12."""
+    views, shows = film(0, 12)
+    hidden = work_before_the_left_half(views)
+    hands = Movers(hidden, torch.zeros_like(hidden), torch.full_like(hidden, torch.inf))
     walls, boxes = ([], []), []
     for frame in (2, 6, 10):
-        looked, behind = (sweep(views, ask(views, frame), 1, 0.04, there).kept for there in (None, hidden.flatten(1)))
+        looked, behind = (sweep(views, ask(views, frame), 1, 0.04, there).kept for there in (None, hands))
         wall, box = (torch.from_numpy(shows[frame] == what) for what in (ROOM, OBJECT))
         wall[:, WIDTH // 3 :] = False
         walls[0].extend(looked[wall].tolist())
@@ -123,9 +130,40 @@ def test_what_hands_hide_is_not_held_against_the_room():
         boxes.extend(behind[box].tolist())
     assert np.median(walls[0]) < 0.7 < 0.8 < np.median(walls[1])
     assert np.median(boxes) < 0.7
-    everywhere = torch.ones(FRAMES, HEIGHT * WIDTH)
+    everywhere = hands._replace(actor=torch.ones_like(hidden))
     unlike = replace(views, pictures=torch.zeros_like(views.pictures))
     assert (sweep(unlike, ask(views, 3), 1, 0.0, everywhere).kept == 1).all()  # nothing is known of what is hidden
+
+
+@pytest.mark.parametrize(("depth", "hides"), [(BOX, True), (1.5 * WALL, False), (torch.inf, False)])
+def test_objects_hide_what_is_known_to_be_behind_them(depth: float, hides: bool):
+    views, shows = film(0, 0)
+    hidden = work_before_the_left_half(views)
+    objects = Movers(torch.zeros_like(hidden), hidden, torch.full_like(hidden, depth))
+    wall = torch.from_numpy(shows[6] == ROOM)
+    wall[:, WIDTH // 3 :] = False
+    found = sweep(views, ask(views, 6), 1, 0.04, objects).kept[wall]
+    assert (float(np.median(found)) > 0.8) == hides
+
+
+def test_pairs_of_neighbouring_frames_are_nearest_to_each_other():
+    rows, others = np.array([[0.0, 0], [4, 0], [9, 0]]), np.array([[0.0, 1], [4, 2], [5, 0]])
+    assert nearest_distances(rows, others).tolist() == [1.0, 1.0]  # of the last of each, another is nearer
+    assert nearest_distances(rows, np.zeros((0, 2))).size == 0
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.2])
+def test_how_alike_one_thing_looks_is_learned_from_the_scene(noise: float):
+    class Things:
+        min_spread = 0.01
+
+        def looks(self, scene: None, frame: int, segments: int) -> np.ndarray:
+            return 5 * np.eye(6, 32) + np.random.default_rng(frame).normal(0, noise, (6, 32))
+
+    found = labels_module._spread(None, np.arange(30), np.arange(30), Things())  # type: ignore[arg-type]
+    # Two draws of 32 numbers are noise * sqrt(2 * 32) apart, and what is so far apart has exp(-1) of a vote.
+    assert found == pytest.approx(max(0.01, noise * 32**0.5), rel=0.1)
+    assert alike(np.zeros((1, 1)), np.full((1, 1), found * 2**0.5), found) == pytest.approx(np.exp(-1))
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -183,7 +221,7 @@ def test_a_segment_decides_with_those_that_look_like_it():
     assert votes[0] == pytest.approx(np.array([[2, 1.2, 0.9], [1, 0, 0]]))
     kinds = Kinds(np.concatenate((looks, looks)), np.concatenate(votes), 0.1).votes(looks)
     (voted, _), (_, resting) = (decide(segments[k], votes[k], kinds, moves[k], rests[k]) for k in range(2))
-    assert voted[0].tolist() == pytest.approx([0.2 * 0.9 + 0.8 * 0.6, 0.2 * 0.3 + 0.8 * 0.6, 0.6 * 0.1, 0.7])
+    assert voted[0].tolist() == pytest.approx([0.15 * 0.9 + 0.85 * 0.6, 0.15 * 0.3 + 0.85 * 0.6, 0.7 * 0.1, 0.7])
     assert resting[0].tolist() == pytest.approx([(0.25 + 4 * 0.75) / 5] * 2 + [0.5, 0.2])
     none, _ = decide(np.full((1, 4), -1), votes[0], kinds, moves[0], rests[0])
     assert np.array_equal(none, moves[0])

@@ -4,7 +4,7 @@ objects that rest, where and how long."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
@@ -20,12 +20,21 @@ from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.data.frames import SceneError, cache_folder, open_cache
 from divff_nerfstudio.data.masks import resize_nearest
 from divff_nerfstudio.data.scene import Scene
-from divff_nerfstudio.evidence.sightings import MIN_FRAMES, Asked, Stays, Views, plane_bounds, settle_tolerance, sweep
-from divff_nerfstudio.evidence.votes import Kinds, count, decide
+from divff_nerfstudio.evidence.sightings import (
+    MIN_FRAMES,
+    Asked,
+    Movers,
+    Stays,
+    Views,
+    plane_bounds,
+    settle_tolerance,
+    sweep,
+)
+from divff_nerfstudio.evidence.votes import Kinds, count, decide, nearest_distances
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import NO_FEATURE, FeatureStore
 
-_VERSION = 8
+_VERSION = 9
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2
@@ -39,16 +48,18 @@ _KEPT, _KEPT_WIDTH = 0.85, 0.05
 """Share of the frames in which the room looks the same, nearly, and how sharp that bound is."""
 _RESTS, _RESTS_WIDTH = 0.29, 0.06
 """Evidence of resting that tells objects from hands, per frame of the video, and how sharp that bound is."""
-_SURE, _SURE_WIDTH = 0.45, 0.07
+_SURE, _SURE_WIDTH = 0.47, 0.06
 """From which share of the votes on something moves, and how sharp that bound is."""
 _OBJECT, _OBJECT_WIDTH = 0.47, 0.06
 """From which share of resting on something is an object: it is also carried, but hands hardly ever rest."""
 _KNOWN = 0.15
 """Evidence of resting, per frame of the video and pixel, from which on a segment's depth is relied upon."""
-_FEATURE_SPREAD = 0.17
-"""Distance of unit features of one thing (a cosine of 0.985)."""
-_COLOUR_SPREAD = 4.0
-"""Distance of mean colours of one thing, CIELAB."""
+_PAIRED_FRAMES = 64
+"""Pairs of neighbouring frames, at most, spread over the video, from which it is learned how alike one thing looks."""
+_MIN_FEATURE_SPREAD = 0.17
+"""Least distance of unit features of one thing (a cosine of 0.985)."""
+_MIN_COLOUR_SPREAD = 4.0
+"""Least distance of mean colours of one thing, CIELAB."""
 
 
 class Labels(NamedTuple):
@@ -83,9 +94,7 @@ class Labels(NamedTuple):
             Depth along the optical axis in scene units, 0 where it is not known, and the times between which it rests
             there, the frame's own included.
         """
-        near, far = (1 / depth for depth in self.depths)
-        nearness = far + (255 * codes[:, 2] - 1) / 254 * (near - far)
-        depth = torch.where(codes[:, 2] > 0, 1 / nearness.clamp_min(far), 0.0)
+        depth = _depth(codes[:, 2], self.depths, 0.0)
         own, (since, until) = times[frames], times[(codes[:, 3:5] * (len(times) - 1)).round().long()].unbind(-1)
         return torch.stack((depth, since.minimum(own), until.maximum(own)), -1)
 
@@ -141,7 +150,7 @@ def _write(
     folder: Path,
 ) -> None:
     """Computes the labels, one frame at a time: what each frame sees, what segments make of it, and both once more
-    without holding against a place that hands hide it."""
+    without holding against a place that hands and objects hide it."""
     things = _Colours() if store is None else _Stored(store)
     views, asked = _views(scene, indices, device)
     tried = [asked((2 * i + 1) * len(indices) // (2 * _TRIED)) for i in range(_TRIED)]
@@ -149,7 +158,7 @@ def _write(
     size, (rows, columns) = (scene.height, scene.width), ((side + _STRIDE - 1) // _STRIDE for side in views.size)
     seen = scratch_array(folder, np.float32, (len(indices), 2, rows, columns))
     segments = scratch_array(folder, np.int32, (len(indices), *size))
-    numbers, hidden = [], np.zeros((len(views.numbers), *views.size), np.float32)
+    numbers: list[int] = []
     with get_progress("Looking for what moves") as progress:
         for k in progress.track(range(len(indices))):
             looked = sweep(views, asked(k), _STRIDE, tolerance)
@@ -160,15 +169,36 @@ def _write(
             stays = looked.stays(coarse.to(looked.same.device), number)
             found[k, ..., 2:5] = _rest_codes(segments[k], stays, len(indices), plane_bounds(views.near, views.far))
             found[k, ..., 5] = np.round(255 * _chances(seen[k], size)[0])
-    for k, chances in enumerate(_voted(scene, indices, things, segments, numbers, seen)):
-        if k in views.numbers:
-            hidden[views.numbers.index(k)] = resize_nearest(chances[..., 1], *views.size)
-    behind = torch.from_numpy(hidden).flatten(1).to(device)
-    with get_progress("Looking behind hands") as progress:
+    movers = _movers(views, _voted(scene, indices, things, segments, numbers, seen), found)
+    with get_progress("Looking behind what moves") as progress:
         for k in progress.track(range(len(indices))):
-            seen[k, 0] = sweep(views, asked(k), _STRIDE, tolerance, behind).kept.cpu().numpy()
+            seen[k, 0] = sweep(views, asked(k), _STRIDE, tolerance, movers).kept.cpu().numpy()
     for k, chances in enumerate(_voted(scene, indices, things, segments, numbers, seen)):
         found[k, ..., :2] = np.round(255 * chances)
+
+
+def _movers(
+    views: Views,
+    voted: Iterable[Float[np.ndarray, "height width 2"]],
+    found: UInt8[np.ndarray, "frames height width 6"],
+) -> Movers:
+    """What moves in the views.
+
+    Args:
+        views: The frames to look at.
+        voted: Chances of dynamic layer and actor in each training frame.
+        found: Codes of all training frames, of which the depth of what rests is known.
+    """
+    parts = []
+    for k, chances in enumerate(voted):
+        if k in views.numbers:
+            codes = torch.from_numpy(resize_nearest(found[k, ..., 2], *views.size)).float() / 255
+            depth = _depth(codes, plane_bounds(views.near, views.far), torch.inf)
+            parts.append(
+                torch.cat((torch.from_numpy(resize_nearest(chances, *views.size)).float(), depth[..., None]), -1)
+            )
+    objects, actor, depths = torch.stack(parts).flatten(1, 2).to(views.pictures.device).unbind(-1)
+    return Movers(actor, objects, depths)
 
 
 def _voted(
@@ -191,7 +221,7 @@ def _voted(
     """
     size = scene.height, scene.width
     votes = [count(segments[k], number, *_chances(seen[k], size)) for k, number in enumerate(numbers)]
-    kinds = Kinds(*_asked_segments(scene, indices, segments, things, votes), things.spread)
+    kinds = Kinds(*_asked_segments(scene, indices, segments, things, votes), _spread(scene, indices, segments, things))
     for k, own in enumerate(votes):
         theirs = kinds.votes(things.looks(scene, int(indices[k]), segments[k]))
         moves, resting = decide(segments[k], own, theirs, *_chances(seen[k], size))
@@ -227,6 +257,13 @@ def _views(scene: Scene, indices: np.ndarray, device: torch.device | str) -> tup
 def _bounds(scene: Scene, indices: np.ndarray) -> tuple[float, float]:
     """Near and far of most of the training frames."""
     return float(np.median(scene.nears[indices])), float(np.median(scene.fars[indices]))
+
+
+def _depth(codes: Float[Tensor, "*bs"], depths: tuple[float, float], unknown: float) -> Float[Tensor, "*bs"]:
+    """Depths of codes in [0, 1] of what rests (see `Labels`), and what is to stand where they are not known."""
+    near, far = (1 / depth for depth in depths)
+    nearness = far + (255 * codes - 1) / 254 * (near - far)
+    return torch.where(codes > 0, 1 / nearness.clamp_min(far), unknown)
 
 
 def _rest_codes(
@@ -265,11 +302,23 @@ def _asked_segments(
     return (np.concatenate(looks), np.concatenate(theirs)) if looks else (np.zeros((0, 1)), np.zeros((0, 3)))
 
 
+def _spread(scene: Scene, indices: np.ndarray, segments: np.ndarray, things: _Things) -> float:
+    """How far apart looks of one thing are: one that differs as those do which belong together in neighbouring frames
+    has exp(-1) of a vote. Encoders and segments differ in this, so it is learned from the scene."""
+    last = len(indices) - 2
+    apart = [np.zeros(0)]
+    for k in np.unique(np.linspace(0, last, min(_PAIRED_FRAMES, last + 1)).round().astype(int)):
+        looks = (things.looks(scene, int(indices[j]), segments[j]) for j in (k, k + 1))
+        apart.append(nearest_distances(*looks))
+    distances = np.concatenate(apart)
+    return max(things.min_spread, float(np.median(distances)) / 2**0.5 if len(distances) else 0.0)
+
+
 class _Things(Protocol):
     """What votes together."""
 
-    spread: float
-    """Distance of looks of one thing."""
+    min_spread: float
+    """Least distance of looks of one thing."""
 
     def split(self, scene: Scene, frame: int) -> tuple[Int[np.ndarray, "height width"], int]:
         """The segment of each pixel of a frame, -1 where there is none, and how many there are."""
@@ -285,7 +334,7 @@ class _Things(Protocol):
 class _Stored:
     """Segments with stored features, which are their looks."""
 
-    spread = _FEATURE_SPREAD
+    min_spread = _MIN_FEATURE_SPREAD
 
     def __init__(self, store: FeatureStore):
         self._store = store
@@ -308,7 +357,7 @@ class _Stored:
 class _Colours:
     """Regions of one colour, which look like their mean colour (CIELAB)."""
 
-    spread = _COLOUR_SPREAD
+    min_spread = _MIN_COLOUR_SPREAD
 
     def __init__(self):
         self._segmenter = ColourSegmenterConfig().setup()

@@ -26,6 +26,8 @@ _MIN_CHANCE, _MAX_CHANCE = 0.03, 0.5
 _PATIENCE = 12.0
 """What ends a rest, unlike hands that hide it for a while: so much evidence against it at each pixel, about eight
 frames in a row that look otherwise. Else what leaves a place and later lies on the same ray seems to have stayed."""
+_BEHIND = 1.05
+"""How many times as far as an object something must be to be hidden by it: depths of the sweep are that uncertain."""
 _DOUBT = 2.0
 """How many frames are held against each place where some are not counted, so that no few decide."""
 
@@ -82,6 +84,22 @@ class Asked(NamedTuple):
     """Of the size of the views' pictures."""
     pose: Float[Tensor, "3 4"]
     """Camera to world."""
+
+
+class Movers(NamedTuple):
+    """What moves in the views, and may hide what is behind it."""
+
+    actor: Float[Tensor, "views pixels"]
+    """Chance that a pixel shows the camera wearer, who is before everything."""
+    objects: Float[Tensor, "views pixels"]
+    """Chance that it shows an object."""
+    depths: Float[Tensor, "views pixels"]
+    """The objects', along the optical axis, scene units; infinite where not known, so that they hide nothing."""
+
+    def hide(self, view: int, pixels: Int[Tensor, "met"], depths: Float[Tensor, "met"]) -> Float[Tensor, "met"]:
+        """Chance that places at the depths along the optical axis are hidden in the pixels of a view."""
+        behind = depths > _BEHIND * self.depths[view, pixels]
+        return self.actor[view, pixels] + self.objects[view, pixels] * behind
 
 
 @dataclass(frozen=True)
@@ -175,7 +193,7 @@ def sweep(
     asked: Asked,
     stride: int,
     tolerance: float,
-    hidden: Float[Tensor, "views pixels"] | None = None,
+    movers: Movers | None = None,
 ) -> Sweep:
     """Looks at the places that a frame's pixels may show in other frames.
 
@@ -184,8 +202,8 @@ def sweep(
         asked: Whose pixels are asked about.
         stride: Every which row and column of pixels is asked about.
         tolerance: Largest difference of a colour to the range of colours around the place in another frame.
-        hidden: Chance of the views' pixels that they show the actor, who is before the room and hides it: a place that
-            looks otherwise there may still be as it was. None: nothing is known of that.
+        movers: What hides places in the views: what looks otherwise there may still be as it was. None: nothing is
+            known of that.
 
     Returns:
         Of the asked pixels.
@@ -198,15 +216,15 @@ def sweep(
     colours = own.T[:, :, None].expand(-1, -1, DEPTHS).reshape(3, -1)
     low, high = views.ranges
     for row, view in enumerate(others):
-        met, at = _project(views, view, points)
+        met, at, depth = _project(views, view, points)
         theirs = colours.index_select(1, met)
         below, above = low[view].index_select(1, at) - theirs, theirs - high[view].index_select(1, at)
         alike = (torch.maximum(below, above).amax(0) <= tolerance).float()
         same[row, met] = alike
-        seen[row, met] = torch.ones_like(alike) if hidden is None else (1 - hidden[view, at]).maximum(alike)
+        seen[row, met] = torch.ones_like(alike) if movers is None else (1 - movers.hide(view, at, depth)).maximum(alike)
     shape = (-1, rows, columns, DEPTHS)
     numbers = [views.numbers[view] for view in others]
-    return Sweep(asked.number, numbers, depths, same.view(shape), seen.view(shape), 0 if hidden is None else _DOUBT)
+    return Sweep(asked.number, numbers, depths, same.view(shape), seen.view(shape), 0 if movers is None else _DOUBT)
 
 
 def settle_tolerance(views: Views, tried: Sequence[Asked], stride: int) -> float:
@@ -250,8 +268,8 @@ def _places(
 
 def _project(
     views: Views, view: int, points: Float[Tensor, "3 points"]
-) -> tuple[Int[Tensor, "met"], Int[Tensor, "met"]]:
-    """Numbers of the places that a view sees, and of the pixels where."""
+) -> tuple[Int[Tensor, "met"], Int[Tensor, "met"], Float[Tensor, "met"]]:
+    """Numbers of the places that a view sees, and of the pixels where, and their depths along the optical axis."""
     height, width = views.size
     fx, fy, cx, cy = views.intrinsics
     pose = views.poses[view]
@@ -260,7 +278,8 @@ def _project(
     column, row = fx * x / depth + cx, -fy * y / depth + cy
     inside = (-z > 0.3 * views.near) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
     met = inside.nonzero()[:, 0]
-    return met, row.index_select(0, met).long() * width + column.index_select(0, met).long()
+    pixels = row.index_select(0, met).long() * width + column.index_select(0, met).long()
+    return met, pixels, depth.index_select(0, met)
 
 
 def longest(

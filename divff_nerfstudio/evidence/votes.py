@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-_PIXEL, _SEGMENT, _KIND = 0.2, 0.2, 0.6
+_PIXEL, _SEGMENT, _KIND = 0.15, 0.15, 0.7
 """Shares of a pixel's own evidence, its segment's, and that of all segments that look alike, at all times: a piece of
 worktop that is seen for a moment only looks like the rest of it."""
 _RESTING = 0.8
@@ -24,8 +24,19 @@ def alike(
         others: Looks of others.
         spread: Distance at which two still look half alike, nearly (exp(-1/2)).
     """
-    squares = (rows**2).sum(-1)[:, None] + (others**2).sum(-1)[None] - 2 * rows @ others.T
-    return np.exp(-np.maximum(squares, 0) / (2 * spread**2))
+    return np.exp(-_squared_distances(rows, others) / (2 * spread**2))
+
+
+def nearest_distances(
+    rows: Float[np.ndarray, "segments dim"], others: Float[np.ndarray, "others dim"]
+) -> Float[np.ndarray, "pairs"]:
+    """Distances of those segments of two frames that are each other's nearest, so that most pairs are of one thing."""
+    if not len(rows) or not len(others):
+        return np.zeros(0)
+    squares = _squared_distances(rows, others)
+    theirs = squares.argmin(1)
+    pairs = squares.argmin(0)[theirs] == np.arange(len(rows))
+    return np.sqrt(squares[pairs, theirs[pairs]])
 
 
 def count(
@@ -103,6 +114,10 @@ def decide(
     resting = (_ratio(own[:, 2], own[:, 1]) + 4 * _ratio(kinds[:, 2], kinds[:, 1])) / 5
     place = np.where(inside, segments, 0)
     return np.where(inside, _PIXEL * moves + voted[place], moves), np.where(inside, resting[place], rests)
+
+
+def _squared_distances(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return np.maximum((rows**2).sum(-1)[:, None] + (others**2).sum(-1)[None] - 2 * rows @ others.T, 0)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
