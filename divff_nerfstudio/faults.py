@@ -25,11 +25,16 @@ def say(text: str) -> None:
     Console(stderr=True, soft_wrap=True).print(text)
 
 
+def shown(text: str) -> str:
+    """A text that may hold a stranger's words, such as names of files, without what commands a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def tell(error: DivffError) -> None:
     """Prints an error's sentence to the standard error."""
     from rich.markup import escape
 
-    say(f"[bold red]Error:[/] {escape(str(error))}")
+    say(f"[bold red]Error:[/] {escape(shown(str(error)))}")
 
 
 def mendable(error: BaseException) -> DivffError | None:

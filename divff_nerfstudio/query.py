@@ -30,6 +30,8 @@ Decode = Callable[[Float[Tensor, "rows code"]], Float[Tensor, "rows dim"]]
 
 MAX_PHRASES = 16
 """More phrases than this in one query are refused: each costs a map of the image's size."""
+MAX_NEGATIVES = 1000
+"""Most phrases that a file may want queries held against: each is encoded."""
 _REMEMBERED = 4096
 _PICTURE_FIELDS = {"threshold", "strength", "contour"}
 _DECODED = 32768

@@ -148,6 +148,11 @@ VIA_FAULTS: dict[str, tuple[Callable[[dict], object], str]] = {
     "outline of text": (lambda p: p["metadata"]["1_a"].update(xy=[7, "a", "b", 1, 1, 2, 2]), "Image Annotator"),
     "corner nowhere": (lambda p: p["metadata"]["1_a"].update(xy=[7, 1, float("nan"), 1, 1, 2, 2]), "finite"),
     "other scene": (lambda p: p["file"]["1"].update(fname="IMG_0000000999.jpg"), "no frame of"),
+    "a number without end": (lambda p: [f.update(fname="9" * 5000) for f in p["file"].values()], "no frame of"),
+    "shares of the picture": (
+        lambda p: [r.update(xy=[7, 0.1, 0.1, 0.5, 0.1, 0.5, 0.9]) for r in p["metadata"].values()],
+        "in shares of the picture",
+    ),
     "nothing": (lambda p: p["metadata"].clear(), "annotates nothing"),
     "of 1920x1080": (
         lambda p: p["metadata"]["1_a"].update(xy=[7, 9, 9, 1900, 9, 9, 900]),

@@ -80,6 +80,25 @@ def test_faults_of_options_are_told_before_anything_is_done(tmp_path: Path):
     assert re.search(r"line 3: evaluate .*frmes", str(told.value)) and "line 4: evaluate" in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("evaluate: --frames 0", "--frames is 0"),
+        ("steps: train, train: --max-num-iterations -3", "--max-num-iterations is -3"),
+        ("steps: train, train: --pipeline.model.default-time 2", "--pipeline.model.default-time is 2"),
+        ("steps: train, train: --output-dir /elsewhere", "--output-dir is for the batch to say"),
+        ("steps: train, train: --experiment_name=other", "--experiment-name is for the batch to say"),
+        ("evaluate: --load-config other/config.yml", "--load-config is for the batch to say"),
+        ("extract: --data other", "--data is for the batch to say"),
+    ],
+)
+def test_options_that_would_fail_or_lead_elsewhere_are_told(tmp_path: Path, row: str, said: str):
+    (tmp_path / "all.yaml").write_text(f"scenes: [{{scene: A, {row}}}]\n")
+    with pytest.raises(ManifestError, match=said) as told:
+        check_options_of(read_manifest(tmp_path / "all.yaml"))
+    assert "line 1: " in str(told.value)
+
+
 def test_options_of_training_are_tried_with_each_method_that_gets_them(tmp_path: Path):
     rows = "[A, {scene: B, methods: [divff-splat]}]"  # on one line, and Gaussians have no proposal samples
     text = f"steps: train\ntrain: --pipeline.model.num-proposal-samples 6\nscenes: {rows}\n"

@@ -196,6 +196,13 @@ def trained(tmp_path) -> TrainedScene:
         ({"camera_to_world": np.eye(4).tolist(), "width": 0}, "width"),
         ({"camera_to_world": np.eye(4).tolist(), "intrinsics": np.zeros((3, 3)).tolist()}, "focal"),
         ({"camera_to_world": np.eye(4).tolist(), "intrinsics": [1, 2]}, "intrinsics"),
+        ({"camera_to_world": np.eye(4).tolist(), "intrinsics": [[30, 0, 0], [0, 30, 0], [20, 12, 1]]}, "intrinsics"),
+        (
+            {"camera_to_world": np.eye(4).tolist(), "intrinsics": [[1e3, 0, 960], [0, 1e3, 540], [0, 0, 1]]},
+            "outside of",
+        ),
+        ({"camera_to_world": np.eye(4).tolist(), "width": 16384, "height": 16384}, "pixels"),
+        ({"camera_to_world": np.eye(4).tolist(), "tme": 0.5}, "tme"),
         ({"camera_to_world": "eye"}, "camera_to_world"),
         ({"camera_path": 3}, "path.json is not a camera path"),
     ],

@@ -93,6 +93,8 @@ def test_nerfstudios_commands_end_with_a_sentence(monkeypatch, capsys):
     tell_uncaught()  # once is enough
     sys.excepthook(DivffError, DivffError("There is no [scene]: make one."), None)
     assert capsys.readouterr().err == "Error: There is no [scene]: make one.\n" and not seen
+    sys.excepthook(DivffError, DivffError("evil\x1b[2J\ud800.png is missing:\nput it there."), None)
+    assert capsys.readouterr().err == "Error: evil\\x1b[2J\\ud800.png is missing:\nput it there.\n"
     other = ValueError("a fault of ours")
     sys.excepthook(ValueError, other, None)
     sys.excepthook(ModuleNotFoundError, ModuleNotFoundError("No module named 'mine'", name="mine"), None)

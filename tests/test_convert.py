@@ -292,6 +292,7 @@ def test_cameras_of_single_frames_and_of_blender(tmp_path):
         (lambda content: content["images"].update({"frame_0000000102.jpg": [0, 0, 0, 0, 1, 1, 1]}), "rotation"),
         (lambda content: content["images"].update({"last.jpg": [1, 0, 0, 0, 1, 1, 1]}), "no number"),
         (lambda content: content["images"].update({"frame_0000009999.jpg": [1, 0, 0, 0, 1, 1, 1]}), "no frame 9999"),
+        (lambda content: content["images"].update({"0" * 5000 + "9.jpg": [1, 0, 0, 0, 1, 1, 1]}), "no frame 9"),
     ],
 )
 def test_a_faulty_epic_fields_file_is_one_sentence(tmp_path, frames, capsys, change, said):

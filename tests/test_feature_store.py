@@ -301,6 +301,10 @@ def test_header_of_another_store_is_refused(tmp_path):
     [
         ("kind", None), ("dimension", "4"), ("dimension", True), ("frame_ids", "012"), ("frame_ids", [0, 2, None]),
         ("image_size", [6]), ("image_size", [0, 8]), ("image_size", 6), ("settings", []), ("text_encoder", "demo"),
+        ("text_encoder", {}), ("text_encoder", {"encoder": 5}), ("text_encoder", {"encoder": "demo", "normalise": 0}),
+        ("text_encoder", {"family": ["oracle"]}), ("text_encoder", {"family": "oracle", "dimension": 2**40}),
+        ("text_encoder", {"family": "xclip", "encoder": "demo"}), ("text_encoder", {"family": "egovideo", "frames": 0}),
+        ("text_encoder", {"family": "oracle", "dimension": 4, "aliases": {"cup": 1}}),
         ("negatives", "object"), ("shared_index", "no"), ("decoder", "../autoencoder.pth"), ("decoder", 3),
     ],
 )  # fmt: skip

@@ -110,6 +110,12 @@ def test_a_folder_names_its_scenes_and_its_videos(tmp_path: Path):
         ("a.yaml", "scenes:\n  - [}\n", r"line 2: it is no YAML"),
         ("a.yaml", "scenes: " + "[" * 200, r"line 1: (its lists are nested too deep|it is no YAML)"),
         ("a.yaml", "scenes:\n  - A\x00\n", r"line 1: it is no YAML"),
+        ("a.yaml", 'scenes: ["a\\0b"]\n', r"line 1: scene 'a\\x00b' is no path"),
+        ("a.csv", "scene\na\x00b\n", r"line 2: (scene 'a\\x00b' is no path|it is no CSV)"),  # before 3.11 no CSV
+        ("a.yaml", 'scenes: [A, "\\ud800"]\n', r"line 1: (scene .* is no path|it is no YAML)"),
+        ("a.csv", "scene\n~no-such-user-at-all/A\n", r"line 2: scene '~no-such-user-at-all/A' is no path"),
+        ("a.yaml", "methods: {divff: yes}\nscenes: [A]\n", r"line 1: methods: should be a valid tuple"),
+        ("a.yaml", "scenes: [{scene: A, steps: {train: yes}}]\n", r"line 1: steps: should be a valid tuple"),
         ("a.txt", "A\n", r"is no manifest: give a .csv"),
     ],
 )
@@ -124,6 +130,13 @@ def test_all_faults_are_said_at_once(tmp_path: Path):
         read(tmp_path, "a.csv", "scene,gpus\nA,x\nB,1\nC,-3\nB,2\n")
     lines = str(told.value).splitlines()
     assert "3 faults" in lines[0] and [line[:9] for line in lines[1:]] == ["- line 2:", "- line 4:", "- line 5:"]
+
+
+def test_a_scene_too_many_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("divff_nerfstudio.batch.manifest._MAX_SCENES", 2)
+    with pytest.raises(ManifestError, match=r"line 4: .* make batches of at most") as told:
+        read(tmp_path, "a.csv", "scene\nA\nB\nC\nD\n")
+    assert "\n" not in str(told.value)
 
 
 def test_what_cannot_be_read_is_told(tmp_path: Path):

@@ -69,6 +69,8 @@ def test_a_state_that_cannot_be_asked_changes_nothing(saved):
         (lambda content: content["query"].update(_target="os.system"), "query._target"),
         (lambda content: content["query"].update(text=";".join(map(str, range(99)))), "at most 16"),
         (lambda content: content["query"].update(negatives_image=[1]), "negatives_image"),
+        (lambda content: content["query"].update(negatives_image=[" "]), "negatives_image.0: should say something"),
+        (lambda content: content["query"].update(negatives_video=["a"] * 1001), "negatives_video"),
         (lambda content: content["examples"]["[point 1]"]["image"].update(level=1), "level"),
         (lambda content: content["examples"]["[point 1]"]["image"].update(feature=[3, 4]), "unit length"),
         (lambda content: content["examples"].update({"../x": {}}), "examples"),

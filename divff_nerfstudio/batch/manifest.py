@@ -27,6 +27,7 @@ _CONVERTERS = ("video", "colmap", "nerfstudio", "epic-fields", "video-frames")
 _OWN_STEPS: tuple[StepName, ...] = ("train", "evaluate", "export")
 _MAX_BYTES = 16 * 2**20
 _MAX_SCENES = 100_000
+_TOO_MANY = f"it is scene {_MAX_SCENES + 1}, make batches of at most {_MAX_SCENES}"
 
 
 class ManifestError(DivffError):
@@ -35,7 +36,9 @@ class ManifestError(DivffError):
 
 def _listed(value: Any) -> Any:
     """A list of words may be written as one text."""
-    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else tuple(value)
+    if isinstance(value, str):
+        return tuple(value.replace(",", " ").split())
+    return tuple(value) if isinstance(value, list) else value
 
 
 _Steps = Annotated[tuple[StepName, ...], BeforeValidator(_listed), Field(min_length=1)]
@@ -331,6 +334,8 @@ def _take(
 ) -> None:
     """Adds the scene that a row names, or its faults."""
     if len(entries) >= _MAX_SCENES:
+        if not faults or not faults[-1].endswith(_TOO_MANY):
+            faults.append(f"{at}: {_TOO_MANY}")
         return
     fault = _fault(_Row, row)
     if fault is not None:
@@ -343,8 +348,7 @@ def _take(
 
 
 def _entry(row: _Row, common: _Told, path: Path, defaults: Defaults, at: str) -> SceneEntry:
-    base = path if path.is_dir() else path.parent
-    scene = (base / row.scene).expanduser().resolve()
+    scene = _folder_of(row.scene, path if path.is_dir() else path.parent)
     chosen = row.steps or common.steps or defaults.steps
     steps: tuple[StepName, ...] = tuple(step for step in STEPS if step in chosen)
     words: dict[StepName, tuple[str, ...]] = {
@@ -361,6 +365,18 @@ def _entry(row: _Row, common: _Told, path: Path, defaults: Defaults, at: str) ->
     methods = tuple(dict.fromkeys(row.methods or common.methods or defaults.methods))
     own = {method: _own(method, row, common) for method in methods}
     return SceneEntry(name, scene, steps, methods, words, needs, at, own)
+
+
+def _folder_of(text: str, base: Path) -> Path:
+    """A scene's folder, as seen from the manifest's."""
+    try:
+        return (base / Path(text).expanduser()).resolve()
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # a zero or half a letter in it, links in a circle, no such user
+        raise ManifestError(f"scene {text!r:.80} is no path ({error}), name a folder") from None
 
 
 def _own(method: Method, row: _Row, common: _Told) -> dict[str, tuple[str, ...]]:

@@ -12,7 +12,7 @@ from pydantic import Field
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.heartbeat import Beat
-from divff_nerfstudio.schema import Amount, Record, Weight, Words, read_json
+from divff_nerfstudio.schema import Amount, Label, Record, Weight, Words, read_json
 
 HEARTBEAT, OUTCOME, STATE, LOG, BATCH = "heartbeat.json", "outcome.json", "state.json", "log.txt", "batch.json"
 """Names of files in a scene's folder; that of the batch lies in its own folder."""
@@ -90,7 +90,7 @@ class RunRecord(Record, extra="forbid"):
 class SceneRecord(Record, extra="forbid"):
     """A scene of a batch, for who looks at it from outside."""
 
-    name: Words
+    name: Label
     scene: str
     steps: list[str]
     """Names of its steps."""

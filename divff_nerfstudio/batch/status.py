@@ -23,6 +23,7 @@ from divff_nerfstudio.batch.records import (
     states,
 )
 from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.faults import shown
 from divff_nerfstudio.locks import take_lock
 
 COLOURS = {"finished": "green", "running": "cyan", "waiting": "default", "failed": "red", "interrupted": "yellow"}
@@ -159,7 +160,7 @@ def status_table(status: BatchStatus) -> Table:
             str(scene.state.attempts or ""),
             scene.memory,
             age,
-            escape(scene.state.sentence),
+            escape(shown(scene.state.sentence)),
         )
     return table
 

@@ -25,12 +25,20 @@ from divff_nerfstudio.batch.plans import convert_words, plans_of
 from divff_nerfstudio.batch.run import BatchOptions, run_batch, say
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.outputs import check_output_folder
-from divff_nerfstudio.schema import split_words
+from divff_nerfstudio.schema import check_options, split_words
 
 _METHODS = frozenset(("divff", "divff-paper", "divff-splat"))
 """Those of this package, for which nothing has to be imported."""
 Checked = StepName | Literal["import"]
 """Commands whose options are looked at."""
+_GIVEN: dict[Checked, tuple[str, ...]] = {
+    "import": ("--scene", "--output"),
+    "extract": ("--data",),
+    "train": ("--data", "--output-dir", "--experiment-name", "--timestamp", "--load-config"),
+    "evaluate": ("--load-config", "--data", "--output"),
+    "export": ("--load-config", "--data", "--output"),
+}
+"""Options by which a batch tells commands what to read and where to write."""
 
 
 @dataclass
@@ -125,17 +133,30 @@ def registered_methods() -> dict[str, Any]:
 
 def _fault_of(step: Checked, method: str, words: Sequence[str]) -> str | None:
     """What a command says of its options; None if it takes them."""
+    for word in words:
+        if (name := word.partition("=")[0].replace("_", "-")) in _GIVEN.get(step, ()):
+            return f"{name} is for the batch to say, leave it out"
     kind, default, needed = _command(step, method)
     given: dict[str, Any] = {} if default is None else {"default": default}
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            tyro.cli(kind, args=[*needed(words)], **given)
+            _check_ranges(step, tyro.cli(kind, args=[*needed(words)], **given))
     except SystemExit:
         return _worded(said.getvalue())[:300] or "it prints its help"
     except DivffError as error:
         return str(error).rstrip(".")
     return None
+
+
+def _check_ranges(step: Checked, options: Any) -> None:
+    """Raises OptionError for what a command would refuse when it is run."""
+    if step != "train":
+        check_options(options)
+        return
+    from divff_nerfstudio.option_ranges import check_config
+
+    check_config(options)
 
 
 def _worded(text: str) -> str:

@@ -29,7 +29,8 @@ class ConvertError(DivffError):
 def trailing_number(name: str) -> int | None:
     """The digits at the end of a file name without its suffix; None where there are none, or too many for a number."""
     match = re.search(r"(\d+)$", Path(name).stem, re.ASCII)
-    return int(match[1]) if match and len(match[1].lstrip("0")) <= len(str(MAX_NUMBER)) else None
+    digits = match[1].lstrip("0") if match else ""
+    return int(digits or 0) if match and len(digits) <= len(str(MAX_NUMBER)) else None
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:

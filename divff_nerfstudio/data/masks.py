@@ -115,7 +115,7 @@ def frame_finder(scene: Scene) -> Callable[[str], int | None]:
 
     def find(name: str) -> int | None:
         stem = Path(str(name)).stem
-        number = re.search(r"(\d+)$", stem)
+        number = re.search(r"(?<!\d)(\d{1,18})$", stem)  # a longer one is no frame's
         return by_stem.get(stem, by_number.get(int(number[1])) if number else None)
 
     return find

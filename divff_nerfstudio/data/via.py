@@ -77,6 +77,11 @@ def via_masks(scene: Scene, path: Path, size: tuple[int, int] = VIA_SIZE) -> Lab
                 "lacks: export it anew."
             )
         regions.append((entry.fname, region.xy, _number(path, region.av.get(key) or 0)))
+    if regions and all(abs(number) <= 1 for _, outline, _ in regions for number in outline[1:]):
+        raise SceneError(
+            f"{path} has outlines in shares of the picture: multiply them by the {size[0]} and {size[1]} pixels that "
+            "outlines refer to."
+        )
     class_maps: dict[int, np.ndarray] = {}
     for name, outline, number in regions:
         index = frame_of(name)

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.schema import Amount, Number, Record, Share, parse_json, read_json
-from divff_nerfstudio.viewer.camera_paths import CameraFileError, Side, read_camera_path, rigid
+from divff_nerfstudio.viewer.camera_paths import CameraFileError, Side, read_camera_path, require_size, rigid
 
 _COMPARED = 2000
 _BLOCK = 256
@@ -79,7 +79,7 @@ def _rows(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class _Camera(Record):
+class _Camera(Record, extra="forbid"):
     """One camera in a file."""
 
     camera_to_world: Annotated[
@@ -92,8 +92,13 @@ class _Camera(Record):
 
     @model_validator(mode="after")
     def _sees(self) -> _Camera:
-        if self.intrinsics is not None and not (self.intrinsics[0] > 0 and self.intrinsics[4] > 0):
+        if self.intrinsics is None:
+            return self
+        fx, skew, _, shear, fy, _, *last = self.intrinsics
+        if not (fx > 0 and fy > 0):
             raise ValueError("intrinsics: the focal lengths should be greater than 0")
+        if skew or shear or last != [0, 0, 1]:
+            raise ValueError("intrinsics: should be [[fx,0,cx],[0,fy,cy],[0,0,1]]")
         return self
 
 
@@ -119,14 +124,24 @@ def read_camera(path: Path, scene: Scene) -> Cameras:
     content = read_json(path, _Camera, what, remedy, CameraFileError)
     pose = torch.tensor(content.camera_to_world, dtype=torch.float32).reshape(-1, 4)[:3]
     K = np.array(scene.intrinsics if content.intrinsics is None else content.intrinsics, np.float64).reshape(3, 3)
+    width, height = content.width or scene.width, content.height or scene.height
+    try:
+        require_size(width, height)
+    except ValueError as error:
+        raise CameraFileError(f"{path} cannot be drawn ({error}): give another width and height.") from None
+    if not (0 <= K[0, 2] <= width and 0 <= K[1, 2] <= height):
+        raise CameraFileError(
+            f"{path} has a camera whose principal point ({K[0, 2]:g}, {K[1, 2]:g}) is outside of its picture of "
+            f"{width}x{height}: give intrinsics, width and height of one picture."
+        )
     return Cameras(
         camera_to_worlds=pose[None],
         fx=float(K[0, 0]),
         fy=float(K[1, 1]),
         cx=float(K[0, 2]),
         cy=float(K[1, 2]),
-        width=content.width or scene.width,
-        height=content.height or scene.height,
+        width=width,
+        height=height,
         times=None if content.time is None else torch.tensor([[content.time]]),
     )
 

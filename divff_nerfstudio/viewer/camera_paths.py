@@ -66,6 +66,14 @@ def rigid(pose: Sequence[float]) -> Sequence[float]:
     return pose
 
 
+def require_size(width: int, height: int) -> None:
+    """Raises ValueError for a width and height in pixels that no picture of a film has."""
+    if max(width, height) > _MAX_ASPECT * min(width, height):
+        raise ValueError(f"a picture of {width}x{height} is no shape of a film")
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"a picture of {width}x{height} has more than {MAX_PIXELS:,} pixels")
+
+
 def _lower(text: Any) -> Any:
     return text.lower() if isinstance(text, str) else text
 
@@ -111,13 +119,7 @@ class _Path(Record):
 
     @model_validator(mode="after")
     def _hangs_together(self) -> _Path:
-        sides = self.render_height, self.render_width
-        if max(sides) > _MAX_ASPECT * min(sides):
-            raise ValueError(f"a picture of {self.render_width}x{self.render_height} is no shape of a film")
-        if self.render_height * self.render_width > MAX_PIXELS:
-            raise ValueError(
-                f"a picture of {self.render_width}x{self.render_height} has more than {MAX_PIXELS:,} pixels"
-            )
+        require_size(self.render_width, self.render_height)
         timed = [each.render_time is not None for each in self.camera_path]
         if any(timed) and not all(timed):
             raise ValueError(f"camera_path.{timed.index(False)} has no render_time where others have one")

@@ -27,9 +27,9 @@ from pydantic import Field, field_validator
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.query import AskedKind, Query, QueryConfig, QueryError, split_phrases
+from divff_nerfstudio.query import MAX_NEGATIVES, AskedKind, Query, QueryConfig, QueryError, split_phrases
 from divff_nerfstudio.relevancy import EXAMPLE_NAME, Example
-from divff_nerfstudio.schema import Number, Positive, Record, Share, read_json
+from divff_nerfstudio.schema import MAX_LABEL, Number, Positive, Record, Share, Words, read_json
 
 FORMAT, VERSION = "divff-panel-state", 1
 
@@ -109,14 +109,17 @@ class PanelState:
 _FIELDS = tuple(each.name for each in fields(QueryConfig) if each.name not in ("_target", "presets"))
 
 
+_Negatives = Annotated[tuple[Words, ...], Field(max_length=MAX_NEGATIVES)]
+
+
 class _Question(Record, extra="forbid"):
     """Fields of `QueryConfig`; those that are missing keep their defaults."""
 
     text: Annotated[str, Field(max_length=10_000)] = ""
     features: AskedKind = "image"
-    negatives_image: tuple[str, ...] = ()
-    negatives_video: tuple[str, ...] = ()
-    prefix_video: str = ""
+    negatives_image: _Negatives = ()
+    negatives_video: _Negatives = ()
+    prefix_video: Annotated[str, Field(max_length=MAX_LABEL)] = ""
     unit_video_text: bool = True
     temperature: Positive = 10.0
     threshold: Share = 0.53

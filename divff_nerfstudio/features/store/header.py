@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import Record, Words, read_json
@@ -29,6 +29,52 @@ class FeatureStoreError(DivffError):
     """A feature store is missing, damaged, in use, or was made with other settings."""
 
 
+class _TextEncoder(Record, extra="allow"):
+    """How to build a text encoder; a family of somebody else's has entries of its own."""
+
+    family: str = "open_clip"
+    fingerprint: str | None = None
+    normalise: bool = True
+
+
+class _OpenClip(_TextEncoder):
+    encoder: Words
+
+
+class _XClip(_TextEncoder):
+    weights: Words
+
+
+class _EgoVideo(_TextEncoder):
+    weights: Words | None = None
+    vocabulary: Words | None = None
+    frames: _Size | None = None
+    ignore_unknown: bool = False
+
+
+class _Oracle(_TextEncoder):
+    dimension: _Size
+    aliases: dict[str, str] = Field(default_factory=dict)
+
+
+_FAMILIES = ("open_clip", "xclip", "egovideo", "oracle")
+
+
+def _family(entry: Any) -> str:
+    family = entry.get("family", "open_clip") if isinstance(entry, dict) else ""
+    return family if family in _FAMILIES else "other"
+
+
+_AnyTextEncoder = Annotated[
+    Annotated[_OpenClip, Tag("open_clip")]
+    | Annotated[_XClip, Tag("xclip")]
+    | Annotated[_EgoVideo, Tag("egovideo")]
+    | Annotated[_Oracle, Tag("oracle")]
+    | Annotated[_TextEncoder, Tag("other")],
+    Discriminator(_family),
+]
+
+
 class HeaderRecord(Record):
     """``header.json`` of a feature store; its entries are told in `StoreHeader`."""
 
@@ -40,7 +86,7 @@ class HeaderRecord(Record):
     frame_ids: Annotated[list[Annotated[int, Field(ge=0, lt=10**12)]], Field(min_length=1, max_length=10**7)]
     image_size: Annotated[list[_Size], Field(min_length=2, max_length=2)]
     settings: dict[str, Any] = Field(default_factory=dict)
-    text_encoder: dict[str, Any] | None = None
+    text_encoder: _AnyTextEncoder | None = None
     negatives: Annotated[list[Words], Field(max_length=1000)] = Field(default_factory=list)
     shared_index: bool = False
     decoder: Annotated[str, Field(pattern=r"^[^/\\\x00]{1,200}$")] | None = None
@@ -118,7 +164,7 @@ class StoreHeader:
             raise FeatureStoreError(f"{path} is not a feature store of version {FORMAT}: {remedy}.")
         if len(set(found.frame_ids)) < len(found.frame_ids):
             raise FeatureStoreError(f"{path} names a frame twice in frame_ids: {remedy}.")
-        return cls(**found.model_dump())
+        return cls(**found.model_dump(exclude_unset=True))
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
