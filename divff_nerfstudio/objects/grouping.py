@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import KDTree
 
@@ -54,6 +54,12 @@ class Group:
         tree = self._tree = self._tree or KDTree(self.points)
         return tree
 
+    @property
+    def box(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+        """Lower and upper corner of a box along the world's axes around its points."""
+        box = self._box = self._box or (self.points.min(axis=0), self.points.max(axis=0))
+        return box
+
     def absorb(self, other: Group) -> None:
         """Takes in another group at the same place."""
         assert self.last is not None and other.last is not None and self.feature is not None
@@ -64,9 +70,7 @@ class Group:
 
     def covers(self, points: Float[np.ndarray, "n 3"], reach: float) -> float:
         """Share of points that have one of its own near them."""
-        if self._box is None:
-            self._box = self.points.min(axis=0), self.points.max(axis=0)
-        low, high = self._box
+        low, high = self.box
         if (points.min(axis=0) > high + reach).any() or (points.max(axis=0) < low - reach).any():
             return 0.0
         return covered(points, self.tree, reach)
@@ -165,20 +169,27 @@ class Grouping:
     ) -> tuple[Float[np.ndarray, "n groups"], Float[np.ndarray, "n groups"]]:
         """What features and what places say for each pair of segment and thing."""
         alike = self.likeness.evidence(features @ np.stack([group.direction for group in self.groups]).T)
-        place = np.full_like(alike, _FAR)
-        for row, column in np.argwhere(alike > -PLACE_SPEAKS):
-            place[row, column] = self._place(sightings[row], self.groups[column])
+        told = alike > -PLACE_SPEAKS
+        place = np.where(told & self._within_reach(sightings), _ELSEWHERE, _FAR)
+        for row, column in np.argwhere(told & self._overlapping(sightings)):
+            share = covered(sightings[row].points, self.groups[column].tree, self.reach)
+            if share > 0.2:
+                place[row, column] = PLACE_SPEAKS * min(1.0, 0.3 + share)
         return alike, place
 
-    def _place(self, sighting: Sighting, group: Group) -> float:
-        """What the place says: it lies where the thing lay, near it, or where it may have been carried."""
-        share = group.covers(sighting.points, self.reach)
-        if share > 0.2:
-            return PLACE_SPEAKS * min(1.0, 0.3 + share)
-        assert group.last is not None
-        apart = float(np.linalg.norm(sighting.centre - group.last.centre))
-        passed = sighting.frame - group.last.frame
-        return _ELSEWHERE if apart < _SPEED * sighting.depth * max(passed, 1) else _FAR
+    def _within_reach(self, sightings: Sequence[Sighting]) -> Bool[np.ndarray, "n groups"]:
+        """Whether a segment is so near to where a thing was seen last that it may have been carried there."""
+        last = [group.last for group in self.groups if group.last is not None]
+        centres, depths = np.stack([each.centre for each in sightings]), np.array([each.depth for each in sightings])
+        apart = np.linalg.norm(centres[:, None] - np.stack([each.centre for each in last]), axis=-1)
+        passed = np.array([max(sightings[0].frame - each.frame, 1) for each in last])
+        return apart < _SPEED * depths[:, None] * passed
+
+    def _overlapping(self, sightings: Sequence[Sighting]) -> Bool[np.ndarray, "n groups"]:
+        """Whether boxes around a segment and a thing are within reach of each other."""
+        low, high = (np.stack([end(each.points, axis=0) for each in sightings])[:, None] for end in (np.min, np.max))
+        lows, highs = (np.stack(ends) for ends in zip(*(group.box for group in self.groups), strict=True))
+        return ((low <= highs + self.reach) & (high >= lows - self.reach)).all(axis=-1)
 
     def _forget(self, since: int) -> None:
         """Lets go of what few frames show, and none from one on."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.spatial import KDTree
 
 from divff_nerfstudio.objects.sighting_table import SightingTable
@@ -68,6 +69,19 @@ class _Shown:
     features: Float[np.ndarray, "n dim"]
     trees: Sequence[KDTree]
 
+    @cached_property
+    def centres(self) -> Float[np.ndarray, "n 3"]:
+        """The segments' middles."""
+        return np.array([sighting.centre for sighting in self.sightings]).reshape(-1, 3)
+
+    def near(self, points: Float[np.ndarray, "m 3"], reach: float) -> Bool[np.ndarray, "n m"]:
+        """Which points are within reach of the box around each segment."""
+        low, high = (
+            np.array([end(sighting.points, axis=0) for sighting in self.sightings]).reshape(-1, 1, 3)
+            for end in (np.min, np.max)
+        )
+        return ((points >= low - reach) & (points <= high + reach)).all(axis=-1)
+
 
 def learn_likeness(seen: SightingTable, features_of: FeaturesOf, reach: float) -> Likeness:
     """Learns from a scene what similarities of its features say: from some hundreds of its frames, where it has more,
@@ -110,14 +124,12 @@ def covered(points: Float[np.ndarray, "n 3"], tree: KDTree, reach: float) -> flo
 def _paired(before: _Shown, after: _Shown, reach: float) -> Float[np.ndarray, "pairs"]:
     """Similarities of the segments of two frames that cover each other's place."""
     found = []
-    for mine, feature, tree in zip(before.sightings, before.features, before.trees, strict=True):
-        for theirs, other, its in zip(after.sightings, after.features, after.trees, strict=True):
-            apart = np.abs(mine.centre - theirs.centre).max()
-            if apart > reach + max(np.ptp(mine.points, axis=0).max(), np.ptp(theirs.points, axis=0).max()):
-                continue
-            both = min(covered(mine.points, its, reach), covered(theirs.points, tree, reach))
-            if both > _COVERED:
-                found.append(float(feature @ other))
+    # The median of points half of which are near another segment is near its box.
+    for i, j in np.argwhere(before.near(after.centres, reach) & after.near(before.centres, reach).T).tolist():
+        mine, theirs = before.sightings[i], after.sightings[j]
+        both = min(covered(mine.points, after.trees[j], reach), covered(theirs.points, before.trees[i], reach))
+        if both > _COVERED:
+            found.append(float(before.features[i] @ after.features[j]))
     return np.array(found)
 
 
