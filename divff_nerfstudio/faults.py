@@ -48,6 +48,8 @@ def mendable(error: BaseException) -> DivffError | None:
             "(--cell-height, --cloud.views, --pipeline.model.eval-num-rays-per-chunk in config.yml, an encoder's "
             "batch), or end other programs."
         )
+    if _is_loop(error):
+        return DivffError(f"{str(error).removeprefix(_LOOP)} is a link to itself: give the place that it is to name.")
     if (package := _left_out(error)) is not None:
         return DivffError(
             f"This command needs the package {package}, a part of nerfstudio that is not installed here: "
@@ -72,6 +74,14 @@ def _is_lack_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
     )
+
+
+_LOOP = "Symlink loop from "
+"""How Python up to 3.12 begins to tell of a path that never ends."""
+
+
+def _is_loop(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and str(error).startswith(_LOOP)
 
 
 _LEFT_OUT = {
@@ -117,7 +127,8 @@ def tell_uncaught() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         full = isinstance(error, OSError) and error.errno in DISK_FULL
-        known = isinstance(error, DivffError) or full or _is_lack_of_memory(error) or _left_out(error) is not None
+        known = isinstance(error, DivffError) or full or _is_lack_of_memory(error) or _is_loop(error)
+        known = known or _left_out(error) is not None
         told = mendable(error) if known or _is_about_what_was_typed(error) else None
         if told is not None:
             tell(told)

@@ -79,6 +79,14 @@ def test_a_missing_run_is_one_sentence(tmp_path, capsys):
         load_run(tmp_path / "config.yml")
 
 
+@pytest.mark.parametrize("command", ["evaluate", "video", "export"])
+def test_a_link_that_leads_to_itself_is_one_sentence(command, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+    assert main([command, "--load-config", str(tmp_path / "loop" / "config.yml")]) == 1
+    shown = capsys.readouterr().err
+    assert str(tmp_path / "loop") in shown and "Traceback" not in shown and shown.count("\n") == 1
+
+
 def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["demo-scene", str(tmp_path / "file" / "scene"), "--num-frames", "8"]) == 1

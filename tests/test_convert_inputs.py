@@ -363,6 +363,15 @@ def test_masks_and_depths_beside_the_frames_are_said_to_be_unused(data):
     assert "mask_path and depth_file_path of its frames are not used" in note
 
 
+def test_frames_that_no_list_names_are_left_out_and_told(data):
+    def change(meta):
+        names = sorted(frame["file_path"] for frame in meta["frames"])
+        meta |= {"train_filenames": names[:6], "val_filenames": names[8:10], "test_filenames": names[10:]}
+
+    posed = read_nerfstudio(edited(data, change), "number")[0]
+    assert len(posed.numbers) == 10 and any("2 of its frames are in none of its lists" in note for note in posed.notes)
+
+
 def test_splits_and_times_of_the_data_set_are_used(data, tmp_path):
     times = [0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 1.0]
 

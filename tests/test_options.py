@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 from divff_nerfstudio import faults
 from divff_nerfstudio.cli import COMMANDS, main
 from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.option_ranges import NERFSTUDIOS, check_config
 from divff_nerfstudio.outputs import OutputError, check_output_file, check_output_folder
 from divff_nerfstudio.registry import divff, divff_paper, divff_splat
@@ -151,6 +152,12 @@ BROKEN = {
     "viewer.websocket-port": 99999999,
     "steps-per-save": -1,
 }
+
+
+@pytest.mark.parametrize(("name", "value"), [("sigma", 1e6), ("min_size", 2**40)])
+def test_segments_by_colour_are_found_in_time(name, value):
+    with pytest.raises(OptionError, match=name.replace("_", "-")):
+        check_options(ColourSegmenterConfig(**{name: value}))
 
 
 @pytest.mark.parametrize("option", BROKEN)

@@ -152,6 +152,7 @@ def test_a_fixed_viewpoint_at_another_time(config, trained, tmp_path):
 
 def test_names_of_files_keep_phrases_apart():
     assert file_name("blue mug", "image") == "blue_mug_image" != file_name("blue mug", "video")
+    assert len(file_name("\U00020000" * 70, "image").encode()) < 150
     names = {file_name(text, "image") for text in ("Blue mug", "blue mug", "blue-mug", "blue/mug", "é", "...")}
     assert len(names) == 6 and not any("/" in name or name.startswith(".") for name in names)
 

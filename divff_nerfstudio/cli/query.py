@@ -182,7 +182,8 @@ def save_answer(base: Path, answer: Answer) -> dict[str, str]:
 
 def file_name(phrase: str, kind: str) -> str:
     """A phrase and its features as the beginning of a file's name; phrases that become alike get a checksum."""
-    plain = "_".join("".join(c if c.isalnum() else " " for c in phrase.lower()).split())[:60]
+    plain = "_".join("".join(c if c.isalnum() else " " for c in phrase.lower()).split())
+    plain = plain[:60].encode()[:120].decode(errors="ignore")  # names of files have at most 255 bytes
     exact = plain.replace("_", " ") == phrase
     checksum = "" if exact else f"_{zlib.crc32(phrase.encode()):08x}"
     return f"{plain or 'query'}{checksum}_{kind}"

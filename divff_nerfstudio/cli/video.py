@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Optional, Union
@@ -88,7 +89,7 @@ class VideoConfig:
         """Asks what the panel had asked when the camera path was saved; the layers that it had hidden."""
         assert self.camera_path is not None
         saved = panel_state_path(self.camera_path)
-        if not saved.is_file():
+        if not os.path.lexists(saved):
             return self.hide
         state = load_panel_state(saved)
         if not self.queries:

@@ -190,7 +190,10 @@ def _splits(
             if file not in numbers:
                 raise ConvertError(f"{path} has {printable(name)} in {split}_filenames, but no frame of it: add it.")
             listed[split].append(numbers[file])  # pyright: ignore[reportOptionalMemberAccess]
-    return named_splits(listed, path)
+    found, notes = named_splits(listed, path)
+    if found is not None and (rest := len(numbers) - len(found)):
+        notes.append(f"{path}: {rest} of its frames are in none of its lists of file names and are left out.")
+    return found, notes
 
 
 def _times(path: Path, whole: Transforms, numbers: Sequence[int]) -> tuple[dict[int, float] | None, list[str]]:

@@ -14,7 +14,7 @@ from nerfstudio.configs.base_config import InstantiateConfig
 from PIL import Image
 from pydantic import Field
 
-from divff_nerfstudio.schema import Amount, Positive, Share, Weight
+from divff_nerfstudio.schema import Positive, Share, Weight
 
 
 class Segmenter(ABC):
@@ -56,9 +56,9 @@ class ColourSegmenterConfig(InstantiateConfig):
     scale: Positive = 400.0
     """How readily regions grow (Felzenszwalb and Huttenlocher 2004, their k) at the working height; in lower pictures,
     whose edges enlarging has softened, it is reduced in proportion."""
-    sigma: Weight = 0.8
+    sigma: Annotated[float, Field(ge=0, le=100)] = 0.8
     """Standard deviation of the blur before, in pixels."""
-    min_size: Amount = 150
+    min_size: Annotated[int, Field(ge=0, le=2**26)] = 150
     """Smallest region, in pixels."""
     surface_share: Share = 0.01
     """A region with more than this share of the picture is a surface of the room; no other region is added to it unless
