@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -283,6 +284,23 @@ def test_truncated_files_are_refused_in_one_sentence(tmp_path, name, keep):
     with pytest.raises(FeatureStoreError, match=name) as error:
         FeatureStore.open(tmp_path / "image")
     assert "divff extract" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"encoder": "demo", "fingerprint": "f", "normalise": True},
+        {"family": "oracle", "dimension": 4, "aliases": {"cup": "mug"}},
+        {"family": "xclip", "weights": "base"},
+        {"family": "egovideo", "frames": 4},
+        {"family": "ours", "size": 3},
+    ],
+)
+def test_text_encoders_are_read_as_they_were_written(tmp_path, entry):
+    random = np.random.default_rng(0)
+    written = dataclasses.replace(header(), text_encoder=entry)
+    write(tmp_path / "image", written, [random_frame(random, 3, 4, (5, 7)) for _ in range(3)])
+    assert FeatureStore.open(tmp_path / "image").header.text_encoder == entry
 
 
 def test_header_of_another_store_is_refused(tmp_path):

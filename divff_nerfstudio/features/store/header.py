@@ -61,7 +61,8 @@ _FAMILIES = ("open_clip", "xclip", "egovideo", "oracle")
 
 
 def _family(entry: Any) -> str:
-    family = entry.get("family", "open_clip") if isinstance(entry, dict) else ""
+    """The family of an entry that is read, or of one that is written."""
+    family = entry.get("family", "open_clip") if isinstance(entry, dict) else getattr(entry, "family", "")
     return family if family in _FAMILIES else "other"
 
 
