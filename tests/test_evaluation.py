@@ -8,6 +8,7 @@ import json
 import math
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio_ffmpeg
 import numpy as np
@@ -23,7 +24,9 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.metrics import average_precision, lpips, lpips_weights, psnr, ssim
 from divff_nerfstudio.evaluation.report import Gallery, Report, report_page, save_report, save_scores
+from divff_nerfstudio.evaluation.results import FrameResult
 from divff_nerfstudio.evaluation.run import Wanted, evaluate, evaluate_scene
+from divff_nerfstudio.evaluation.scores import frame_scores
 from divff_nerfstudio.evaluation.tiles import (
     BACKGROUND,
     as_picture,
@@ -155,6 +158,21 @@ def test_class_scores_without_a_frame_say_nothing():
     assert ClassScores(["mug"], 0.7).totals() == {}
     with pytest.raises(ValueError, match="classes"):
         ClassScores(["mug"], 0.7).add(np.zeros((2, 2, 2)), np.zeros((2, 2, 2), bool))
+
+
+def test_what_is_yet_to_be_moved_is_left_out_where_annotations_leave_it_out():
+    layers, ever = np.zeros((2, 4, 6), np.uint8)
+    layers[0], ever[0], ever[2] = 1, 1, 1
+    truth = SimpleNamespace(layers=lambda _: layers, layers_ever=lambda _: ever, clean_room=lambda _: None)
+    shown = {"mask_dynamic": (ever == 1)[..., None] * 0.8, "mask_moving": (ever == 1)[..., None] * 0.8}
+
+    def scores(**more: np.ndarray) -> dict[str, float]:
+        result = FrameResult(0, 0, np.zeros((4, 6, 3)), shown | more, np.zeros((4, 6, 3)), layers > 0, truth)  # type: ignore[arg-type]
+        return {key: round(value, 3) for key, value in frame_scores(result).items() if key.endswith(("_ap", "_ever"))}
+
+    assert scores() == {"moving_ap": 0.5, "moving_ap_ever": 1.0, "dynamic_ap": 0.5, "dynamic_ap_ever": 1.0}
+    told = scores(mask_moved=(layers == 1)[..., None] * 0.7)
+    assert told == {"moving_ap": 1.0, "moving_ap_ever": 1.0, "dynamic_ap": 1.0, "dynamic_ap_ever": 1.0}
 
 
 def test_a_model_that_knows_the_scene_gets_the_scores_it_deserves(datamanager):

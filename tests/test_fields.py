@@ -195,6 +195,18 @@ def test_density_is_that_of_nerfstudio_up_to_its_bound():
     assert torch.equal(one, other)
 
 
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.floats(-1e6, -16), st.sampled_from((-1.0, 1.0)))
+def test_what_is_transparent_may_come_back_and_is_not_pushed_further(raw: float, towards: float):
+    value = torch.tensor([raw], requires_grad=True)
+    activated_density(value, SceneSpace(space().box, 10.0)).backward(torch.tensor([towards]))
+    assert value.grad is not None
+    if towards < 0:  # a step against the gradient makes it denser
+        assert float(value.grad) == pytest.approx(-float(torch.exp(torch.tensor(-15.0))), rel=1e-5)
+    else:
+        assert 0 <= float(value.grad) <= float(torch.exp(torch.tensor(-15.9)))
+
+
 @pytest.mark.parametrize("raw", [70.0, 200.0, 1e6])
 def test_raw_densities_far_beyond_opaque_stay_finite_and_can_come_back(field, raw):
     where = points()
@@ -272,6 +284,21 @@ def test_dynamic_density_at_moments_is_that_of_the_layer(field):
     alone = field.dynamic_density(where.positions.reshape(-1, 3), times.expand(-1, 2))
     layer = field(where, ("dynamic",))["dynamic"].density
     assert torch.allclose(alone, layer.reshape(-1, 1).expand(-1, 2), rtol=1e-4)
+
+
+@pytest.mark.parametrize("permanence", [True, False])
+def test_the_dynamic_layer_at_moments_is_what_it_is_at_each(permanence: bool):
+    torch.manual_seed(0)
+    field = LayeredField(dataclasses.replace(SMALL, permanence=permanence), space(), 60)
+    where = points()
+    moments = torch.tensor([0.1, 0.8]).expand(24, -1)
+    density, colours = field.dynamic_at(where.positions.reshape(-1, 3), moments)
+    assert density.shape == (24, 2) and colours.shape == (24, 2, 3)
+    for number in range(2):
+        then = dataclasses.replace(where, times=moments[:6, number : number + 1])
+        layer = field(then, ("dynamic",))["dynamic"]
+        assert torch.allclose(density[:, number], layer.density.flatten(), rtol=1e-4)
+        assert torch.allclose(colours[:, number], layer.rgb.reshape(-1, 3), atol=1e-5)
 
 
 def test_what_leaves_is_the_static_layers_until_it_does_not_stay(field):

@@ -74,8 +74,9 @@ def psnr_nearest_frame(result: FrameResult) -> float | None:
 
 
 def moving_ap(result: FrameResult) -> float | None:
-    """AP of the moving mask against the annotation; a frame whose annotation is empty has none."""
-    return None if result.moving is None else _mask_ap(result, "moving", result.moving)
+    """AP of the moving mask, without what is yet to be moved, against the annotation, which counts objects from their
+    first move on; a frame whose annotation is empty has none."""
+    return None if result.moving is None else _mask_ap(result, "moving", result.moving, moved=True)
 
 
 def moving_ap_ever(result: FrameResult) -> float | None:
@@ -84,8 +85,11 @@ def moving_ap_ever(result: FrameResult) -> float | None:
 
 
 def dynamic_ap(result: FrameResult) -> float | None:
-    """AP of the dynamic layer's mask against the objects that are, or have been, moved."""
-    return None if result.truth is None else _mask_ap(result, "dynamic", result.truth.layers(result.index) == 1)
+    """AP of the dynamic layer's mask, without what is yet to be moved, against the objects that are, or have been,
+    moved."""
+    if result.truth is None:
+        return None
+    return _mask_ap(result, "dynamic", result.truth.layers(result.index) == 1, moved=True)
 
 
 def dynamic_ap_ever(result: FrameResult) -> float | None:
@@ -117,9 +121,17 @@ def _picture(result: FrameResult, metric: Callable[..., float | None], *where: n
     return metric(result.outputs["rgb"], result.target, *where) if "rgb" in result.outputs else None
 
 
-def _mask_ap(result: FrameResult, layer: str, truth: Bool[np.ndarray, "height width"]) -> float | None:
-    mask = result.outputs.get(f"mask_{layer}")
-    return None if mask is None else metrics.average_precision(mask[..., 0], truth)
+def _mask_ap(
+    result: FrameResult, layer: str, truth: Bool[np.ndarray, "height width"], moved: bool = False
+) -> float | None:
+    """AP of a mask; with `moved` what the method takes to be yet to be moved is left out of it."""
+    outputs = result.outputs
+    mask = outputs.get(f"mask_{layer}")
+    if mask is None:
+        return None
+    if moved and "mask_moved" in outputs:
+        mask = mask - (outputs["mask_dynamic"] - outputs["mask_moved"])
+    return metrics.average_precision(mask[..., 0], truth)
 
 
 FRAME_SCORES: dict[str, FrameScore] = {

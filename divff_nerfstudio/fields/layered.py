@@ -189,6 +189,30 @@ class LayeredField(nn.Module):
             return added.view_as(times)
         return added.view_as(times) + self.static.vacating(positions)[:, None] * presence.view_as(times)
 
+    def dynamic_at(
+        self, positions: Float[Tensor, "points 3"], times: Float[Tensor, "points moments"]
+    ) -> tuple[Float[Tensor, "points moments"], Float[Tensor, "points moments 3"]]:
+        """Density, in 1 / scene unit, and colour of the dynamic layer, without what is carried, at places at several
+        moments each."""
+        moments = times.shape[1]
+
+        def repeated(values: Tensor) -> Tensor:
+            return values.repeat_interleave(moments, 0)
+
+        places = SamplePoints(positions[:, None], positions[:, None], positions, times[:, :1])
+        static = self.static(places) if self.config.permanence else None
+        if static is not None:
+            assert static.permanence is not None
+            static = LayerSamples(
+                repeated(static.density),
+                repeated(static.rgb),
+                repeated(static.encoding),
+                permanence=repeated(static.permanence),
+            )
+        whole = repeated(positions)
+        found = self.dynamic(SamplePoints(whole[:, None], whole[:, None], whole, times.reshape(-1, 1)), static)
+        return found.density.view_as(times), found.rgb.view(*times.shape, 3)
+
     def shadow(
         self, camera_positions: Float[Tensor, "rays 3"], times: Float[Tensor, "rays 1"]
     ) -> Float[Tensor, "rays"]:

@@ -62,7 +62,11 @@ def activated_density(raw: Float[Tensor, "*bs"], space: SceneSpace, shift: float
 
 
 class _BoundedExp(torch.autograd.Function):
-    """Exponential whose values and gradients are bounded; a value beyond the bound can still come back."""
+    """Exponential whose values and gradients are bounded; a value beyond the bound can still come back.
+
+    What is transparent already is not pushed further: a gradient that does not fade has the same sign for ever, and
+    Adam makes steps of the full rate of it, however small it is, until the network's weights are without measure.
+    """
 
     @staticmethod
     def forward(ctx: Any, raw: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -72,4 +76,5 @@ class _BoundedExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (raw,) = ctx.saved_tensors
-        return grad * torch.exp(raw.clamp(-_STEEPEST, _STEEPEST))
+        floor = torch.where(grad < 0, -_STEEPEST, -torch.inf)
+        return grad * torch.exp(raw.clamp_max(_STEEPEST).maximum(floor))

@@ -75,6 +75,12 @@ class WindowedField(nn.Module):
         """See `LayeredField.dynamic_density`."""
         return self._now.dynamic_density(positions, self._within(times))
 
+    def dynamic_at(
+        self, positions: Float[Tensor, "points 3"], times: Float[Tensor, "points moments"]
+    ) -> tuple[Float[Tensor, "points moments"], Float[Tensor, "points moments 3"]]:
+        """See `LayeredField.dynamic_at`."""
+        return self._now.dynamic_at(positions, self._within(times))
+
     def shadow(
         self, camera_positions: Float[Tensor, "rays 3"], times: Float[Tensor, "rays 1"]
     ) -> Float[Tensor, "rays"]:

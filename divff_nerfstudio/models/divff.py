@@ -21,6 +21,7 @@ from divff_nerfstudio.fields.windowed import WindowedField
 from divff_nerfstudio.former_names import formerly
 from divff_nerfstudio.generators import weighted_draw
 from divff_nerfstudio.models.base import LayeredModelConfig
+from divff_nerfstudio.models.moved import moved_mask
 from divff_nerfstudio.models.rays import RayModel, proposal_loss
 from divff_nerfstudio.models.schedule import PhasesConfig, Schedule
 from divff_nerfstudio.models.separation import (
@@ -228,6 +229,19 @@ class DivFFModel(RayModel):
             weights = weights_alone(composited.alphas[layer]) * transmittance(composited.alphas["static"])
             return accumulate(weights, fields[layer].rgb)
 
+        def moved() -> Tensor:
+            assert samples.deltas is not None
+            return moved_mask(
+                composited.weights["dynamic"],
+                fields["dynamic"].density,
+                points.positions,
+                distances,
+                samples.deltas[..., 0],
+                points.times,
+                self.field.span[0],
+                self.field.dynamic_at,
+            )
+
         state = (points, fields, composited.weights)
         if not self.training:
             made: dict[str, Callable[[], Tensor]] = {
@@ -236,6 +250,7 @@ class DivFFModel(RayModel):
                 "accumulation": lambda: composited.total.sum(-1),
                 "rgb_static": lambda: static_alone,
                 **{f"rgb_{layer}": partial(in_room, layer) for layer in layers if layer != "static"},
+                **({"mask_moved": moved} if "dynamic" in layers else {}),
                 "uncertainty": lambda: ray_uncertainty(composited, fields, config.min_uncertainty),
             }
             return {**pictures_of(wanted, composited, made), "state": state}

@@ -25,9 +25,11 @@ PICTURES = (
     "mask_dynamic",
     "mask_actor",
     "mask_moving",
+    "mask_moved",
     "uncertainty",
 )
-"""What a view can be rendered to, in the viewer's order. Depth is the distance along the unit ray, in scene units."""
+"""What a view can be rendered to, in the viewer's order. Depth is the distance along the unit ray, in scene units;
+"mask_moved" leaves out of "mask_dynamic" what is yet to be moved, where a method can tell."""
 FEATURES = "features"
 """What is asked for where a view shall have features."""
 FEATURES_PCA = "features_pca"
@@ -198,6 +200,7 @@ def pictures_of(
         "mask_dynamic": lambda: composited.mask("dynamic"),
         "mask_actor": lambda: composited.mask("actor"),
         "mask_moving": lambda: composited.mask("dynamic") + composited.mask("actor"),
+        "mask_moved": lambda: composited.mask("dynamic"),
         **made,
     }
     pictures = {}

@@ -341,6 +341,7 @@ class SplatModel(LayeredModel):
                 "accumulation": parts["accumulation"][:, None],
                 **{f"mask_{layer}": mask for layer, mask in zip(MOVING, parts["masks"].split(1, -1), strict=True)},
                 "mask_moving": parts["masks"].sum(-1, keepdim=True),
+                "mask_moved": parts["masks"][:, :1],
                 "uncertainty": parts["uncertainty"][:, None],
             }
             outputs["depth"] = parts["depth"][:, None] * view.directions()[1] * self.space.length

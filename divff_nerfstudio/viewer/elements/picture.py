@@ -20,6 +20,7 @@ SHOWN: dict[str, str] = {
     "Dynamic layer": "rgb_dynamic",
     "Actor layer": "rgb_actor",
     "What moves": "mask_moving",
+    "What has been moved": "mask_moved",
     "Depth": "depth",
     "Features": "features_pca",
 }
