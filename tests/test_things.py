@@ -144,6 +144,30 @@ def test_faults_of_a_few_frames_are_forgotten(monkeypatch, patience):
     assert counts[0] < 12 if patience == 3 else counts[0] > 12
 
 
+@pytest.mark.parametrize(("unlike", "count"), [(0.0, 3), (0.1, 3), (3.0, 4)])
+def test_pieces_of_one_thing_are_joined(unlike, count):
+    """The right half of the wall is a segment of its own, with features that are like the other half's or are not."""
+    scene, codes = looks(), features(0)
+    other = codes[moved_scene.WALL] + unlike * phrase_code("door")
+    for look in scene:
+        half = look.index[:, WIDTH // 2 :]
+        half[half == moved_scene.WALL] = len(NAMES)
+    found = find_things(scene, lambda _: np.concatenate((codes, other[None] / np.linalg.norm(other))), cameras())
+    assert [len(thing.frames) for thing in found.things] == [FRAMES] * count
+    assert len(diary(found)) == 2
+
+
+def test_a_stray_in_the_last_frame_is_no_move():
+    """The mug's segment lies on the wall in one frame, with the hand beside it."""
+    scene = looks(still=True)
+    last = scene[-1]
+    last.index[last.index == MUG] = moved_scene.WALL
+    last.index[2:6, 2:6], last.index[2:6, 6:8] = MUG, ARM
+    last.actor[2:6, 6:8] = 1
+    found = things_in(scene)
+    assert named(found, "mug").frames == list(range(FRAMES)) and diary(found) == []
+
+
 def test_nothing_moves_by_itself():
     """What is elsewhere without a hand near it, in full view, is a fault of the grouping and no event."""
     assert diary(things_in(looks(with_hand=False))) == []

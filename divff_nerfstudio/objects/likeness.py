@@ -125,7 +125,8 @@ def _paired(before: _Shown, after: _Shown, reach: float) -> Float[np.ndarray, "p
     """Similarities of the segments of two frames that cover each other's place."""
     found = []
     # The median of points half of which are near another segment is near its box.
-    for i, j in np.argwhere(before.near(after.centres, reach) & after.near(before.centres, reach).T).tolist():
+    near = before.near(after.centres, reach) & after.near(before.centres, reach).T
+    for i, j in ((int(i), int(j)) for i, j in np.argwhere(near)):
         mine, theirs = before.sightings[i], after.sightings[j]
         both = min(covered(mine.points, after.trees[j], reach), covered(theirs.points, before.trees[i], reach))
         if both > _COVERED:

@@ -18,7 +18,8 @@ MIN_SIGHTINGS = 4
 """So many frames must show a thing at a place before it rests there."""
 MAX_SPOTS = 256
 """Of so many frames, at most, it is looked closely at what they show of a thing at a place."""
-_MIN_AT_ENDS = 1
+_MIN_AT_ENDS = 2
+_END = 2
 _COVERED = 0.85
 _STRAYS = 2
 _HELD = 0.6
@@ -141,16 +142,18 @@ def size(seen: Spots) -> float:
     return float(np.median(lengths))
 
 
-def rests(seen: Spots, reach: float) -> list[Rest]:
+def rests(seen: Spots, reach: float, count: int) -> list[Rest]:
     """The spans in which a thing rests.
 
     A thing rests while its middle stays within a part of its size, or nearly all of what is seen of it lies where it
     lay; a few frames that say otherwise are strays. Rests that follow each other at one place are one, unless the actor
-    had it elsewhere in between, and if it is put back, it has not rested there.
+    had it elsewhere in between, and if it is put back, it has not rested there. At the video's ends two frames are
+    enough, as its rest may go on where nobody films.
 
     Args:
         seen: What each frame shows of it, in the order of time.
         reach: Points nearer to each other than this are at one place, scene units.
+        count: How many frames there are.
     """
     if not len(seen):
         return []
@@ -159,7 +162,7 @@ def rests(seen: Spots, reach: float) -> list[Rest]:
     found: list[Rest] = []
     for run in _runs(seen, step, reach):
         rest = Rest(seen[run])
-        at_ends = run[0] == 0 or run[-1] >= len(seen) - 1
+        at_ends = rest.first < _END or rest.last >= count - _END
         if len(run) < (_MIN_AT_ENDS if at_ends else MIN_SIGHTINGS):
             continue
         if len(found) > 1 and _held(found[-1]) and _one_place(found[-2], rest, step, reach):

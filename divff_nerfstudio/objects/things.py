@@ -15,6 +15,7 @@ from scipy.spatial import KDTree
 from divff_nerfstudio.arrays import ScratchRows
 from divff_nerfstudio.objects.grouping import MIN_FRAMES, REACH, Group, Grouping
 from divff_nerfstudio.objects.likeness import Likeness
+from divff_nerfstudio.objects.pieces import join_pieces
 from divff_nerfstudio.objects.sighting_table import Sightings, SightingTable
 from divff_nerfstudio.objects.sightings import FeaturesOf, Look, Sighting, evenly, sightings, visible
 from divff_nerfstudio.objects.spans import Rest, Spots, rests, size, spots
@@ -26,6 +27,7 @@ _ALIKE = 2.5
 _ROOM = 0.5
 _HIDDEN = 3
 _NEAR = 2
+_TOUCHED = 0.25
 _ACTOR = 0.35
 _MAX_LOOKS = 512
 _MAX_PIXELS = 2**22
@@ -214,7 +216,8 @@ def find_things(
     if len(seen.columns):
         reach = REACH * float(np.median(seen.columns["depth"]))
         grouping = Grouping(seen, features_of, reach)
-        groups, likeness = grouping.groups, grouping.likeness
+        likeness = grouping.likeness
+        groups = join_pieces(grouping.groups, seen, owners, likeness)
     found = Things(_things(groups, seen), owners, distances, cameras, reach, likeness)
     _own(found.things, seen, owners)
     for thing in found.things:
@@ -257,7 +260,7 @@ def _own(things: Sequence[Thing], seen: SightingTable, places: UInt16[np.ndarray
 
 def _follow(thing: Thing, things: Things) -> None:
     """Finds out where a thing rests and when it is moved."""
-    lain = rests(thing.spots, things.reach) or [Rest(thing.spots[:1])]
+    lain = rests(thing.spots, things.reach, len(things.cameras)) or [Rest(thing.spots[:1])]
     kept, moves = [lain[0]], []
     for rest in lain[1:]:
         if not _moved(thing, kept[-1], rest, things):
@@ -281,7 +284,7 @@ def _moved(thing: Thing, before: Rest, after: Rest, things: Things) -> bool:
     there; what the picture's border cuts off, or what fills the room, has not. Somebody must have had it: the actor is
     next to it as it goes or comes, or nobody has seen it go.
     """
-    touched, unseen = _handled(thing, before, after)
+    touched, unseen = _handled(thing, before, after, things)
     if not touched and not unseen:
         return False
     if thing.size > _ROOM * things.depth:
@@ -294,11 +297,16 @@ def _moved(thing: Thing, before: Rest, after: Rest, things: Things) -> bool:
     return bool(whole and max(sizes) < _ALIKE * max(min(sizes), 1e-9))
 
 
-def _handled(thing: Thing, before: Rest, after: Rest) -> tuple[bool, bool]:
-    """Whether the actor was next to a thing between two rests, and whether it was out of sight."""
+def _handled(thing: Thing, before: Rest, after: Rest, things: Things) -> tuple[bool, bool]:
+    """Whether the actor was next to a thing between two rests, and not only by chance, and whether it was out of sight
+    while the place where it had lain was, too: else the actor would have been seen with it."""
     way = thing.spots.between(before.last - _NEAR, after.first + _NEAR)
-    unseen = (after.first - before.last) - len(thing.spots.between(before.last + 1, after.first))
-    return bool(way.touched.any()), unseen > _HIDDEN
+    hidden = (after.first - before.last) - len(thing.spots.between(before.last + 1, after.first)) > _HIDDEN
+    if hidden:
+        points, between = _some(before.points), after.first - before.last - 1
+        away = [_owners(points, frame, things) is None for frame in before.last + 1 + evenly(between, _MAX_LOOKS)]
+        hidden = sum(away) > _HIDDEN
+    return bool(len(way) and way.touched.mean() >= _TOUCHED), hidden
 
 
 def _left(thing: Thing, before: Rest, after: Rest, things: Things) -> float | None:
@@ -311,15 +319,25 @@ def _left(thing: Thing, before: Rest, after: Rest, things: Things) -> float | No
     far = KDTree(after.points).query(before.points)[0] > 2 * things.reach
     if far.mean() < _SEEN:
         return None
-    points = before.points[far][:: max(1, int(far.sum()) // 64)]
+    points = _some(before.points[far])
     alike, shown = things.alike(thing), []
-    _, height, width = things.distances.shape
     for frame in after.first + evenly(after.last + 1 - after.first, _MAX_LOOKS):
-        camera = things.cameras[frame]
-        pixels, away, seen = visible(points, camera.pose, camera.intrinsics, (height, width))
-        rows, columns = pixels.T
-        owners = things.owners[frame, rows, columns]
-        seen &= (things.distances[frame, rows, columns] > away - 2 * things.reach) & (owners > 0)
-        if seen.mean() > _SEEN:
-            shown.append(float(np.isin(owners[seen], alike).mean()) < 1 - _LEFT)
+        if (owners := _owners(points, frame, things)) is not None:
+            shown.append(float(np.isin(owners, alike).mean()) < 1 - _LEFT)
     return float(np.mean(shown)) if shown else None
+
+
+def _owners(points: Float[np.ndarray, "n 3"], frame: int, things: Things) -> UInt16[np.ndarray, "m"] | None:
+    """Numbers of the things that a frame shows at points; None if it does not show enough of these."""
+    camera = things.cameras[frame]
+    _, height, width = things.distances.shape
+    pixels, away, seen = visible(points, camera.pose, camera.intrinsics, (height, width))
+    rows, columns = pixels.T
+    owners = things.owners[frame, rows, columns]
+    seen &= (things.distances[frame, rows, columns] > away - 2 * things.reach) & (owners > 0)
+    return owners[seen] if seen.mean() > _SEEN else None
+
+
+def _some(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "m 3"]:
+    """Every so manieth of many points."""
+    return points[:: max(1, len(points) // 64)]
