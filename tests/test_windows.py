@@ -15,7 +15,10 @@ from nerfstudio.cameras.rays import RayBundle
 from divff_nerfstudio import open_run
 from divff_nerfstudio.checkpoints import CheckpointError
 from divff_nerfstudio.cli.evaluate import EvaluateConfig
+from divff_nerfstudio.cli.export import ExportConfig
 from divff_nerfstudio.cli.query import QueryCommandConfig
+from divff_nerfstudio.cli.things import DiaryConfig, ObjectsConfig
+from divff_nerfstudio.cli.video import VideoConfig
 from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
 from divff_nerfstudio.data.windows import MIN_FRAMES, Windows, cut_windows
 from divff_nerfstudio.fields.layers import LAYERS
@@ -197,24 +200,52 @@ def _ending_after(found: DivFFTrainer, step: int):
     return iteration
 
 
-def test_a_run_answers_at_both_ends_of_the_video(long_scene: Path, tmp_path: Path) -> None:
-    tiny_run.write_features(long_scene, tmp_path / "encoder")
-    found = trainer(long_scene, tmp_path / "out")
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config.yml of a finished run in windows, of a scene whose frames show three things side by side."""
+    folder = tmp_path_factory.mktemp("windowed")
+    scene = write_tiny_scene(folder / "scene", FRAMES, extras=False)
+
+    def side_by_side(_: int, height: int, width: int) -> np.ndarray:
+        return np.broadcast_to(np.arange(width) * 3 // width, (height, width))
+
+    tiny_run.write_features(scene, folder / "encoder", ("cu", "ta", "bo"), side_by_side)
+    found = trainer(scene, folder / "out")
     found.train()
-    load_config = found.config.get_base_dir() / "config.yml"
+    return found.config.get_base_dir() / "config.yml"
+
+
+def test_a_run_answers_at_both_ends_of_the_video(run: Path, tmp_path: Path) -> None:
     first, last = (
-        QueryCommandConfig(load_config, text=("cu",), output=tmp_path / str(time), time=time).main()
-        for time in (0.0, 1.0)
+        QueryCommandConfig(run, text=("cu",), output=tmp_path / str(time), time=time).main() for time in (0.0, 1.0)
     )
     assert (first["time"], last["time"]) == (0.0, 1.0)
-    scores = EvaluateConfig(load_config, tasks=("masks",), baselines=()).main()
+    scores = EvaluateConfig(run, tasks=("masks",), baselines=()).main()
     assert scores is not None and len(scores.frames) == 12
-    facts = json.loads((load_config.parent / "evaluation" / "scores.json").read_text())
+    facts = json.loads((run.parent / "evaluation" / "scores.json").read_text())
     assert "Windows" in json.dumps(facts)
-    scene = open_run(load_config)
+    scene = open_run(run)
     model = scene.trained.model
     assert isinstance(model, DivFFModel)
     field = model.field
     for moment, window in ((0.0, 0), (0.5, 1), (1.0, 2), (scene.frame_ids[0], 0), (scene.frame_ids[-1], 2)):
         picture = scene.render(moment)
         assert field.window == window and np.isfinite(picture.rgb).all()
+
+
+def test_things_are_found_across_the_windows(run: Path, tmp_path: Path) -> None:
+    things = ObjectsConfig(run, output=tmp_path).main()["things"]
+    assert len(things) > 1
+    assert max(thing["frames"] for thing in things) == FRAMES  # not one for each window
+    events = DiaryConfig(run, output=tmp_path).main()["events"]
+    assert all(event["start"]["time"] < event["end"]["time"] for event in events)
+    answer = QueryCommandConfig(run, text=("cu",), output=tmp_path, when=True).main()
+    assert [told["query"] for told in answer["answers"]] == ["cu"]
+
+
+def test_videos_and_points_take_a_run_in_windows(run: Path, tmp_path: Path) -> None:
+    film = VideoConfig(run, output=tmp_path / "film.mp4", queries=("cu",), hide=("actor",), frames=4, cell_height=16)
+    assert film.main().stat().st_size > 1000
+    for time in (0.0, 1.0):
+        points = ExportConfig(run, output=tmp_path / f"{time}.ply", queries=("cu",), time=time).main()
+        assert points.stat().st_size > 1000
