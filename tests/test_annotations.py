@@ -160,6 +160,10 @@ VIA_FAULTS: dict[str, tuple[Callable[[dict], object], str]] = {
     ),
     "left of all": (lambda p: p["metadata"]["1_a"].update(xy=[2, -50, 50, 60, 60]), "outside of the 480x270"),
     "a circle elsewhere": (lambda p: p["metadata"]["1_a"].update(xy=[3, 500, 50, 60]), "outside of the 480x270"),
+    "one class under two names": (
+        lambda p: p["attribute"]["1"]["options"].update({"01": "ladle"}),
+        "two names to one class",
+    ),
     "one name twice": (lambda p: p["attribute"]["1"]["options"].update({"5": "cup"}), "'cup': give each its own"),
     "a blank name": (lambda p: p["attribute"]["1"]["options"].update({"1": " "}), "is no name"),
     "a name of two lines": (lambda p: p["attribute"]["1"]["options"].update({"1": "a\nb"}), "is no name"),

@@ -132,6 +132,19 @@ def test_all_faults_are_said_at_once(tmp_path: Path):
     assert "3 faults" in lines[0] and [line[:9] for line in lines[1:]] == ["- line 2:", "- line 4:", "- line 5:"]
 
 
+def test_classes_of_others_are_named_on_the_command_line_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for said in ("extract: --sources evil:X", "own: {divff: {evaluate: '--baselines=nearest,evil:X'}}"):
+        with pytest.raises(ManifestError, match=r"line \d: it names the class evil:X, which files may not"):
+            read(tmp_path, "a.yaml", f"scenes: [A]\n{said}\n")
+    text = "scenes: [A]\nextract: --sources evil:X\nevaluate: --queries video:cut\n"
+    with pytest.raises(ManifestError, match="evil:X"):
+        read(tmp_path, "a.yaml", text)
+    monkeypatch.setenv("DIVFF_PLUGINS", "evil:X")
+    read(tmp_path, "a.yaml", text)
+    monkeypatch.delenv("DIVFF_PLUGINS")
+    read(tmp_path, "a.yaml", "scenes: [A]\n", Defaults(words={"extract": ("--sources", "evil:X")}))
+
+
 def test_a_scene_too_many_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("divff_nerfstudio.batch.manifest._MAX_SCENES", 2)
     with pytest.raises(ManifestError, match=r"line 4: .* make batches of at most") as told:

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from divff_nerfstudio.batch.yaml_lines import Lined, YamlFaultError, read_yaml
 from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.plugins import ALLOWED, classes_named, is_allowed
 from divff_nerfstudio.schema import Record, Words, split_words, told
 
 StepName = Literal["convert", "extract", "train", "evaluate", "export"]
@@ -24,6 +25,8 @@ USUAL_STEPS: tuple[StepName, ...] = ("extract", "train", "evaluate")
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 """How files end that are taken for videos in a folder that is a manifest."""
 _CONVERTERS = ("video", "colmap", "nerfstudio", "epic-fields", "video-frames")
+_NO_MODULES = ("image", "video")
+"""What questions begin with ("video: cut the bread"), which look like names of classes."""
 _OWN_STEPS: tuple[StepName, ...] = ("train", "evaluate", "export")
 _MAX_BYTES = 16 * 2**20
 _MAX_SCENES = 100_000
@@ -361,10 +364,22 @@ def _entry(row: _Row, common: _Told, path: Path, defaults: Defaults, at: str) ->
     }
     name = row.name or scene.name
     _check_entry(name, row.name is not None, steps, words)
+    _refuse_classes(row, common)
     needs: dict[StepName, Needs] = {step: _needs(step, row, common, defaults) for step in steps}
     methods = tuple(dict.fromkeys(row.methods or common.methods or defaults.methods))
     own = {method: _own(method, row, common) for method in methods}
     return SceneEntry(name, scene, steps, methods, words, needs, at, own)
+
+
+def _refuse_classes(*said: _Told) -> None:
+    """A manifest may come from a stranger, and files do not decide what is imported."""
+    options = (getattr(each, step) for one in said for each in (one, *one.own.values()) for step in _OWN_STEPS)
+    for name in classes_named((*options, *(one.extract for one in said))):
+        if name.partition(":")[0] not in _NO_MODULES and not is_allowed(name):
+            raise ManifestError(
+                f"it names the class {name:.80}, which files may not, give it on the command line (--extract=...), or "
+                f"allow it by {ALLOWED}={name:.80} in the environment"
+            )
 
 
 def _folder_of(text: str, base: Path) -> Path:

@@ -65,6 +65,8 @@ def via_masks(scene: Scene, path: Path, size: tuple[int, int] = VIA_SIZE) -> Lab
         raise SceneError(f"{path} has several attributes and none is called 1: keep the one with the classes.")
     key, attribute = next((a for a in project.attribute.items() if a[0] == "1"), next(iter(project.attribute.items())))
     options = {_number(path, number): label for number, label in attribute.options.items()}
+    if len(options) < len(attribute.options):
+        raise SceneError(f"{path} gives two names to one class: leave one of them.")
     require_names(path, [label for label in options.values() if label != _UNDEFINED])
     views = {number: str(view.fid_list[0]) for number, view in project.view.items()}
     frame_of = frame_finder(scene)
