@@ -187,7 +187,7 @@ def test_density_is_positive_in_units_of_the_scene():
 
 
 def test_density_is_that_of_nerfstudio_up_to_its_bound():
-    raw = torch.linspace(-40, 59, 200, requires_grad=True)
+    raw = torch.linspace(-15, 59, 200, requires_grad=True)
     found, expected = activated_density(raw, space()), trunc_exp(raw) * (10.0 / space().length)
     assert torch.equal(found, expected)
     weights = torch.linspace(-1, 1, 200)
@@ -196,15 +196,12 @@ def test_density_is_that_of_nerfstudio_up_to_its_bound():
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(st.floats(-1e6, -16), st.sampled_from((-1.0, 1.0)))
-def test_what_is_transparent_may_come_back_and_is_not_pushed_further(raw: float, towards: float):
+@given(st.floats(-1e6, -14), st.sampled_from((-1.0, 1.0)))
+def test_gradients_of_what_is_transparent_fade(raw: float, towards: float):
     value = torch.tensor([raw], requires_grad=True)
     activated_density(value, SceneSpace(space().box, 10.0)).backward(torch.tensor([towards]))
     assert value.grad is not None
-    if towards < 0:  # a step against the gradient makes it denser
-        assert float(value.grad) == pytest.approx(-float(torch.exp(torch.tensor(-15.0))), rel=1e-5)
-    else:
-        assert 0 <= float(value.grad) <= float(torch.exp(torch.tensor(-15.9)))
+    assert float(value.grad) == pytest.approx(towards * float(torch.exp(torch.tensor(raw))), rel=1e-5)
 
 
 @pytest.mark.parametrize("raw", [70.0, 200.0, 1e6])

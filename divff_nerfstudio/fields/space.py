@@ -64,8 +64,9 @@ def activated_density(raw: Float[Tensor, "*bs"], space: SceneSpace, shift: float
 class _BoundedExp(torch.autograd.Function):
     """Exponential whose values and gradients are bounded; a value beyond the bound can still come back.
 
-    What is transparent already is not pushed further: a gradient that does not fade has the same sign for ever, and
-    Adam makes steps of the full rate of it, however small it is, until the network's weights are without measure.
+    Gradients of what is transparent fade with it (nerfstudio's `trunc_exp` bounds them from below): one that does not
+    fade has the same sign for ever, and Adam makes steps of the full rate of it, however small it is, until the
+    network's weights are without measure.
     """
 
     @staticmethod
@@ -76,5 +77,4 @@ class _BoundedExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (raw,) = ctx.saved_tensors
-        floor = torch.where(grad < 0, -_STEEPEST, -torch.inf)
-        return grad * torch.exp(raw.clamp_max(_STEEPEST).maximum(floor))
+        return grad * torch.exp(raw.clamp_max(_STEEPEST))
