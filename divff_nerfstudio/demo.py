@@ -134,7 +134,7 @@ class Demo:
             "divff_nerfstudio.cli",
             "extract",
             *("--data", str(self.scene), "--encoder", self.config.encoder),
-            *("--sources", *DEMO_SOURCES.values(), "--segments.segmenter", "colour"),
+            *("--sources", *DEMO_SOURCES.values(), "--segments.segmenter", "outlines"),
         )
 
     def train(self) -> None:

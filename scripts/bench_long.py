@@ -270,8 +270,8 @@ class Long:
         def looks() -> Iterator[Look]:
             for i in range(frames):
                 points, eye = walls(i % ROUND), pose(i % ROUND)[:, 3]
-                distance, actor = np.linalg.norm(points - eye, axis=-1), np.zeros((HEIGHT, WIDTH))
-                yield Look(i, _blocks(i % ROUND), points, distance, actor, eye)
+                distance, shares = np.linalg.norm(points - eye, axis=-1), np.zeros((2, HEIGHT, WIDTH))
+                yield Look(i, _blocks(i % ROUND), points, distance, *shares, eye)
 
         cameras = [LookCamera(pose(i % ROUND), intrinsics) for i in range(frames)]
         found = find_things(looks(), lambda _: table.copy(), cameras, root)

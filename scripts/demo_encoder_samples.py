@@ -7,7 +7,7 @@ things that it shows, with their shares of its pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,10 +102,12 @@ class Kitchen:
 
     Args:
         seed: Of everything in it.
+        sizes: Width and height of views; each has one of these.
+        pans: Share of the views in which a black pan is on the hob for sure, which chance seldom gives.
     """
 
-    def __init__(self, seed: int):
-        self.random = np.random.default_rng([11, seed])
+    def __init__(self, seed: int, sizes: Sequence[tuple[int, int]] = SIZES, pans: float = 0.0):
+        self.random, self.sizes, self.pans = np.random.default_rng([11, seed]), sizes, pans
         self.room = PlacedBodies(build_room(RoomStyle.sample(self.random)))
         self.room_things = {
             number: NUMBERS[Thing(ROOM_NAMES.get(name, name))] for number, name in enumerate(INSTANCES, start=1)
@@ -117,6 +119,9 @@ class Kitchen:
         count = int(random.integers(6, 15))
         self.props: list[tuple[str, str, np.ndarray, np.ndarray]] = []
         taken: list[np.ndarray] = []
+        if self.pans > 0 and random.random() < self.pans:
+            taken.append(np.array([random.uniform(*HOB_X), random.uniform(*HOB_Y), HOB_TOP]))
+            self.props.append(("pan", "black", taken[0], turn_z(float(random.uniform(-np.pi, np.pi)))))
         while len(self.props) < count:
             kind, colour = str(random.choice(KINDS)), str(random.choice(COLOUR_NAMES))
             place = self._place()
@@ -133,7 +138,7 @@ class Kitchen:
             replace(make_object(kind, colour, FIRST_OBJECT + n)) for n, (kind, colour, _, _) in enumerate(self.props)
         ]
         self.actor, self.lighting = sample_actor(random), sample_lighting(random)
-        self.size = SIZES[int(random.integers(len(SIZES)))]
+        self.size = self.sizes[int(random.integers(len(self.sizes)))]
         self.focal = self.size[0] / 2 / np.tan(np.radians(random.uniform(72, 92)) / 2)
         self.swing = random.normal(0, 0.03, (2, 3))
         self.held = {side: self._task() for side in (-1, 1)}

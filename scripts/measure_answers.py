@@ -3,9 +3,9 @@
     python scripts/measure_answers.py RUN/config.yml
     python scripts/measure_answers.py --scene SCENE --features FOLDER
 
-The second line needs no training: the true depth, and the true actor, stand in for the model's, and each frame's own
+The second line needs no training: the true depth, and the true layers, stand in for the model's, and each frame's own
 stored features for rendered ones, so that it measures the grouping and the calibration alone. Nothing of the ground
-truth is given to what finds the answers in the first; in the second, depth and actor alone.
+truth is given to what finds the answers in the first; in the second, depth and layers alone.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def of_scene(root: Path, folder: Path | None) -> dict[str, Any]:
         # Along the ray, as a model renders it; ground truth is along the optical axis.
         slant = -(ray_directions(camera, size) @ camera.pose[:, 2])
         distance = resize_nearest(truth.depth(i), *size) / slant
-        looks.append(look_of(store, i, camera, size, distance, resize_nearest(truth.layers(i), *size) == 2))
+        layers = resize_nearest(truth.layers_ever(i), *size)
+        looks.append(look_of(store, i, camera, size, distance, np.stack((layers == 2, layers == 1))))
     things = find_things(looks, partial(features_of, store), cameras)
 
     def features(index: int) -> np.ndarray:

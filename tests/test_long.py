@@ -210,7 +210,7 @@ def test_finding_things_takes_little_memory_for_each_frame() -> None:
     distance = np.linalg.norm(points, axis=-1)
 
     def found(frames: int) -> None:
-        looks = (Look(i, index, points, distance, np.zeros(size), np.zeros(3)) for i in range(frames))
+        looks = (Look(i, index, points, distance, np.zeros(size), np.zeros(size), np.zeros(3)) for i in range(frames))
         things = find_things(looks, lambda _: table.copy(), [camera] * frames)
         assert [len(thing.frames) for thing in things.things] == [frames] * 12
         assert diary(things) == [] and len(things.things[0].rests[0].points)

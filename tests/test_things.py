@@ -16,13 +16,16 @@ from PIL import Image
 
 from divff_nerfstudio.cli.things import last_seen, table, thing_data, told
 from divff_nerfstudio.features.oracle import phrase_code
-from divff_nerfstudio.objects import grouping, likeness, spans
+from divff_nerfstudio.objects import grouping, likeness, pieces, spans
 from divff_nerfstudio.objects import things as things_module
 from divff_nerfstudio.objects.diary import Clock, diary
+from divff_nerfstudio.objects.grouping import Group
 from divff_nerfstudio.objects.pictures import before_and_after, contact_sheet, plan
+from divff_nerfstudio.objects.sighting_table import SightingTable
 from divff_nerfstudio.objects.sightings import Look, sightings, visible
 from divff_nerfstudio.objects.things import LookCamera, Things, find_things
 
+MOVING = MUG, BOWL
 NAMES = ("nothing", "wall", "mug", "bowl", "arm")
 INTRINSICS = np.array([[30.0, 0, WIDTH / 2], [0, 30.0, HEIGHT / 2], [0, 0, 1]])
 
@@ -48,7 +51,8 @@ def looks(depth_noise: float = 0.0, with_hand: bool = True, still: bool = False)
         distance = distance * (1 + depth_noise * random.standard_normal())
         index = np.where(hit > 0, hit, 65535).astype(np.uint16)
         points = origins + directions * distance[..., None]
-        found.append(Look(i, index, points, distance, (hit == ARM).astype(float), view[:, 3]))
+        shares = (hit == ARM).astype(float), np.isin(hit, MOVING).astype(float)
+        found.append(Look(i, index, points, distance, *shares, view[:, 3]))
     return found
 
 
@@ -168,6 +172,48 @@ def test_a_stray_in_the_last_frame_is_no_move():
     assert named(found, "mug").frames == list(range(FRAMES)) and diary(found) == []
 
 
+def test_what_the_static_layer_shows_is_not_moved():
+    scene = looks()
+    for look in scene:
+        look.dynamic[look.index == BOWL] = 0.2
+    found = things_in(scene)
+    assert [event.thing for event in diary(found)] == [named(found, "mug")]
+
+
+@pytest.mark.parametrize(("apart", "count"), [(0, 3), (4, 4)])
+def test_unlike_pieces_that_are_never_seen_apart_are_one(monkeypatch, apart, count):
+    """The upper half of the mug looks like nothing of the lower one; in some frames something else lies between."""
+    monkeypatch.setattr(pieces, "_OFTEN", 6)
+    scene = looks()
+    for i, look in enumerate(scene):
+        rows = np.nonzero((look.index == MUG).any(axis=1))[0]
+        upper = look.index[: int(rows.mean()) + 1]
+        upper[upper == MUG] = len(NAMES)
+        if i < apart:
+            look.index[int(rows.mean()), look.index[int(rows.mean())] == len(NAMES)] = 65535
+    codes = np.concatenate((features(0), phrase_code("chimney")[None]))
+    found = find_things(scene, lambda _: codes, cameras())
+    assert len(found.things) == count
+    assert {event.thing for event in diary(found)} >= {named(found, "mug"), named(found, "bowl")}
+
+
+def test_what_fills_the_gaps_of_a_thing_is_a_part_of_it():
+    """Two frames of the mug are a group of their own."""
+    codes, seen, reach = features(0), SightingTable(), 0.1
+    for look in looks():
+        seen.append(sightings(look), look.eye)
+    learned = likeness.learn_likeness(seen, lambda _: codes, reach)
+    groups = {}
+    for number, column in enumerate(seen.columns):
+        brief = column["row"] == MUG and column["frame"] in (2, 3)
+        group = groups.setdefault((int(column["row"]), brief), Group())
+        centred = learned.centred(codes)[column["row"]]
+        group.add(number, seen.sighting(number), codes[column["row"]], centred, here=True)
+    kept = pieces.fill_gaps(list(groups.values()), seen, learned, reach)
+    assert len(kept) == len(groups) - 1
+    assert sorted(groups[MUG, False].numbers) == [i for i, c in enumerate(seen.columns) if c["row"] == MUG]
+
+
 def test_nothing_moves_by_itself():
     """What is elsewhere without a hand near it, in full view, is a fault of the grouping and no event."""
     assert diary(things_in(looks(with_hand=False))) == []
@@ -241,7 +287,7 @@ def test_settings_that_start_programs_are_not_heeded(found, tmp_path, monkeypatc
 def test_a_scene_without_segments_has_no_things(tmp_path):
     empty = [
         Look(i, np.full((4, 6), 65535, np.uint16), np.zeros((4, 6, 3)), np.ones((4, 6)),
-             np.zeros((4, 6)), np.zeros(3))
+             np.zeros((4, 6)), np.zeros((4, 6)), np.zeros(3))
         for i in range(3)
     ]  # fmt: skip
     found = find_things(empty, lambda _: np.zeros((0, 8)), cameras()[:3])

@@ -50,8 +50,8 @@ def things_of(trained: TrainedScene, kept: Path | None = None, looked: Looked | 
     size = look_size(trained.scene)
     folder = _folder_beside(kept)
     try:
-        distances, actors = rendered(trained, size, kept, folder, looked)
-        looks = (look_of(store, i, camera, size, distances[i], actors[i]) for i, camera in enumerate(cameras))
+        distances, shares = rendered(trained, size, kept, folder, looked)
+        looks = (look_of(store, i, camera, size, distances[i], shares[i]) for i, camera in enumerate(cameras))
         return find_things(looks, partial(features_of, store), cameras, folder)
     except OSError as error:
         raise EvaluationError(
@@ -112,7 +112,7 @@ def look_of(
     camera: LookCamera,
     size: tuple[int, int],
     distance: Float[np.ndarray, "height width"],
-    actor: Float[np.ndarray, "height width"],
+    shares: Float[np.ndarray, "2 height width"],
 ) -> Look:
     """A frame as things are found in it.
 
@@ -122,12 +122,12 @@ def look_of(
         camera: Its camera.
         size: Height and width of the look.
         distance: How far each pixel's point is from the camera, along the ray.
-        actor: The actor's share of each pixel.
+        shares: The actor's share of each pixel, and the dynamic layer's.
     """
     index, _ = store.frame_features(frame)
     directions = ray_directions(camera, size)
     points = camera.pose[:, 3] + directions * distance[..., None]
-    return Look(frame, resize_nearest(index, *size), points, distance, actor, camera.pose[:, 3])
+    return Look(frame, resize_nearest(index, *size), points, distance, shares[0], shares[1], camera.pose[:, 3])
 
 
 def features_of(store: FeatureStore, frame: int) -> Float[np.ndarray, "n dim"]:
@@ -152,8 +152,8 @@ def ray_directions(camera: LookCamera, size: tuple[int, int]) -> Float[np.ndarra
 
 def rendered(
     trained: TrainedScene, size: tuple[int, int], kept: Path | None, folder: Path | None, looked: Looked | None = None
-) -> tuple[Float[np.ndarray, "frames height width"], Float[np.ndarray, "frames height width"]]:
-    """Depths along the rays, and the actor's shares, of all frames as the model renders them.
+) -> tuple[Float[np.ndarray, "frames height width"], Float[np.ndarray, "frames 2 height width"]]:
+    """Depths along the rays, and the shares of actor and dynamic layer, of all frames as the model renders them.
 
     Args:
         trained: The scene.
@@ -168,32 +168,32 @@ def rendered(
     Raises:
         OSError: If there is no room for them.
     """
-    shape = len(trained.scene), *size
-    distances, actors = (scratch_array(folder, _FLAT, shape) for _ in range(2))
+    shape, shares_shape = (len(trained.scene), *size), (len(trained.scene), 2, *size)
+    distances, shares = scratch_array(folder, _FLAT, shape), scratch_array(folder, _FLAT, shares_shape)
     if kept is not None and kept.is_file():
         try:
             read_npz_array(kept, "distance", shape, _FLAT, into=distances)
-            return distances, read_npz_array(kept, "actor", shape, _FLAT, into=actors)
+            return distances, read_npz_array(kept, "shares", shares_shape, _FLAT, into=shares)
         except SceneError:
             CONSOLE.print(f"[yellow]{kept} is not of this scene and is written anew.", soft_wrap=True)
     shown: Iterable[int] = range(len(trained.scene))
     if looked is None:
         shown = track(shown, "Looking at the frames ...", console=CONSOLE, transient=True)
     for i in shown:
-        distances[i], actors[i] = _rendered_frame(trained, i, size)
+        distances[i], shares[i] = _rendered_frame(trained, i, size)
         if looked is not None:
             looked(i + 1, len(trained.scene))
     if kept is not None:
-        _keep(kept, distances, actors)
-    return distances, actors
+        _keep(kept, distances, shares)
+    return distances, shares
 
 
-def _keep(path: Path, distances: np.ndarray, actors: np.ndarray) -> None:
+def _keep(path: Path, distances: np.ndarray, shares: np.ndarray) -> None:
     """Keeps what was rendered; a run that cannot be written to, as another's, is looked at anew each time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, distance=distances, actor=actors)
+            np.savez_compressed(file, distance=distances, shares=shares)
     except OSError as error:
         CONSOLE.print(f"[yellow]{escape(str(path))} could not be kept: {escape(str(error))}", soft_wrap=True)
 
@@ -204,5 +204,6 @@ def _rendered_frame(trained: TrainedScene, index: int, size: Sequence[int]) -> t
         ratio = size[scale] / (trained.scene.height, trained.scene.width)[scale]
         setattr(camera, name, getattr(camera, name) * ratio)
     camera.height, camera.width = camera.height.clone().fill_(size[0]), camera.width.clone().fill_(size[1])
-    view = trained.render(camera, outputs=("depth", "mask_actor"))
-    return view.pictures["depth"][..., 0].numpy(), view.pictures["mask_actor"][..., 0].numpy()
+    view = trained.render(camera, outputs=("depth", "mask_actor", "mask_dynamic"))
+    shares = np.stack([view.pictures[name][..., 0].numpy() for name in ("mask_actor", "mask_dynamic")])
+    return view.pictures["depth"][..., 0].numpy(), shares

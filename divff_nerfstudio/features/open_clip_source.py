@@ -23,6 +23,7 @@ from divff_nerfstudio.features.autoencoder import (
 from divff_nerfstudio.features.clip_source import ClipSource, ClipSourceConfig
 from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.encoders import Encoder, stretched
+from divff_nerfstudio.features.outlines import OutlineSegmenterConfig
 from divff_nerfstudio.features.patches import PatchConfig, PatchTokens
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.sam import SamSegmenterConfig
@@ -35,6 +36,7 @@ from divff_nerfstudio.schema import Share
 
 AUTOENCODER = "autoencoder.pth"
 _CHUNK = 4096
+_SEGMENTERS = "sam", "colour", "outlines"
 
 
 class OpenClipSource(PreparedSource):
@@ -56,12 +58,15 @@ class SegmentSourceConfig:
     """Options of the image-language features."""
 
     segmenter: str = "auto"
-    """How segments are found: sam (SAM 2.1), colour (by colour alone, no weights), or your own class, module:Class;
-    auto: colour with the demo encoder, else sam."""
+    """How segments are found: sam (SAM 2.1), outlines (by outlines learned from the demo's world, as the demo encoder),
+    colour (by colour alone, no weights), or your own class, module:Class; auto: outlines with the demo encoder, else
+    sam."""
     sam: SamSegmenterConfig = field(default_factory=SamSegmenterConfig)
     """Options of SAM 2.1."""
     colour: ColourSegmenterConfig = field(default_factory=ColourSegmenterConfig)
     """Options of the segmenter that goes by colour."""
+    outlines: OutlineSegmenterConfig = field(default_factory=OutlineSegmenterConfig)
+    """Options of the segmenter that goes by learned outlines."""
     masked_weight: Share = 0.75
     """Weight of the crop in which all but the segment is black; the segment's whole box has the rest (DIV-FF)."""
     min_share: Share = 0.002
@@ -113,15 +118,15 @@ class SegmentSource(OpenClipSource):
     def _make_segmenter(self) -> Segmenter:
         name = self.config.segmenter
         if name == "auto":
-            name = "colour" if self.encoder_name == "demo" else "sam"
-        if name in ("sam", "colour"):
+            name = "outlines" if self.encoder_name == "demo" else "sam"
+        if name in _SEGMENTERS:
             return getattr(self.config, name).setup()
-        made: Any = plugin_class(name, Segmenter, "segmenter", {}, ("sam", "colour"))
+        made: Any = plugin_class(name, Segmenter, "segmenter", {}, _SEGMENTERS)
         return made()
 
     def settings(self) -> dict[str, Any]:
         """Options of segmenter, crops, tiles and codes, and which pictures they are cut from."""
-        parts = ("segmenter", "sam", "colour", "autoencoder")
+        parts = ("segmenter", *_SEGMENTERS, "autoencoder")
         options = {key: value for key, value in asdict(self.config).items() if key not in parts}
         if self.config.codes:
             options["autoencoder"] = asdict(self.config.autoencoder)

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt16
+from jaxtyping import Int, UInt16
+from scipy.spatial import KDTree
 
 from divff_nerfstudio.objects.grouping import MIN_FRAMES, Group
-from divff_nerfstudio.objects.likeness import Likeness
+from divff_nerfstudio.objects.likeness import Likeness, covered
 from divff_nerfstudio.objects.sighting_table import SightingTable
 
 _TOUCHING = 2
@@ -18,13 +19,24 @@ _LESS = 0.35
 """So many spreads less alike than usual they may be."""
 _BESIDE = 0.6
 """In so many of the frames that show both, pieces of one thing are neighbours."""
+_ALWAYS = 0.95
+"""The same where nothing but this speaks for it, both being in the dynamic layer, in so many frames that show both."""
+_OFTEN = 15
+_BRIEF = 0.25
+"""What fills the gaps of another is seen in fewer frames than this share of its."""
+_MEANWHILE = 0.1
+"""In so many of its frames both may be seen."""
+_COVERED = 0.5
+MIN_DYNAMIC = 0.25
+"""The dynamic layer has this share of what moves at some time, at least."""
 
 
 def join_pieces(
     groups: Sequence[Group], seen: SightingTable, rows: UInt16[np.ndarray, "frames height width"], likeness: Likeness
 ) -> list[Group]:
     """Joins groups that are neighbours in most frames that show both, and whose features are as alike as those of one
-    thing usually are: the halves of a mug of which one lies in the shade.
+    thing usually are: the halves of a mug of which one lies in the shade; and what the dynamic layer has that is never
+    seen apart, however unlike: the blade of a knife and its handle.
 
     Things of one kind that only stand side by side are joined, too, if nothing tells them apart.
 
@@ -35,18 +47,28 @@ def join_pieces(
         likeness: What similarities of features say.
     """
     shown = [np.unique(seen.columns["frame"][np.array(group.numbers)]) for group in groups]
+    dynamic = [float(seen.columns["dynamic"][np.array(group.numbers)].mean()) for group in groups]
     usual = likeness.same[0] - _LESS * likeness.same[1]
-    found = []
+    alike, inseparable = [], []
     for (first, second), beside in _neighbours(groups, seen, rows).items():
         both = len(np.intersect1d(shown[first], shown[second], assume_unique=True))
         if both >= MIN_FRAMES and beside >= _BESIDE * both:
-            found.append((float(groups[first].direction @ groups[second].direction), first, second))
+            alike.append((float(groups[first].direction @ groups[second].direction), first, second))
+        if both >= _OFTEN and beside >= _ALWAYS * both and min(dynamic[first], dynamic[second]) >= MIN_DYNAMIC:
+            inseparable.append((first, second))
     into = list(range(len(groups)))
-    for similar, first, second in sorted(found, reverse=True):
+
+    def join(first: int, second: int, least: float) -> None:
         one, other = sorted((_root(into, first), _root(into, second)), key=lambda i: (-len(groups[i].numbers), i))
-        if similar >= usual and one != other and float(groups[one].direction @ groups[other].direction) >= usual:
+        if one != other and float(groups[one].direction @ groups[other].direction) >= least:
             groups[one].absorb(groups[other])
             into[other] = one
+
+    for similar, first, second in sorted(alike, reverse=True):
+        if similar >= usual:
+            join(first, second, usual)
+    for first, second in inseparable:
+        join(first, second, -np.inf)
     return [group for i, group in enumerate(groups) if into[i] == i]
 
 
@@ -81,3 +103,43 @@ def _root(into: list[int], group: int) -> int:
     while into[group] != group:
         group = into[group]
     return group
+
+
+def fill_gaps(groups: Sequence[Group], seen: SightingTable, likeness: Likeness, reach: float) -> list[Group]:
+    """Gives what is seen briefly, at the place where another thing is seen next before or after but not meanwhile, to
+    that, if their features may be of one thing: a bottle of which a passing arm leaves but a part.
+
+    Args:
+        groups: The groups; those that take others in are changed.
+        seen: All segments.
+        likeness: What similarities of features say.
+        reach: Points nearer to each other than this are at one place, scene units.
+    """
+    shown = [np.unique(seen.columns["frame"][np.array(group.numbers)]) for group in groups]
+    kept = sorted(range(len(groups)), key=lambda i: -len(shown[i]))
+    directions = np.stack([group.direction for group in groups]) if groups else np.zeros((0, 0))
+    for brief in reversed(kept.copy()):
+        own = shown[brief]
+        speaks = likeness.evidence(directions @ directions[brief])
+        for other in sorted((i for i in kept if i != brief and speaks[i] > 0), key=lambda i: -speaks[i]):
+            meanwhile = len(np.intersect1d(own, shown[other], assume_unique=True))
+            if len(own) > _BRIEF * len(shown[other]) or meanwhile > _MEANWHILE * len(own):
+                continue
+            if _lies_there(groups[brief], groups[other], own, seen, reach):
+                groups[other].absorb(groups[brief])
+                shown[other] = np.union1d(shown[other], own)
+                kept.remove(brief)
+                break
+    return [groups[i] for i in sorted(kept)]
+
+
+def _lies_there(brief: Group, other: Group, frames: Int[np.ndarray, "n"], seen: SightingTable, reach: float) -> bool:
+    """Whether what a group shows lies where another one is seen last before, or first after."""
+    numbers = np.array(other.numbers)
+    when = seen.columns["frame"][numbers]
+    points = seen.points(np.array(brief.numbers))
+    for around in (when[when < frames[0]].max(initial=-1), when[when > frames[-1]].min(initial=seen.frames)):
+        there = numbers[when == around]
+        if len(there) and covered(points, KDTree(seen.points(there)), reach) > _COVERED:
+            return True
+    return False

@@ -24,6 +24,7 @@ _COLUMNS = np.dtype(
         ("cut", np.bool_),
         ("touched", np.bool_),
         ("actor", np.float64),
+        ("dynamic", np.float64),
         ("samples", np.uint8),
     ]
 )
@@ -53,7 +54,7 @@ class SightingTable:
         points = np.zeros((len(found), SAMPLES, 3), np.float32)
         for i, each in enumerate(found):
             known = each.frame, each.row, each.centre, each.box, each.area, each.depth
-            columns[i] = (*known, each.cut, each.touched, each.actor, len(each.points))
+            columns[i] = (*known, each.cut, each.touched, each.actor, each.dynamic, len(each.points))
             points[i, : len(each.points)] = each.points
         self._columns.append(columns)
         self._points.append(points)
@@ -98,6 +99,7 @@ class SightingTable:
             cut=bool(own["cut"]),
             touched=bool(own["touched"]),
             actor=float(own["actor"]),
+            dynamic=float(own["dynamic"]),
         )
 
     @cached_property

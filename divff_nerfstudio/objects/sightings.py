@@ -50,6 +50,8 @@ class Sighting:
     """Whether the actor is next to it."""
     actor: float
     """The actor's share of its pixels."""
+    dynamic: float
+    """The same of the dynamic layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,8 @@ class Look:
     """How far that is from the camera."""
     actor: Float[np.ndarray, "height width"]
     """The actor's share of each pixel."""
+    dynamic: Float[np.ndarray, "height width"]
+    """The same of the dynamic layer."""
     eye: Float[np.ndarray, "3"]
     """Where the camera is, world coordinates."""
 
@@ -103,6 +107,7 @@ def sightings(look: Look) -> list[Sighting]:
                 cut=_cut(box, height, width),
                 touched=_touched(look.index == row, actor, box),
                 actor=float(look.actor.ravel()[pixels].mean()),
+                dynamic=float(look.dynamic.ravel()[pixels].mean()),
             )
         )
     return found

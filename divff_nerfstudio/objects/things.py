@@ -15,7 +15,7 @@ from scipy.spatial import KDTree
 from divff_nerfstudio.arrays import ScratchRows
 from divff_nerfstudio.objects.grouping import MIN_FRAMES, REACH, Group, Grouping
 from divff_nerfstudio.objects.likeness import Likeness
-from divff_nerfstudio.objects.pieces import join_pieces
+from divff_nerfstudio.objects.pieces import MIN_DYNAMIC, fill_gaps, join_pieces
 from divff_nerfstudio.objects.sighting_table import Sightings, SightingTable
 from divff_nerfstudio.objects.sightings import FeaturesOf, Look, Sighting, evenly, sightings, visible
 from divff_nerfstudio.objects.spans import Rest, Spots, rests, size, spots
@@ -218,6 +218,7 @@ def find_things(
         grouping = Grouping(seen, features_of, reach)
         likeness = grouping.likeness
         groups = join_pieces(grouping.groups, seen, owners, likeness)
+        groups = fill_gaps(groups, seen, likeness, reach)
     found = Things(_things(groups, seen), owners, distances, cameras, reach, likeness)
     _own(found.things, seen, owners)
     for thing in found.things:
@@ -279,11 +280,13 @@ def _follow(thing: Thing, things: Things) -> None:
 def _moved(thing: Thing, before: Rest, after: Rest, things: Things) -> bool:
     """Whether a thing has left a place for another, or another part of the same is seen.
 
-    It has left if the frames that show the old place afterwards show something else there. If none shows it, a thing
-    has still moved if it is seen all the way, with the actor next to it, and whole at both places, as large here as
-    there; what the picture's border cuts off, or what fills the room, has not. Somebody must have had it: the actor is
-    next to it as it goes or comes, or nobody has seen it go.
+    What the static layer shows has not. It has left if frames that show the old place afterwards show something else
+    there. If none shows it, a thing has still moved if it is seen all the way, with the actor next to it, and whole at
+    both places, as large here as there; what the picture's border cuts off, or what fills the room, has not. Somebody
+    must have had it: the actor is next to it as it goes or comes, or nobody has seen it go.
     """
+    if min(_dynamic(thing, before), _dynamic(thing, after)) < MIN_DYNAMIC:
+        return False
     touched, unseen = _handled(thing, before, after, things)
     if not touched and not unseen:
         return False
@@ -295,6 +298,11 @@ def _moved(thing: Thing, before: Rest, after: Rest, things: Things) -> bool:
     whole = touched and not unseen and all(rest.spots.cut.mean() < _WHOLE for rest in (before, after))
     sizes = size(before.spots), size(after.spots)
     return bool(whole and max(sizes) < _ALIKE * max(min(sizes), 1e-9))
+
+
+def _dynamic(thing: Thing, rest: Rest) -> float:
+    """The dynamic layer's share of a thing where it rests."""
+    return float(thing.sightings.column("dynamic")[np.isin(thing.sightings.column("frame"), rest.spots.frames)].mean())
 
 
 def _handled(thing: Thing, before: Rest, after: Rest, things: Things) -> tuple[bool, bool]:
