@@ -1,14 +1,15 @@
 """How alike the features of one thing are in this scene, and those of different things: learned from the scene itself.
 
-Segments that cover each other's place in neighbouring frames are one thing; segments of the same frame are different
-ones. From these pairs comes how much a similarity says, whatever the encoder and however close together its features.
+Segments that cover each other's place in frames a few apart are one thing, seen from elsewhere; segments of the same
+frame are different ones. From these pairs comes how much a similarity says, whatever the encoder and however close
+together its features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -22,6 +23,9 @@ _MIN_PAIRS = 8
 _MAX_EVIDENCE = 8.0
 _MIN_SPREAD = 0.04
 _MAX_FRAMES = 512
+_APART = 8
+"""Frames that are compared are so many apart: next to each other, pictures are more alike than those of one thing that
+has been moved, or was hidden for a while."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class _Shown:
 
 def learn_likeness(seen: SightingTable, features_of: FeaturesOf, reach: float) -> Likeness:
     """Learns from a scene what similarities of its features say: from some hundreds of its frames, where it has more,
-    each with the one before it.
+    each with one a little before it.
 
     Args:
         seen: The segments of all frames.
@@ -99,20 +103,20 @@ def learn_likeness(seen: SightingTable, features_of: FeaturesOf, reach: float) -
         total, count = total + own.sum(axis=0), count + len(own)
     common = Likeness(total / max(count, 1), (1.0, _MIN_SPREAD), (0.0, 1.0))
 
+    apart = min(_APART, max(1, seen.frames // 4))
+
+    @lru_cache(apart + 1)
     def shown(frame: int) -> _Shown:
         found = seen.of_frame(frame)
         trees = [KDTree(sighting.points) for sighting in found]
         return _Shown(frame, list(found), common.centred(found.features(features_of)), trees)
 
-    same, other, before = [np.zeros(0)], [np.zeros(0)], None
+    same, other = [np.zeros(0)], [np.zeros(0)]
     for frame in chosen:
-        if frame and (before is None or before.frame != frame - 1):
-            before = shown(frame - 1)
         own = shown(frame)
         other.append((own.features @ own.features.T)[np.triu_indices(len(own.sightings), 1)])
-        if before is not None:
-            same.append(_paired(before, own, reach))
-        before = own
+        if frame >= apart:
+            same.append(_paired(shown(frame - apart), own, reach))
     return Likeness(common.mean, _spread(np.concatenate(same), (0.9, 0.1)), _spread(np.concatenate(other), (0.0, 0.3)))
 
 
