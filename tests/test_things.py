@@ -214,9 +214,13 @@ def test_what_fills_the_gaps_of_a_thing_is_a_part_of_it():
     assert sorted(groups[MUG, False].numbers) == [i for i, c in enumerate(seen.columns) if c["row"] == MUG]
 
 
-def test_nothing_moves_by_itself():
+@pytest.mark.parametrize(("share", "events"), [(0.6, 0), (1.0, 2)])
+def test_nothing_moves_by_itself_unless_the_dynamic_layer_is_sure(share, events):
     """What is elsewhere without a hand near it, in full view, is a fault of the grouping and no event."""
-    assert diary(things_in(looks(with_hand=False))) == []
+    scene = looks(with_hand=False)
+    for look in scene:
+        look.dynamic[:] *= share
+    assert len(diary(things_in(scene))) == events
 
 
 def test_the_place_at_any_frame(found):

@@ -22,6 +22,8 @@ from divff_nerfstudio.objects.spans import Rest, Spots, rests, size, spots
 
 _SEEN = 0.3
 _LEFT = 0.5
+_SURELY_LEFT = 0.9
+_SURELY_DYNAMIC = 0.75
 _WHOLE = 0.5
 _ALIKE = 2.5
 _ROOM = 0.5
@@ -283,16 +285,16 @@ def _moved(thing: Thing, before: Rest, after: Rest, things: Things) -> bool:
     What the static layer shows has not. It has left if frames that show the old place afterwards show something else
     there. If none shows it, a thing has still moved if it is seen all the way, with the actor next to it, and whole at
     both places, as large here as there; what the picture's border cuts off, or what fills the room, has not. Somebody
-    must have had it: the actor is next to it as it goes or comes, or nobody has seen it go.
+    must have had it: the actor is next to it as it goes or comes, or nobody has seen it go; unless the dynamic layer is
+    sure of it, and the old place is empty: a hand may be next to a handle that is a segment of its own.
     """
-    if min(_dynamic(thing, before), _dynamic(thing, after)) < MIN_DYNAMIC:
+    dynamic = min(_dynamic(thing, rest) for rest in (before, after))
+    if dynamic < MIN_DYNAMIC or thing.size > _ROOM * things.depth:
         return False
     touched, unseen = _handled(thing, before, after, things)
-    if not touched and not unseen:
-        return False
-    if thing.size > _ROOM * things.depth:
-        return False
     left = _left(thing, before, after, things)
+    if not touched and not unseen:
+        return dynamic > _SURELY_DYNAMIC and left is not None and left > _SURELY_LEFT
     if left is not None:
         return left > _LEFT
     whole = touched and not unseen and all(rest.spots.cut.mean() < _WHOLE for rest in (before, after))
