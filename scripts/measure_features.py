@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from divff_nerfstudio.data.annotations import (
 from divff_nerfstudio.data.scene import Scene, load_scene
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD
+from divff_nerfstudio.features.outlines import OutlineSegmenterConfig
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import FeatureStore, store_root
@@ -36,6 +37,7 @@ from divff_nerfstudio.features.text import text_encoder
 from divff_nerfstudio.relevancy import relevancy
 
 RAYS = 4096
+SEGMENTERS = {"outlines": OutlineSegmenterConfig, "colour": ColourSegmenterConfig}
 
 
 @dataclass
@@ -48,7 +50,7 @@ class MeasureConfig:
     """Folder of its feature stores; None: where `divff extract` puts them."""
     video_dir: Path | None = None
     """Folder of the video's frames, if it is not SCENE/high_res_video."""
-    segmenter: ColourSegmenterConfig = field(default_factory=ColourSegmenterConfig)
+    segmenter: Literal["outlines", "colour"] = "outlines"
     """The segmenter that is measured against the ground truth."""
     every: int = 8
     """The segmenter is measured on every so many-th frame."""
@@ -75,7 +77,7 @@ class MeasureConfig:
         """How whole the segments are: the best IoU of any segment with each visible movable object."""
         truth = ground_truth(scene)
         assert truth is not None
-        pictures, segmenter = Pictures(scene), self.segmenter.setup()
+        pictures, segmenter = Pictures(scene), SEGMENTERS[self.segmenter]().setup()
         names = {
             entry["id"]: entry["name"] for entry in truth.instance_table if entry["movable"] and entry["layer"] < 2
         }
