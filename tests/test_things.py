@@ -197,21 +197,23 @@ def test_unlike_pieces_that_are_never_seen_apart_are_one(monkeypatch, apart, cou
     assert {event.thing for event in diary(found)} >= {named(found, "mug"), named(found, "bowl")}
 
 
-def test_what_fills_the_gaps_of_a_thing_is_a_part_of_it():
-    """Two frames of the mug are a group of their own."""
+@pytest.mark.parametrize("apart", [(2, 3), tuple(range(6, FRAMES))])
+def test_groups_of_one_look_that_are_never_seen_together_are_one(apart):
+    """Some frames of the mug, a few before it is moved or all that come afterwards, are a group of their own."""
     codes, seen, reach = features(0), SightingTable(), 0.1
     for look in looks():
         seen.append(sightings(look), look.eye)
     learned = likeness.learn_likeness(seen, lambda _: codes, reach)
     groups = {}
     for number, column in enumerate(seen.columns):
-        brief = column["row"] == MUG and column["frame"] in (2, 3)
-        group = groups.setdefault((int(column["row"]), brief), Group())
+        other = column["row"] == MUG and column["frame"] in apart
+        group = groups.setdefault((int(column["row"]), bool(other)), Group())
         centred = learned.centred(codes)[column["row"]]
         group.add(number, seen.sighting(number), codes[column["row"]], centred, here=True)
-    kept = pieces.fill_gaps(list(groups.values()), seen, learned, reach)
+    kept = pieces.join_over_time(list(groups.values()), seen, learned, reach)
     assert len(kept) == len(groups) - 1
-    assert sorted(groups[MUG, False].numbers) == [i for i, c in enumerate(seen.columns) if c["row"] == MUG]
+    mug = max((groups[MUG, False], groups[MUG, True]), key=lambda group: len(group.numbers))
+    assert sorted(mug.numbers) == [i for i, c in enumerate(seen.columns) if c["row"] == MUG]
 
 
 @pytest.mark.parametrize(("share", "events"), [(0.6, 0), (1.0, 2)])

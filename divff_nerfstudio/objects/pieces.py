@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt16
 from scipy.spatial import KDTree
 
-from divff_nerfstudio.objects.grouping import MIN_FRAMES, Group
+from divff_nerfstudio.objects.grouping import MIN_FRAMES, PLACE_SPEAKS, Group
 from divff_nerfstudio.objects.likeness import Likeness, covered
 from divff_nerfstudio.objects.sighting_table import SightingTable
 
@@ -27,6 +27,8 @@ _BRIEF = 0.25
 _MEANWHILE = 0.1
 """In so many of its frames both may be seen."""
 _COVERED = 0.5
+_SURE = PLACE_SPEAKS
+"""Features that speak for one thing as much as a place does are enough, wherever it lies."""
 MIN_DYNAMIC = 0.25
 """The dynamic layer has this share of what moves at some time, at least."""
 
@@ -47,7 +49,7 @@ def join_pieces(
         likeness: What similarities of features say.
     """
     shown = [np.unique(seen.columns["frame"][np.array(group.numbers)]) for group in groups]
-    dynamic = [float(seen.columns["dynamic"][np.array(group.numbers)].mean()) for group in groups]
+    dynamic = [_dynamic(group, seen) for group in groups]
     usual = likeness.same[0] - _LESS * likeness.same[1]
     alike, inseparable = [], []
     for (first, second), beside in _neighbours(groups, seen, rows).items():
@@ -105,9 +107,10 @@ def _root(into: list[int], group: int) -> int:
     return group
 
 
-def fill_gaps(groups: Sequence[Group], seen: SightingTable, likeness: Likeness, reach: float) -> list[Group]:
-    """Gives what is seen briefly, at the place where another thing is seen next before or after but not meanwhile, to
-    that, if their features may be of one thing: a bottle of which a passing arm leaves but a part.
+def join_over_time(groups: Sequence[Group], seen: SightingTable, likeness: Likeness, reach: float) -> list[Group]:
+    """Joins groups that are not seen at the same time: what the dynamic layer has and what looks the same, a carrot
+    before and after it was moved; and what is seen briefly at the place where another group is seen next before or
+    after, and may look like it, a bottle of which a passing arm leaves but a part.
 
     Args:
         groups: The groups; those that take others in are changed.
@@ -116,21 +119,27 @@ def fill_gaps(groups: Sequence[Group], seen: SightingTable, likeness: Likeness, 
         reach: Points nearer to each other than this are at one place, scene units.
     """
     shown = [np.unique(seen.columns["frame"][np.array(group.numbers)]) for group in groups]
+    dynamic = [_dynamic(group, seen) >= MIN_DYNAMIC for group in groups]
     kept = sorted(range(len(groups)), key=lambda i: -len(shown[i]))
     directions = np.stack([group.direction for group in groups]) if groups else np.zeros((0, 0))
-    for brief in reversed(kept.copy()):
-        own = shown[brief]
-        speaks = likeness.evidence(directions @ directions[brief])
-        for other in sorted((i for i in kept if i != brief and speaks[i] > 0), key=lambda i: -speaks[i]):
-            meanwhile = len(np.intersect1d(own, shown[other], assume_unique=True))
-            if len(own) > _BRIEF * len(shown[other]) or meanwhile > _MEANWHILE * len(own):
+    for one in reversed(kept.copy()):
+        own = shown[one]
+        speaks = likeness.evidence(directions @ directions[one])
+        for other in sorted((i for i in kept if i != one and speaks[i] > 0), key=lambda i: -speaks[i]):
+            if len(np.intersect1d(own, shown[other], assume_unique=True)) > _MEANWHILE * len(own):
                 continue
-            if _lies_there(groups[brief], groups[other], own, seen, reach):
-                groups[other].absorb(groups[brief])
+            brief = len(own) <= _BRIEF * len(shown[other]) and _lies_there(groups[one], groups[other], own, seen, reach)
+            if brief or (speaks[other] > _SURE and dynamic[one] and dynamic[other]):
+                groups[other].absorb(groups[one])
                 shown[other] = np.union1d(shown[other], own)
-                kept.remove(brief)
+                kept.remove(one)
                 break
     return [groups[i] for i in sorted(kept)]
+
+
+def _dynamic(group: Group, seen: SightingTable) -> float:
+    """The dynamic layer's share of a group."""
+    return float(seen.columns["dynamic"][np.array(group.numbers)].mean())
 
 
 def _lies_there(brief: Group, other: Group, frames: Int[np.ndarray, "n"], seen: SightingTable, reach: float) -> bool:

@@ -15,7 +15,7 @@ from scipy.spatial import KDTree
 from divff_nerfstudio.arrays import ScratchRows
 from divff_nerfstudio.objects.grouping import MIN_FRAMES, REACH, Group, Grouping
 from divff_nerfstudio.objects.likeness import Likeness
-from divff_nerfstudio.objects.pieces import MIN_DYNAMIC, fill_gaps, join_pieces
+from divff_nerfstudio.objects.pieces import MIN_DYNAMIC, join_over_time, join_pieces
 from divff_nerfstudio.objects.sighting_table import Sightings, SightingTable
 from divff_nerfstudio.objects.sightings import FeaturesOf, Look, Sighting, evenly, sightings, visible
 from divff_nerfstudio.objects.spans import Rest, Spots, rests, size, spots
@@ -219,8 +219,8 @@ def find_things(
         reach = REACH * float(np.median(seen.columns["depth"]))
         grouping = Grouping(seen, features_of, reach)
         likeness = grouping.likeness
-        groups = join_pieces(grouping.groups, seen, owners, likeness)
-        groups = fill_gaps(groups, seen, likeness, reach)
+        groups = join_over_time(grouping.groups, seen, likeness, reach)
+        groups = join_pieces(groups, seen, owners, likeness)
     found = Things(_things(groups, seen), owners, distances, cameras, reach, likeness)
     _own(found.things, seen, owners)
     for thing in found.things:
