@@ -15,6 +15,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 
 from divff_nerfstudio import __version__
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.features.sources import DEMO_SOURCES
 from divff_nerfstudio.heartbeat import peak_memory
 from divff_nerfstudio.schema import Count, Words, split_words
@@ -157,11 +158,11 @@ class Demo:
         """Writes the two-row video."""
         from divff_nerfstudio.evaluation.trained_scene import TrainedScene
         from divff_nerfstudio.evaluation.videos import LAYOUTS, fixed_moments, video_pictures, write_video
-        from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint
+        from divff_nerfstudio.evaluation.viewpoints import fixed_viewpoint
 
         pipeline = self.trained.pipeline
         trained = TrainedScene(pipeline.model, pipeline.datamanager, pipeline.query)
-        frames = chosen_frames(len(trained.scene), self.config.video_frames)
+        frames = evenly_spaced(len(trained.scene), self.config.video_frames).tolist()
         moments = fixed_moments(trained, frames, fixed_viewpoint(trained.scene))
         write_video(self.video, video_pictures(trained, moments, LAYOUTS["published"], trained.standing_queries))
 

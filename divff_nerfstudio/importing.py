@@ -21,6 +21,7 @@ from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.checkpoints import require_shapes
 from divff_nerfstudio.data.scene import Scene, load_scene
 from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.features.autoencoder import Autoencoder, load_autoencoder, save_autoencoder
 from divff_nerfstudio.features.store import (
     IMPORTED,
@@ -306,8 +307,8 @@ def _rendered_features(pipeline: DivFFPipeline) -> dict[str, Tensor]:
     """Features of a few small training views, (n, dimension) by kind."""
     cameras = pipeline.datamanager.train_dataset.cameras
     views = []
-    for i in np.linspace(0, len(cameras) - 1, _VIEWS).round().astype(int):
-        camera = copy.deepcopy(cameras[int(i) : int(i) + 1])
+    for i in evenly_spaced(len(cameras), _VIEWS).tolist():
+        camera = copy.deepcopy(cameras[i : i + 1])
         area = int(camera.width) * int(camera.height)
         camera.rescale_output_resolution(min(1.0, math.sqrt(_VIEW_PIXELS / area)))
         views.append(pipeline.model.render(camera, outputs=("features",)).features)

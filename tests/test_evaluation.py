@@ -40,7 +40,7 @@ from divff_nerfstudio.evaluation.tiles import (
 )
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedScene
 from divff_nerfstudio.evaluation.videos import LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
-from divff_nerfstudio.evaluation.viewpoints import central_frame, chosen_frames
+from divff_nerfstudio.evaluation.viewpoints import central_frame
 from divff_nerfstudio.viewer.camera_paths import CameraPath
 
 
@@ -405,13 +405,6 @@ def test_an_interrupted_video_leaves_nothing_and_keeps_the_old_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     with pytest.raises(EvaluationError, match="no picture"):
         write_video(tmp_path / "none.mp4", [])
-
-
-def test_frames_are_chosen_evenly():
-    assert chosen_frames(5, None) == [0, 1, 2, 3, 4]
-    assert chosen_frames(11, 3) == [0, 5, 10]
-    assert chosen_frames(3, 10) == [0, 1, 2]
-    assert chosen_frames(9, 1) == [0]
 
 
 def test_cameras_of_all_frames_have_their_own_pose_and_time(trained):

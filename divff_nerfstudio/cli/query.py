@@ -26,7 +26,8 @@ from divff_nerfstudio.evaluation.tables import write_csv
 from divff_nerfstudio.evaluation.tiles import as_picture
 from divff_nerfstudio.evaluation.tracks import follow, save_plot
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene
-from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint, read_camera
+from divff_nerfstudio.evaluation.viewpoints import fixed_viewpoint, read_camera
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.outputs import check_output_folder
 from divff_nerfstudio.schema import Amount, Count, Positive, Share, Words
 
@@ -140,7 +141,7 @@ class QueryCommandConfig:
     def _follow(self, trained: TrainedScene, asked: Sequence[tuple[str, str]]) -> dict:
         """Where the things are at all times."""
         viewpoint = fixed_viewpoint(trained.scene, self.fixed)
-        frames = chosen_frames(len(trained.scene), self.moments)
+        frames = evenly_spaced(len(trained.scene), self.moments).tolist()
         shown = track(frames, "Following ...", console=Console(stderr=True), transient=True)
         tracks = follow(trained, asked, shown, viewpoint, self.hide or ("actor",))
         answers = []

@@ -17,7 +17,8 @@ from divff_nerfstudio.evaluation.runs import open_scene
 from divff_nerfstudio.evaluation.tiles import cell_size
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene
 from divff_nerfstudio.evaluation.videos import FPS, LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
-from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint
+from divff_nerfstudio.evaluation.viewpoints import fixed_viewpoint
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.outputs import check_output_file
 from divff_nerfstudio.schema import Amount, Count, Words
 from divff_nerfstudio.viewer.camera_paths import PicturesPerSecond, read_camera_path
@@ -70,14 +71,14 @@ class VideoConfig:
         shape = trained.scene.height, trained.scene.width
         if path is not None:
             hide = self._as_in_the_panel(trained)
-            steps = chosen_frames(len(path.cameras), wanted)
+            steps = evenly_spaced(len(path.cameras), wanted).tolist()
             fps = fps or path.pictures_per_second(len(steps))
             if layout.rows == ("other",):
                 shape = path.height, path.width
             moments = path_moments(trained, path, steps, cell_size(*shape, self.cell_height))
         else:
             viewpoint = fixed_viewpoint(trained.scene, self.fixed)
-            moments = fixed_moments(trained, chosen_frames(len(trained.scene), wanted), viewpoint)
+            moments = fixed_moments(trained, evenly_spaced(len(trained.scene), wanted).tolist(), viewpoint)
         queries = asked or trained.standing_queries
         pictures = video_pictures(trained, moments, layout, queries, hide, cell_size(*shape, self.cell_height))
         shown = track(pictures, "Rendering the video ...", total=len(moments), console=CONSOLE, transient=True)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 
 from divff_nerfstudio.convert.names import ConvertError
 from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.evenly import evenly_spaced
 
 CHECKED = 24
 """Sampled frames that are compared."""
@@ -56,7 +57,7 @@ class Alignment:
     def __init__(self, scene: Scene, source: Path):
         self.scene = scene
         self.source = source
-        chosen = np.unique(np.linspace(0, len(scene) - 1, min(CHECKED, len(scene))).round().astype(int))
+        chosen = evenly_spaced(len(scene), CHECKED)
         self.numbers: Int64[np.ndarray, "k"] = scene.video_numbers[chosen]
         self.samples = np.stack([thumbnail(scene.frame(int(i))) for i in chosen])
         self.correlations: Float[np.ndarray, "k offsets"] = np.full((len(chosen), 2 * REACH + 1), np.nan)

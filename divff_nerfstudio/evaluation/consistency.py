@@ -14,7 +14,8 @@ from divff_nerfstudio.evaluation.answers import THRESHOLDS, answer_about
 from divff_nerfstudio.evaluation.results import ViewScores, mean_scores
 from divff_nerfstudio.evaluation.tiles import Picture, as_picture, cell_size, column_of, labelled, row_of
 from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
-from divff_nerfstudio.evaluation.viewpoints import chosen_frames, fixed_viewpoint
+from divff_nerfstudio.evaluation.viewpoints import fixed_viewpoint
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.models.view import Features
 
 KIND = "image"
@@ -41,7 +42,7 @@ def consistency(trained: TrainedScene, queries: Sequence[str] = (), moments: int
     if not names or KIND not in trained.query.kinds:
         return ViewScores({}, {})
     viewpoint = fixed_viewpoint(trained.scene)
-    frames = chosen_frames(len(trained.scene), moments)
+    frames = evenly_spaced(len(trained.scene), moments).tolist()
     maps, views = [], []
     for frame in frames:
         view = trained.render(trained.camera_at(viewpoint, float(trained.times[frame])), hide=("actor",))

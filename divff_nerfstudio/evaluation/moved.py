@@ -31,7 +31,7 @@ from divff_nerfstudio.evaluation.places import PlacePixels, Places, Pose, around
 from divff_nerfstudio.evaluation.results import ViewScores
 from divff_nerfstudio.evaluation.tiles import Picture, as_picture, cell_size, labelled, marked, outlined, row_of
 from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
-from divff_nerfstudio.evaluation.viewpoints import chosen_frames
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.features.oracle import canonical
 from divff_nerfstudio.query import QueryError
 
@@ -75,7 +75,7 @@ def moved(trained: TrainedScene, queries: Sequence[str] = (), moments: int = 8) 
     held_out = [index for index in range(len(trained.scene)) if index not in seen]
     frames: dict[int, ClassTable] = {}
     figures: dict[str, Picture] = {}
-    for index in (held_out[i] for i in chosen_frames(len(held_out), 2 * moments)) if wanted else ():
+    for index in (held_out[i] for i in evenly_spaced(len(held_out), 2 * moments)) if wanted else ():
         moment = _Moment(trained, places, index, phrases)
         table = {thing.instance.name: scores for thing in wanted if (scores := moment.scores(thing))}
         if table:

@@ -14,7 +14,7 @@ from divff_nerfstudio.data.annotations import GroundTruth
 from divff_nerfstudio.data.moved_objects import MovedObject, MovedObjects
 from divff_nerfstudio.data.scene import Scene
 from divff_nerfstudio.evaluation.surroundings import projected, true_points
-from divff_nerfstudio.evaluation.viewpoints import chosen_frames
+from divff_nerfstudio.evenly import evenly_spaced
 
 MIN_PIXELS = 6
 """A thing of fewer pixels in a frame does not count as seen there."""
@@ -101,7 +101,7 @@ class Places:
         if number not in self._surfaces:
             shown = np.flatnonzero(self.pixel_counts[:, number] >= MIN_PIXELS)
             found = [np.empty((0, 3))]
-            for index in (int(shown[i]) for i in chosen_frames(len(shown), _SURFACE_FRAMES)):
+            for index in shown[evenly_spaced(len(shown), _SURFACE_FRAMES)].tolist():
                 points = true_points(self.scene, index, self.truth.depth(index))[self.mask(thing, index)]
                 found.append(_into(self.pose(thing, index), points))
             points = np.concatenate(found)
@@ -156,12 +156,12 @@ class Places:
         ]
         first = [asked] if asked in there else []
         large = [i for i in there if i != asked and 2 * counts[i] >= max(counts[i] for i in there)]
-        shortlist = [large[i] for i in chosen_frames(len(large), _SHORTLIST)] if large else []
+        shortlist = [large[i] for i in evenly_spaced(len(large), _SHORTLIST)]
         masks = {index: self._clear(thing, index, asked) for index in [*first, *shortlist]}
         usable = {index: mask for index, mask in masks.items() if mask.sum() >= MIN_PIXELS}
         rest = [index for index in shortlist if index in usable]
         wanted = max_looks - len(first)
-        chosen = [rest[i] for i in chosen_frames(len(rest), wanted)] if rest and wanted > 0 else []
+        chosen = [rest[i] for i in evenly_spaced(len(rest), wanted)] if wanted > 0 else []
         return [PlacePixels.at(index, usable[index]) for index in [*first, *chosen] if index in usable]
 
     def _clear(self, thing: MovedObject, index: int, asked: int) -> Bool[np.ndarray, "height width"]:

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.evaluation.trained_scene import AskedView, EvaluationError, MovingLayer, TrainedScene
-from divff_nerfstudio.evaluation.viewpoints import chosen_frames
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.features.pca import fit_feature_basis, project
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.ply import write_ply
@@ -75,7 +75,7 @@ def write_cloud(
     """
     options = options or CloudOptions()
     own = trained.frame_at(time)
-    frames = [trained.trained[i] for i in chosen_frames(len(trained.trained), options.views)]
+    frames = [trained.trained[i] for i in evenly_spaced(len(trained.trained), options.views)]
     fused: _Fused | None = None
     basis = None
     for frame in track([own, *(i for i in frames if i != own)], "Fusing views ...", console=CONSOLE, transient=True):

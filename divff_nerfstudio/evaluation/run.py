@@ -33,7 +33,7 @@ from divff_nerfstudio.evaluation.scores import frame_scores
 from divff_nerfstudio.evaluation.surroundings import surroundings
 from divff_nerfstudio.evaluation.tiles import Picture
 from divff_nerfstudio.evaluation.trained_scene import AskedView, EvaluationError, TrainedScene
-from divff_nerfstudio.evaluation.viewpoints import chosen_frames
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.models.view import Renderer
 from divff_nerfstudio.query import Query, QueryError
 
@@ -262,7 +262,7 @@ def _held_out(trained: TrainedScene, count: int | None) -> Iterable[tuple[int, C
     indices = [int(i) for i in dataset.metadata["indices"]]
     seen, known = getattr(trained.model, "train_times", None), set(trained.trained)
     there = [int(i) for i in trained.datamanager.fixed_indices_eval_dataloader.image_indices]
-    chosen = [there[i] for i in chosen_frames(len(there), count)]
+    chosen = [there[i] for i in evenly_spaced(len(there), count)]
     near = min(1e-6, float(np.diff(trained.times).min()) / 2)  # frames may be closer than a millionth of the video
     for index in (indices[i] for i in chosen):
         time = float(trained.times[index])

@@ -12,6 +12,7 @@ from nerfstudio.cameras.cameras import Cameras
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.schema import Amount, Number, Record, Share, parse_json, read_json
 from divff_nerfstudio.viewer.camera_paths import CameraFileError, Side, read_camera_path, require_size, rigid
 
@@ -50,20 +51,13 @@ def central_frame(scene: Scene) -> int:
     Of more than `_COMPARED` frames, each is held against so many others, evenly spread over the video.
     """
     positions, directions = scene.camera_to_worlds[:, :, 3], -scene.camera_to_worlds[:, :, 2]
-    others = chosen_frames(len(scene), _COMPARED)
+    others = evenly_spaced(len(scene), _COMPARED)
     apart, turned = np.zeros(len(scene)), np.zeros(len(scene))
     for start in range(0, len(scene), _BLOCK):
         own = slice(start, start + _BLOCK)
         apart[own] = np.linalg.norm(positions[own, None] - positions[others], axis=-1).mean(axis=1)
         turned[own] = np.arccos(np.clip(directions[own] @ directions[others].T, -1, 1)).mean(axis=1)
     return int((apart / max(apart.mean(), 1e-9) + turned / max(turned.mean(), 1e-9)).argmin())
-
-
-def chosen_frames(count: int, wanted: int | None) -> list[int]:
-    """Evenly spaced indices, first and last among them; None: all."""
-    if wanted is None or wanted >= count:
-        return list(range(count))
-    return sorted({round(float(i)) for i in np.linspace(0, count - 1, max(wanted, 1))})
 
 
 class _AnyFile(Record):

@@ -20,6 +20,7 @@ from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.data.frames import SceneError, cache_folder, open_cache
 from divff_nerfstudio.data.masks import resize_nearest
 from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.evidence.sightings import (
     MIN_FRAMES,
     Asked,
@@ -242,7 +243,7 @@ def _views(scene: Scene, indices: np.ndarray, device: torch.device | str) -> tup
         small = F.interpolate(picture, size=size, mode="area")[0].permute(1, 2, 0)
         return Asked(place, small.to(device), torch.from_numpy(scene.camera_to_worlds[indices[place]]).to(device))
 
-    places = np.unique(np.linspace(0, len(indices) - 1, min(_VIEWS, len(indices))).round().astype(int)).tolist()
+    places = evenly_spaced(len(indices), _VIEWS).tolist()
     frames = [asked(place) for place in places]
     views = Views(
         places,
@@ -292,7 +293,7 @@ def _asked_segments(
 ) -> tuple[Float[np.ndarray, "asked dim"], Float[np.ndarray, "asked 3"]]:
     """Looks and votes of segments spread over the video, all where there are few."""
     first = np.concatenate(([0], np.cumsum([len(own) for own in votes])))
-    chosen = np.unique(np.linspace(0, first[-1] - 1, min(_ASKED_SEGMENTS, first[-1])).round().astype(int))
+    chosen = evenly_spaced(int(first[-1]), _ASKED_SEGMENTS)
     looks, theirs = [], []
     for k, own in enumerate(votes):
         local = chosen[(chosen >= first[k]) & (chosen < first[k + 1])] - first[k]
@@ -305,9 +306,8 @@ def _asked_segments(
 def _spread(scene: Scene, indices: np.ndarray, segments: np.ndarray, things: _Things) -> float:
     """How far apart looks of one thing are: one that differs as those do which belong together in neighbouring frames
     has exp(-1) of a vote. Encoders and segments differ in this, so it is learned from the scene."""
-    last = len(indices) - 2
     apart = [np.zeros(0)]
-    for k in np.unique(np.linspace(0, last, min(_PAIRED_FRAMES, last + 1)).round().astype(int)):
+    for k in evenly_spaced(len(indices) - 1, _PAIRED_FRAMES):
         looks = (things.looks(scene, int(indices[j]), segments[j]) for j in (k, k + 1))
         apart.append(nearest_distances(*looks))
     distances = np.concatenate(apart)

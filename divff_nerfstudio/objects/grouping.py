@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import KDTree
 
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.objects.likeness import Likeness, covered, learn_likeness
 from divff_nerfstudio.objects.sighting_table import Sightings, SightingTable
 from divff_nerfstudio.objects.sightings import FeaturesOf, Sighting
@@ -107,9 +108,7 @@ class Group:
         self.feature = centred.copy() if self.feature is None else self.feature + centred
         self.looks = self.looks + feature * sighting.area**0.5
         points = np.concatenate((self.points, sighting.points)) if here else sighting.points
-        if len(points) > _MAX_POINTS:
-            points = points[np.linspace(0, len(points) - 1, _MAX_POINTS).round().astype(int)]
-        self.lie(points)
+        self.lie(points[evenly_spaced(len(points), _MAX_POINTS)])
 
 
 class Grouping:

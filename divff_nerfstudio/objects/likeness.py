@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.spatial import KDTree
 
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.objects.sighting_table import SightingTable
-from divff_nerfstudio.objects.sightings import FeaturesOf, Sighting, evenly
+from divff_nerfstudio.objects.sightings import FeaturesOf, Sighting
 
 _COVERED = 0.5
 _MIN_PAIRS = 8
@@ -96,7 +97,7 @@ def learn_likeness(seen: SightingTable, features_of: FeaturesOf, reach: float) -
         features_of: Gives their features.
         reach: Points nearer to each other than this are at one place, scene units.
     """
-    chosen = evenly(seen.frames, _MAX_FRAMES).tolist()
+    chosen = evenly_spaced(seen.frames, _MAX_FRAMES).tolist()
     total, count = np.zeros(()), 0
     for frame in chosen:
         own = seen.of_frame(frame).features(features_of)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt16
 from scipy.ndimage import binary_dilation
 
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.features.store import NO_FEATURE
 
 MIN_PIXELS = 6
@@ -130,12 +131,7 @@ def _near_median(pixels: Int[np.ndarray, "n"], distance: Float[np.ndarray, "n"])
     middle = np.median(distance)
     off = np.abs(distance - middle)
     kept = pixels[off <= max(_SPREAD * float(np.median(off)), 0.02 * middle)]
-    return kept[evenly(len(kept), SAMPLES)]
-
-
-def evenly(count: int, most: int) -> Int[np.ndarray, "chosen"]:
-    """Which of so many to look at: all, or evenly spaced ones where there are more than enough."""
-    return np.linspace(0, count - 1, min(most, count)).round().astype(int)
+    return kept[evenly_spaced(len(kept), SAMPLES)]
 
 
 def _cut(box: Sequence[int], height: int, width: int) -> bool:

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32
 from scipy.spatial import KDTree
 
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.objects.likeness import covered
 from divff_nerfstudio.objects.sighting_table import Sightings
-from divff_nerfstudio.objects.sightings import evenly
 
 MIN_SIGHTINGS = 4
 """So many frames must show a thing at a place before it rests there."""
@@ -63,7 +63,7 @@ class Spots:
     @property
     def few(self) -> Spots:
         """Some hundreds of them, evenly chosen, where there are more."""
-        return self if len(self) <= MAX_SPOTS else self[evenly(len(self), MAX_SPOTS)]
+        return self if len(self) <= MAX_SPOTS else self[evenly_spaced(len(self), MAX_SPOTS)]
 
     @property
     def points(self) -> Float32[np.ndarray, "points 3"]:

@@ -13,11 +13,12 @@ from jaxtyping import Float, Float32, UInt16
 from scipy.spatial import KDTree
 
 from divff_nerfstudio.arrays import ScratchRows
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.objects.grouping import MIN_FRAMES, REACH, Group, Grouping
 from divff_nerfstudio.objects.likeness import Likeness
 from divff_nerfstudio.objects.pieces import MIN_DYNAMIC, join_over_time, join_pieces
 from divff_nerfstudio.objects.sighting_table import Sightings, SightingTable
-from divff_nerfstudio.objects.sightings import FeaturesOf, Look, Sighting, evenly, sightings, visible
+from divff_nerfstudio.objects.sightings import FeaturesOf, Look, Sighting, sightings, visible
 from divff_nerfstudio.objects.spans import Rest, Spots, rests, size, spots
 
 _SEEN = 0.3
@@ -168,7 +169,7 @@ class Things:
         """How far what the frames show is from the camera: median over all pixels, of evenly chosen frames where there
         are many, scene units."""
         frames, height, width = self.distances.shape
-        return float(np.median(self.distances[evenly(frames, max(1, _MAX_PIXELS // (height * width)))]))
+        return float(np.median(self.distances[evenly_spaced(frames, max(1, _MAX_PIXELS // (height * width)))]))
 
     @cached_property
     def centred(self) -> Float[np.ndarray, "things dim"]:
@@ -313,8 +314,9 @@ def _handled(thing: Thing, before: Rest, after: Rest, things: Things) -> tuple[b
     way = thing.spots.between(before.last - _NEAR, after.first + _NEAR)
     hidden = (after.first - before.last) - len(thing.spots.between(before.last + 1, after.first)) > _HIDDEN
     if hidden:
-        points, between = _some(before.points), after.first - before.last - 1
-        away = [_owners(points, frame, things) is None for frame in before.last + 1 + evenly(between, _MAX_LOOKS)]
+        points = _some(before.points)
+        between = before.last + 1 + evenly_spaced(after.first - before.last - 1, _MAX_LOOKS)
+        away = [_owners(points, frame, things) is None for frame in between]
         hidden = sum(away) > _HIDDEN
     return bool(len(way) and way.touched.mean() >= _TOUCHED), hidden
 
@@ -331,7 +333,7 @@ def _left(thing: Thing, before: Rest, after: Rest, things: Things) -> float | No
         return None
     points = _some(before.points[far])
     alike, shown = things.alike(thing), []
-    for frame in after.first + evenly(after.last + 1 - after.first, _MAX_LOOKS):
+    for frame in after.first + evenly_spaced(after.last + 1 - after.first, _MAX_LOOKS):
         if (owners := _owners(points, frame, things)) is not None:
             shown.append(float(np.isin(owners, alike).mean()) < 1 - _LEFT)
     return float(np.mean(shown)) if shown else None

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.query import Query, QueryConfig, split_phrases
 from divff_nerfstudio.viewer.answering import Answering
 from divff_nerfstudio.viewer.background import Latest
@@ -176,8 +177,8 @@ class OverTime:
         timeline, key = self._timeline, self._key(current)
         if timeline is None or timeline.key != key:
             times = self._context.frames.times
-            chosen = np.unique(np.linspace(0, len(times) - 1, MOMENTS).round().astype(int))
-            timeline = self._timeline = Timeline(key, current.camera, times[chosen])
+            chosen = times[evenly_spaced(len(times), MOMENTS)]
+            timeline = self._timeline = Timeline(key, current.camera, chosen)
         for done, i in enumerate(coarse_to_fine(len(timeline.times))):
             if timeline.views[i] is None:
                 if self._lane.outdated:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.features.hints.planes import NO, YES
 from divff_nerfstudio.features.store import HINTS, NO_FEATURE, FeatureStore, FeatureStoreError, finished_stores
 
@@ -57,7 +58,7 @@ def told(store: FeatureStore, frames: Int[np.ndarray, "frames"]) -> str:
         store: The hints.
         frames: The frames that are trained on, by index in the scene.
     """
-    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, min(_COUNTED, len(frames))).round().astype(int))]
+    chosen = frames[evenly_spaced(len(frames), _COUNTED)]
     shares = np.mean([_shares(store, int(frame)) for frame in chosen], axis=0)
     (moves, rests), (hand, other) = 100 * shares
     return (
