@@ -326,3 +326,16 @@ def test_small_segments_are_left_out():
     index[0, :3] = MUG
     small = sightings(SimpleNamespace(**{**look.__dict__, "index": index}))
     assert {sighting.row for sighting in small} == {moved_scene.WALL, BOWL}
+
+
+def test_pixels_have_the_numbers_of_their_segments():
+    table, shown = SightingTable(), looks()[:3]
+    for look in shown:
+        table.append(sightings(look), look.eye)
+    for frame, look in enumerate(shown):
+        numbers = table.numbers_at(frame, look.index)
+        kept = [sighting.row for sighting in table.of_frame(frame)]
+        assert set(np.unique(look.index[numbers == -1])) == set(np.unique(look.index)) - set(kept)
+        inside = numbers >= 0
+        assert (table.columns["row"][numbers[inside]] == look.index[inside]).all()
+        assert (table.columns["frame"][numbers[inside]] == frame).all()

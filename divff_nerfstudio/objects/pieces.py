@@ -78,16 +78,12 @@ def _neighbours(
     groups: Sequence[Group], seen: SightingTable, rows: UInt16[np.ndarray, "frames height width"]
 ) -> Counter[tuple[int, int]]:
     """In how many frames two groups have segments beside each other."""
-    owners = np.full(len(seen.columns), -1)
+    owners = np.full(len(seen.columns) + 1, -1)  # the last is that of pixels in no segment, -1
     for number, group in enumerate(groups):
         owners[np.array(group.numbers)] = number
     found = Counter[tuple[int, int]]()
-    of_row = np.full(np.iinfo(np.uint16).max + 1, -1)
     for frame, row in enumerate(rows):
-        own = seen.of_frame(frame)
-        of_row[:] = -1
-        of_row[own.column("row")] = owners[own.numbers]
-        place = of_row[row]
+        place = owners[seen.numbers_at(frame, row)]
         pairs = np.concatenate(
             [
                 np.stack((place[:-1], place[1:]), -1).reshape(-1, 2),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, UInt16
 
 from divff_nerfstudio.arrays import ScratchRows
 from divff_nerfstudio.objects.sightings import SAMPLES, FeaturesOf, Sighting
@@ -79,6 +79,18 @@ class SightingTable:
     def of_frame(self, frame: int) -> Sightings:
         """A frame's segments."""
         return Sightings(self, np.arange(self._starts[frame], self._starts[frame + 1]))
+
+    def numbers_at(self, frame: int, rows: UInt16[np.ndarray, "*pixels"]) -> Int[np.ndarray, "*pixels"]:
+        """Number of the segment at pixels of a frame; -1 where there is none.
+
+        Args:
+            frame: Its index.
+            rows: Row of the frame's part of the store at each of the pixels.
+        """
+        own = self.of_frame(frame)
+        of_row = np.full(np.iinfo(np.uint16).max + 1, -1)
+        of_row[own.column("row")] = own.numbers
+        return of_row[rows]
 
     def points(self, numbers: Int[np.ndarray, "n"]) -> Float32[np.ndarray, "points 3"]:
         """Points of the surfaces of segments together, world coordinates."""

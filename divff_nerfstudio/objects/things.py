@@ -251,15 +251,11 @@ def _is_actor(shown: Sightings) -> bool:
 
 def _own(things: Sequence[Thing], seen: SightingTable, places: UInt16[np.ndarray, "frames height width"]) -> None:
     """Turns rows of the store at each pixel into numbers of things, in place."""
-    owners = np.zeros(len(seen.columns), np.uint16)
+    owners = np.zeros(len(seen.columns) + 1, np.uint16)  # the last is that of pixels in no segment, -1
     for thing in things:
         owners[thing.sightings.numbers] = thing.number
-    of_row = np.zeros(np.iinfo(np.uint16).max + 1, np.uint16)
     for frame, place in enumerate(places):
-        shown = seen.of_frame(frame)
-        of_row[:] = 0
-        of_row[shown.column("row")] = owners[shown.numbers]
-        place[:] = of_row[place]
+        place[:] = owners[seen.numbers_at(frame, place)]
 
 
 def _follow(thing: Thing, things: Things) -> None:
