@@ -170,11 +170,12 @@ def _write(
             stays = looked.stays(coarse.to(looked.same.device), number)
             found[k, ..., 2:5] = _rest_codes(segments[k], stays, len(indices), plane_bounds(views.near, views.far))
             found[k, ..., 5] = np.round(255 * _chances(seen[k], size)[0])
-    movers = _movers(views, _voted(scene, indices, things, segments, numbers, seen), found)
+    spread = _spread(scene, indices, segments, things)
+    movers = _movers(views, _voted(scene, indices, things, segments, numbers, seen, spread), found)
     with get_progress("Looking behind what moves") as progress:
         for k in progress.track(range(len(indices))):
             seen[k, 0] = sweep(views, asked(k), _STRIDE, tolerance, movers).kept.cpu().numpy()
-    for k, chances in enumerate(_voted(scene, indices, things, segments, numbers, seen)):
+    for k, chances in enumerate(_voted(scene, indices, things, segments, numbers, seen, spread)):
         found[k, ..., :2] = np.round(255 * chances)
 
 
@@ -209,6 +210,7 @@ def _voted(
     segments: Int[np.ndarray, "frames height width"],
     numbers: Sequence[int],
     seen: Float[np.ndarray, "frames 2 rows columns"],
+    spread: float,
 ) -> Iterator[Float[np.ndarray, "height width 2"]]:
     """Chances of dynamic layer and actor in one frame after the other, by the votes of all.
 
@@ -219,10 +221,11 @@ def _voted(
         segments: Number of each pixel's segment in its frame; -1 where there is none.
         numbers: How many segments each frame has.
         seen: What each frame's sweep says of it, see `_chances`.
+        spread: How far apart looks of one thing are.
     """
     size = scene.height, scene.width
     votes = [count(segments[k], number, *_chances(seen[k], size)) for k, number in enumerate(numbers)]
-    kinds = Kinds(*_asked_segments(scene, indices, segments, things, votes), _spread(scene, indices, segments, things))
+    kinds = Kinds(*_asked_segments(scene, indices, segments, things, votes), spread)
     for k, own in enumerate(votes):
         theirs = kinds.votes(things.looks(scene, int(indices[k]), segments[k]))
         moves, resting = decide(segments[k], own, theirs, *_chances(seen[k], size))
