@@ -14,7 +14,7 @@ from nerfstudio.data.scene_box import OrientedBox, SceneBox
 
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.features.pca import fit_feature_basis
-from divff_nerfstudio.fields.layers import LAYERS
+from divff_nerfstudio.fields.layers import LAYERS, LayerSamples, SamplePoints
 from divff_nerfstudio.models.base import nearest_frame
 from divff_nerfstudio.models.divff import DivFFModel, DivFFModelConfig
 from divff_nerfstudio.models.view import FEATURES, PICTURES, RenderError
@@ -413,6 +413,31 @@ def carrying() -> DivFFModel:
     torch.nn.init.constant_(last.bias[:1], 3.0)
     model.update_to_step(1)
     return model
+
+
+class Arriving(torch.nn.Module):
+    """A dynamic layer that is there at all times on the left, and on the right from half-time on."""
+
+    def forward(self, points: SamplePoints, static: LayerSamples | None = None) -> LayerSamples:
+        there = (points.positions[..., 0] < 0) | (points.times >= 0.5)
+        return LayerSamples(
+            density=100.0 * there.float(),
+            rgb=torch.full((*there.shape, 3), 0.5),
+            encoding=torch.zeros(*there.shape, 4),
+            uncertainty=torch.ones(there.shape),
+        )
+
+
+def test_what_was_there_at_all_earlier_moments_has_not_been_moved():
+    model = make_model(features=False)
+    model.field.dynamic = Arriving()
+    shown = ("mask_dynamic", "mask_moved")
+    early, late = (model.render(camera(time), outputs=shown).pictures for time in (0.4, 0.9))
+    left, right = slice(None, WIDTH // 2), slice(WIDTH // 2, None)
+    assert early["mask_dynamic"][:, left].min() > 0.5 and early["mask_dynamic"][:, right].max() == 0
+    assert early["mask_moved"].max() < 0.01
+    assert late["mask_dynamic"].min() > 0.5 and late["mask_moved"][:, left].max() < 0.01
+    assert torch.allclose(late["mask_moved"][:, right], late["mask_dynamic"][:, right], atol=0.01)
 
 
 def test_what_is_carried_is_dynamic_and_stays_where_the_hands_were():
