@@ -112,7 +112,6 @@ class Bench:
             seen=lambda client, view: None,
             client=lambda: 0,
         )
-        views.attach()
         words = (
             f"{colour} {thing}" for thing in ("mug", "pan", "bowl") for colour in ("red", "blue", "green", "white")
         )

@@ -31,8 +31,7 @@ from divff_nerfstudio.viewer.views import Visibility
 class Boxes(Hands):
     """The scene of boxes as the viewer's model."""
 
-    device, step = torch.device("cpu"), 0
-    get_outputs_for_camera, costly_outputs = None, ()
+    device, step, costly_outputs = torch.device("cpu"), 0, ()
 
     def render(self, camera, layers=LAYERS, box=None, outputs=()):
         view = super().render(camera, layers, box)
@@ -59,8 +58,7 @@ class Open:
             trained.query, Visibility(), frames.frame_ids, trained.times, frames.camera_to_worlds, 0.9,
             calibrate=trained.calibration, things=find or self.find,
         )  # fmt: skip
-        self.viewer = Viewer(server, root, trainer)
-        self.viewer.model = Boxes()
+        self.viewer = Viewer(server, root, trainer, Boxes())
         for control in (c for _, c in parse_object(pipeline, ViewerControl, "Custom Elements")):
             control._setup(self.viewer)
         self.eyes = Eyes(client_id=7, camera=SimpleNamespace(), scene=server.scene)

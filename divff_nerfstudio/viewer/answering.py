@@ -42,7 +42,7 @@ class Answering:
             self._viewer.rendering_client,
             lambda: self._viewer.shown,
         )
-        self.views.attach()
+        self._viewer.draw_with(self.views.outputs)
         self.current: AnsweredView | None = None
         self._settled: dict[int, AnsweredView] = {}
         self.unknown: Signal[[]] = Signal()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +81,19 @@ class NerfstudioViewer:
             width = int(viewer.pipeline.datamanager.train_dataset.cameras.width.max())  # pyright: ignore
             self._control._max_res.value = min(512, max(_CPU_RESOLUTION, width))
 
+    def draw_with(self, outputs: Callable[..., dict[str, Tensor]]) -> None:
+        """Has the clients' pictures drawn by a function in place of `get_outputs_for_camera`.
+
+        The viewer alone gets another model, so that evaluation during training renders with the model as it is.
+
+        Args:
+            outputs: Takes a camera and `obb_box`, a part of the scene or None; gives the outputs by their names.
+        """
+        shown: Any = SimpleNamespace(
+            datamanager=self._viewer.pipeline.datamanager, model=_ShownModel(self.model, outputs)
+        )
+        self._viewer.pipeline = shown
+
     @property
     def in_training(self) -> bool:
         """Whether training goes on or is paused: afterwards, its viewer stays open."""
@@ -148,12 +162,13 @@ class NerfstudioViewer:
         self._viewer.viser_server.on_client_connect(came)
         self._viewer.viser_server.on_client_disconnect(lambda client: gone(client.client_id))
 
-    def rendering_client(self) -> int | None:
-        """The client that the calling thread renders for; None where it is not the viewer's."""
+    def rendering_client(self) -> int:
+        """The client that the calling thread, one of the viewer's, renders for."""
         from nerfstudio.viewer.render_state_machine import RenderStateMachine
 
         thread = threading.current_thread()
-        return thread.client.client_id if isinstance(thread, RenderStateMachine) else None
+        assert isinstance(thread, RenderStateMachine)
+        return thread.client.client_id
 
     def clients(self) -> list[int]:
         """The clients that are connected and rendered for."""
@@ -230,6 +245,16 @@ class NerfstudioViewer:
             client.camera.wxyz = turned.wxyz
             client.camera.position = pose[:, 3] * self.scale
             client.camera.fov = fov
+
+
+class _ShownModel:
+    """A model as the viewer has it: pictures come from elsewhere, all else from the model itself."""
+
+    def __init__(self, model: Any, outputs: Callable[..., dict[str, Tensor]]):
+        self._model, self.get_outputs_for_camera = model, outputs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 def _uninterrupted(machine: Any, render: Callable[[Any], Any], camera_state: Any) -> Any:

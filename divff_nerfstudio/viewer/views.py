@@ -27,9 +27,6 @@ KEPT_VIEWS = 2
 class ViewedModel(Renderer, Protocol):
     """What is used of a model."""
 
-    get_outputs_for_camera: Any
-    """What nerfstudio's viewer calls."""
-
     @property
     def costly_outputs(self) -> Collection[str]:
         """Pictures that are drawn each by itself."""
@@ -72,9 +69,8 @@ class AnsweredView(RenderedView):
 class ViewCache:
     """Renders for nerfstudio's viewer, and keeps what was rendered.
 
-    The viewer renders through `model.get_outputs_for_camera` alone, at a low resolution whenever anything was changed
-    and at the full one some time later. `attach` puts `outputs` in its place: a view that has not changed is not
-    rendered again, and answers requests for lower resolutions, too.
+    The viewer renders at a low resolution whenever anything was changed and at the full one some time later. `outputs`
+    does so for it: a view that has not changed is not rendered again, and answers requests for lower resolutions, too.
 
     Args:
         model: Renders the views.
@@ -82,7 +78,7 @@ class ViewCache:
         state: What views depend on beside that and the camera.
         answer: Outputs to add to a view.
         seen: Called with the client and its view after each answer.
-        client: The client that the calling thread renders for; None where it is not the viewer's.
+        client: The client that the calling thread renders for.
         shown: Names of the outputs that are looked at; of the model's costly ones, no others are rendered.
 
     Attributes:
@@ -97,30 +93,24 @@ class ViewCache:
         state: Callable[[], Hashable],
         answer: Callable[[AnsweredView], dict[str, Tensor]],
         seen: Callable[[int, AnsweredView], None],
-        client: Callable[[], int | None],
+        client: Callable[[], int],
         shown: Callable[[], Collection[str]] = tuple,
     ):
         self._model, self._visibility, self._state = model, visibility, state
         self._answer, self._seen, self._client, self._shown = answer, seen, client, shown
-        self._others = model.get_outputs_for_camera
         self._kept: dict[int, list[tuple[Hashable, AnsweredView]]] = {}
         self._busy: set[int] = set()
         self.rendered = 0
         self.rays_per_second = 0.0
 
-    def attach(self) -> None:
-        """Puts `outputs` in the place of the model's own method, on this model alone."""
-        self._model.get_outputs_for_camera = self.outputs
-
     def outputs(self, camera: Cameras, obb_box: Any = None) -> dict[str, Tensor]:
         """A view's pictures and what the question adds to them, for the viewer's render threads.
 
-        Other threads' views (evaluation while training) are rendered as without a viewer, and never kept.
+        Args:
+            camera: One camera; it takes the resolution of the view that answers for it.
+            obb_box: Part of the scene to render, if not all of it.
         """
-        client = self._client()
-        if client is None:
-            return self._others(camera, obb_box)
-        key = self._key(camera, obb_box)
+        client, key = self._client(), self._key(camera, obb_box)
         view = self.kept(client, key, camera)
         if view is None:
             self._busy.add(client)
