@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_calibration import DIM, scene
-from waiting import PATIENCE
+from waiting import until_idle
 
 from divff_nerfstudio.features.oracle import phrase_code
 from divff_nerfstudio.query import QueryError
@@ -44,7 +44,7 @@ class Panel:
         answer = self.query.look(self.features)
         view = SimpleNamespace(answer=answer, features=self.features, height=self.height, width=self.width)
         self.drawn(7, view, at_rest)
-        assert self.judging.lane.join(PATIENCE)
+        until_idle(self.judging.lane)
         return self.told[-1] if self.told else None
 
 
@@ -74,7 +74,8 @@ def test_the_scene_is_read_before_anybody_asks_and_without_words_nothing_is_said
 
     panel = Panel(calibrate=calibrate)
     panel.judging.prepare()
-    assert panel.judging.lane.join(PATIENCE) and read == ["image"]
+    until_idle(panel.judging.lane)
+    assert read == ["image"]
     assert panel.ask("mug") == ["in view"] and read == ["image"]
     assert Panel(calibrate=lambda kind: None).ask("mug") is None
 
@@ -85,7 +86,8 @@ def test_the_scene_is_read_before_anybody_asks_and_without_words_nothing_is_said
 
     silent = Panel(calibrate=speechless)
     silent.judging.prepare()
-    assert silent.judging.lane.join(PATIENCE) and silent.notes == []
+    until_idle(silent.judging.lane)
+    assert silent.notes == []
 
 
 @pytest.mark.parametrize(

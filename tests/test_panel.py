@@ -23,7 +23,7 @@ from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerControl
 from torch import nn
-from waiting import PATIENCE
+from waiting import PATIENCE, until_idle
 from waiting import until as wait
 
 from divff_nerfstudio.calibration import Calibration
@@ -194,7 +194,7 @@ def ask(panel, text):
 
 def settle(panel):
     for lane in (panel.parts.asking.lane, panel.parts.answering.lane, panel.parts.pointing.lane):
-        assert lane.join(PATIENCE)
+        until_idle(lane)
 
 
 def press(button, client):
@@ -261,7 +261,7 @@ def test_the_legend_tells_whether_the_scene_has_it(attached):
     ask(panel, "mug; bowl")
     render(viewer)
     settle(panel)
-    assert panel.parts.judging.lane.join(PATIENCE)
+    until_idle(panel.parts.judging.lane)
     legend = drawing(panel.elements.legend)
     assert legend.index("mug") < legend.index("bowl") < legend.index("not in the scene")
     assert "not in view" not in legend

@@ -14,8 +14,8 @@ from nerfstudio.viewer.viewer_elements import ViewerControl
 from test_door import Hands, root, scene  # noqa: F401 (fixtures)
 from test_panel import Machine, Viewer, drawing, server  # noqa: F401 (a fixture)
 from torch import nn
-from waiting import PATIENCE
 from waiting import until as wait
+from waiting import until_idle
 
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.door import Scene, kept_beside
@@ -96,7 +96,7 @@ class Open:
     def settle(self):
         parts = self.parts
         for part in (parts.asking, parts.answering, parts.pointing, parts.judging, parts.telling, parts.diary):
-            assert part.lane.join(PATIENCE)
+            until_idle(part.lane)
 
     @property
     def told(self):

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nerfstudio.cameras.cameras import Cameras
-from waiting import PATIENCE
+from waiting import PATIENCE, until, until_idle
 
 from divff_nerfstudio.cli.video import VideoConfig
 from divff_nerfstudio.models.view import Features
@@ -178,25 +178,28 @@ def test_only_the_newest_job_is_done_after_the_one_under_way():
     done, errors, go = [], [], threading.Event()
     lane = Latest("test", errors.append)
     lane.submit(lambda: (go.wait(PATIENCE), done.append(0)))
-    while lane._waiting is not None:
-        pass
+    until(lambda: not lane.outdated)
     for i in (1, 2, 3):
         lane.submit(lambda i=i: done.append(i))
     assert lane.outdated and not lane.idle
     go.set()
-    assert lane.join(PATIENCE) and done == [0, 3] and lane.idle
+    until_idle(lane)
+    assert done == [0, 3]
     lane.submit(lambda: 1 / 0)
     lane.submit(lambda: done.append(4))
-    assert lane.join(PATIENCE) and done[-1] == 4
+    until_idle(lane)
+    assert done[-1] == 4
 
 
 def test_a_failed_job_is_told_and_the_thread_lives_on():
     errors = []
     lane = Latest("test", errors.append)
     lane.submit(lambda: 1 / 0)
-    assert lane.join(PATIENCE) and [type(error) for error in errors] == [ZeroDivisionError]
+    until_idle(lane)
+    assert [type(error) for error in errors] == [ZeroDivisionError]
     lane.submit(lambda: errors.append("alive"))
-    assert lane.join(PATIENCE) and errors[-1] == "alive"
+    until_idle(lane)
+    assert errors[-1] == "alive"
 
 
 def test_a_film_asks_and_hides_what_the_panel_did(tmp_path):

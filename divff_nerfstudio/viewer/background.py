@@ -32,7 +32,7 @@ class Latest:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
-            self._condition.notify_all()
+            self._condition.notify()
 
     @property
     def outdated(self) -> bool:
@@ -44,11 +44,6 @@ class Latest:
         """Whether nothing is under way or waits."""
         with self._condition:
             return not self._busy and self._waiting is None
-
-    def join(self, timeout: float) -> bool:
-        """Waits until nothing is under way; whether that is so in time."""
-        with self._condition:
-            return self._condition.wait_for(lambda: not self._busy and self._waiting is None, timeout)
 
     def _run(self) -> None:
         while True:
@@ -62,4 +57,3 @@ class Latest:
                 self._failed(error)
             with self._condition:
                 self._busy = False
-                self._condition.notify_all()
