@@ -108,10 +108,10 @@ class ImportConfig:
 
     def _require_fit(self, published: PublishedCheckpoint, autoencoder: Autoencoder | None, scene: Scene) -> None:
         """Refuses a scene or an autoencoder of another checkpoint."""
-        largest = int(scene.frame_ids[-1])
-        if largest >= published.rows:
+        max_id = int(scene.frame_ids[-1])
+        if max_id >= published.rows:
             raise ImportRefusedError(
-                f"{scene.root / 'meta.json'} has frame id {largest}, which has no row among the {published.rows} rows "
+                f"{scene.root / 'meta.json'} has frame id {max_id}, which has no row among the {published.rows} rows "
                 f"of the tables in {published.path}: give the scene that it was trained on."
             )
         if autoencoder is None:

@@ -82,12 +82,12 @@ def _free_gigabytes() -> float:
         for line in Path("/proc/meminfo").read_text("utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 found = int(line.split()[1]) / 2**20
-    for most, used in (
+    for limit_file, used_file in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         with contextlib.suppress(OSError, ValueError):
-            limit, taken = (int((Path("/sys/fs/cgroup") / name).read_text("utf-8")) for name in (most, used))
+            limit, taken = (int((Path("/sys/fs/cgroup") / name).read_text("utf-8")) for name in (limit_file, used_file))
             found = min(found, (limit - taken) / 2**30)
     return max(found, 0.0)
 

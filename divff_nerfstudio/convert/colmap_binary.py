@@ -42,10 +42,10 @@ class _Bytes:
         self.at += size
         return self.at - size
 
-    def count(self, smallest: int) -> int:
-        """How many entries of at least `smallest` bytes follow."""
+    def count(self, min_size: int) -> int:
+        """How many entries of at least `min_size` bytes follow."""
         (count,) = self.take(struct.Struct("<Q"))
-        if count * smallest > len(self.view) - self.at:
+        if count * min_size > len(self.view) - self.at:
             raise ModelFault(f"it says that {count} entries follow, for which it is too short")
         return count
 

@@ -206,8 +206,8 @@ def intrinsics_of(path: Path, meta: Meta, image: Path, width: int, height: int) 
                 f"{image} is {width}x{height} where {path} has {key} = {getattr(meta, key):g}: scale the frames to the "
                 "size of the intrinsics, or the intrinsics (and image_w, image_h) to the frames."
             )
-    largest = max(width, height)
-    if not all(_FOCAL_RANGE[0] * largest <= focal <= _FOCAL_RANGE[1] * largest for focal in (K[0, 0], K[1, 1])):
+    max_side = max(width, height)
+    if not all(_FOCAL_RANGE[0] * max_side <= focal <= _FOCAL_RANGE[1] * max_side for focal in (K[0, 0], K[1, 1])):
         raise SceneError(
             f"{path} has focal lengths {K[0, 0]:g} and {K[1, 1]:g} for frames of {width}x{height}, which no camera "
             "has: write them in pixels."

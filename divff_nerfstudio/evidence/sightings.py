@@ -71,8 +71,8 @@ class Views:
     def ranges(self) -> tuple[Float[Tensor, "views 3 pixels"], Float[Tensor, "views 3 pixels"]]:
         """Least and largest colours of each pixel and its eight neighbours: a sweep meets no pixel in its middle."""
         padded = F.pad(self.pictures.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="replicate")
-        least, largest = -F.max_pool2d(-padded, 3, 1), F.max_pool2d(padded, 3, 1)
-        return least.flatten(2), largest.flatten(2)
+        min_colours, max_colours = -F.max_pool2d(-padded, 3, 1), F.max_pool2d(padded, 3, 1)
+        return min_colours.flatten(2), max_colours.flatten(2)
 
 
 class Asked(NamedTuple):
@@ -259,8 +259,8 @@ def _places(
         torch.arange(0, height, stride, device=device), torch.arange(0, width, stride, device=device), indexing="ij"
     )
     directions = torch.stack(((column + 0.5 - cx) / fx, -(row + 0.5 - cy) / fy, -torch.ones_like(row)), -1)
-    nearest, farthest = plane_bounds(views.near, views.far)
-    inverse = torch.linspace(1 / nearest, 1 / farthest, DEPTHS, device=device)
+    near, far = plane_bounds(views.near, views.far)
+    inverse = torch.linspace(1 / near, 1 / far, DEPTHS, device=device)
     local = directions.reshape(-1, 1, 3) / inverse[:, None]
     points = (local @ asked.pose[:, :3].T + asked.pose[:, 3]).reshape(-1, 3)
     return row.shape[0], row.shape[1], 1 / inverse, points, asked.picture[row, column].reshape(-1, 3)
@@ -293,13 +293,13 @@ def longest(
     """
     places = ratios.shape[1:]
     summed = torch.zeros(places, dtype=torch.float64, device=ratios.device)
-    largest = torch.zeros(places, dtype=ratios.dtype, device=ratios.device)
+    max_sum = torch.zeros(places, dtype=ratios.dtype, device=ratios.device)
     frames = torch.zeros(places, dtype=torch.long, device=ratios.device)
     counts = torch.ones(places, dtype=torch.bool, device=ratios.device)
     for number, ratio in enumerate(ratios, 1):
         found = summed.add_(ratio).to(ratios.dtype)
-        better = (found > largest) & counts
-        largest = torch.where(better, found, largest)
+        better = (found > max_sum) & counts
+        max_sum = torch.where(better, found, max_sum)
         frames.masked_fill_(better, number)
-        counts &= largest - found <= patience
-    return largest, frames
+        counts &= max_sum - found <= patience
+    return max_sum, frames

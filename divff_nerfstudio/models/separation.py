@@ -190,8 +190,8 @@ def persistence_loss(
         elsewhen: Its density at the same places at moments spread over the video.
         depth: Thickness over which opacity is measured, in scene units.
     """
-    least = torch.minimum(elsewhen.amin(-1), here)
-    return (1 - torch.exp(-least * depth)).mean()
+    min_density = torch.minimum(elsewhen.amin(-1), here)
+    return (1 - torch.exp(-min_density * depth)).mean()
 
 
 def evidence_loss(

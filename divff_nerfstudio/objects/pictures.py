@@ -95,8 +95,8 @@ def _square(own: Bool[np.ndarray, "height width"]) -> tuple[slice, slice]:
     """A square of a frame with what belongs to a thing in its middle, as far as the frame goes, and much around it."""
     height, width = own.shape
     rows, columns = np.nonzero(own) if own.any() else np.divmod(np.arange(own.size), width)
-    least, most = _AROUND * min(own.shape), min(own.shape)
-    side = int(np.clip(_MUCH * max(np.ptp(rows), np.ptp(columns)), least, most))
+    min_side, max_side = _AROUND * min(own.shape), min(own.shape)
+    side = int(np.clip(_MUCH * max(np.ptp(rows), np.ptp(columns)), min_side, max_side))
     top, left = (
         int(np.clip((at.min() + at.max() - side) // 2, 0, count - side))
         for at, count in ((rows, height), (columns, width))

@@ -65,8 +65,8 @@ def check_index(index: np.ndarray, offsets: np.ndarray, image_size: tuple[int, i
     step = max(1, _CHUNK // (index.shape[1] * index.shape[2]))
     for start in range(0, planes, step):
         # One more than each row: 65535, which says that there is none, becomes 0.
-        largest = (index[start : start + step] + np.uint16(1)).max((1, 2))
-        if (largest > rows[start : start + step]).any():
+        max_row = (index[start : start + step] + np.uint16(1)).max((1, 2))
+        if (max_row > rows[start : start + step]).any():
             raise ArrayFaultError("points beyond the table of features")
 
 
