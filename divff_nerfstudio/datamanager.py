@@ -28,7 +28,7 @@ from divff_nerfstudio.card import free_bytes, sent
 from divff_nerfstudio.data.annotations import check_annotations
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.data.remarks import remarks
-from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
+from divff_nerfstudio.data.scene import SceneError, SceneFolder, load_scene
 from divff_nerfstudio.data.windows import MAX_OVERLAP, Windows, cut_windows
 from divff_nerfstudio.evidence.labels import Labels, labels
 from divff_nerfstudio.features.hints.stored import has_hints, open_hints
@@ -46,7 +46,7 @@ class SceneDataset(InputDataset):
         super().__init__(dataparser_outputs, scale_factor)
         if "scene" not in self.metadata:
             raise SceneError("The method divff reads EPIC-Diff scenes only: choose the dataparser epic-diff.")
-        self.scene: Scene = self.metadata["scene"]
+        self.scene: SceneFolder = self.metadata["scene"]
         self.scene_indices: Int[Tensor, "frames"] = self.metadata["indices"]
 
     def get_numpy_image(self, image_idx: int) -> np.ndarray:
@@ -120,7 +120,7 @@ class DivFFDataManagerConfig(VanillaDataManagerConfig):
         stored = self.features != "none" and bool(self.stored(scene).folders())
         return len(scene.splits["train"]) * scene.height * scene.width, stored
 
-    def stored(self, scene: Scene) -> StoredFeatures:
+    def stored(self, scene: SceneFolder) -> StoredFeatures:
         """What there is of a scene's features."""
         return StoredFeatures(scene, self.feature_dir, self.extract_options)
 

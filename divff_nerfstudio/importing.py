@@ -19,7 +19,7 @@ from torch import Tensor
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.checkpoints import require_shapes
-from divff_nerfstudio.data.scene import Scene, load_scene
+from divff_nerfstudio.data.scene import SceneFolder, load_scene
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.features.autoencoder import Autoencoder, load_autoencoder, save_autoencoder
@@ -90,7 +90,7 @@ class ImportConfig:
         self._tell(run, published, scene)
         return run
 
-    def _imported(self, run: Path) -> tuple[PublishedCheckpoint, Scene]:
+    def _imported(self, run: Path) -> tuple[PublishedCheckpoint, SceneFolder]:
         """Writes the run `run`, and returns of what."""
         if run.exists():
             raise ImportRefusedError(f"{run} exists: choose another --output, or remove it.")
@@ -106,7 +106,7 @@ class ImportConfig:
                 raise
         return published, scene
 
-    def _require_fit(self, published: PublishedCheckpoint, autoencoder: Autoencoder | None, scene: Scene) -> None:
+    def _require_fit(self, published: PublishedCheckpoint, autoencoder: Autoencoder | None, scene: SceneFolder) -> None:
         """Refuses a scene or an autoencoder of another checkpoint."""
         max_id = int(scene.frame_ids[-1])
         if max_id >= published.rows:
@@ -124,7 +124,12 @@ class ImportConfig:
             )
 
     def _write(
-        self, folder: Path, run: Path, published: PublishedCheckpoint, autoencoder: Autoencoder | None, scene: Scene
+        self,
+        folder: Path,
+        run: Path,
+        published: PublishedCheckpoint,
+        autoencoder: Autoencoder | None,
+        scene: SceneFolder,
     ) -> None:
         """Writes the run's files into a folder that will take the place `run`."""
         (folder / MODELS).mkdir(parents=True)
@@ -154,7 +159,7 @@ class ImportConfig:
         read_config(folder / CONFIG, [divff_paper.config])
 
     def _config(
-        self, run: Path, published: PublishedCheckpoint, autoencoder: Autoencoder | None, scene: Scene
+        self, run: Path, published: PublishedCheckpoint, autoencoder: Autoencoder | None, scene: SceneFolder
     ) -> DivFFTrainerConfig:
         """The configuration of the run, its schedule not settled yet."""
         config = copy.deepcopy(divff_paper.config)
@@ -186,7 +191,7 @@ class ImportConfig:
         config.settle()
 
     def _headers(
-        self, published: PublishedCheckpoint, autoencoder: Autoencoder | None, scene: Scene
+        self, published: PublishedCheckpoint, autoencoder: Autoencoder | None, scene: SceneFolder
     ) -> dict[str, StoreHeader]:
         """What the heads' features are and which text encoders speak their language, by kind."""
         dimensions = dict(published.dimensions)
@@ -217,7 +222,7 @@ class ImportConfig:
             return {"family": "egovideo", "weights": weights, "vocabulary": None, "frames": 4, "normalise": False}
         return {"encoder": _place(self.video_encoder), "normalise": False}
 
-    def _tell(self, run: Path, published: PublishedCheckpoint, scene: Scene) -> None:
+    def _tell(self, run: Path, published: PublishedCheckpoint, scene: SceneFolder) -> None:
         """Says what there is, and what can be typed next."""
 
         def tell(text: str) -> None:
@@ -249,7 +254,7 @@ def _place(name: str) -> str:
     return str(Path(name).absolute()) if Path(name).exists() else name
 
 
-def _has_targets(scene: Scene, headers: dict[str, StoreHeader]) -> bool:
+def _has_targets(scene: SceneFolder, headers: dict[str, StoreHeader]) -> bool:
     """Whether the scene's own features are what the heads were trained on: kinds, lengths and text encoders."""
     root = store_root(scene)
     found = {folder.name for folder in finished_stores(root)}

@@ -24,7 +24,7 @@ import torch
 from divff_nerfstudio.calibration import Calibration, calibration
 from divff_nerfstudio.data.annotations import ground_truth, resize_nearest
 from divff_nerfstudio.data.moved_objects import moved_objects
-from divff_nerfstudio.data.scene import Scene, load_scene
+from divff_nerfstudio.data.scene import SceneFolder, load_scene
 from divff_nerfstudio.evaluation.answers import THRESHOLDS
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.door import open_run
@@ -141,7 +141,7 @@ def of_scene(root: Path, folder: Path | None) -> dict[str, Any]:
     return figures | measured(scene, fitted, things, features)
 
 
-def measured(scene: Scene, fitted: Calibration, things: Things, features: Any) -> dict[str, Any]:
+def measured(scene: SceneFolder, fitted: Calibration, things: Things, features: Any) -> dict[str, Any]:
     """All figures of one scene."""
     truth, moved = ground_truth(scene), moved_objects(scene)
     if truth is None or moved is None:
@@ -154,7 +154,7 @@ def measured(scene: Scene, fitted: Calibration, things: Things, features: Any) -
     return figures | score_things(things, places, speed)
 
 
-def thresholds(scene: Scene, fitted: Calibration, places: Places, features: Any) -> dict[str, float]:
+def thresholds(scene: SceneFolder, fitted: Calibration, places: Places, features: Any) -> dict[str, float]:
     """IoU of the names of all that the test frames show, at the fitted thresholds and at the best ones."""
     table = [e for e in places.truth.instance_table if e["id"] and e.get("layer") != 2]
     test = [int(i) for i in scene.splits["test"]]

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from divff_nerfstudio.data.ground_truth import GroundTruth, ground_truth
-from divff_nerfstudio.data.scene import Scene, load_scene
+from divff_nerfstudio.data.scene import SceneFolder, load_scene
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.metrics import average_precision
 from divff_nerfstudio.evidence.labels import Labels, labels
@@ -50,7 +50,7 @@ class MeasureEvidence:
                 CONSOLE.print(f"| {scene.root.name} | {segments} | " + " | ".join(numbers) + " |", soft_wrap=True)
 
 
-def scores(scene: Scene, store: FeatureStore | None) -> tuple[float, ...]:
+def scores(scene: SceneFolder, store: FeatureStore | None) -> tuple[float, ...]:
     """The numbers of `HEAD` for a scene.
 
     Raises:
@@ -72,7 +72,7 @@ def scores(scene: Scene, store: FeatureStore | None) -> tuple[float, ...]:
     )
 
 
-def _frames(scene: Scene, truth: GroundTruth, found: Labels) -> Iterator[tuple[np.ndarray, ...]]:
+def _frames(scene: SceneFolder, truth: GroundTruth, found: Labels) -> Iterator[tuple[np.ndarray, ...]]:
     """Of each training frame chances, depths, true layers and true depths."""
     train = scene.splits["train"]
     times = torch.from_numpy(scene.times()[train])

@@ -26,7 +26,7 @@ from divff_nerfstudio.data.annotations import (
     object_annotations,
     resize_nearest,
 )
-from divff_nerfstudio.data.scene import Scene, load_scene
+from divff_nerfstudio.data.scene import SceneFolder, load_scene
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD
 from divff_nerfstudio.features.outlines import OutlineSegmenterConfig
@@ -73,7 +73,7 @@ class MeasureConfig:
             result["segments"] = self.segments(scene)
         CONSOLE.print_json(json.dumps(result))
 
-    def segments(self, scene: Scene) -> dict[str, Any]:
+    def segments(self, scene: SceneFolder) -> dict[str, Any]:
         """How whole the segments are: the best IoU of any segment with each visible movable object."""
         truth = ground_truth(scene)
         assert truth is not None
@@ -107,7 +107,7 @@ class MeasureConfig:
 
 
 @torch.inference_mode()
-def answers(scene: Scene, store: FeatureStore, annotated: LabelledMasks, threshold: float) -> dict[str, Any]:
+def answers(scene: SceneFolder, store: FeatureStore, annotated: LabelledMasks, threshold: float) -> dict[str, Any]:
     """Scores of the relevancy of each class's name, with the store's features in place of rendered ones."""
     entry = store.header.text_encoder
     if entry is None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from divff_nerfstudio.data.ground_truth import GroundTruth, ground_truth
 from divff_nerfstudio.data.masks import resize_nearest
-from divff_nerfstudio.data.scene import Scene, load_scene
+from divff_nerfstudio.data.scene import SceneFolder, load_scene
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.hints.planes import NO, YES
 from divff_nerfstudio.features.store import HINTS, NO_FEATURE, FeatureStore, store_root
@@ -56,7 +56,7 @@ class MeasureHints:
             else:
                 _write_masks(scene, truth, self.masks / scene.root.name)
 
-    def _compare(self, scene: Scene, truth: GroundTruth) -> None:
+    def _compare(self, scene: SceneFolder, truth: GroundTruth) -> None:
         store = FeatureStore.open(store_root(scene) / HINTS)
         frames = scene.splits["train"].tolist()
         counted = np.zeros((len(PLANES), 5, 2), np.int64)
@@ -79,7 +79,7 @@ class MeasureHints:
                 Image.fromarray(np.concatenate(shown, 1)).save(folder / f"{scene.image_paths[frames[place]].stem}.png")
 
 
-def _hints(scene: Scene, store: FeatureStore, frame: int) -> Int8[np.ndarray, "2 height width"]:
+def _hints(scene: SceneFolder, store: FeatureStore, frame: int) -> Int8[np.ndarray, "2 height width"]:
     """What is said of a frame's pixels."""
     index, table = store.frame_features(frame)
     table = np.concatenate((table, np.zeros((1, 2)))).astype(np.int8)  # the last is that of places without a hint
@@ -87,7 +87,7 @@ def _hints(scene: Scene, store: FeatureStore, frame: int) -> Int8[np.ndarray, "2
     return resize_nearest(said, scene.height, scene.width).transpose(2, 0, 1)
 
 
-def _truth(scene: Scene, truth: GroundTruth, frame: int) -> Bool[np.ndarray, "2 height width"]:
+def _truth(scene: SceneFolder, truth: GroundTruth, frame: int) -> Bool[np.ndarray, "2 height width"]:
     """What moves in a frame, and what is hand."""
     number = int(scene.video_numbers[frame])
     on_their_way = [
@@ -99,7 +99,7 @@ def _truth(scene: Scene, truth: GroundTruth, frame: int) -> Bool[np.ndarray, "2 
     return np.stack((hand | np.isin(truth.instances(frame), on_their_way), hand))
 
 
-def _write_masks(scene: Scene, truth: GroundTruth, folder: Path) -> None:
+def _write_masks(scene: SceneFolder, truth: GroundTruth, folder: Path) -> None:
     for frame, path in enumerate(scene.image_paths):
         for name, mask in zip(PLANES, _truth(scene, truth, frame), strict=True):
             (folder / name).mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from divff_nerfstudio.data.annotations import LabelledMasks, affordance_annotations, object_annotations
-from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
+from divff_nerfstudio.data.scene import SceneError, SceneFolder, load_scene
 from divff_nerfstudio.download.catalogue import What
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.baselines.models import BaselineModels
@@ -26,7 +26,7 @@ from divff_nerfstudio.features.sources import source_name
 
 IMPORTED: dict[str, What] = {"divff-published": "divff", "neuraldiff-published": "neuraldiff"}
 """Methods that are others' checkpoints, imported, and what of the catalogue holds them."""
-ANNOTATIONS: dict[TaskGroup, tuple[What, Callable[[Scene], LabelledMasks | None]]] = {
+ANNOTATIONS: dict[TaskGroup, tuple[What, Callable[[SceneFolder], LabelledMasks | None]]] = {
     "objects": ("object-annotations", object_annotations),
     "affordances": ("affordance-annotations", affordance_annotations),
 }
@@ -232,7 +232,7 @@ class Ground:
         if faults:
             raise DivffError("\n".join(faults) + "\nOr leave these baselines out with --baselines or --skip-baselines.")
 
-    def _state(self, name: str) -> Scene | str:
+    def _state(self, name: str) -> SceneFolder | str:
         """A scene, or what is wrong with it."""
         try:
             scene = load_scene(self.root / name, check_frames=False)

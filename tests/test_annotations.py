@@ -28,7 +28,7 @@ from divff_nerfstudio.data.annotations import (
     resize_nearest,
 )
 from divff_nerfstudio.data.remarks import remarks
-from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
+from divff_nerfstudio.data.scene import SceneError, SceneFolder, load_scene
 from divff_nerfstudio.data.scene_parts import FILES, FOLDERS
 from divff_nerfstudio.plain_pickle import UnsafePickleError
 
@@ -240,7 +240,7 @@ def test_affordances_run_nothing(tiny_scene: Path) -> None:
         check_annotations(load_scene(tiny_scene))
 
 
-def write_mask_folder(folder: Path, scene: Scene) -> LabelledMasks:
+def write_mask_folder(folder: Path, scene: SceneFolder) -> LabelledMasks:
     masks = {0: np.stack((box(slice(2), slice(3)), box(slice(5, 9), slice(7))), -1), 3: np.zeros((16, 24, 2), bool)}
     masks[3][..., 1] = box(slice(1), slice(1))
     for index, mask in masks.items():

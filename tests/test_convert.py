@@ -27,7 +27,7 @@ from divff_nerfstudio.convert.layout import PosedFrames, SceneOptions, opengl_po
 from divff_nerfstudio.convert.names import ConvertError
 from divff_nerfstudio.convert.pictures import FolderFrames
 from divff_nerfstudio.convert.staging import staged
-from divff_nerfstudio.data.scene import Scene, load_scene
+from divff_nerfstudio.data.scene import SceneFolder, load_scene
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def convert(words: list[str], output: Path, *options: str) -> int:
     return main(["convert", *words[:2], str(output), *words[2:], *options])
 
 
-def pinhole_of(scene: Scene, width: int) -> Pinhole:
+def pinhole_of(scene: SceneFolder, width: int) -> Pinhole:
     K = scene.intrinsics.astype(float)
     own = Pinhole(scene.width, scene.height, K[0, 0], K[1, 1], K[0, 2], K[1, 2])
     return own.resized(width)

@@ -20,7 +20,7 @@ from divff_nerfstudio.data.annotations import (
     object_annotations,
 )
 from divff_nerfstudio.data.moved_objects import moved_objects
-from divff_nerfstudio.data.scene import Scene, load_scene
+from divff_nerfstudio.data.scene import SceneFolder, load_scene
 from divff_nerfstudio.demo_scene import DemoSceneConfig, DemoSceneError
 from divff_nerfstudio.demo_scene import writer as writing
 from divff_nerfstudio.demo_scene.choreography import REACH, REST, SCRIPT
@@ -50,7 +50,7 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scene(root) -> Scene:
+def scene(root) -> SceneFolder:
     return load_scene(root)
 
 
@@ -103,7 +103,7 @@ def test_every_nth_frame_is_for_test_or_validation(count):
         assert splits["test"] == [0, 16, 32, 48, 64] and splits["val"] == [8, 24, 40, 56, 72]
 
 
-def to_world(scene: Scene, i: int, columns, rows, z) -> np.ndarray:
+def to_world(scene: SceneFolder, i: int, columns, rows, z) -> np.ndarray:
     """Points of continuous pixel coordinates and depths in the world, by the conventions that the README states."""
     K = scene.intrinsics
     local = np.stack([(columns - K[0, 2]) / K[0, 0] * z, -(rows - K[1, 2]) / K[1, 1] * z, -z], -1)
@@ -111,13 +111,13 @@ def to_world(scene: Scene, i: int, columns, rows, z) -> np.ndarray:
     return local @ pose[:, :3].T + pose[:, 3]
 
 
-def to_pixels(scene: Scene, i: int, points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def to_pixels(scene: SceneFolder, i: int, points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     pose, K = scene.camera_to_worlds[i].astype(np.float64), scene.intrinsics
     x, y, z = ((points - pose[:, 3]) @ pose[:, :3]).T
     return K[0, 0] * x / -z + K[0, 2], K[1, 1] * -y / -z + K[1, 2], -z
 
 
-def reprojection_errors(scene: Scene, i: int, j: int, centre: float) -> np.ndarray:
+def reprojection_errors(scene: SceneFolder, i: int, j: int, centre: float) -> np.ndarray:
     """Relative errors of depth of static points of frame i seen from frame j, where j is flat around them."""
     truth = ground_truth(scene)
     rows, columns = np.nonzero(truth.layers_ever(i) == 0)

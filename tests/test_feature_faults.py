@@ -21,7 +21,7 @@ from test_feature_encoders import write_scene
 from waiting import PATIENCE
 
 from divff_nerfstudio import cli
-from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.data.scene import SceneError, SceneFolder
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.patches import DinoSourceConfig
@@ -261,8 +261,10 @@ def test_a_start_without_a_frame_binds_nobody(scene_root, monkeypatch):
 
 def test_each_picture_is_decoded_once_per_source(scene_root, monkeypatch):
     decoded: list[int] = []
-    original = Scene.video_frame
-    monkeypatch.setattr(Scene, "video_frame", lambda self, number: (decoded.append(number), original(self, number))[1])
+    original = SceneFolder.video_frame
+    monkeypatch.setattr(
+        SceneFolder, "video_frame", lambda self, number: (decoded.append(number), original(self, number))[1]
+    )
     for source in ("PlainSource", "VideoSource"):
         decoded.clear()
         config(scene_root, source).main()

@@ -28,7 +28,7 @@ from divff_nerfstudio.data.annotations import (
     object_annotations,
 )
 from divff_nerfstudio.data.detections import read_detections
-from divff_nerfstudio.data.scene import Scene, load_scene
+from divff_nerfstudio.data.scene import SceneFolder, load_scene
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.store import FeatureStore, FeatureWriter, FrameFeatures, StoreHeader
 
@@ -151,7 +151,7 @@ def digest(*values: Any) -> str:
     return found.hexdigest()
 
 
-def read_geometry(scene: Scene) -> str:
+def read_geometry(scene: SceneFolder) -> str:
     return digest(
         *(scene.frame_ids, scene.camera_to_worlds, scene.nears, scene.fars, scene.intrinsics, scene.times()),
         *([path.name for path in scene.image_paths], scene.video_numbers, np.asarray(scene.frames)),
@@ -159,14 +159,14 @@ def read_geometry(scene: Scene) -> str:
     )
 
 
-def read_masks(scene: Scene) -> str:
+def read_masks(scene: SceneFolder) -> str:
     check_annotations(scene)
     found = [object_annotations(scene), affordance_annotations(scene)]
     labelled = [part for each in found if each for part in (each.names, *each.masks, *each.masks.values())]
     return digest(moving_mask(scene, 0), *labelled)
 
 
-def read_truth(scene: Scene) -> str:
+def read_truth(scene: SceneFolder) -> str:
     truth = ground_truth(scene)
     assert truth is not None
     return digest(truth.instance_table, truth.layers(1), truth.layers_ever(1), truth.instances(1), truth.depth(1))
@@ -177,7 +177,7 @@ def read_store(root: Path) -> str:
     return digest(asdict(store.header), *(part for i in range(len(store)) for part in store.frame_features(i)))
 
 
-def reader_of(file: Path, root: Path, scene: Scene) -> Callable[[], str]:
+def reader_of(file: Path, root: Path, scene: SceneFolder) -> Callable[[], str]:
     """What reads a file of the folder, and nothing else: the scene is opened again only where that is at stake."""
     if file.parts[0] in ("meta.json", "frames"):
         return lambda: read_geometry(load_scene(root))

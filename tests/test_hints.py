@@ -18,7 +18,7 @@ from PIL import Image
 
 from divff_nerfstudio.cli import main
 from divff_nerfstudio.data.detections import FILE
-from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
+from divff_nerfstudio.data.scene import SceneError, SceneFolder, load_scene
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.hints.boxes import BoxPlane
@@ -35,7 +35,7 @@ SIDE = 22
 """Of the square that moves, in pixels."""
 
 
-def film(root: Path, moves: bool, slide: float = 0.06) -> Scene:
+def film(root: Path, moves: bool, slide: float = 0.06) -> SceneFolder:
     """A camera that slides along a coloured wall, and a coloured square that goes down the picture if it moves."""
     write_tiny_scene(root, frames=6, extras=False)
     meta = json.loads((root / "meta.json").read_text())
@@ -103,8 +103,8 @@ def test_a_square_that_moves_is_found(tmp_path: Path, slide: float):
 def test_flow_looks_at_no_other_held_out_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     scene = film(tmp_path / "scene", moves=True)
     looked: list[int] = []
-    original = Scene.frame
-    monkeypatch.setattr(Scene, "frame", lambda self, index: (looked.append(index), original(self, index))[1])
+    original = SceneFolder.frame
+    monkeypatch.setattr(SceneFolder, "frame", lambda self, index: (looked.append(index), original(self, index))[1])
     plane = FlowPlane(Pictures(scene), FlowConfig())
     for frame in scene.splits["train"].tolist():
         plane.states(frame)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from divff_nerfstudio.cli.export import ExportConfig
 from divff_nerfstudio.cli.query import QueryCommandConfig, file_name
 from divff_nerfstudio.cli.video import VideoConfig
-from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
+from divff_nerfstudio.data.scene import SceneError, SceneFolder, load_scene
 from divff_nerfstudio.evaluation.answers import asked_kind
 from divff_nerfstudio.evaluation.consistency import consistency, static_classes
 from divff_nerfstudio.evaluation.pointcloud import CloudOptions, _Fused, reliable, write_cloud
@@ -240,7 +240,7 @@ def test_without_ground_truth_the_moving_masks_say_what_moves(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def scene(tmp_path_factory: pytest.TempPathFactory) -> SceneFolder:
     return load_scene(small_scene.write(tmp_path_factory.mktemp("views") / "scene"))
 
 

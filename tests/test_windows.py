@@ -19,7 +19,7 @@ from divff_nerfstudio.cli.export import ExportConfig
 from divff_nerfstudio.cli.query import QueryCommandConfig
 from divff_nerfstudio.cli.things import DiaryConfig, ObjectsConfig
 from divff_nerfstudio.cli.video import VideoConfig
-from divff_nerfstudio.data.scene import Scene, SceneError, load_scene
+from divff_nerfstudio.data.scene import SceneError, SceneFolder, load_scene
 from divff_nerfstudio.data.windows import MIN_FRAMES, Windows, cut_windows
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.fields.windowed import WindowedField
@@ -36,7 +36,7 @@ def long_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_scene(tmp_path_factory.mktemp("long") / "scene", FRAMES, extras=False)
 
 
-def cut(root: Path, count: int, overlap: float) -> tuple[Scene, Windows]:
+def cut(root: Path, count: int, overlap: float) -> tuple[SceneFolder, Windows]:
     scene = load_scene(root)
     return scene, cut_windows(scene, scene.times(), count, overlap)
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
 
 from divff_nerfstudio.convert.names import ConvertError
-from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.data.scene import SceneFolder
 from divff_nerfstudio.evenly import evenly_spaced
 
 CHECKED = 24
@@ -54,7 +54,7 @@ class Found:
 class Alignment:
     """Compares a few sampled frames of a scene with the video's frames around their numbers."""
 
-    def __init__(self, scene: Scene, source: Path):
+    def __init__(self, scene: SceneFolder, source: Path):
         self.scene = scene
         self.source = source
         chosen = evenly_spaced(len(scene), CHECKED)

@@ -32,7 +32,7 @@ from divff_nerfstudio.data.masks import (
     require_names,
     resize_nearest,
 )
-from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.data.scene import SceneError, SceneFolder
 from divff_nerfstudio.data.via import VIA_SIZE, via_masks
 from divff_nerfstudio.plain_pickle import restricted_unpickle
 
@@ -48,7 +48,7 @@ NARRATION_PREFIX = "#C C "
 _SPELLING = {"spagethi": "pasta"}
 
 
-def moving_mask(scene: Scene, index: int) -> Bool[np.ndarray, "height width"] | None:
+def moving_mask(scene: SceneFolder, index: int) -> Bool[np.ndarray, "height width"] | None:
     """Everything that moves in a frame: objects that are, or have been, moved, and the actor.
 
     Args:
@@ -68,7 +68,7 @@ def moving_mask(scene: Scene, index: int) -> Bool[np.ndarray, "height width"] | 
     return mask if mask.any() else None
 
 
-def object_annotations(scene: Scene, path: Path | str | None = None) -> LabelledMasks | None:
+def object_annotations(scene: SceneFolder, path: Path | str | None = None) -> LabelledMasks | None:
     """Objects by their outlines.
 
     Args:
@@ -84,7 +84,7 @@ def object_annotations(scene: Scene, path: Path | str | None = None) -> Labelled
     return _labelled(scene, path, "object_annotations", "te.json", via_masks)
 
 
-def affordance_annotations(scene: Scene, path: Path | str | None = None) -> LabelledMasks | None:
+def affordance_annotations(scene: SceneFolder, path: Path | str | None = None) -> LabelledMasks | None:
     """Where actions can be done.
 
     Args:
@@ -101,7 +101,7 @@ def affordance_annotations(scene: Scene, path: Path | str | None = None) -> Labe
     return _labelled(scene, path, "affordance_annotations", "aff_annotations.pkl", affordance_masks)
 
 
-def check_annotations(scene: Scene) -> None:
+def check_annotations(scene: SceneFolder) -> None:
     """Reads everything that is annotated, so that a fault is found before hours of training.
 
     Raises:
@@ -122,7 +122,7 @@ def clean_query(text: str) -> str:
     return re.sub("|".join(_SPELLING), lambda match: _SPELLING[match[0]], text)
 
 
-def affordance_masks(scene: Scene, path: Path) -> LabelledMasks:
+def affordance_masks(scene: SceneFolder, path: Path) -> LabelledMasks:
     """Masks from a published affordance file: a pickle of 'text_queries' and 'images'.
 
     Args:
@@ -154,7 +154,7 @@ def affordance_masks(scene: Scene, path: Path) -> LabelledMasks:
     return LabelledMasks(names=queries, masks=dict(sorted(masks.items())))
 
 
-def folder_masks(scene: Scene, path: Path) -> LabelledMasks:
+def folder_masks(scene: SceneFolder, path: Path) -> LabelledMasks:
     """Masks from a folder with one folder per class; a frame is annotated if any class has a mask of it.
 
     Args:
@@ -184,11 +184,11 @@ def folder_masks(scene: Scene, path: Path) -> LabelledMasks:
 
 
 def _labelled(
-    scene: Scene,
+    scene: SceneFolder,
     path: Path | str | None,
     folder: str,
     file: str,
-    read: Callable[[Scene, Path], LabelledMasks],
+    read: Callable[[SceneFolder, Path], LabelledMasks],
 ) -> LabelledMasks | None:
     if path is not None:
         chosen = Path(path)

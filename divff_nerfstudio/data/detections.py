@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.data.scene import SceneFolder
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import Number, Record, read_json
 
@@ -101,7 +101,7 @@ def read_detections(
 
 
 def scene_detections(
-    scene: Scene, path: Path, box_size: tuple[int, int], option: str, size_option: str
+    scene: SceneFolder, path: Path, box_size: tuple[int, int], option: str, size_option: str
 ) -> dict[int, Detections]:
     """What `read_detections` gives, of a scene's own video.
 

@@ -16,7 +16,7 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from pydantic import Field
 
-from divff_nerfstudio.data.scene import Scene, load_scene
+from divff_nerfstudio.data.scene import SceneFolder, load_scene
 from divff_nerfstudio.faults import tell_uncaught
 
 _BOX_QUANTILE = 0.05
@@ -53,7 +53,7 @@ class EpicDiff(DataParser):
         tell_uncaught()  # other methods may read our scenes, too
 
     @cached_property
-    def scene(self) -> Scene:
+    def scene(self) -> SceneFolder:
         """The scene, verified when it is first asked for.
 
         Raises:
@@ -123,7 +123,7 @@ def pinhole_cameras(
     )
 
 
-def frustum_box(scene: Scene) -> Float[torch.Tensor, "2 3"]:
+def frustum_box(scene: SceneFolder) -> Float[torch.Tensor, "2 3"]:
     """Axis-aligned box around what the training cameras see.
 
     It holds all camera positions and all but a few per cent of the far corners of the cameras' frustums, so that one

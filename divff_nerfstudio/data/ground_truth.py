@@ -14,7 +14,7 @@ from pydantic import Field
 
 from divff_nerfstudio.data.frames import decode_frame
 from divff_nerfstudio.data.instances import Instance
-from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.data.scene import SceneError, SceneFolder
 from divff_nerfstudio.schema import Record, read_json
 
 _LAYERS = ("static", "dynamic", "actor")
@@ -33,7 +33,7 @@ class GroundTruth:
         scene: The scene.
     """
 
-    def __init__(self, scene: Scene):
+    def __init__(self, scene: SceneFolder):
         self.scene = scene
         self.root = scene.root / "ground_truth"
 
@@ -90,7 +90,7 @@ class GroundTruth:
         return values
 
 
-def ground_truth(scene: Scene) -> GroundTruth | None:
+def ground_truth(scene: SceneFolder) -> GroundTruth | None:
     """The scene's ground truth, or None for a scene that was filmed."""
     return GroundTruth(scene) if (scene.root / "ground_truth" / "frames").is_dir() else None
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Integer
 
 from divff_nerfstudio.data.frames import open_picture, require_upright
-from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.data.scene import SceneError, SceneFolder
 from divff_nerfstudio.schema import is_label
 
 MASK_SUFFIXES = (".bmp", ".png")
@@ -38,7 +38,7 @@ def resize_nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
     return values[rows[:, None], cols[None, :]]
 
 
-def read_mask(path: Path, scene: Scene) -> Bool[np.ndarray, "height width"]:
+def read_mask(path: Path, scene: SceneFolder) -> Bool[np.ndarray, "height width"]:
     """Reads a mask and brings it to the size of the scene's frames.
 
     Black is outside, one other value or colour is inside. An opaque alpha channel says nothing.
@@ -79,7 +79,7 @@ def mask_values(path: Path, named: bool = False) -> Integer[np.ndarray, "h w cha
     return numbers.reshape(*numbers.shape[:2], -1)
 
 
-def fitted_mask(place: Path | str, values: np.ndarray, scene: Scene) -> Bool[np.ndarray, "height width channels"]:
+def fitted_mask(place: Path | str, values: np.ndarray, scene: SceneFolder) -> Bool[np.ndarray, "height width channels"]:
     """A mask at the size of the scene's frames.
 
     Args:
@@ -108,7 +108,7 @@ def fitted_mask(place: Path | str, values: np.ndarray, scene: Scene) -> Bool[np.
     return resize_nearest(values != 0, scene.height, scene.width)
 
 
-def frame_finder(scene: Scene) -> Callable[[str], int | None]:
+def frame_finder(scene: SceneFolder) -> Callable[[str], int | None]:
     """Finds the frame that an annotation's file name means: by its stem, else by the number at its end."""
     by_stem = {path.stem: index for index, path in enumerate(scene.image_paths)}
     by_number = {int(number): index for index, number in enumerate(scene.video_numbers)}
@@ -139,7 +139,7 @@ def require_names(path: Path, names: Sequence[str]) -> None:
         raise SceneError(f"{path} has two classes or queries {twice!r}: give each its own words.")
 
 
-def require_match(path: Path, scene: Scene, found: Mapping[int, Any], names: Iterable[str]) -> None:
+def require_match(path: Path, scene: SceneFolder, found: Mapping[int, Any], names: Iterable[str]) -> None:
     first = next(iter(names), None)
     if not found:
         what = "annotates nothing" if first is None else f"annotates {first}, but no frame of {scene.root}"

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 
 from divff_nerfstudio.arrays import ArrayFaultError, read_arrays
 from divff_nerfstudio.data.instances import UNLABELLED, Instance
-from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.data.scene import SceneError, SceneFolder
 from divff_nerfstudio.schema import MAX_NUMBER, Positive, Record, read_json
 
 _OBJECT = 1
@@ -78,7 +78,7 @@ class MovedObjects:
         return 100 * length / self.metres_to_scene_units
 
 
-def moved_objects(scene: Scene) -> MovedObjects | None:
+def moved_objects(scene: SceneFolder) -> MovedObjects | None:
     """Reads what a scene's ground truth says of its moved objects.
 
     Args:
@@ -108,7 +108,7 @@ def moved_objects(scene: Scene) -> MovedObjects | None:
     return MovedObjects(found, others, table.metres_to_scene_units)
 
 
-def _numbers(path: Path, scene: Scene) -> np.ndarray:
+def _numbers(path: Path, scene: SceneFolder) -> np.ndarray:
     """Numbers of the video's frames that the rows of the poses belong to."""
     numbers = _arrays(path).get("frame")
     if numbers is None or numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not len(numbers):

@@ -9,7 +9,7 @@ import numpy as np
 
 from divff_nerfstudio.data.frames import SceneError, open_picture
 from divff_nerfstudio.data.masks import MASK_SUFFIXES, frame_finder
-from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.data.scene import SceneFolder
 from divff_nerfstudio.data.video_files import video_number
 
 _PARALLAX = 1e-3
@@ -19,14 +19,14 @@ _SAME_SHAPE = 0.08
 _NAMES = {"object_annotations": "te.json", "affordance_annotations": "aff_annotations.pkl"}
 
 
-def remarks(scene: Scene) -> list[str]:
+def remarks(scene: SceneFolder) -> list[str]:
     """Sentences about a scene: held-out pictures that are trained on, annotations and pictures that nobody reads."""
     found = [_moving_masks(scene), *(_labels(scene, folder, file) for folder, file in _NAMES.items())]
     said = (_same_pictures(scene), _order(scene), _still_camera(scene), *found, *video_remarks(scene))
     return [sentence for sentence in said if sentence]
 
 
-def video_remarks(scene: Scene) -> list[str]:
+def video_remarks(scene: SceneFolder) -> list[str]:
     """Sentences about the frames of a scene's video: files that nobody reads, pictures of another shape."""
     folder = scene.video_dir
     unread = [path for path in _files(folder) if video_number(path.name) is None]
@@ -36,7 +36,7 @@ def video_remarks(scene: Scene) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def _other_shape(scene: Scene, path: Path | None) -> str | None:
+def _other_shape(scene: SceneFolder, path: Path | None) -> str | None:
     """Whether a frame of the video cannot show the same view as the scene's frames."""
     if path is None:
         return None
@@ -53,7 +53,7 @@ def _other_shape(scene: Scene, path: Path | None) -> str | None:
     )
 
 
-def _same_pictures(scene: Scene) -> str | None:
+def _same_pictures(scene: SceneFolder) -> str | None:
     """Whether a held-out picture is, byte for byte, one that is trained on."""
     digests = [digest.tobytes() for digest in scene.digests]
     trained = {digests[index]: index for index in reversed(scene.splits["train"].tolist())}
@@ -68,7 +68,7 @@ def _same_pictures(scene: Scene) -> str | None:
     return None
 
 
-def _order(scene: Scene) -> str | None:
+def _order(scene: SceneFolder) -> str | None:
     """Whether the pictures' numbers fall while ids, and with them times, rise."""
     falls = np.flatnonzero(np.diff(scene.video_numbers) < 0)
     if not len(falls):
@@ -80,7 +80,7 @@ def _order(scene: Scene) -> str | None:
     )
 
 
-def _still_camera(scene: Scene) -> str | None:
+def _still_camera(scene: SceneFolder) -> str | None:
     """Whether the cameras are so close together that nothing tells how far anything is."""
     positions = scene.camera_to_worlds[:, :, 3].astype(np.float64)
     extent = float(np.linalg.norm(np.ptp(positions, axis=0)))
@@ -92,14 +92,14 @@ def _still_camera(scene: Scene) -> str | None:
     )
 
 
-def _moving_masks(scene: Scene) -> str | None:
+def _moving_masks(scene: SceneFolder) -> str | None:
     stems = {path.stem for path in scene.image_paths}
     folder = scene.root / "annotations"
     unread = [path for path in _files(folder) if path.suffix not in MASK_SUFFIXES or path.stem not in stems]
     return _unread(folder, unread, "masks are called as the frames are, with .bmp or .png")
 
 
-def _labels(scene: Scene, name: str, file: str) -> str | None:
+def _labels(scene: SceneFolder, name: str, file: str) -> str | None:
     folder = scene.root / name
     if (folder / file).exists():
         return _unread(folder, [path for path in _entries(folder) if path.name != file], f"{file} is read alone")

@@ -27,7 +27,7 @@ from divff_nerfstudio.data.meta import (
 from divff_nerfstudio.data.scene_parts import require_parts
 from divff_nerfstudio.data.video_files import usual_name, video_files
 
-__all__ = ["SPLITS", "Scene", "SceneError", "Split", "load_scene"]
+__all__ = ["SPLITS", "SceneError", "SceneFolder", "Split", "load_scene"]
 
 _MAX_ROWS = 10**6
 """Larger time tables do not fit into memory beside a network."""
@@ -36,7 +36,7 @@ _MIN_STEP = 2.5e-7
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class SceneFolder:
     """The frames of a scene with their cameras, in ascending order of frame id.
 
     Frames are addressed by their *index* 0..N-1 everywhere; the frame *id* (a key of ``meta.json``) is the row of the
@@ -75,7 +75,7 @@ class Scene:
     def __len__(self) -> int:
         return len(self.frame_ids)
 
-    def __deepcopy__(self, memo: dict) -> Scene:
+    def __deepcopy__(self, memo: dict) -> SceneFolder:
         """Nothing here changes, and nerfstudio copies metadata deeply: share the memory map instead."""
         return self
 
@@ -177,7 +177,7 @@ class Scene:
         return video_files(self.video_dir)
 
 
-def load_scene(root: Path | str, check_frames: bool = True, video_dir: Path | str | None = None) -> Scene:
+def load_scene(root: Path | str, check_frames: bool = True, video_dir: Path | str | None = None) -> SceneFolder:
     """Opens an EPIC-Diff scene folder and finds everything that is wrong in it.
 
     Args:
@@ -203,7 +203,7 @@ def load_scene(root: Path | str, check_frames: bool = True, video_dir: Path | st
     intrinsics = intrinsics_of(meta_path, meta, image_paths[0], width, height)
     if video_dir is not None and not Path(video_dir).is_dir():
         raise SceneError(f"{video_dir} is no folder: give the folder of the video's frames, or leave video-dir out.")
-    scene = Scene(
+    scene = SceneFolder(
         root=root,
         frame_ids=frame_ids,
         image_paths=image_paths,

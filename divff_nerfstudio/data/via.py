@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from divff_nerfstudio.data.masks import LabelledMasks, frame_finder, require_match, require_names
-from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.data.scene import SceneError, SceneFolder
 from divff_nerfstudio.schema import Number, Record, read_json
 
 VIA_SIZE = (480, 270)
@@ -46,7 +46,7 @@ class ViaProject(Record):
     metadata: dict[str, _Region]
 
 
-def via_masks(scene: Scene, path: Path, size: tuple[int, int] = VIA_SIZE) -> LabelledMasks:
+def via_masks(scene: SceneFolder, path: Path, size: tuple[int, int] = VIA_SIZE) -> LabelledMasks:
     """Masks from a project of the VGG Image Annotator 3.
 
     A class is an option of the project's attribute; a region without one belongs to the first class; later regions
@@ -110,7 +110,9 @@ def _number(path: Path, text: str | int) -> int:
         ) from None
 
 
-def _inside(path: Path, outline: list[float], size: tuple[int, int], scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+def _inside(
+    path: Path, outline: list[float], size: tuple[int, int], scene: SceneFolder
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of the scene's pixels whose centre lies in a region of the annotator."""
     from skimage.draw import polygon
 

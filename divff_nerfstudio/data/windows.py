@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.data.scene import SceneError, SceneFolder
 
 MIN_FRAMES = 6
 """Training frames of a window, at least: the fastest code of moments has a period of as many."""
@@ -37,7 +37,7 @@ class Windows:
         return np.searchsorted(np.array(borders), times)
 
 
-def cut_windows(scene: Scene, times: Float[np.ndarray, "frames"], count: int, overlap: float) -> Windows:
+def cut_windows(scene: SceneFolder, times: Float[np.ndarray, "frames"], count: int, overlap: float) -> Windows:
     """Cuts a video into windows of the same number of training frames.
 
     Args:

@@ -20,7 +20,7 @@ from divff_nerfstudio.cache_dirs import is_writable
 from divff_nerfstudio.data.annotations import resize_nearest
 from divff_nerfstudio.data.ground_truth import read_npz_array
 from divff_nerfstudio.data.rays import camera_directions, pixel_grid
-from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.data.scene import SceneError, SceneFolder
 from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedScene
 from divff_nerfstudio.features.store.reader import FeatureStore
 from divff_nerfstudio.objects.sightings import Look
@@ -92,13 +92,13 @@ def segments_of(trained: TrainedScene) -> FeatureStore:
     return store
 
 
-def look_size(scene: Scene) -> tuple[int, int]:
+def look_size(scene: SceneFolder) -> tuple[int, int]:
     """Height and width in which frames are looked at."""
     height = min(scene.height, HEIGHT)
     return height, max(1, round(scene.width * height / scene.height))
 
 
-def look_cameras(scene: Scene) -> list[LookCamera]:
+def look_cameras(scene: SceneFolder) -> list[LookCamera]:
     """The frames' cameras, at the size of the looks."""
     height, width = look_size(scene)
     scale = np.array([[width / scene.width], [height / scene.height], [1.0]])

@@ -12,7 +12,7 @@ from nerfstudio.cameras.cameras import Cameras
 
 from divff_nerfstudio.data.annotations import GroundTruth
 from divff_nerfstudio.data.moved_objects import MovedObject, MovedObjects
-from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.data.scene import SceneFolder
 from divff_nerfstudio.evaluation.surroundings import projected, true_points
 from divff_nerfstudio.evenly import evenly_spaced
 
@@ -73,7 +73,7 @@ class Places:
         viewpoints: Indices of the frames that may be looked through, besides the one that is asked about.
     """
 
-    def __init__(self, scene: Scene, truth: GroundTruth, moved: MovedObjects, viewpoints: Sequence[int]):
+    def __init__(self, scene: SceneFolder, truth: GroundTruth, moved: MovedObjects, viewpoints: Sequence[int]):
         self.scene, self.truth, self.moved, self.viewpoints = scene, truth, moved, tuple(viewpoints)
         self.instances = lru_cache(maxsize=64)(truth.instances)
         self._surfaces: dict[int, Float[np.ndarray, "points 3"]] = {}

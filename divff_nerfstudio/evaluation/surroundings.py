@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from divff_nerfstudio.data.rays import camera_directions, pixel_grid
-from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.data.scene import SceneFolder
 from divff_nerfstudio.evaluation.answers import THRESHOLDS, answer_about
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.consistency import static_classes, static_instances
@@ -69,7 +69,7 @@ def surroundings(trained: TrainedScene, queries: Sequence[str] = (), moments: in
 
 
 def true_points(
-    scene: Scene, index: int, depth: Float[np.ndarray, "height width"]
+    scene: SceneFolder, index: int, depth: Float[np.ndarray, "height width"]
 ) -> Float[np.ndarray, "height width 3"]:
     """World points of a frame's pixels at depths along the optical axis."""
     intrinsics = torch.tensor([scene.intrinsics[i] for i in ((0, 0), (1, 1), (0, 2), (1, 2))])
@@ -78,14 +78,14 @@ def true_points(
     return (directions * norms).numpy() * depth[..., None] @ pose[:, :3].T + pose[:, 3]
 
 
-def in_picture(scene: Scene, index: int, points: Float[np.ndarray, "*bs 3"]) -> Bool[np.ndarray, "*bs"]:
+def in_picture(scene: SceneFolder, index: int, points: Float[np.ndarray, "*bs 3"]) -> Bool[np.ndarray, "*bs"]:
     """Which world points lie in a frame's picture: before its camera, within its borders, hidden or not."""
     column, row, ahead = projected(scene, index, points)
     return (ahead > 0) & (column >= 0) & (column < scene.width) & (row >= 0) & (row < scene.height)
 
 
 def projected(
-    scene: Scene, index: int, points: Float[np.ndarray, "*bs 3"]
+    scene: SceneFolder, index: int, points: Float[np.ndarray, "*bs 3"]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Column and row, in pixels, and depth along the optical axis, in scene units, of world points.
 
@@ -97,7 +97,7 @@ def projected(
     return K[0, 0] * right / ahead + K[0, 2], K[1, 2] - K[1, 1] * up / ahead, -back
 
 
-def _elsewhere(scene: Scene, frame: int, candidates: Sequence[int]) -> tuple[int, float]:
+def _elsewhere(scene: SceneFolder, frame: int, candidates: Sequence[int]) -> tuple[int, float]:
     """The candidate whose view has the largest share outside of a frame's picture, and that share.
 
     Both are told by rays at the middle of what the scene's cameras see, so that nothing need be rendered.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from divff_nerfstudio.calibration import Calibration, calibration
 from divff_nerfstudio.data.annotations import GroundTruth, ground_truth
-from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.data.scene import SceneFolder
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.answers import Answer, answer_about
 from divff_nerfstudio.fields.layers import LAYERS, Layer
@@ -111,7 +111,7 @@ class TrainedScene:
         self.model, self.datamanager, self.query = model, datamanager, query
         self._calibrations: dict[str, Calibration | None] = {}
         self._calibrating = Lock()
-        self.scene: Scene = datamanager.train_dataset.metadata["scene"]
+        self.scene: SceneFolder = datamanager.train_dataset.metadata["scene"]
 
     @cached_property
     def trained(self) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.data.scene import SceneFolder
 from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.schema import Amount, Number, Record, Share, parse_json, read_json
 from divff_nerfstudio.viewer.camera_paths import CameraFileError, Side, read_camera_path, require_size, rigid
@@ -21,7 +21,7 @@ _BLOCK = 256
 """Frames that are compared with others at a time."""
 
 
-def fixed_viewpoint(scene: Scene, frame_id: int | None = None) -> int:
+def fixed_viewpoint(scene: SceneFolder, frame_id: int | None = None) -> int:
     """Index of the frame whose viewpoint is the fixed one.
 
     Args:
@@ -45,7 +45,7 @@ def published_viewpoints() -> dict[str, int]:
     return parse_json(path.read_text(encoding="utf-8"), dict[str, Amount])
 
 
-def central_frame(scene: Scene) -> int:
+def central_frame(scene: SceneFolder) -> int:
     """Index of the frame whose viewpoint is nearest to all others: the medoid of positions and viewing directions.
 
     Of more than `_COMPARED` frames, each is held against so many others, evenly spread over the video.
@@ -96,7 +96,7 @@ class _Camera(Record, extra="forbid"):
         return self
 
 
-def read_camera(path: Path, scene: Scene) -> Cameras:
+def read_camera(path: Path, scene: SceneFolder) -> Cameras:
     """Reads a camera from a file.
 
     Args:

@@ -19,7 +19,7 @@ from divff_nerfstudio.arrays import create_array, scratch_array
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.data.frames import SceneError, cache_folder, open_cache
 from divff_nerfstudio.data.masks import resize_nearest
-from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.data.scene import SceneFolder
 from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.evidence.sightings import (
     MIN_FRAMES,
@@ -105,7 +105,7 @@ class Labels(NamedTuple):
 
 
 def labels(
-    scene: Scene,
+    scene: SceneFolder,
     indices: Int[np.ndarray, "frames"],
     store: FeatureStore | None,
     device: torch.device | str = "cpu",
@@ -144,7 +144,7 @@ def labels(
 
 def _write(
     found: UInt8[np.ndarray, "frames height width 6"],
-    scene: Scene,
+    scene: SceneFolder,
     indices: np.ndarray,
     store: FeatureStore | None,
     device: torch.device | str,
@@ -204,7 +204,7 @@ def _movers(
 
 
 def _voted(
-    scene: Scene,
+    scene: SceneFolder,
     indices: np.ndarray,
     things: _Things,
     segments: Int[np.ndarray, "frames height width"],
@@ -234,7 +234,7 @@ def _voted(
         yield np.stack((moves * resting, moves * (1 - resting)), -1)
 
 
-def _views(scene: Scene, indices: np.ndarray, device: torch.device | str) -> tuple[Views, Callable[[int], Asked]]:
+def _views(scene: SceneFolder, indices: np.ndarray, device: torch.device | str) -> tuple[Views, Callable[[int], Asked]]:
     """The frames to look at, in their working size, and what gives any of the training frames by its place."""
     factor = max(1, round((scene.height * scene.width / _WORKING_PIXELS) ** 0.5))
     size = max(1, scene.height // factor), max(1, scene.width // factor)
@@ -258,7 +258,7 @@ def _views(scene: Scene, indices: np.ndarray, device: torch.device | str) -> tup
     return views, asked
 
 
-def _bounds(scene: Scene, indices: np.ndarray) -> tuple[float, float]:
+def _bounds(scene: SceneFolder, indices: np.ndarray) -> tuple[float, float]:
     """Near and far of most of the training frames."""
     return float(np.median(scene.nears[indices])), float(np.median(scene.fars[indices]))
 
@@ -292,7 +292,7 @@ def _chances(
 
 
 def _asked_segments(
-    scene: Scene, indices: np.ndarray, segments: np.ndarray, things: _Things, votes: list[np.ndarray]
+    scene: SceneFolder, indices: np.ndarray, segments: np.ndarray, things: _Things, votes: list[np.ndarray]
 ) -> tuple[Float[np.ndarray, "asked dim"], Float[np.ndarray, "asked 3"]]:
     """Looks and votes of segments spread over the video, all where there are few."""
     first = np.concatenate(([0], np.cumsum([len(own) for own in votes])))
@@ -306,7 +306,7 @@ def _asked_segments(
     return (np.concatenate(looks), np.concatenate(theirs)) if looks else (np.zeros((0, 1)), np.zeros((0, 3)))
 
 
-def _spread(scene: Scene, indices: np.ndarray, segments: np.ndarray, things: _Things) -> float:
+def _spread(scene: SceneFolder, indices: np.ndarray, segments: np.ndarray, things: _Things) -> float:
     """How far apart looks of one thing are: one that differs as those do which belong together in neighbouring frames
     has exp(-1) of a vote. Encoders and segments differ in this, so it is learned from the scene."""
     apart = [np.zeros(0)]
@@ -323,12 +323,12 @@ class _Things(Protocol):
     min_spread: float
     """Least distance of looks of one thing."""
 
-    def split(self, scene: Scene, frame: int) -> tuple[Int[np.ndarray, "height width"], int]:
+    def split(self, scene: SceneFolder, frame: int) -> tuple[Int[np.ndarray, "height width"], int]:
         """The segment of each pixel of a frame, -1 where there is none, and how many there are."""
         ...
 
     def looks(
-        self, scene: Scene, frame: int, segments: Int[np.ndarray, "height width"]
+        self, scene: SceneFolder, frame: int, segments: Int[np.ndarray, "height width"]
     ) -> Float[np.ndarray, "segments dim"]:
         """How they look."""
         ...
@@ -342,14 +342,14 @@ class _Stored:
     def __init__(self, store: FeatureStore):
         self._store = store
 
-    def split(self, scene: Scene, frame: int) -> tuple[Int[np.ndarray, "height width"], int]:
+    def split(self, scene: SceneFolder, frame: int) -> tuple[Int[np.ndarray, "height width"], int]:
         """See `_Things`."""
         index, table = self._store.frame_features(frame)
         local = resize_nearest(index, scene.height, scene.width)
         return np.where(local == NO_FEATURE, -1, local.astype(np.int32)), len(table)
 
     def looks(
-        self, scene: Scene, frame: int, segments: Int[np.ndarray, "height width"]
+        self, scene: SceneFolder, frame: int, segments: Int[np.ndarray, "height width"]
     ) -> Float[np.ndarray, "segments dim"]:
         """Features of unit length."""
         del scene, segments
@@ -365,13 +365,13 @@ class _Colours:
     def __init__(self):
         self._segmenter = ColourSegmenterConfig().setup()
 
-    def split(self, scene: Scene, frame: int) -> tuple[Int[np.ndarray, "height width"], int]:
+    def split(self, scene: SceneFolder, frame: int) -> tuple[Int[np.ndarray, "height width"], int]:
         """See `_Things`."""
         segments = self._segmenter.segment(scene.frame(frame))
         return segments, int(segments.max()) + 1
 
     def looks(
-        self, scene: Scene, frame: int, segments: Int[np.ndarray, "height width"]
+        self, scene: SceneFolder, frame: int, segments: Int[np.ndarray, "height width"]
     ) -> Float[np.ndarray, "segments 3"]:
         """Mean colours."""
         from skimage.color import rgb2lab
@@ -385,7 +385,7 @@ def _logistic(values: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(values, -50, 50)))
 
 
-def _fingerprint(scene: Scene, indices: np.ndarray, store: FeatureStore | None) -> str:
+def _fingerprint(scene: SceneFolder, indices: np.ndarray, store: FeatureStore | None) -> str:
     """Changes with anything that labels are made from; of frames and features, with their files' sizes and times."""
     frames = Path(cast(np.memmap, scene.frames).filename or "").name  # it changes with any of them
     digest = hashlib.sha256(f"evidence {_VERSION} {frames} {'' if store is None else store.seal}".encode())

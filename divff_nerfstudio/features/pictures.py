@@ -10,7 +10,7 @@ from threading import Lock
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.data.scene import SceneFolder
 
 _REMEMBERED = 64
 """Decoded pictures that are kept; the clips of neighbouring frames share them, so that each is decoded once."""
@@ -23,7 +23,7 @@ class Pictures:
         scene: The scene.
     """
 
-    def __init__(self, scene: Scene):
+    def __init__(self, scene: SceneFolder):
         self.scene = scene
         self._frame_of_number = {int(number): i for i, number in enumerate(scene.video_numbers)}
         self._decoded: OrderedDict[int, Future[np.ndarray]] = OrderedDict()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.data.scene import SceneError, SceneFolder
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES
 from divff_nerfstudio.features.store import HINTS, FeatureStore, FeatureStoreError, finished_stores, store_root
 from divff_nerfstudio.schema import split_words
@@ -21,7 +21,7 @@ EXTRACT_OPTIONS = "--pipeline.datamanager.extract-options"
 class StoredFeatures:
     """What `divff extract` has written for a scene, hints aside."""
 
-    scene: Scene
+    scene: SceneFolder
     """The scene."""
     folder: Path | None = None
     """Folder of the stores, if it is not the place where `divff extract` puts them."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from divff_nerfstudio.data.annotations import affordance_annotations, object_annotations
-from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.data.scene import SceneFolder
 from divff_nerfstudio.query import AskedKind
 
 
@@ -25,7 +25,7 @@ class Preset:
         return f"{self.text} (action)" if self.features == "video" else self.text
 
 
-def scene_presets(scene: Scene, chosen: Sequence[str] = ()) -> list[Preset]:
+def scene_presets(scene: SceneFolder, chosen: Sequence[str] = ()) -> list[Preset]:
     """The questions that a configuration has chosen, or else the names of what is annotated in the scene.
 
     Raises:

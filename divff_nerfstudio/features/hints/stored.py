@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.data.scene import SceneError, SceneFolder
 from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.features.hints.planes import NO, YES
 from divff_nerfstudio.features.store import HINTS, NO_FEATURE, FeatureStore, FeatureStoreError, finished_stores
@@ -22,7 +22,7 @@ def has_hints(folder: Path) -> bool:
     return folder in finished_stores(folder.parent)
 
 
-def open_hints(scene: Scene, folder: Path, command: str) -> FeatureStore:
+def open_hints(scene: SceneFolder, folder: Path, command: str) -> FeatureStore:
     """Opens a scene's hints to train on them, and says in a line which they are.
 
     Args:

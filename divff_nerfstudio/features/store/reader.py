@@ -36,12 +36,12 @@ from divff_nerfstudio.features.store.header import (
 )
 
 if TYPE_CHECKING:
-    from divff_nerfstudio.data.scene import Scene
+    from divff_nerfstudio.data.scene import SceneFolder
 
 _FILES = (HEADER, TABLE, OFFSETS, INDEX)
 
 
-def store_root(scene: Scene, override: Path | None = None) -> Path:
+def store_root(scene: SceneFolder, override: Path | None = None) -> Path:
     """Folder with the scene's feature stores, one below it per kind.
 
     Args:
@@ -155,7 +155,7 @@ class FeatureStore:
         """Changes with the content, by sizes and times of the files."""
         return seal_of(self.directory, _FILES)
 
-    def other_frames(self, scene: Scene) -> str | None:
+    def other_frames(self, scene: SceneFolder) -> str | None:
         """From which other frames than a scene's its features are, in words; None if from the same."""
         height, width = self.header.image_size
         if (height, width) != (scene.height, scene.width):

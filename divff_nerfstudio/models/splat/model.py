@@ -17,7 +17,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from torch import Tensor, nn
 
 from divff_nerfstudio.card import OnHost, is_card
-from divff_nerfstudio.data.scene import Scene
+from divff_nerfstudio.data.scene import SceneFolder
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.fields.actor import ActorShadow
 from divff_nerfstudio.fields.layers import LAYERS, Layer
@@ -176,7 +176,7 @@ class SplatModel(LayeredModel):
         self.actor_shadow = ActorShadow(self.gaussian_layer("actor"), config.hidden) if config.shadow else None  # pyright: ignore
         dimensions: dict[str, int] = dict(metadata.get("feature_dims", {}))
         self.semantic = SplatHeads(config.heads, frames, dimensions) if dimensions else None
-        scene: Scene = metadata["scene"]
+        scene: SceneFolder = metadata["scene"]
         points = first_points(scene, config.points, config.static_start or 0, config.max_gaussians("static"))
         place(points, self.gaussian_layer("static"), self.space.length)
         centres = scene.camera_to_worlds[scene.splits["train"], :, 3]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from divff_nerfstudio.data.scene import Scene, SceneError
+from divff_nerfstudio.data.scene import SceneError, SceneFolder
 
 if TYPE_CHECKING:
     from divff_nerfstudio.models.splat.gaussians import GaussianLayer
@@ -28,7 +28,7 @@ Points = tuple[Float[Tensor, "points 3"], Float[Tensor, "points 3"]]
 """Positions in scene units and colours in [0, 1]."""
 
 
-def first_points(scene: Scene, given: Path | None, start: int, max_points: int) -> Points:
+def first_points(scene: SceneFolder, given: Path | None, start: int, max_points: int) -> Points:
     """The points that Gaussians start from.
 
     Args:
@@ -46,7 +46,7 @@ def first_points(scene: Scene, given: Path | None, start: int, max_points: int) 
     return positions[chosen], colours[chosen]
 
 
-def find_points(scene: Scene) -> Path | None:
+def find_points(scene: SceneFolder) -> Path | None:
     """The scene's file of points, if it has one."""
     return next((scene.root / place for place in PLACES if (scene.root / place).is_file()), None)
 
@@ -87,7 +87,7 @@ def _read_colmap(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([point.xyz for point in points]), np.stack([point.rgb for point in points])
 
 
-def random_points(scene: Scene, count: int) -> Points:
+def random_points(scene: SceneFolder, count: int) -> Points:
     """Points at random in the frustums of training frames, between near and far, coloured as their pixels.
 
     Drawn from torch's global generator.
