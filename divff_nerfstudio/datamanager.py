@@ -311,7 +311,6 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
             moves and what is hand, 1 yes, -1 no, 0 unknown), and, from `feature_start_step` on, "features".
         """
         assert self.train_pixel_sampler is not None
-        self.train_count += 1
         contested = self._labels is not None and self.with_features(step) and self.config.contested_weight > 0
         where = self.device if self.resident else "cpu"
         frames = None if self.windows is None else self.windows.frames[self.windows.of_step(step)]
@@ -332,7 +331,6 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
     def next_eval(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
         """Rays of evaluation frames with their colours."""
         assert self.eval_pixel_sampler is not None
-        self.eval_count += 1
         rays, batch = self.eval_pixel_sampler.draw()
         return rays, dict(batch)
 

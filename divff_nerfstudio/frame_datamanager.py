@@ -60,7 +60,6 @@ class FrameDataManager(DivFFDataManager):
             `use_hints` "hints" (what moves and what is hand), and, from `feature_start_step` on, "features" of its
             "pixels".
         """
-        self.train_count += 1
         dataset, frames = self.train_dataset, len(self.train_dataset)
         order = torch.randperm(frames, generator=torch.Generator().manual_seed(step // frames))
         index = int(order[step % frames])
@@ -87,6 +86,5 @@ class FrameDataManager(DivFFDataManager):
 
     def next_eval(self, step: int) -> tuple[Cameras, dict[str, Any]]:  # pyright: ignore
         """An evaluation frame, its pixels row by row."""
-        self.eval_count += 1
         camera, batch = self.next_eval_image(step)
         return camera, {**batch, "image": batch["image"].reshape(-1, 3)}

@@ -14,6 +14,7 @@ from nerfstudio.model_components.ray_samplers import LogSampler, PDFSampler
 from torch import Tensor
 
 from divff_nerfstudio.fields.layers import Layer, LayerSamples, SamplePoints
+from divff_nerfstudio.fields.next_in_time import frames_around
 
 CLEAR = 1e-10
 """Share of light that an opaque sample lets through in the published compositing."""
@@ -208,9 +209,7 @@ def head_positions(
         filmed: Times of the frames, ascending.
         poses: Their cameras to world; between two of them the pose is between theirs.
     """
-    later = torch.searchsorted(filmed, times[:, 0].contiguous()).clamp(1, max(1, len(filmed) - 1))
-    later = later.clamp_max(len(filmed) - 1)
-    earlier = (later - 1).clamp_min(0)
+    earlier, later = frames_around(filmed, times[:, 0])
     span = (filmed[later] - filmed[earlier]).clamp_min(1e-9)
     share = ((times[:, 0] - filmed[earlier]) / span).clamp(0, 1)[:, None, None]
     pose = torch.lerp(poses[earlier], poses[later], share)

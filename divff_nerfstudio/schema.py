@@ -127,9 +127,34 @@ def read_json(
     """
     path = Path(path)
     try:
-        return parse_json(_read(path, max_bytes), kind)
+        return parse_json(read_text(path, max_bytes), kind)
     except _FaultError as fault:
         raise error(f"{path} is not {what} ({fault}): {remedy}.") from None
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    """Reads a text file.
+
+    Args:
+        path: The file.
+        max_bytes: How large it may be.
+
+    Raises:
+        ValueError: With what is wrong with it, in words.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise _FaultError("it is no ordinary file")
+        if found.st_size > max_bytes:
+            raise _FaultError(f"it has {found.st_size / 2**20:.0f} MiB, and at most {max_bytes / 2**20:.0f} are read")
+        return path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        raise _FaultError("there is no such file") from None
+    except UnicodeDecodeError:
+        raise _FaultError("it is no UTF-8 text") from None
+    except OSError as error:
+        raise _FaultError(f"it cannot be read: {error.strerror or error}") from None
 
 
 def parse_json(text: str, kind: type[Value]) -> Value:
@@ -221,22 +246,6 @@ def split_words(text: str, option: str) -> list[str]:
         return shlex.split(text)
     except ValueError as error:
         raise DivffError(f"{option} {text!r} cannot be taken apart ({error}): close the quotation.") from None
-
-
-def _read(path: Path, max_bytes: int) -> str:
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise _FaultError("it is no ordinary file")
-        if found.st_size > max_bytes:
-            raise _FaultError(f"it has {found.st_size / 2**20:.0f} MiB, and at most {max_bytes / 2**20:.0f} are read")
-        return path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError):
-        raise _FaultError("there is no such file") from None
-    except UnicodeDecodeError:
-        raise _FaultError("it is no UTF-8 text") from None
-    except OSError as error:
-        raise _FaultError(f"it cannot be read: {error.strerror or error}") from None
 
 
 def _look_through(text: str) -> None:

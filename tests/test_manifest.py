@@ -153,7 +153,7 @@ def test_a_scene_too_many_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_cannot_be_read_is_told(tmp_path: Path):
-    with pytest.raises(ManifestError, match="There is no manifest"):
+    with pytest.raises(ManifestError, match=r"is no manifest \(there is no such file\)"):
         read_manifest(tmp_path / "none.csv")
     (tmp_path / "a.csv").write_bytes(b"scene\n\xff\xfe\n")
     with pytest.raises(ManifestError, match="no UTF-8"):

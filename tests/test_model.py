@@ -15,7 +15,7 @@ from nerfstudio.data.scene_box import OrientedBox, SceneBox
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.features.pca import fit_feature_basis
 from divff_nerfstudio.fields.layers import LAYERS, LayerSamples, SamplePoints
-from divff_nerfstudio.models.base import nearest_frame
+from divff_nerfstudio.fields.next_in_time import nearest_frame
 from divff_nerfstudio.models.divff import DivFFModel, DivFFModelConfig
 from divff_nerfstudio.models.view import FEATURES, PICTURES, RenderError
 from divff_nerfstudio.pipeline import CheckpointError, DivFFPipeline

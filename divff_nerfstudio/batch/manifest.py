@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from divff_nerfstudio.batch.yaml_lines import Lined, YamlFaultError, read_yaml
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.plugins import ALLOWED, classes_named, is_allowed
-from divff_nerfstudio.schema import Record, Words, split_words, told
+from divff_nerfstudio.schema import Record, Words, read_text, split_words, told
 
 StepName = Literal["convert", "extract", "train", "evaluate", "export"]
 STEPS: tuple[StepName, ...] = get_args(StepName)
@@ -209,18 +208,9 @@ def read_manifest(path: Path, defaults: Defaults | None = None) -> Manifest:
 
 def _text(path: Path) -> str:
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise ManifestError(f"{path} is no ordinary file: give a .csv or a .yaml file, or a folder of scenes.")
-        if found.st_size > _MAX_BYTES:
-            raise ManifestError(f"{path} has {found.st_size / 2**20:.0f} MiB, more than a manifest: give another file.")
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ManifestError(f"There is no manifest {path}: give a .csv or a .yaml file, or a folder.") from None
-    except UnicodeDecodeError:
-        raise ManifestError(f"{path} is no UTF-8 text: save it as that.") from None
-    except OSError as error:
-        raise ManifestError(f"{path} cannot be read ({error.strerror or error}): see to its rights.") from None
+        return read_text(path, _MAX_BYTES)
+    except ValueError as fault:
+        raise ManifestError(f"{path} is no manifest ({fault}): give a .csv or a .yaml file, or a folder.") from None
 
 
 _Read = tuple[list[SceneEntry], list[str]]

@@ -20,4 +20,3 @@ Linear = Float[np.ndarray, "height width 3"]
 Picture = UInt8[np.ndarray, "height width 3"]
 """A picture in 8-bit sRGB."""
 Mask = Bool[np.ndarray, "height width"]
-Film = UInt8[np.ndarray, "frames height width 3"]

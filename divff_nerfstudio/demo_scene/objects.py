@@ -64,28 +64,24 @@ def bowl(colour: Colour) -> Parts:
     )
 
 
+def handles(
+    root: tuple[float, float, float], tip: tuple[float, float, float], width: float, texture: Plain, **options: float
+) -> Parts:
+    """A bow at either side in x, from where it begins (y on both sides) to where it is farthest out."""
+    (x, y, z), (far_x, far_y, far_z) = root, tip
+    bows = (
+        np.array([[side * x, -y, z], [side * far_x, -far_y, far_z], [side * far_x, far_y, far_z], [side * x, y, z]])
+        for side in (1.0, -1.0)
+    )
+    return tuple(part for bow in bows for part in tube(bow, width, texture, **options))
+
+
 def colander(colour: Colour) -> Parts:
     outer = smooth_profile([(0.055, 0.012), (0.095, 0.022), (0.128, 0.062), (0.138, 0.108)], 2)
     inner = (*smooth_profile([(0.133, 0.108), (0.122, 0.062), (0.088, 0.026), (0.055, 0.020)], 2), (0.0, 0.020))
     skin = Holes(colour, shaded(colour, 0.22), 0.026, 0.094, rows=4, around=18)
     rim = Lathe(((0.134, 0.108), (0.150, 0.108), (0.152, 0.113), (0.134, 0.114)))
-    grips = tuple(
-        part
-        for side in (1.0, -1.0)
-        for part in tube(
-            np.array(
-                [
-                    [side * 0.148, -0.045, 0.111],
-                    [side * 0.182, -0.03, 0.112],
-                    [side * 0.182, 0.03, 0.112],
-                    [side * 0.148, 0.045, 0.111],
-                ]
-            ),
-            0.008,
-            Plain(shaded(colour, 0.8)),
-            gloss=0.2,
-        )
-    )
+    grips = handles((0.148, 0.045, 0.111), (0.182, 0.03, 0.112), 0.008, Plain(shaded(colour, 0.8)), gloss=0.2)
     foot = Lathe(((0.056, 0.0), (0.060, 0.0), (0.062, 0.016)))
     return (
         Part(Lathe((*outer, *inner)), skin, gloss=0.3, hollow=0.1),
@@ -131,22 +127,7 @@ def pot(colour: Colour) -> Parts:
         (0.106, 0.012),
         (0.0, 0.012),
     )
-    ears = tuple(
-        part
-        for side in (1.0, -1.0)
-        for part in tube(
-            np.array(
-                [
-                    [side * 0.11, -0.04, 0.105],
-                    [side * 0.148, -0.03, 0.108],
-                    [side * 0.148, 0.03, 0.108],
-                    [side * 0.11, 0.04, 0.105],
-                ]
-            ),
-            0.009,
-            Plain(DARK),
-        )
-    )
+    ears = handles((0.11, 0.04, 0.105), (0.148, 0.03, 0.108), 0.009, Plain(DARK))
     return (Part(Lathe(profile), Bands(colour, ((0.118, 0.14, (0.75, 0.76, 0.78)),)), gloss=0.4, hollow=0.13), *ears)
 
 
@@ -349,31 +330,9 @@ def towel(colour: Colour) -> Parts:
     )
 
 
-BUILDERS: dict[str, Callable[[Colour], Parts]] = {
-    "mug": mug,
-    "bowl": bowl,
-    "colander": colander,
-    "plate": plate,
-    "pan": pan,
-    "pot": pot,
-    "bottle": bottle,
-    "knife": knife,
-    "cutting board": cutting_board,
-    "carrot": carrot,
-    "banana": banana,
-    "apple": apple,
-    "lemon": lemon,
-    "sponge": sponge,
-    "cereal box": cereal_box,
-    "milk carton": milk_carton,
-    "jar": jar,
-    "can": can,
-    "kettle": kettle,
-    "spoon": spoon,
-    "glass": glass,
-    "whisk": whisk,
-    "teapot": teapot,
-    "rolling pin": rolling_pin,
-    "towel": towel,
-}
+_BUILDERS = (
+    mug, bowl, colander, plate, pan, pot, bottle, knife, cutting_board, carrot, banana, apple, lemon, sponge,
+    cereal_box, milk_carton, jar, can, kettle, spoon, glass, whisk, teapot, rolling_pin, towel,
+)  # fmt: skip
+BUILDERS: dict[str, Callable[[Colour], Parts]] = {each.__name__.replace("_", " "): each for each in _BUILDERS}
 """Kind -> builder of its parts from a colour."""

@@ -88,6 +88,14 @@ def _mix(first: ndarray, second: ndarray, share: ndarray) -> Points:
     return first + (second - first) * share[..., None]
 
 
+def _striped(colour: Colour, along: Scalars, stripes: tuple[tuple[float, float, Colour], ...]) -> Points:
+    """A colour with stripes over it, each from, to and its colour."""
+    found = np.broadcast_to(linear(colour), (len(along), 3))
+    for low, high, stripe in stripes:
+        found = np.where(((along >= low) & (along < high))[:, None], linear(stripe), found)
+    return found
+
+
 @dataclass(frozen=True)
 class Plain:
     """One colour with faint mottling."""
@@ -189,10 +197,7 @@ class Bands:
     bands: tuple[tuple[float, float, Colour], ...]
 
     def __call__(self, points: Points, normals: Points) -> Points:
-        colour = np.broadcast_to(linear(self.colour), points.shape)
-        for low, high, band in self.bands:
-            inside = (points[:, 2] >= low) & (points[:, 2] < high)
-            colour = np.where(inside[:, None], linear(band), colour)
+        colour = _striped(self.colour, points[:, 2], self.bands)
         return colour * (0.95 + 0.1 * noise(points[:, 0] * 2.0, points[:, 2] * 2.0))[:, None]
 
 
@@ -204,11 +209,7 @@ class Rings:
     rings: tuple[tuple[float, float, Colour], ...]
 
     def __call__(self, points: Points, normals: Points) -> Points:
-        radius = np.hypot(points[:, 0], points[:, 1])
-        colour = np.broadcast_to(linear(self.colour), points.shape)
-        for low, high, ring in self.rings:
-            colour = np.where(((radius >= low) & (radius < high))[:, None], linear(ring), colour)
-        return colour
+        return _striped(self.colour, np.hypot(points[:, 0], points[:, 1]), self.rings)
 
 
 @dataclass(frozen=True)

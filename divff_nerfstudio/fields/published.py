@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
+from divff_nerfstudio.fields.next_in_time import nearest_frame
 from divff_nerfstudio.schema import Octaves, Size
 
 PUBLISHED_LAYERS: Mapping[Layer, str] = {"static": "static", "dynamic": "transient", "actor": "person"}
@@ -117,10 +118,7 @@ class PublishedField(nn.Module):
         """Row of the training frame next in time; of two equally near ones that of the earlier."""
         # Whole numbers: in floating point, the two neighbours of a frame are not equally near.
         sought = (times[:, 0].double() * ((self.rows - 1) * _TIES)).round().long()
-        known = self.train_rows * _TIES
-        later = torch.searchsorted(known, sought).clamp_max(len(known) - 1)
-        earlier = (later - 1).clamp_min(0)
-        return self.train_rows[torch.where(sought - known[earlier] <= known[later] - sought, earlier, later)]
+        return self.train_rows[nearest_frame(self.train_rows * _TIES, sought)]
 
     def networks(self) -> list[nn.Parameter]:
         """Parameters of the coarse and the fine network, without the codes."""
@@ -153,16 +151,20 @@ class TimeTable(nn.Module):
         return octave_encoding(2 * (times - 0.5), self.octaves)
 
 
-class _Trunk(nn.Module):
-    """Eight layers, the encoded point joined again before the fifth, and one without activation behind them."""
+class _Room(nn.Module):
+    """Density and colour of places: eight layers, the encoded point joined again before the fifth, and one without
+    activation behind them; then one with what is per ray, for the colour."""
 
-    def __init__(self, positions: int, width: int):
+    def __init__(self, positions: int, per_ray: int, width: int, branch: int):
         super().__init__()
         self.positions = positions
         for layer in range(1, 9):
             inputs = positions if layer == 1 else positions + width if layer == 5 else width
             setattr(self, f"xyz_encoding_{layer}", nn.Sequential(nn.Linear(inputs, width), nn.ReLU()))
         self.xyz_encoding_final = nn.Linear(width, width)
+        self.dir_encoding = nn.Sequential(nn.Linear(width + per_ray, branch), nn.ReLU())
+        self.static_sigma = nn.Sequential(nn.Linear(width, 1), nn.Softplus())
+        self.static_rgb = nn.Sequential(nn.Linear(branch, 3), nn.Sigmoid())
 
     def trunk(self, encoded: Float[Tensor, "*bs positions"]) -> Float[Tensor, "*bs width"]:
         """Hidden features of encoded points, before the final layer."""
@@ -185,8 +187,16 @@ class _Trunk(nn.Module):
         bias = F.linear(per_ray, linear.weight[:, width:], linear.bias) + F.linear(final.bias, weight)
         return F.linear(hidden, weight @ final.weight) + bias[:, None]
 
+    def static_encoding(
+        self, hidden: Float[Tensor, "rays samples width"], per_ray: Float[Tensor, "rays dim"]
+    ) -> Float[Tensor, "rays samples branch"]:
+        """What the static layer's colour is read from."""
+        linear = self.dir_encoding[0]
+        assert isinstance(linear, nn.Linear)
+        return F.relu(self.behind_final(linear, hidden, per_ray), inplace=True)
 
-class CoarseNetwork(_Trunk):
+
+class CoarseNetwork(_Room):
     """Density and colour of places, the same at all times.
 
     Args:
@@ -197,10 +207,7 @@ class CoarseNetwork(_Trunk):
     """
 
     def __init__(self, positions: int, directions: int, width: int, branch: int):
-        super().__init__(positions, width)
-        self.dir_encoding = nn.Sequential(nn.Linear(width + directions, branch), nn.ReLU())
-        self.static_sigma = nn.Sequential(nn.Linear(width, 1), nn.Softplus())
-        self.static_rgb = nn.Sequential(nn.Linear(branch, 3), nn.Sigmoid())
+        super().__init__(positions, directions, width, branch)
 
     def forward(
         self, positions: Float[Tensor, "rays samples positions"], directions: Float[Tensor, "rays directions"] | None
@@ -210,17 +217,10 @@ class CoarseNetwork(_Trunk):
         density = self.static_sigma(hidden)[..., 0]
         if directions is None:
             return density, None
-        features = F.relu(self.behind_final(self._linear, hidden, directions), inplace=True)
-        return density, self.static_rgb(features)
-
-    @property
-    def _linear(self) -> nn.Linear:
-        linear = self.dir_encoding[0]
-        assert isinstance(linear, nn.Linear)
-        return linear
+        return density, self.static_rgb(self.static_encoding(hidden, directions))
 
 
-class FineNetwork(_Trunk):
+class FineNetwork(_Room):
     """The three layers: static on place, direction and appearance, dynamic on place and time, actor before the camera.
 
     Args:
@@ -233,10 +233,7 @@ class FineNetwork(_Trunk):
     """
 
     def __init__(self, positions: int, directions: int, appearance: int, time: int, width: int, branch: int):
-        super().__init__(positions, width)
-        self.dir_encoding = nn.Sequential(nn.Linear(width + directions + appearance, branch), nn.ReLU())
-        self.static_sigma = nn.Sequential(nn.Linear(width, 1), nn.Softplus())
-        self.static_rgb = nn.Sequential(nn.Linear(branch, 3), nn.Sigmoid())
+        super().__init__(positions, directions + appearance, width, branch)
         for name in ("transient", "person"):
             # The actor's branch is as wide as the dynamic one; what its inputs do not fill is zero.
             layers: list[nn.Module] = [nn.Linear(width + time, branch), nn.ReLU()]
@@ -261,12 +258,10 @@ class FineNetwork(_Trunk):
         if "static" in layers or "dynamic" in layers:
             hidden = self.trunk(positions)
             if "static" in layers:
-                linear: nn.Linear = self.dir_encoding[0]  # pyright: ignore[reportAssignmentType]
-                per_ray = torch.cat((directions, appearance), -1)
-                encoding = F.relu(self.behind_final(linear, hidden, per_ray), inplace=True)
+                encoding = self.static_encoding(hidden, torch.cat((directions, appearance), -1))
                 found["static"] = LayerSamples(self.static_sigma(hidden)[..., 0], self.static_rgb(encoding), encoding)
             if "dynamic" in layers:
-                linear = self.transient_encoding[0]  # pyright: ignore[reportAssignmentType,reportIndexIssue]
+                linear: nn.Linear = self.transient_encoding[0]  # pyright: ignore[reportAssignmentType,reportIndexIssue]
                 found["dynamic"] = self._moving("transient", self.behind_final(linear, hidden, time))
         if "actor" in layers:
             assert camera_positions is not None

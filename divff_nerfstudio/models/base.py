@@ -21,6 +21,7 @@ from torch import Tensor
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.features.pca import FeatureBasis, project
 from divff_nerfstudio.fields.layers import LAYERS, Layer
+from divff_nerfstudio.fields.next_in_time import nearest_frame
 from divff_nerfstudio.former_names import formerly
 from divff_nerfstudio.models.schedule import Schedule
 from divff_nerfstudio.models.separation import uncertain_photometric
@@ -366,15 +367,6 @@ class LayeredModel(Model):
             "layers": torch.cat([outputs[f"rgb_{layer}"] for layer in LAYERS], 1),
         }
         return {"psnr": -10 * error}, pictures
-
-
-def nearest_frame(sorted_times: Float[Tensor, "frames"], times: Float[Tensor, "*bs 1"]) -> Tensor:
-    """Index of the frame next in time, of earlier and later equally near ones the earlier."""
-    later = torch.searchsorted(sorted_times, times.contiguous()).clamp(1, max(1, len(sorted_times) - 1))
-    later = later.clamp_max(len(sorted_times) - 1)
-    earlier = (later - 1).clamp_min(0)
-    closer = (times - sorted_times[earlier]) <= (sorted_times[later] - times)
-    return torch.where(closer, earlier, later)
 
 
 def feature_loss(

@@ -21,10 +21,11 @@ from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples
+from divff_nerfstudio.fields.next_in_time import nearest_frame
 from divff_nerfstudio.fields.published import PublishedField, PublishedFieldConfig
 from divff_nerfstudio.fields.published_heads import HIDDEN_LAYERS, PublishedHeads, PublishedHeadsConfig
 from divff_nerfstudio.former_names import formerly
-from divff_nerfstudio.models.base import LayeredModelConfig, nearest_frame
+from divff_nerfstudio.models.base import LayeredModelConfig
 from divff_nerfstudio.models.partial_steps import step_in_parts
 from divff_nerfstudio.models.published_rays import CoarsePass, Rendering
 from divff_nerfstudio.models.rays import CUT, RayModel

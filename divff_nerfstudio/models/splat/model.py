@@ -21,9 +21,10 @@ from divff_nerfstudio.data.scene import SceneFolder
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.fields.actor import ActorShadow
 from divff_nerfstudio.fields.layers import LAYERS, Layer
+from divff_nerfstudio.fields.next_in_time import nearest_frame
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.former_names import ROWS, formerly
-from divff_nerfstudio.models.base import CODE, LayeredModel, LayeredModelConfig, nearest_frame
+from divff_nerfstudio.models.base import CODE, LayeredModel, LayeredModelConfig
 from divff_nerfstudio.models.schedule import PhasesConfig
 from divff_nerfstudio.models.separation import (
     SeparationConfig,
