@@ -57,6 +57,12 @@ def atomic_path(path: Path | str, sync: bool = True) -> Iterator[Path]:
         remove(temporary)
 
 
+def write_text(path: Path | str, text: str, sync: bool = True) -> None:
+    """Writes a text as UTF-8, whole or not at all: see `atomic_path`."""
+    with atomic_path(path, sync) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def remove(path: Path) -> None:
     """Removes a file, or a folder with all that is in it, if it is there and that can be done."""
     if path.is_dir() and not path.is_symlink():

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import Amount, Number, Record, read_json
 
@@ -75,8 +75,8 @@ def beat(done: int | None = None, of: int | None = None, loss: Any = None) -> No
         "memory": peak_memory(children=False),
         "card_memory": _card_memory(),
     }
-    with contextlib.suppress(OSError), atomic_path(path, sync=False) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+    with contextlib.suppress(OSError):
+        write_text(path, json.dumps(content), sync=False)
 
 
 def read_beat(path: Path) -> Beat | None:

@@ -124,21 +124,16 @@ class ImportConfig:
             )
 
     def _write(
-        self,
-        folder: Path,
-        run: Path,
-        published: PublishedCheckpoint,
-        autoencoder: Autoencoder | None,
-        scene: SceneFolder,
+        self, into: Path, run: Path, published: PublishedCheckpoint, autoencoder: Autoencoder | None, scene: SceneFolder
     ) -> None:
         """Writes the run's files into a folder that will take the place `run`."""
-        (folder / MODELS).mkdir(parents=True)
+        (into / MODELS).mkdir(parents=True)
         config = self._config(run, published, autoencoder, scene)
         data: Any = config.pipeline.datamanager
         headers = self._headers(published, autoencoder, scene)
         blank = bool(headers) and not _has_targets(scene, headers)
         if blank:
-            data.feature_dir = folder / FEATURES
+            data.feature_dir = into / FEATURES
             _write_stores(data.feature_dir, headers, {})
         if headers:
             self._settle(config, published)
@@ -149,14 +144,14 @@ class ImportConfig:
         step = (published.step or 0) - 1 if headers else -1
         _load(pipeline, published, autoencoder, max(step, 0))
         if autoencoder is not None:
-            save_autoencoder(autoencoder, folder / AUTOENCODER)
+            save_autoencoder(autoencoder, into / AUTOENCODER)
         if blank:
             _write_stores(data.feature_dir, headers, _rendered_features(pipeline))
             data.feature_dir = run / FEATURES
         imported = {"step": step, "pipeline": pipeline.state_dict(), "optimizers": {}, "schedulers": {}, "scalers": {}}
-        torch.save(imported | {"random": {}}, folder / MODELS / f"step-{max(step, 0):09d}.ckpt")
-        (folder / CONFIG).write_text(yaml.dump(config), encoding="utf-8")
-        read_config(folder / CONFIG, [divff_paper.config])
+        torch.save(imported | {"random": {}}, into / MODELS / f"step-{max(step, 0):09d}.ckpt")
+        (into / CONFIG).write_text(yaml.dump(config), encoding="utf-8")
+        read_config(into / CONFIG, [divff_paper.config])
 
     def _config(
         self, run: Path, published: PublishedCheckpoint, autoencoder: Autoencoder | None, scene: SceneFolder

@@ -15,7 +15,7 @@ import yaml
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.interrupts import end_in_order
 from divff_nerfstudio.process import prepare_process
@@ -173,5 +173,5 @@ class RunConfig(TrainerConfig):
         """
         path = self.get_base_dir() / "config.yml"
         CONSOLE.log(f"Saving config to: {path}")
-        with self._folder_written(), atomic_path(path) as temporary:
-            temporary.write_text(yaml.dump(self), "utf-8")
+        with self._folder_written():
+            write_text(path, yaml.dump(self))

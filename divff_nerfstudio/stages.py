@@ -14,7 +14,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 
 from divff_nerfstudio import __version__
-from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.interrupts import run_program
 from divff_nerfstudio.locks import locked
@@ -119,8 +119,7 @@ def _run(stage: Stage, later: Sequence[Stage], markers: Path) -> float:
     seconds = time.perf_counter() - start
     if (fault := fault_of(stage)) is not None:
         raise StageError(f"{stage.name} has ended, and yet {fault}: see what it says above, and start it again.")
-    with atomic_path(_marker(stage, markers)) as temporary:
-        temporary.write_text(json.dumps({"settings": _settings(stage), "seconds": seconds}), encoding="utf-8")
+    write_text(_marker(stage, markers), json.dumps({"settings": _settings(stage), "seconds": seconds}))
     return seconds
 
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from PIL import Image, UnidentifiedImageError
 
-from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.batch.contents import Scores, read_scores
 from divff_nerfstudio.batch.records import LOG, RunRecord, scene_folder
 from divff_nerfstudio.batch.status import BatchStatus, SceneStatus, summary, told_duration
@@ -53,8 +53,7 @@ def save_page(path: Path, status: BatchStatus, batch: Path) -> None:
         status: Where the scenes stand.
         batch: The batch's folder.
     """
-    with atomic_path(path) as temporary:
-        temporary.write_text(batch_page(status, batch, path.parent), encoding="utf-8")
+    write_text(path, batch_page(status, batch, path.parent))
 
 
 def batch_page(status: BatchStatus, batch: Path, folder: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.heartbeat import Beat
 from divff_nerfstudio.schema import Amount, Label, Record, Weight, Words, read_json
@@ -109,8 +109,7 @@ class BatchRecord(Record):
 
 def write_record(path: Path, record: Record, sync: bool = True) -> None:
     """Writes a record, whole or not at all."""
-    with atomic_path(path, sync) as temporary:
-        temporary.write_text(json.dumps(record.model_dump(), allow_nan=False), encoding="utf-8")
+    write_text(path, json.dumps(record.model_dump(), allow_nan=False), sync=sync)
 
 
 def read_record(path: Path, kind: type[Kind]) -> Kind | None:

@@ -12,7 +12,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from pydantic import Field
 from rich.markup import escape
 
-from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.evaluation.baselines.models import BaselineModels
 from divff_nerfstudio.evaluation.metrics import lpips_weights
 from divff_nerfstudio.evaluation.report import Gallery, Report, save_report, save_scores
@@ -104,8 +104,7 @@ class EvaluateConfig:
         folder = check_output_folder(self.output or Path())
         table = average_table(read_runs(self.average), self.columns)
         for name, text in (("average.md", table.markdown()), ("average.tex", table.latex())):
-            with atomic_path(folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(folder / name, text)
         sys.stdout.write(table.markdown())
         CONSOLE.print(f"Written: {escape(str(folder / 'average.md'))} and average.tex")
 

@@ -14,7 +14,7 @@ import numpy as np
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 
-from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.evaluation.door import KEPT, Scene, open_run
 from divff_nerfstudio.evaluation.looks import KIND
 from divff_nerfstudio.objects.diary import Clock, Event
@@ -78,8 +78,7 @@ class DiaryConfig(_OverThings):
         content = {"scene": scene.trained.scene.name, "events": [event.data(clock) for event in events]}
         text = told(events, clock)
         write_json(folder / "diary.json", content)
-        with atomic_path(folder / "diary.txt") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / "diary.txt", text)
         plan(folder / "plan.png", scene.found, events, clock)
         sys.stdout.write(text)
         CONSOLE.print(f"Written: {escape(str(folder / 'diary.json'))}, diary.txt and plan.png")
@@ -195,8 +194,7 @@ def last_seen(things: list[Thing], clock: Clock, before: float) -> dict[str, Any
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes plain data, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1, allow_nan=False))
 
 
 def _opened(load_config: Path, data: Path | None, names: tuple[str, ...]) -> Scene:

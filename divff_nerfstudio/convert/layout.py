@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from pydantic import Field
 
-from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.atomic import atomic_path, write_text
 from divff_nerfstudio.convert.cameras import CameraError, Pinhole, SourceCamera, Undistorter, common_pinhole
 from divff_nerfstudio.convert.names import MAX_NUMBER, ConvertError
 from divff_nerfstudio.convert.pictures import FrameSource
@@ -285,8 +285,7 @@ def write_scene(folder: Path, posed: PosedFrames, source: FrameSource, options: 
         "poses": {str(i): pose.tolist() for i, pose in zip(ids, posed.camera_to_worlds, strict=True)},
         **{f"ids_{split}": [ids[i] for i in found] for split, found in _held(posed, options).items()},
     }
-    with atomic_path(folder / "meta.json") as temporary:
-        temporary.write_text(json.dumps(meta), encoding="utf-8")
+    write_text(folder / "meta.json", json.dumps(meta))
     return meta
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.convert.names import ConvertError
 from divff_nerfstudio.locks import locked
 
@@ -50,8 +50,7 @@ def staged(output: Path, settings: dict[str, Any], overwrite: bool = False) -> I
         if _read(folder / _MARKER) != content:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            with atomic_path(folder / _MARKER) as temporary:
-                temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            write_text(folder / _MARKER, json.dumps(content, indent=1))
         for left in folder.rglob(".*.tmp*"):
             left.unlink()
         yield folder

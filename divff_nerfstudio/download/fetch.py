@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.errors import DISK_FULL, DivffError
 from divff_nerfstudio.locks import locked
 from divff_nerfstudio.schema import Record, read_json
@@ -156,8 +156,7 @@ def _read_record(path: Path) -> Recorded | None:
 
 
 def _write_record(path: Path, record: Recorded) -> None:
-    with atomic_path(record_path(path)) as temporary:
-        temporary.write_text(json.dumps(record.model_dump(), indent=1) + "\n", encoding="utf-8")
+    write_text(record_path(path), json.dumps(record.model_dump(), indent=1) + "\n")
 
 
 def by_hand(remote: Remote, path: Path) -> str:
@@ -181,8 +180,7 @@ class _Validator(Record):
     total: int | None
 
     def write(self, path: Path) -> None:
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(self.model_dump()), encoding="utf-8")
+        write_text(path, json.dumps(self.model_dump()))
 
     @staticmethod
     def read(path: Path) -> _Validator | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.data.frames import decode_frame
 from divff_nerfstudio.evaluation.figures import relevancy_cell, save_frame_figure, save_picture
 from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task
@@ -109,15 +109,12 @@ class Report:
 
 def save_scores(path: Path, evaluation: Evaluation, facts: Mapping[str, str]) -> None:
     """Writes all scores, per frame, class and total, as JSON (finite numbers only)."""
-    with atomic_path(path) as temporary:
-        content = {"facts": dict(facts), **asdict(evaluation)}
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
+    write_text(path, json.dumps({"facts": dict(facts), **asdict(evaluation)}, indent=1, allow_nan=False))
 
 
 def save_report(path: Path, report: Report) -> None:
     """Writes the page."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(report_page(report, path.parent), encoding="utf-8")
+    write_text(path, report_page(report, path.parent))
 
 
 def report_page(report: Report, folder: Path) -> str:

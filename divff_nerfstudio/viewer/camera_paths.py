@@ -17,7 +17,7 @@ from nerfstudio.data.scene_box import OrientedBox
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import Number, Positive, Record, read_json
 
@@ -266,5 +266,4 @@ def write_still_path(path: Path, camera: Cameras, times: Sequence[float] | np.nd
         "smoothness_value": 0.0,
         "camera_path": [{"camera_to_world": matrix, **view, "render_time": float(time)} for time in times],
     }
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+    write_text(path, json.dumps(content))

@@ -25,7 +25,7 @@ from typing import Annotated, Literal, Optional, Protocol
 import torch
 from pydantic import Field, field_validator
 
-from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.query import MAX_NEGATIVES, AskedKind, Query, QueryConfig, QueryError, split_phrases
 from divff_nerfstudio.relevancy import EXAMPLE_NAME, Example
@@ -102,8 +102,7 @@ class PanelState:
                 for phrase, kinds in self.examples.items()
             },
         }
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 _FIELDS = tuple(each.name for each in fields(QueryConfig) if each.name not in ("_target", "presets"))

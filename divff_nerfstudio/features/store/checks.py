@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from divff_nerfstudio.arrays import ArrayFaultError
-from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.cache_dirs import user_cache_dir
 from divff_nerfstudio.features.store.header import NO_FEATURE
 
@@ -121,8 +121,8 @@ def checked_before(directory: Path, seal: str) -> bool:
 
 def remember_checked(directory: Path, seal: str) -> None:
     """Keeps that a store was found sound; where that cannot be kept it is looked through again next time."""
-    with contextlib.suppress(OSError), atomic_path(_seal(directory), sync=False) as path:
-        path.write_text(seal)
+    with contextlib.suppress(OSError):
+        write_text(_seal(directory), seal, sync=False)
 
 
 def _seal(directory: Path) -> Path:
