@@ -188,7 +188,8 @@ def told(error: ValidationError) -> str:
     """The first fault that a schema found, with its place: ``frames.3.fps: should be greater than 0``."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = re.sub(r"^(Value error, |Input |(List|Tuple|Dictionary) (?=should))", "", first["msg"])
+    message = message.replace(" after validation", "")
     return f"{place}: {message}" if place else message
 
 
@@ -243,7 +244,7 @@ def split_words(text: str, option: str) -> list[str]:
         DivffError: If a quotation does not end.
     """
     try:
-        return shlex.split(text)
+        return shlex.split(text) if text else []
     except ValueError as error:
         raise DivffError(f"{option} {text!r} cannot be taken apart ({error}): close the quotation.") from None
 

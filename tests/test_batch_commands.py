@@ -36,7 +36,9 @@ from divff_nerfstudio.batch.records import (
     write_record,
 )
 from divff_nerfstudio.batch.status import batch_status, summary, told_duration
+from divff_nerfstudio.cli import batch_options
 from divff_nerfstudio.cli.batch import check_options_of
+from divff_nerfstudio.cli.batch_options import Checked, OptionReader
 
 SMALL = (
     "--max-num-iterations 3 --machine.device-type cpu --pipeline.datamanager.features none "
@@ -225,3 +227,34 @@ def test_the_end_is_told_from_what_is_finished(tmp_path: Path, monkeypatch: pyte
     left = batch_status(tmp_path).seconds_left
     assert left == pytest.approx((1100 + 2 * (95 + 1100)) / 2)
     assert [told_duration(value) for value in (20, 150, 7300, 200000)] == ["20 s", "2 min", "2 h 2 min", "2 days 7 h"]
+
+
+@pytest.mark.parametrize(
+    ("step", "form", "values", "others"),
+    [
+        ("convert", "video {} --num-frames {}", ("a.mp4 10", "v/b.mp4 20"), ("c.mp4 30", "d.mp4 9", "e.mp4 7.5")),
+        ("convert", "colmap {} --video-width {}", ("a/0 64", "b/1 128"), ("c/2 0", "d/2 8", "e/3 999999")),
+        ("train", "--machine.seed {} --optimizers.fields.optimizer.lr {}", ("1 0.1", "2 0.2"), ("3 0.3", "4 0")),
+        ("train", "--max-num-iterations {} --pipeline.model.default-time {}", ("9 0", "8 1"), ("0 1", "5 2", "5 0.5")),
+        ("evaluate", "--frames {} --tasks {}", ("3 masks", "4 masks"), ("5 masks", "5 a.b", "0 masks", "-1 masks")),
+        ("extract", "--encoder {} --sources {}", ("demo image", "x/y image"), ("x/z image", "x/w 3", "x/v a.b")),
+    ],
+)
+def test_lines_of_one_form_are_judged_as_if_each_were_read_by_itself(
+    step: Checked, form: str, values: tuple[str, ...], others: tuple[str, ...]
+):
+    reader = OptionReader()
+    for each in (*values, *others, *values):
+        words = form.format(*each.split()).split()
+        assert reader.fault_of(step, "divff", words) == OptionReader().fault_of(step, "divff", words)
+
+
+def test_a_manifest_of_thousands_needs_few_parsers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = "".join(f'"convert train",S{i},video v/{i}.mp4,--machine.seed {i}\n' for i in range(1000))
+    (tmp_path / "all.csv").write_text("steps,scene,convert,train\n" + rows + "train,last,,--machine.seed -1\n")
+    manifest, built = read_manifest(tmp_path / "all.csv"), []
+    parse = batch_options.tyro.cli
+    monkeypatch.setattr(batch_options.tyro, "cli", lambda *given, **named: built.append(1) or parse(*given, **named))
+    with pytest.raises(ManifestError, match=r"line 1002: train is not .*seed") as told:
+        check_options_of(manifest)
+    assert len(built) == 5 and str(told.value).count("\n- ") == 1

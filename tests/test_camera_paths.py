@@ -77,6 +77,14 @@ def test_what_the_viewer_writes_is_read(tmp_path):
     assert path.pictures_per_second(2) == pytest.approx(12)
 
 
+def test_sizes_that_were_typed_into_the_viewer_are_read(tmp_path):
+    sizes = {"render_height": 1080.0, "render_width": 1920.0}
+    path = read_camera_path(written(tmp_path, viewers_path() | sizes))
+    assert (path.height, path.width) == (1080, 1920)
+    with pytest.raises(CameraFileError, match="render_height"):
+        read_camera_path(written(tmp_path, viewers_path() | sizes | {"render_height": 1080.5}))
+
+
 def test_times_of_splines_that_overshoot_are_brought_back(tmp_path):
     content = viewers_path()
     content["camera_path"][1]["render_time"] = -0.03

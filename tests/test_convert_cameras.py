@@ -211,6 +211,9 @@ def test_an_unknown_model_is_refused(name):
 def test_wrong_parameters_are_refused():
     with pytest.raises(CameraError, match="parameters"):
         common_pinhole([SourceCamera("OPENCV", W, H, (F, F, 160, 90, -0.1))], 228)
+    for left_out in range(1, 5):  # none of the distortion is taken for none
+        with pytest.raises(CameraError, match="parameters"):
+            SourceCamera("OPENCV", W, H, (F, F, 160, 90, -0.1, 0, 0, 0)[:-left_out])
     with pytest.raises(CameraError, match="no numbers"):
         SourceCamera("PINHOLE", W, H, (F, F, float("nan"), 90))
     for params in ((F, F, 0.5, 0.5), (F, F, 160, 179)):

@@ -22,6 +22,7 @@ from test_convert import as_colmap, convert
 from divff_nerfstudio.archives import ArchiveError
 from divff_nerfstudio.convert.cameras import CameraError
 from divff_nerfstudio.convert.colmap import find_model, posed_by, read_model
+from divff_nerfstudio.convert.epic_fields import read_epic_fields
 from divff_nerfstudio.convert.names import ConvertError, FrameNames, frames_among, number_names
 from divff_nerfstudio.convert.nerfstudio import read_nerfstudio
 from divff_nerfstudio.convert.pictures import ArchiveFrames, FolderFrames, VideoFrames
@@ -157,6 +158,69 @@ def test_the_largest_of_several_models_is_taken(tmp_path):
     found, said = find_model(tmp_path)
     assert found == tmp_path / "sparse" / "1" and said is not None and "12 (sparse/0 4)" in said
     assert find_model(tmp_path / "sparse" / "0") == (tmp_path / "sparse" / "0", None)
+
+
+def test_a_model_without_points_asks_for_near_and_far(tmp_path, capsys):
+    folder = room.write_colmap(tmp_path / "sparse" / "0")
+    room.write_frames(tmp_path / "images", only=room.numbers())
+    (folder / "points3D.txt").unlink()
+    (folder / "images.bin").touch()  # what a copy that broke off has left; the other files are whole
+    assert convert(["colmap", str(tmp_path)], tmp_path / "scene", "--video-width", "0") == 1
+    assert "give --near and --far" in capsys.readouterr().err
+    bounds = ("--near", "1", "--far", "9")
+    assert convert(["colmap", str(tmp_path)], tmp_path / "scene", "--video-width", "0", *bounds) == 0
+
+
+def test_where_the_parts_of_a_model_are_is_asked_for(tmp_path, capsys):
+    with pytest.raises(ConvertError, match="is missing"):
+        find_model(tmp_path / "none")
+    folder = room.write_colmap(tmp_path / "sparse" / "0")
+    assert convert(["colmap", str(tmp_path)], tmp_path / "scene") == 1
+    assert "with --images" in capsys.readouterr().err
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "IMG_0001.HEIC").touch()
+    assert convert(["colmap", str(tmp_path)], tmp_path / "scene") == 1
+    assert "saved in one of these formats" in capsys.readouterr().err
+    for path in folder.iterdir():
+        path.rename(path.with_name(path.name + ".gz"))
+    with pytest.raises(ConvertError, match="gunzip"):
+        find_model(tmp_path)
+
+
+@pytest.mark.parametrize("above", ["images/", "/home/me/data/", "C:\\data\\kitchen\\", "/data/cam1/"])
+def test_images_lie_elsewhere_than_where_the_model_was_made(tmp_path, above):
+    folder = room.write_colmap(tmp_path / "m", name=above + "frame_{:010d}.png")
+    frames = room.write_frames(tmp_path / "cam1", only=room.numbers())
+    names = read_model(folder).images.names
+    source = FolderFrames.of_folder(frames, named=names)
+    assert posed_by(read_model(folder), source, "number").numbers.tolist() == room.numbers()
+    path = folder / "images.txt"  # of two cameras, only one's images are there
+    path.write_text(path.read_text().replace(above, "left/", 1).replace(above, "right/"))
+    with pytest.raises(ConvertError, match=r"has no image left/frame_.*--images"):
+        posed_by(read_model(folder), FolderFrames.of_folder(frames), "number")
+
+
+def test_images_that_were_saved_anew_are_named(tmp_path):
+    folder = room.write_colmap(tmp_path / "m", name="frame_{:010d}.jpg")
+    frames = room.write_frames(tmp_path / "images", only=room.numbers())
+    with pytest.raises(ConvertError, match=rf"frame_{room.FIRST:010d}\.jpg, .* but frame_{room.FIRST:010d}\.png"):
+        posed_by(read_model(folder), FolderFrames.of_folder(frames), "number")
+
+
+def test_reconstructions_in_the_coordinates_of_maps_are_brought_to_the_origin(data):
+    plain = read_nerfstudio(data, "number")[0]
+    far = np.array([500_000.0, 5_400_000.0, 120.0])
+
+    def change(meta):
+        for frame in meta["frames"]:
+            for row, value in zip(frame["transform_matrix"], far, strict=False):
+                row[3] += float(value)
+
+    moved, _ = read_nerfstudio(edited(data, change), "number")
+    offset = far - (moved.points - plain.points + far)[0]  # what is subtracted from all, the points too
+    assert np.allclose(moved.camera_to_worlds[:, :, 3] + offset, plain.camera_to_worlds[:, :, 3] + far, atol=1e-6)
+    assert np.abs(moved.camera_to_worlds[:, :, 3]).max() < 10 and "far from the origin" in moved.notes[-1]
+    assert not any("origin" in note for note in plain.notes)
 
 
 def test_linked_folders_are_followed_but_not_in_circles(tmp_path):
@@ -313,6 +377,31 @@ def test_pictures_are_found_whatever_machine_has_named_them(data, form):
     assert FrameNames(names).number(said("frame_1.png")) is None
     assert FrameNames(names).number("b\\" + said("frame_1.png")) == 98
     assert frames_among([there("f_1.png"), "f_1_mask.png"], {said("f_1.png")}, "number") == [there("f_1.png")]
+
+
+@pytest.mark.parametrize("above", ["/home/me/kitchen/", "C:\\Users\\me\\kitchen\\"])
+def test_whole_paths_of_another_machine_lead_beside_the_file(data, above):
+    def change(meta):
+        for frame in meta["frames"]:
+            name = frame["file_path"]
+            frame["file_path"] = above + (name.replace("/", "\\") if "\\" in above else name)
+        names = [frame["file_path"] for frame in meta["frames"]]
+        meta |= {"train_filenames": names[:-2], "val_filenames": names[-2:-1], "test_filenames": names[-1:]}
+
+    path = edited(data, change)
+    posed, _ = read_nerfstudio(path, "number")
+    assert posed.numbers.tolist() == room.numbers() and "those beside it are taken" in posed.notes[0]
+    (data / "images" / f"frame_{room.FIRST:010d}.png").unlink()
+    with pytest.raises(ConvertError, match="is missing, which"):
+        read_nerfstudio(path, "number")
+
+
+def test_a_folder_without_its_file_tells_what_is_there(data):
+    (data / "transforms.json").rename(data / "transforms_train.json")
+    with pytest.raises(ConvertError, match=r"is missing: give the file itself \(there are transforms_train\.json\)"):
+        read_nerfstudio(data, "number")
+    with pytest.raises(ConvertError, match="is a folder: give the JSON file"):
+        read_epic_fields(data)
 
 
 @pytest.mark.parametrize(("encoding", "letter"), [("ascii", r"\xfc"), ("cp1252", "\u00fc")])

@@ -68,7 +68,7 @@ def test_frames_of_a_video_are_counted_from_one(video):
     for number, picture in frames.items():
         assert np.abs(picture.astype(float) - shift(number)).mean() < 8
         assert np.abs(picture.astype(float) - shift(number + 1)).mean() > 10
-    with pytest.raises(ConvertError, match="ends before frame 121"):
+    with pytest.raises(ConvertError, match=r"has 120 frames, and frame 121 .*--last 120"):
         list(VideoFrames(video).read([121]))
     assert [number for number, _ in VideoFrames(video).read_until_end([119, 120, 121])] == [119, 120]
 
@@ -197,6 +197,19 @@ def test_a_video_that_does_not_move_is_refused(tmp_path, capsys):
     path = write_video(tmp_path / "still.mp4", [shift(1)] * 30)
     assert convert(["video", str(path)], tmp_path / "scene") == 1
     assert "hardly moves" in capsys.readouterr().err
+
+
+def test_a_stretch_without_frames_is_not_said_to_rest(tmp_path, video, capsys):
+    assert convert(["video", str(video)], tmp_path / "scene", "--first", "115") == 1
+    assert "has 6 of the frames that are asked for where 10 are needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["clip.mts", "clip.M2TS", "clip.3gp"])
+def test_videos_of_cameras_are_known_by_their_names(tmp_path, video, name):
+    path = tmp_path / name
+    path.write_bytes(video.read_bytes())
+    source = open_frames(path)
+    assert isinstance(source, VideoFrames) and source.size_of(1) == VideoFrames(video).size_of(1)
 
 
 def test_hands_are_masked_by_boxes_and_by_pictures(tmp_path):

@@ -65,8 +65,8 @@ class Needs(Record, extra="forbid"):
 
     def over(self, others: Needs) -> Needs:
         """These, and of others what these do not say."""
-        mine = self.model_dump(include=set(Needs.model_fields), exclude_none=True)
-        return Needs(**{**others.model_dump(include=set(Needs.model_fields)), **mine})
+        mine = {name: value for name in Needs.model_fields if (value := getattr(self, name)) is not None}
+        return others.model_copy(update=mine)
 
 
 class _Own(Record, extra="forbid"):

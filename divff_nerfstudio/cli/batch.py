@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import tyro
 
@@ -21,24 +18,15 @@ from divff_nerfstudio.batch.manifest import (
     StepName,
     read_manifest,
 )
-from divff_nerfstudio.batch.plans import convert_words, plans_of
+from divff_nerfstudio.batch.plans import plans_of
 from divff_nerfstudio.batch.run import BatchOptions, run_batch, say
+from divff_nerfstudio.cli.batch_options import Checked, OptionReader, registered_methods
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.outputs import check_output_folder
-from divff_nerfstudio.schema import check_options, split_words
+from divff_nerfstudio.schema import split_words
 
 _METHODS = frozenset(("divff", "divff-paper", "divff-splat"))
 """Those of this package, for which nothing has to be imported."""
-Checked = StepName | Literal["import"]
-"""Commands whose options are looked at."""
-_GIVEN: dict[Checked, tuple[str, ...]] = {
-    "import": ("--scene", "--output"),
-    "extract": ("--data",),
-    "train": ("--data", "--output-dir", "--experiment-name", "--timestamp", "--load-config"),
-    "evaluate": ("--load-config", "--data", "--output"),
-    "export": ("--load-config", "--data", "--output"),
-}
-"""Options by which a batch tells commands what to read and where to write."""
 
 
 @dataclass
@@ -111,79 +99,14 @@ def check_options_of(manifest: Manifest) -> None:
                 else:
                     name = method if step == "train" else ""
                     first.setdefault((step, name, entry.options(step, method)), entry.place)
-    faults = []
+    reader, faults = OptionReader(), []
     for (step, method, words), place in first.items():
         if step == "train" and method not in _METHODS and method not in (known := registered_methods()):
             faults.append(f"{place}: there is no method {method}, choose from {', '.join(sorted(known))}")
             continue
-        if words and (fault := _fault_of(step, method, words)) is not None:
+        if words and (fault := reader.fault_of(step, method, words)) is not None:
             faults.append(f"{place}: {step} is not as its command wants it ({fault})")
     if faults:
         raise ManifestError(
             f"{manifest.path} has options or methods that are none, mend them:\n- " + "\n- ".join(faults)
         )
-
-
-def registered_methods() -> dict[str, Any]:
-    """Configurations of the registered methods of this package's kind, by name."""
-    from divff_nerfstudio.evaluation.runs import our_configs
-
-    return {config.method_name: config for config in our_configs()}
-
-
-def _fault_of(step: Checked, method: str, words: Sequence[str]) -> str | None:
-    """What a command says of its options; None if it takes them."""
-    for word in words:
-        if (name := word.partition("=")[0].replace("_", "-")) in _GIVEN.get(step, ()):
-            return f"{name} is for the batch to say, leave it out"
-    kind, default, needed = _command(step, method)
-    given: dict[str, Any] = {} if default is None else {"default": default}
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            _check_ranges(step, tyro.cli(kind, args=[*needed(words)], **given))
-    except SystemExit:
-        return _worded(said.getvalue())[:300] or "it prints its help"
-    except DivffError as error:
-        return str(error).rstrip(".")
-    return None
-
-
-def _check_ranges(step: Checked, options: Any) -> None:
-    """Raises OptionError for what a command would refuse when it is run."""
-    if step != "train":
-        check_options(options)
-        return
-    from divff_nerfstudio.option_ranges import check_config
-
-    check_config(options)
-
-
-def _worded(text: str) -> str:
-    """What a parser prints, without the box around it."""
-    inside = (c if c.isprintable() and not 0x2500 <= ord(c) < 0x2580 else " " for c in text)
-    return " ".join("".join(inside).split())
-
-
-def _command(step: Checked, method: str) -> tuple[Any, Any, Any]:
-    """What reads a step's options: its class, its defaults, and what comes before them."""
-    if step == "convert":
-        from divff_nerfstudio.cli.convert import ConvertConfig
-
-        return ConvertConfig, None, lambda words: convert_words(words, "SCENE")
-    if step == "import":
-        from divff_nerfstudio.importing import ImportConfig
-
-        return ImportConfig, None, lambda words: (*words, "--scene", "SCENE", "--output", "RUN")
-    if step == "extract":
-        from divff_nerfstudio.features.extract import ExtractConfig
-
-        return ExtractConfig, None, lambda words: ("--data", "SCENE", *words)
-    if step == "train":
-        config: Any = registered_methods()[method]
-        return tyro.conf.FlagConversionOff[type(config)], config, lambda words: words
-    from divff_nerfstudio.cli.evaluate import EvaluateConfig
-    from divff_nerfstudio.cli.export import ExportConfig
-
-    kind = EvaluateConfig if step == "evaluate" else ExportConfig
-    return kind, None, lambda words: ("--load-config", "RUN/config.yml", *words)

@@ -112,6 +112,8 @@ class ColmapToScene:
             _say(chosen)
         content = read_model(model)
         images = self.model / "images" if self.images is None else self.images
+        if self.images is None and not images.is_dir():
+            raise ConvertError(f"{images} is missing: say where the images are, with --images.")
         source = open_frames(images, self.order, content.images.names)
         posed = posed_by(content, source, self.order)
         settings = _settings("colmap", self.scene, model, images, order=self.order)
@@ -245,7 +247,7 @@ class VideoToScene:
     def _chosen(self, video: VideoFrames) -> np.ndarray:
         first = self.scene.first or 1
         stretch = _Stretch(video, first, self.scene.last)
-        chosen = choose_from_video(stretch, self.video, self.num_frames) + first - 1
+        chosen = choose_from_video(stretch, self.video, self.num_frames, _FEWEST) + first - 1
         if len(chosen) < _FEWEST:
             raise ConvertError(f"{self.video} has {len(chosen)} frames where {_FEWEST} are needed: give a longer one.")
         return chosen

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from divff_nerfstudio.convert.colmap_model import MODEL_PARAMS
 from divff_nerfstudio.convert.pictures import resized
 from divff_nerfstudio.data.meta import WIDEST_PIXEL
 from divff_nerfstudio.errors import DivffError
@@ -91,14 +92,17 @@ class SourceCamera:
             )
         if not all(math.isfinite(value) for value in self.params) or min(self.width, self.height) < 1:
             raise CameraError(f"A camera of model {self.model} has sizes or parameters that are no numbers: mend it.")
+        if len(self.params) != MODEL_PARAMS[self.model]:
+            raise CameraError(
+                f"A camera of model {self.model} has {len(self.params)} parameters, {MODEL_PARAMS[self.model]} are "
+                "asked for: mend it, or copy the file anew."
+            )
         self._check_view()
 
     def _check_view(self) -> None:
         """Raises CameraError where focal length or principal point cannot be those of the frame."""
         one_focal = self.model in _ONE_FOCAL
         focals, centre = self.params[: 2 - one_focal], self.params[2 - one_focal : 4 - one_focal]
-        if len(centre) < 2:
-            raise CameraError(f"A camera of model {self.model} has {len(self.params)} parameters: mend it.")
         longest = max(self.width, self.height)
         if longest > _WIDEST_FRAME or not all(longest / 50 < focal < longest * 100 for focal in focals):
             raise CameraError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import Float
@@ -21,17 +21,30 @@ from divff_nerfstudio.convert.colmap_model import (
     unit_quaternions,
 )
 from divff_nerfstudio.convert.layout import PosedFrames, opengl_poses, posed_frames
-from divff_nerfstudio.convert.names import ConvertError, Order, are_frame_numbers, number_names, told_of_folders
-from divff_nerfstudio.convert.pictures import FrameSource, VideoFrames
+from divff_nerfstudio.convert.names import (
+    ConvertError,
+    Order,
+    are_frame_numbers,
+    number_names,
+    shortened,
+    told_of_folders,
+)
+from divff_nerfstudio.convert.pictures import SUFFIXES, FrameSource, VideoFrames
 
-_FILES = ("cameras", "images", "points3D")
+_NEEDED = ("cameras", "images")
+_POINTS = "points3D"
 _READERS = {"bin": colmap_binary, "txt": colmap_text}
 _PLACES = ("", "sparse", "colmap", "colmap/sparse")
 
 
 def _suffix(folder: Path) -> str | None:
-    """Of the model's files in a folder; None where it is no model."""
-    return next((s for s in _READERS if all((folder / f"{name}.{s}").is_file() for name in _FILES)), None)
+    """Of the model's files in a folder, those with points before those without; None where it is no model."""
+
+    def has(suffix: str, *names: str) -> bool:
+        return all((folder / f"{name}.{suffix}").is_file() for name in names)
+
+    found = [suffix for suffix in _READERS if has(suffix, *_NEEDED)]
+    return next((suffix for suffix in found if has(suffix, _POINTS)), next(iter(found), None))
 
 
 @contextlib.contextmanager
@@ -54,10 +67,17 @@ def find_model(folder: Path) -> tuple[Path, str | None]:
     """
     if _suffix(folder) is not None:
         return folder, None
-    found = []
+    if not folder.exists():
+        raise ConvertError(f"{folder} is missing: give the folder of a COLMAP model.")
+    found, packed = [], []
     for place in dict.fromkeys(folder / place for place in _PLACES):
         inner = sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
         found += [path for path in (place, *inner) if _suffix(path) is not None and path not in found]
+        packed += [path for each in (place, *inner) for path in sorted(each.glob("images.*.gz"))]
+    if not found and packed:
+        raise ConvertError(
+            f"{packed[0]} and the files beside it are packed: unpack them (gunzip {packed[0].parent}/*.gz)."
+        )
     if not found:
         raise ConvertError(
             f"{folder} holds no COLMAP model: give the folder of cameras.bin, images.bin and points3D.bin (or .txt)."
@@ -106,7 +126,10 @@ def read_model(folder: Path) -> Model:
     with _told(path := folder / f"images.{suffix}"):
         images = reader.read_images(path)
         check_images(images, cameras)
-    with _told(path := folder / f"points3D.{suffix}"):
+    path = folder / f"{_POINTS}.{suffix}"
+    if not path.is_file():  # near and far are then asked for
+        return Model(folder, cameras, images, np.empty((0, 3)))
+    with _told(path):
         points = reader.read_points(path)
         check_points(points, images)
     return Model(folder, cameras, images, points.positions)
@@ -138,11 +161,7 @@ def posed_by(model: Model, source: FrameSource, order: Order) -> PosedFrames:
             )
         numbers = list(number_names(images.names, order, model.path).values())
     else:
-        found = {name: source.number_of(name) for name in images.names}
-        lost = next((name for name, number in found.items() if number is None), None)
-        if lost is not None:
-            raise ConvertError(f"{source.path} has no image {lost}, which {model.path} names: give --images.")
-        numbers = [number for number in found.values() if number is not None]
+        numbers = _numbers_in(source, model)
     poses = np.array(images.poses, np.float64).reshape(-1, 7)
     return posed_frames(
         numbers,
@@ -151,6 +170,22 @@ def posed_by(model: Model, source: FrameSource, order: Order) -> PosedFrames:
         model.points,
         model.path,
         notes=[*(f"{model.path}: {note}" for note in images.notes), *told_of_folders(images.names)],
+    )
+
+
+def _numbers_in(source: FrameSource, model: Model) -> list[int]:
+    """Numbers of the model's images, whose names may begin with folders in which all of them lay."""
+    names = model.images.names
+    for shorter in shortened(names):
+        numbers = [number for name in shorter if (number := source.number_of(name)) is not None]
+        if len(numbers) == len(names):
+            return numbers
+    lost = next(name for name in names if source.number_of(name) is None)
+    alike = (str(PurePosixPath(lost).with_suffix(suffix)) for suffix in sorted(SUFFIXES))
+    other = next((f", but {name}" for name in alike if source.number_of(name) is not None), "")
+    raise ConvertError(
+        f"{source.path} has no image {lost}, which {model.path} names{other}: give those that were reconstructed, with "
+        "--images, called as they were."
     )
 
 

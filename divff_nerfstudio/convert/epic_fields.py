@@ -42,6 +42,8 @@ def read_epic_fields(path: Path) -> tuple[PosedFrames, list[str]]:
         ConvertError: If something in it is wrong.
         CameraError: If its camera makes no sense.
     """
+    if path.is_dir():
+        raise ConvertError(f"{path} is a folder: give the JSON file of a video in it, such as P28_101.json.")
     content = read_json(
         path,
         EpicFields,

@@ -73,15 +73,26 @@ def choose(measured: Float[np.ndarray, "n 2"], count: int) -> Int64[np.ndarray, 
     return np.sort(order[first]) + 1
 
 
-def choose_from_video(video: Any, path: Path, count: int) -> Int64[np.ndarray, "k"]:
+def choose_from_video(video: Any, path: Path, count: int, fewest: int) -> Int64[np.ndarray, "k"]:
     """Numbers of the frames of a video that a reconstruction is made from.
 
+    Args:
+        video: What is decoded, as `VideoFrames`.
+        path: What is named in errors.
+        count: Number of frames to choose.
+        fewest: Frames that it needs at least.
+
     Raises:
-        ConvertError: If the video cannot be read or does not move.
+        ConvertError: If the video cannot be read, is too short or does not move.
     """
     from rich.progress import track
 
     measured = measure(track(video.decode(), description="Looking for sharp frames"))
+    if len(measured) < fewest:
+        raise ConvertError(
+            f"{path} has {len(measured)} of the frames that are asked for where {fewest} are needed: give a longer "
+            "one, or ask for more of it."
+        )
     if measured[:, 0].sum() < 0.05:
         raise ConvertError(
             f"{path} hardly moves, and only a moving camera tells where things are: give a video of somebody who walks."

@@ -29,6 +29,8 @@ MAX_SIDE = 16384
 """Pixels that a frame may be wide."""
 _MAX_POINTS = 200_000
 _RIGID_TOLERANCE = 1e-3
+_FINENESS = 1e-4
+"""Step of single precision, as a share of how far cameras move, from which on they are moved to the origin."""
 _FEWEST_POINTS = 10
 
 
@@ -154,17 +156,31 @@ def posed_frames(
     twice = found[1:][np.diff(found) == 0]
     if len(twice):
         raise ConvertError(f"{path} has two frames of number {twice[0]}: give --order name if names tell the order.")
+    rigid = rigid_poses(np.asarray(poses, np.float64)[order], path)
+    origin = _origin(rigid[:, :, 3])
+    if origin.any():
+        told = ", ".join(f"{value:.0f}" for value in origin)
+        notes = [*notes, f"{path}: its poses lie far from the origin; ({told}) is subtracted from them and its points."]
+    rigid[:, :, 3] -= origin
     posed = PosedFrames(
         found,
-        rigid_poses(np.asarray(poses, np.float64)[order], path),
+        rigid,
         tuple(cameras[i] for i in order),
-        points.reshape(-1, 3),
+        points.reshape(-1, 3) - origin,
         path,
         splits=None if splits is None else tuple(splits.get(int(number), "") for number in found),
         times=None if times is None else np.array([times[int(number)] for number in found]),
         notes=tuple(notes),
     )
     return posed if splits is None else posed.taken(np.array([i for i, n in enumerate(found) if int(n) in splits]))
+
+
+def _origin(positions: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "3"]:
+    """A whole position amid cameras that lie so far out, as in maps, that single precision loses how they move."""
+    middle = positions.mean(0)
+    spread = np.abs(positions - middle).max()
+    step = np.spacing(np.abs(positions).max().astype(np.float32))
+    return np.round(middle) if step > _FINENESS * spread > 0 else np.zeros(3)
 
 
 def opengl_poses(world_to_camera: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "n 3 4"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
@@ -186,6 +186,16 @@ def frames_among(names: Sequence[str], named: Collection[str], order: Order) -> 
 def _value(name: str) -> Decimal | None:
     stamp = _stamp(name)
     return None if stamp is None else stamp.value(False)
+
+
+def shortened(names: Sequence[str]) -> Iterator[list[str]]:
+    """Names as they are, and then without the first, the first two ... of the folders in which all of them lie."""
+    parts = [PurePosixPath(name.replace("\\", "/")).parts for name in names]
+    yield list(names)
+    for count in range(1, min((len(each) for each in parts), default=1)):
+        if len({each[:count] for each in parts}) > 1:
+            return
+        yield ["/".join(each[count:]) for each in parts]
 
 
 _FORMS = (str, alike)

@@ -19,6 +19,7 @@ from divff_nerfstudio.convert.names import (
     frames_among,
     number_names,
     printable,
+    shortened,
     told_of_folders,
 )
 from divff_nerfstudio.convert.pictures import SUFFIXES, FolderFrames, picture_size
@@ -49,9 +50,10 @@ def read_nerfstudio(
         ConvertError: If something in it is wrong or missing.
         CameraError: If a camera makes no sense.
     """
-    path = path / "transforms.json" if path.is_dir() else path
+    if path.is_dir():
+        path = _file_in(path)
     whole = read_json(path, Transforms, "a transforms.json of nerfstudio", "mend it", ConvertError)
-    pictures = _Names(path.parent)
+    pictures, moved = _Names.that_find(path, [frame.file_path for frame in whole.frames])
     files = [pictures.file(frame.file_path) for frame in whole.frames]
     _check_files(files, path)
     source, numbers = _numbered(path, files, order)
@@ -76,9 +78,18 @@ def read_nerfstudio(
         path,
         splits=splits,
         times=times,
-        notes=(*notes, *more, *_unread(path, whole), *told_of_folders([str(file) for file in files])),
+        notes=(*moved, *notes, *more, *_unread(path, whole), *told_of_folders([str(file) for file in files])),
     )
     return posed, source
+
+
+def _file_in(folder: Path) -> Path:
+    """The file of a data set's folder."""
+    path = folder / "transforms.json"
+    if not path.is_file():
+        others = ", ".join(each.name for each in sorted(folder.glob("transforms*.json"))[:4])
+        raise ConvertError(f"{path} is missing: give the file itself{f' (there are {others})' if others else ''}.")
+    return path
 
 
 def _unread(path: Path, whole: Transforms) -> list[str]:
@@ -107,15 +118,36 @@ def _is_there(path: Path) -> bool:
 
 
 class _Names:
-    """Finds the pictures that a file names, whatever machine has written their names."""
+    """Finds the pictures that a file names, whatever machine has written their names.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: Where the file lies.
+        above: What is left out of the names' beginning: a folder of another machine.
+    """
+
+    def __init__(self, folder: Path, above: str = ""):
         self._folder = folder
+        self._above = above
         self._forms: dict[Path, dict[str, Path]] = {}
+
+    @staticmethod
+    def that_find(path: Path, names: Sequence[str]) -> tuple[_Names, list[str]]:
+        """What finds all of a file's pictures, of one from another machine, too, which names its own folders.
+
+        Returns:
+            It, and what the user is told.
+        """
+        for shorter in shortened(names):
+            above = names[0][: len(names[0]) - len(shorter[0])]
+            found = _Names(path.parent, above)
+            if all(_is_there(found.file(name)) for name in names):
+                notes = [f"{path}: its pictures are not at {printable(above)}; those beside it are taken."]
+                return found, notes if above else []
+        return _Names(path.parent), []
 
     def file(self, name: str) -> Path:
         """The picture of a name; Blender's data sets leave the suffix out."""
-        path = Path(os.path.normpath(_inside(self._folder, name)))
+        path = Path(os.path.normpath(_inside(self._folder, name.removeprefix(self._above))))
         suffixes = ("",) if path.suffix.lower() in SUFFIXES else (".png", *sorted(SUFFIXES))
         found = (self._found(path.with_name(path.name + suffix)) for suffix in suffixes)
         return next((each for each in found if _is_there(each)), path)

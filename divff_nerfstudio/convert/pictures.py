@@ -31,7 +31,9 @@ from divff_nerfstudio.errors import DivffError
 
 FORMATS = (*PICTURE_FORMATS, "WEBP")
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
-_VIDEOS = frozenset((".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"))
+_VIDEOS = frozenset((
+    ".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".m2ts", ".ts", ".3gp", ".wmv",
+))  # fmt: skip
 _MAX_BYTES = 100 * 10**9
 """Bytes that an archive of frames may unpack to; each picture is read by itself, where it lies."""
 _MAX_PICTURE = 2**29
@@ -102,7 +104,10 @@ class FolderFrames:
         """
         names = sorted(str(path.relative_to(folder)) for path in _files_below(folder) if _is_picture(path.name))
         if not names:
-            raise ConvertError(f"{folder} has no pictures: give the folder of the frames.")
+            raise ConvertError(
+                f"{folder} has no pictures that end in {', '.join(sorted(SUFFIXES))}: give the folder of the frames, "
+                "saved in one of these formats."
+            )
         chosen = frames_among(names, set(named or ()), order)
         return FolderFrames(folder, {n: folder / name for name, n in number_names(chosen, order, folder).items()})
 
@@ -214,6 +219,7 @@ class VideoFrames:
         self.numbers = None
         self._square = square
         self._ratio = Fraction(1)
+        self._decoded = 0
 
     def number_of(self, name: str) -> int | None:
         return trailing_number(name)
@@ -252,26 +258,45 @@ class VideoFrames:
         Raises:
             ConvertError: If the file is missing, no video, damaged, or interlaced.
         """
+        with self._opened() as (container, stream):
+            stream.thread_type = "AUTO"
+            self._ratio = pixel_shape(stream, self.path)
+            for number, frame in frames_of(container, stream, self.path):
+                self._decoded = number
+                yield number, frame
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[Any, Any]]:
+        """The container of PyAV and the stream that is shown."""
         import av
 
         if not self.path.is_file():
             raise ConvertError(f"{self.path} is missing or no ordinary file: give the path of a video.")
         try:
             with av.open(str(self.path)) as container:
-                stream = stream_of(container, self.path)
-                stream.thread_type = "AUTO"
-                self._ratio = pixel_shape(stream, self.path)
-                yield from frames_of(container, stream, self.path)
+                yield container, stream_of(container, self.path)
         except (av.FFmpegError, OSError) as error:
             raise ConvertError(f"{self.path} is damaged or no video ({error}): copy it anew from its source.") from None
 
     def read(self, numbers: Collection[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
-        found = 0
-        for number, picture in self.read_until_end(numbers):
-            found = number
-            yield number, picture
-        if numbers and found < max(numbers):
-            raise ConvertError(f"{self.path} ends before frame {max(numbers)}, which is asked for: give the whole one.")
+        last = max(numbers, default=0)
+        if 0 < self._said < last:
+            raise self._ends(self._said, last)
+        yield from self.read_until_end(numbers)
+        if self._decoded < last:
+            raise self._ends(self._decoded, last)
+
+    def _ends(self, found: int, last: int) -> ConvertError:
+        return ConvertError(
+            f"{self.path} has {found} frames, and frame {last} is asked for: give the whole one or, if it is that, say "
+            f"--last {found}."
+        )
+
+    @cached_property
+    def _said(self) -> int:
+        """How many frames the file says that it has; 0 where it does not, or such files are known to say it wrongly."""
+        with self._opened() as (container, stream):
+            return stream.frames if "mp4" in container.format.name else 0
 
     def read_until_end(self, numbers: Iterable[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
         """As `read`, but a video that ends before the last of the numbers ends without an error."""

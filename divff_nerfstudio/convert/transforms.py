@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from divff_nerfstudio.convert.cameras import SourceCamera
 from divff_nerfstudio.schema import Number, Positive, Record
@@ -21,7 +21,15 @@ _ONE_VIEW = 0.05
 """How far a focal length and an angle of view may be apart, as a share of it."""
 
 _Pixels = Annotated[float, Field(ge=1, le=65536)]
-_Angle = Annotated[float, Field(gt=0, lt=math.pi)]
+
+
+def _angular(value: float) -> float:
+    if not 0 < value < math.pi:
+        raise ValueError("should be an angle in radians, above 0 and below pi")
+    return value
+
+
+_Angle = Annotated[float, AfterValidator(_angular)]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 _Row = Annotated[list[Number], Field(min_length=4, max_length=4)]
 Matrix = Annotated[list[_Row], Field(min_length=3, max_length=4)]

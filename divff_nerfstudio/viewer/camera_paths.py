@@ -78,6 +78,11 @@ def _lower(text: Any) -> Any:
     return text.lower() if isinstance(text, str) else text
 
 
+def _whole(number: Any) -> Any:
+    """Sizes that were typed into the viewer are written as 1080.0."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 class _Keyframe(Record):
     """One camera of a path."""
 
@@ -110,8 +115,8 @@ class _Path(Record):
     camera_type: Annotated[
         Literal["perspective", "fisheye", "equirectangular", "omnidirectional", "vr180"], BeforeValidator(_lower)
     ] = "perspective"
-    render_height: Side
-    render_width: Side
+    render_height: Annotated[Side, BeforeValidator(_whole)]
+    render_width: Annotated[Side, BeforeValidator(_whole)]
     fps: Optional[PicturesPerSecond] = None  # noqa: UP045
     seconds: Optional[Positive] = None  # noqa: UP045
     crop: Optional[_Crop] = None  # noqa: UP045

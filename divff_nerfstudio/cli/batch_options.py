@@ -1,0 +1,241 @@
+"""Options of a batch's commands, read as the commands read them, though there are thousands of lines of them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from divff_nerfstudio.batch.manifest import StepName
+from divff_nerfstudio.batch.plans import convert_words
+from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.schema import check_options
+
+Checked = StepName | Literal["import"]
+"""Commands whose options are looked at."""
+_GIVEN: dict[Checked, tuple[str, ...]] = {
+    "import": ("--scene", "--output"),
+    "extract": ("--data",),
+    "train": ("--data", "--output-dir", "--experiment-name", "--timestamp", "--load-config"),
+    "evaluate": ("--load-config", "--data", "--output"),
+    "export": ("--load-config", "--data", "--output"),
+}
+"""Options by which a batch tells commands what to read and where to write."""
+_NUMBER = re.compile(r"\d{1,18}(\.\d{1,18})?", re.ASCII)
+_PATH = re.compile(r"[^-].*[./].*|[./].*", re.DOTALL)
+
+
+class OptionReader:
+    """Reads lines of options, and learns what changes from line to line.
+
+    A command's parser takes milliseconds to build, of trainings a third of a second. Lines that differ in numbers and
+    paths alone are of one form. Once two of a form have shown which field of the options a word gets into, others are
+    judged by that field's range.
+    """
+
+    def __init__(self) -> None:
+        self._forms: dict[tuple[Checked, str, tuple[str, ...]], _Form] = {}
+
+    def fault_of(self, step: Checked, method: str, words: Sequence[str]) -> str | None:
+        """What a command says of its options; None if it takes them.
+
+        Args:
+            step: The command.
+            method: Whose options they are, of a training.
+            words: The options.
+        """
+        words = tuple(words)
+        key = (step, method, tuple(map(_kind, words)))
+        form = self._forms.get(key)
+        if form is not None and form.takes(step, words):
+            return None
+        options = _read(step, method, words)
+        if isinstance(options, str):
+            return options
+        if form is None:
+            self._forms[key] = _Form(words, options)
+        else:
+            form.learn(words, options)
+        return None
+
+
+def _kind(word: str) -> str:
+    """A word as it is, or what stands for any of its kind."""
+    if _NUMBER.fullmatch(word):
+        return "\0number"
+    return "\0path" if _PATH.fullmatch(word) else word
+
+
+@dataclass
+class _Form:
+    """A line that its command takes, and which of its words get into which field."""
+
+    words: tuple[str, ...]
+    options: Any
+    places: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """Attributes that lead to the field, by the number of the word."""
+
+    def _changed(self, words: tuple[str, ...]) -> list[int]:
+        return [i for i, (mine, other) in enumerate(zip(self.words, words, strict=True)) if mine != other]
+
+    def takes(self, step: Checked, words: tuple[str, ...]) -> bool:
+        """Whether a line of this form is known to be taken."""
+        changed = self._changed(words)
+        if not all(i in self.places for i in changed):
+            return False
+        before = []
+        try:
+            for i in changed:
+                owner, name = _owner(self.options, self.places[i])
+                value = getattr(owner, name)
+                before.append((owner, name, value))
+                told = _as(type(value), words[i])
+                if told is None:
+                    return False
+                object.__setattr__(owner, name, told)
+            _check_ranges(step, self.options)
+        except DivffError:
+            return False
+        finally:
+            for owner, name, value in before:
+                object.__setattr__(owner, name, value)
+        return True
+
+    def learn(self, words: tuple[str, ...], options: Any) -> None:
+        """Compares with another line of this form: where each word that differs makes one field differ, it is known."""
+        changed, theirs = self._changed(words), dict(_leaves(options))
+        differing = {place: value for place, value in _leaves(self.options) if _differ(value, theirs.get(place))}
+        found: dict[int, tuple[str, ...]] = {}
+        for i in changed:
+            fitting = [
+                place
+                for place, value in differing.items()
+                if value is not None
+                and _as(type(value), self.words[i]) == value
+                and _as(type(value), words[i]) == theirs.get(place)
+                and _is_plain(self.options, place)
+            ]
+            if len(fitting) == 1:
+                found[i] = fitting[0]
+        if len(changed) == len(found) == len(differing) == len(set(found.values())):
+            self.places.update(found)
+
+
+def _leaves(options: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """What the fields of a dataclass and of those in it hold."""
+    for entry in fields(options):
+        value = getattr(options, entry.name, None)
+        if is_dataclass(value) and not isinstance(value, type):
+            yield from _leaves(value, (*place, entry.name))
+        else:
+            yield (*place, entry.name), value
+
+
+def _differ(value: Any, other: Any) -> bool:
+    return type(value) is not type(other) or bool(value != other)
+
+
+def _owner(options: Any, place: tuple[str, ...]) -> tuple[Any, str]:
+    for name in place[:-1]:
+        options = getattr(options, name)
+    return options, place[-1]
+
+
+def _as(kind: type, word: str) -> int | float | Path | None:
+    """A word as a value of a field of a kind; None where it is none, or the kind is another."""
+    if kind is int:
+        return int(word) if word.isdigit() else None
+    if kind is float:
+        return float(word) if _NUMBER.fullmatch(word) else None
+    return Path(word) if issubclass(kind, Path) else None
+
+
+def _is_plain(options: Any, place: tuple[str, ...]) -> bool:
+    """Whether a field takes all numbers, or all paths, but for its range: it is no choice among some."""
+    owner, name = _owner(options, place)
+    try:
+        hint = get_type_hints(type(owner), include_extras=True)[name]
+    except (NameError, KeyError):  # a class of somebody else's, with names that are only there for type checkers
+        return False
+    return _members(hint) - {type(None)} in ({int}, {float}, {Path})
+
+
+def _members(hint: Any) -> set[Any]:
+    if get_origin(hint) is Annotated:
+        return _members(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return {member for part in get_args(hint) for member in _members(part)}
+    return {hint}
+
+
+def registered_methods() -> dict[str, Any]:
+    """Configurations of the registered methods of this package's kind, by name."""
+    from divff_nerfstudio.evaluation.runs import our_configs
+
+    return {config.method_name: config for config in our_configs()}
+
+
+def _read(step: Checked, method: str, words: Sequence[str]) -> Any:
+    """The options as their command has them; a text where it does not take them, which says why."""
+    for word in words:
+        if (name := word.partition("=")[0].replace("_", "-")) in _GIVEN.get(step, ()):
+            return f"{name} is for the batch to say, leave it out"
+    kind, default, needed = _command(step, method)
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            options = tyro.cli(kind, args=[*needed(words)], **given)
+            _check_ranges(step, options)
+    except SystemExit:
+        return _worded(said.getvalue())[:300] or "it prints its help"
+    except DivffError as error:
+        return str(error).rstrip(".")
+    return options
+
+
+def _check_ranges(step: Checked, options: Any) -> None:
+    """Raises OptionError for what a command would refuse when it is run."""
+    if step != "train":
+        check_options(options)
+        return
+    from divff_nerfstudio.option_ranges import check_config
+
+    check_config(options)
+
+
+def _worded(text: str) -> str:
+    """What a parser prints, without the box around it."""
+    inside = (c if c.isprintable() and not 0x2500 <= ord(c) < 0x2580 else " " for c in text)
+    return " ".join("".join(inside).split())
+
+
+def _command(step: Checked, method: str) -> tuple[Any, Any, Any]:
+    """What reads a step's options: its class, its defaults, and what comes before them."""
+    if step == "convert":
+        from divff_nerfstudio.cli.convert import ConvertConfig
+
+        return ConvertConfig, None, lambda words: convert_words(words, "SCENE")
+    if step == "import":
+        from divff_nerfstudio.importing import ImportConfig
+
+        return ImportConfig, None, lambda words: (*words, "--scene", "SCENE", "--output", "RUN")
+    if step == "extract":
+        from divff_nerfstudio.features.extract import ExtractConfig
+
+        return ExtractConfig, None, lambda words: ("--data", "SCENE", *words)
+    if step == "train":
+        config: Any = registered_methods()[method]
+        return tyro.conf.FlagConversionOff[type(config)], config, lambda words: words
+    from divff_nerfstudio.cli.evaluate import EvaluateConfig
+    from divff_nerfstudio.cli.export import ExportConfig
+
+    kind = EvaluateConfig if step == "evaluate" else ExportConfig
+    return kind, None, lambda words: ("--load-config", "RUN/config.yml", *words)
