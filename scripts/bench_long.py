@@ -271,7 +271,7 @@ class Long:
             for i in range(frames):
                 points, eye = walls(i % ROUND), pose(i % ROUND)[:, 3]
                 distance, shares = np.linalg.norm(points - eye, axis=-1), np.zeros((2, HEIGHT, WIDTH))
-                yield Look(i, _blocks(i % ROUND), points, distance, *shares, eye)
+                yield Look(i, _blocks(i % ROUND), points, distance, shares[0], shares[1], eye)
 
         cameras = [LookCamera(pose(i % ROUND), intrinsics) for i in range(frames)]
         found = find_things(looks(), lambda _: table.copy(), cameras, root)
