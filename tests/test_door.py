@@ -39,7 +39,6 @@ class Hands(moved_scene.BoxModel):
     """Draws the scene as it is, a hand beside what is being moved; counts the views."""
 
     views = 0
-    dynamic = (MUG,)
     codes = torch.from_numpy(CODES)
 
     def actor(self, number, view):

@@ -72,7 +72,7 @@ def test_rounding_moves_positions_along_flat_parts_and_errors_are_told(parity):
 
 def test_other_weights_unknown_arrays_and_changed_numbers_are_told(parity, parity_dir: Path, tmp_path: Path):
     npz, checkpoint, autoencoder = files(parity_dir)
-    kept = ("in/", "nerf_", "tolerance/", "test_f32/z")
+    kept = ("in/", "nerf_", "tolerance/", "test_f32/z", "test_f32/weights_coarse")
     with np.load(npz) as file:
         data = {name: file[name] for name in file.files if name.startswith(kept)}
     data["nerf_coarse/sigma_only"] = data["nerf_coarse/sigma_only"] + np.float32(1e-3)
