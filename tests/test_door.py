@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import small_scene
 import torch
-from moved_scene import FRAMES, HEIGHT, MUG, STEP, WIDTH
+from moved_scene import FRAMES, HEIGHT, STEP, WIDTH
 from test_things import NAMES, hand
 
 import divff_nerfstudio
