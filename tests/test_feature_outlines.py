@@ -7,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.measure import label
+from test_feature_encoders import write_scene
 
+from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.features.agglomeration import regions_of
-from divff_nerfstudio.features.open_clip_source import SegmentSourceConfig
+from divff_nerfstudio.features.open_clip_source import SegmentSource
 from divff_nerfstudio.features.outlines import OFFSETS, OUTLINES, OutlineSegmenterConfig
+from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -104,7 +108,11 @@ def test_the_header_tells_options_and_weights(tmp_path):
     save_file(weights, tmp_path / "other.safetensors")
     other = OutlineSegmenterConfig(different=0.4).setup(weights=tmp_path / "other.safetensors")
     assert other.settings()["fingerprint"] != settings["fingerprint"]
-    assert SegmentSourceConfig().segmenter == "auto"
+
+
+def test_the_demo_encoder_cuts_along_outlines(tmp_path):
+    pictures = Pictures(load_scene(write_scene(tmp_path / "scene", frames=3)))
+    assert SegmentSource(pictures, "demo", torch.device("cpu")).settings()["segmenter"]["name"] == "outlines"
 
 
 def test_a_tiny_training_writes_weights_that_load(tmp_path, scripts_on_path, capsys):

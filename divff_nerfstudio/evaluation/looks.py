@@ -175,7 +175,7 @@ def rendered(
             read_npz_array(kept, "distance", shape, _FLAT, into=distances)
             return distances, read_npz_array(kept, "shares", shares_shape, _FLAT, into=shares)
         except SceneError:
-            CONSOLE.print(f"[yellow]{kept} is not of this scene and is written anew.", soft_wrap=True)
+            CONSOLE.print(f"[yellow]{kept} is not of this scene and version, and is written anew.", soft_wrap=True)
     shown: Iterable[int] = range(len(trained.scene))
     if looked is None:
         shown = track(shown, "Looking at the frames ...", console=CONSOLE, transient=True)

@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
+from divff_nerfstudio.data.masks import resize_nearest
 from divff_nerfstudio.features.agglomeration import regions_of
 from divff_nerfstudio.features.encoder_loading import DEMO_ENCODER
 from divff_nerfstudio.features.pretrained import weights_fingerprint
@@ -141,6 +142,4 @@ class OutlineSegmenter(Segmenter):
             values = torch.from_numpy(resized).permute(2, 0, 1)[None].to(self.device)
             different = torch.sigmoid(self.network(values.contiguous(memory_format=torch.channels_last)))[0]
         regions = regions_of(different.float().cpu().numpy(), OFFSETS, self.config.different, self.config.min_size)
-        rows = ((np.arange(height) + 0.5) / height * regions.shape[0]).astype(int)
-        columns = ((np.arange(width) + 0.5) / width * regions.shape[1]).astype(int)
-        return np.unique(regions[rows[:, None], columns], return_inverse=True)[1].reshape(height, width)
+        return np.unique(resize_nearest(regions, height, width), return_inverse=True)[1].reshape(height, width)

@@ -14,6 +14,7 @@ from nerfstudio.configs.base_config import InstantiateConfig
 from PIL import Image
 from pydantic import Field
 
+from divff_nerfstudio.data.masks import resize_nearest
 from divff_nerfstudio.schema import Positive, Share, Weight
 
 
@@ -102,9 +103,7 @@ class ColourSegmenter(Segmenter):
         scale = self.config.scale * min(1.0, height / self.config.working_height)
         regions = felzenszwalb(resized, scale=scale, sigma=self.config.sigma, min_size=self.config.min_size)
         regions = self._merge(regions, rgb2lab(resized) * np.array([0.6, 1.0, 1.0]))
-        rows = ((np.arange(height) + 0.5) / height * regions.shape[0]).astype(int)
-        columns = ((np.arange(width) + 0.5) / width * regions.shape[1]).astype(int)
-        return np.unique(regions[rows[:, None], columns], return_inverse=True)[1].reshape(height, width)
+        return np.unique(resize_nearest(regions, height, width), return_inverse=True)[1].reshape(height, width)
 
     def _merge(self, regions: Int[np.ndarray, "h w"], colours: Float[np.ndarray, "h w 3"]) -> Int[np.ndarray, "h w"]:
         """Merges pairs of neighbours, the smallest regions first, until none is left that belongs together."""

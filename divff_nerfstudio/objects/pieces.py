@@ -1,4 +1,4 @@
-"""Puts together things of which segments show but pieces: side by side whenever both are seen, and as alike as one."""
+"""Puts together things of which segments show but pieces: always side by side, or one after the other."""
 
 from __future__ import annotations
 
@@ -74,35 +74,6 @@ def join_pieces(
     return [group for i, group in enumerate(groups) if into[i] == i]
 
 
-def _neighbours(
-    groups: Sequence[Group], seen: SightingTable, rows: UInt16[np.ndarray, "frames height width"]
-) -> Counter[tuple[int, int]]:
-    """In how many frames two groups have segments beside each other."""
-    owners = np.full(len(seen.columns) + 1, -1)  # the last is that of pixels in no segment, -1
-    for number, group in enumerate(groups):
-        owners[np.array(group.numbers)] = number
-    found = Counter[tuple[int, int]]()
-    for frame, row in enumerate(rows):
-        place = owners[seen.numbers_at(frame, row)]
-        pairs = np.concatenate(
-            [
-                np.stack((place[:-1], place[1:]), -1).reshape(-1, 2),
-                np.stack((place[:, :-1], place[:, 1:]), -1).reshape(-1, 2),
-            ]
-        )
-        pairs = np.sort(pairs[(pairs[:, 0] != pairs[:, 1]) & (pairs.min(axis=1) >= 0)], axis=1)
-        different, count = np.unique(pairs, axis=0, return_counts=True)
-        found.update(tuple(pair) for pair in different[count >= _TOUCHING].tolist())
-    return found
-
-
-def _root(into: list[int], group: int) -> int:
-    """What a group has been joined to, and that, and so on."""
-    while into[group] != group:
-        group = into[group]
-    return group
-
-
 def join_over_time(groups: Sequence[Group], seen: SightingTable, likeness: Likeness, reach: float) -> list[Group]:
     """Joins groups that are not seen at the same time: what the dynamic layer has and what looks the same, a carrot
     before and after it was moved; and what is seen briefly at the place where another group is seen next before or
@@ -136,6 +107,35 @@ def join_over_time(groups: Sequence[Group], seen: SightingTable, likeness: Liken
 def _dynamic(group: Group, seen: SightingTable) -> float:
     """The dynamic layer's share of a group."""
     return float(seen.columns["dynamic"][np.array(group.numbers)].mean())
+
+
+def _neighbours(
+    groups: Sequence[Group], seen: SightingTable, rows: UInt16[np.ndarray, "frames height width"]
+) -> Counter[tuple[int, int]]:
+    """In how many frames two groups have segments beside each other."""
+    owners = np.full(len(seen.columns) + 1, -1)  # the last is that of pixels in no segment, -1
+    for number, group in enumerate(groups):
+        owners[np.array(group.numbers)] = number
+    found = Counter[tuple[int, int]]()
+    for frame, row in enumerate(rows):
+        place = owners[seen.numbers_at(frame, row)]
+        pairs = np.concatenate(
+            [
+                np.stack((place[:-1], place[1:]), -1).reshape(-1, 2),
+                np.stack((place[:, :-1], place[:, 1:]), -1).reshape(-1, 2),
+            ]
+        )
+        pairs = np.sort(pairs[(pairs[:, 0] != pairs[:, 1]) & (pairs.min(axis=1) >= 0)], axis=1)
+        different, count = np.unique(pairs, axis=0, return_counts=True)
+        found.update(tuple(pair) for pair in different[count >= _TOUCHING].tolist())
+    return found
+
+
+def _root(into: list[int], group: int) -> int:
+    """What a group has been joined to, and that, and so on."""
+    while into[group] != group:
+        group = into[group]
+    return group
 
 
 def _lies_there(brief: Group, other: Group, frames: Int[np.ndarray, "n"], seen: SightingTable, reach: float) -> bool:

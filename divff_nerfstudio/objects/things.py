@@ -289,9 +289,12 @@ def _moved(thing: Thing, before: Rest, after: Rest, things: Things) -> bool:
     if dynamic < MIN_DYNAMIC or thing.size > _ROOM * things.depth:
         return False
     touched, unseen = _handled(thing, before, after, things)
+    handled = touched or unseen
+    if not handled and dynamic <= _SURELY_DYNAMIC:
+        return False
     left = _left(thing, before, after, things)
-    if not touched and not unseen:
-        return dynamic > _SURELY_DYNAMIC and left is not None and left > _SURELY_LEFT
+    if not handled:
+        return left is not None and left > _SURELY_LEFT
     if left is not None:
         return left > _LEFT
     whole = touched and not unseen and all(rest.spots.cut.mean() < _WHOLE for rest in (before, after))
