@@ -19,9 +19,9 @@ from divff_nerfstudio.features.oracle import phrase_code
 from divff_nerfstudio.objects import grouping, likeness, pieces, spans
 from divff_nerfstudio.objects import things as things_module
 from divff_nerfstudio.objects.diary import Clock, diary
-from divff_nerfstudio.objects.grouping import Group
+from divff_nerfstudio.objects.grouping import Group, Grouping
 from divff_nerfstudio.objects.pictures import before_and_after, contact_sheet, plan
-from divff_nerfstudio.objects.sighting_table import SightingTable
+from divff_nerfstudio.objects.sighting_table import Sightings, SightingTable
 from divff_nerfstudio.objects.sightings import Look, sightings, visible
 from divff_nerfstudio.objects.things import LookCamera, Things, find_things
 
@@ -173,9 +173,12 @@ def test_a_stray_in_the_last_frame_is_no_move():
 
 
 def test_what_the_static_layer_shows_is_not_moved():
+    """What it shows at both places; at one of them, it may err."""
     scene = looks()
-    for look in scene:
+    for i, look in enumerate(scene):
         look.dynamic[look.index == BOWL] = 0.2
+        if i > 8:
+            look.dynamic[look.index == MUG] = 0.2
     found = things_in(scene)
     assert [event.thing for event in diary(found)] == [named(found, "mug")]
 
@@ -214,6 +217,48 @@ def test_groups_of_one_look_that_are_never_seen_together_are_one(apart):
     assert len(kept) == len(groups) - 1
     mug = max((groups[MUG, False], groups[MUG, True]), key=lambda group: len(group.numbers))
     assert sorted(mug.numbers) == [i for i, c in enumerate(seen.columns) if c["row"] == MUG]
+
+
+@pytest.mark.parametrize(("alike", "joined"), [(0.55, True), (0.2, False)])
+def test_what_is_there_just_while_another_is_away_is_that(alike, joined):
+    """While it is in the hand, the mug looks like itself only from afar; what looks like something else is not it."""
+    other = phrase_code("chimney") - phrase_code("mug") * (phrase_code("chimney") @ phrase_code("mug"))
+    unlike = alike * phrase_code("mug") + (1 - alike**2) ** 0.5 * other / np.linalg.norm(other)
+    codes = np.concatenate((features(0), unlike[None]))
+    scene = looks()
+    for look in scene[5:8]:
+        look.index[look.index == MUG] = len(NAMES)
+    table = SightingTable()
+    for look in scene:
+        table.append(sightings(look), look.eye)
+    grouped = Grouping(table, lambda _: codes, 0.1)
+    shown = [set(table.columns["frame"][np.array(group.numbers)]) for group in grouped.groups]
+    kept = pieces.join_over_time(grouped.groups, table, grouped.likeness, 0.1)
+    assert {5, 6, 7} in shown and len(kept) == len(shown) - joined
+
+
+@pytest.mark.parametrize(("shaken", "end"), [(4, False), (4, True), (0, False)])
+def test_what_is_shaken_where_it_was_put_down_has_not_settled(shaken, end):
+    """The mug keeps to its place, but in some frames it is a little beside it."""
+    table, kept = SightingTable(), looks(still=True, with_hand=False)
+    for i, look in enumerate(kept):
+        at = FRAMES - 1 - i if end else i
+        if at < shaken:
+            aside = 0.25 * (1 if at % 2 else -1)
+            look.points[look.index == MUG] += (aside, 0.0, 0.0)
+        table.append(sightings(look), look.eye)
+    mug = spans.spots(Sightings(table, np.flatnonzero(table.columns["row"] == MUG)))
+    rest = spans.settled(spans.Rest(mug), 0.2, end)
+    assert (rest.first, rest.last) == ((0, FRAMES - 1 - shaken) if end else (shaken, FRAMES - 1))
+
+
+@pytest.mark.parametrize(("behind", "touched"), [(0.0, True), (2.0, False)])
+def test_what_the_actor_touches_is_next_to_it_in_the_room(behind, touched):
+    """An arm in front of a thing hides it, and is next to it in the picture alone."""
+    look = looks()[6]
+    look.points[look.index == ARM] -= behind * (look.points - look.eye)[look.index == ARM] / 4
+    own = next(sighting for sighting in sightings(look) if sighting.row == MUG)
+    assert own.touched == touched
 
 
 @pytest.mark.parametrize(("share", "events"), [(0.6, 0), (1.0, 2)])

@@ -23,10 +23,11 @@ PLACE_SPEAKS = 3.0
 """How much it says for a thing that something lies where it lay, in the unit of `Likeness.evidence`."""
 MIN_FRAMES = 3
 """What fewer frames show is no thing."""
+SPEED = 0.25
+"""What is carried gets no farther from one frame to the next than this share of its distance from the camera."""
 _PATIENCE = 1000
 _ELSEWHERE = -1.5
 _FAR = -4.0
-_SPEED = 0.25
 _MAX_POINTS = 768
 _PART = 0.5
 _SAME_PLACE = 0.5
@@ -182,7 +183,7 @@ class Grouping:
         centres, depths = np.stack([each.centre for each in sightings]), np.array([each.depth for each in sightings])
         apart = np.linalg.norm(centres[:, None] - np.stack([each.centre for each in last]), axis=-1)
         passed = np.array([max(sightings[0].frame - each.frame, 1) for each in last])
-        return apart < _SPEED * depths[:, None] * passed
+        return apart < SPEED * depths[:, None] * passed
 
     def _overlapping(self, sightings: Sequence[Sighting]) -> Bool[np.ndarray, "n groups"]:
         """Whether boxes around a segment and a thing are within reach of each other."""

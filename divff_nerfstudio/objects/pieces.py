@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt16
 from scipy.spatial import KDTree
 
-from divff_nerfstudio.objects.grouping import MIN_FRAMES, PLACE_SPEAKS, Group
+from divff_nerfstudio.objects.grouping import MIN_FRAMES, PLACE_SPEAKS, SPEED, Group
 from divff_nerfstudio.objects.likeness import Likeness, covered
 from divff_nerfstudio.objects.sighting_table import SightingTable
 
@@ -27,6 +27,8 @@ _BRIEF = 0.25
 _MEANWHILE = 0.1
 """In so many of its frames both may be seen."""
 _COVERED = 0.5
+_SOON = 3
+"""What is away is seen so many frames before and after, at most."""
 _SURE = PLACE_SPEAKS
 """Features that speak for one thing as much as a place does are enough, wherever it lies."""
 MIN_DYNAMIC = 0.25
@@ -76,8 +78,10 @@ def join_pieces(
 
 def join_over_time(groups: Sequence[Group], seen: SightingTable, likeness: Likeness, reach: float) -> list[Group]:
     """Joins groups that are not seen at the same time: what the dynamic layer has and what looks the same, a carrot
-    before and after it was moved; and what is seen briefly at the place where another group is seen next before or
-    after, and may look like it, a bottle of which a passing arm leaves but a part.
+    before and after it was moved; what is seen briefly at the place where another group is seen next before or after,
+    and may look like it, a bottle of which a passing arm leaves but a part; and what the dynamic layer has just while
+    another group that it has is away, and which could have got from there and back in time, a knife that looks like
+    itself in the hand only from afar.
 
     Args:
         groups: The groups; those that take others in are changed.
@@ -91,12 +95,17 @@ def join_over_time(groups: Sequence[Group], seen: SightingTable, likeness: Liken
     directions = np.stack([group.direction for group in groups]) if groups else np.zeros((0, 0))
     for one in reversed(kept.copy()):
         own = shown[one]
-        speaks = likeness.evidence(directions @ directions[one])
-        for other in sorted((i for i in kept if i != one and speaks[i] > 0), key=lambda i: -speaks[i]):
+        similar = directions @ directions[one]
+        speaks, graded = likeness.evidence(similar), likeness.graded(similar)
+        for other in sorted((i for i in kept if i != one and graded[i] > 0), key=lambda i: -similar[i]):
             if len(np.intersect1d(own, shown[other], assume_unique=True)) > _MEANWHILE * len(own):
                 continue
-            brief = len(own) <= _BRIEF * len(shown[other]) and _lies_there(groups[one], groups[other], own, seen, reach)
-            if brief or (speaks[other] > _SURE and dynamic[one] and dynamic[other]):
+            brief, moving = len(own) <= _BRIEF * len(shown[other]), dynamic[one] and dynamic[other]
+            if (
+                (speaks[other] > _SURE and moving)
+                or (speaks[other] > 0 and brief and _lies_there(groups[one], groups[other], seen, reach))
+                or (moving and brief and _is_away(groups[one], groups[other], seen))
+            ):
                 groups[other].absorb(groups[one])
                 shown[other] = np.union1d(shown[other], own)
                 kept.remove(one)
@@ -138,13 +147,36 @@ def _root(into: list[int], group: int) -> int:
     return group
 
 
-def _lies_there(brief: Group, other: Group, frames: Int[np.ndarray, "n"], seen: SightingTable, reach: float) -> bool:
+def _lies_there(brief: Group, other: Group, seen: SightingTable, reach: float) -> bool:
     """Whether what a group shows lies where another one is seen last before, or first after."""
-    numbers = np.array(other.numbers)
-    when = seen.columns["frame"][numbers]
     points = seen.points(np.array(brief.numbers))
-    for around in (when[when < frames[0]].max(initial=-1), when[when > frames[-1]].min(initial=seen.frames)):
-        there = numbers[when == around]
-        if len(there) and covered(points, KDTree(seen.points(there)), reach) > _COVERED:
-            return True
-    return False
+    return any(
+        len(there) > 0 and covered(points, KDTree(seen.points(there)), reach) > _COVERED
+        for _, there in _ends(brief, other, seen)
+    )
+
+
+def _is_away(brief: Group, other: Group, seen: SightingTable) -> bool:
+    """Whether another group is seen last just before a group is, and first just after, both times so near to it that it
+    may have been carried from there, and back."""
+    for own, there in _ends(brief, other, seen):
+        if not len(there):
+            return False
+        near, far = seen.columns[own], seen.columns[there]
+        passed = abs(int(near["frame"][0]) - int(far["frame"][0]))
+        apart = np.linalg.norm(near["centre"][:, None] - far["centre"], axis=-1).min()
+        if passed > _SOON or apart > SPEED * float(far["depth"].max()) * passed:
+            return False
+    return True
+
+
+def _ends(
+    brief: Group, other: Group, seen: SightingTable
+) -> Iterator[tuple[Int[np.ndarray, "n"], Int[np.ndarray, "m"]]]:
+    """Numbers of a group's first segments and of the other's last ones before; then of its last ones, and of the
+    other's first ones after."""
+    own, numbers = np.array(brief.numbers), np.array(other.numbers)
+    frames, when = seen.columns["frame"][own], seen.columns["frame"][numbers]
+    first, last = frames.min(), frames.max()
+    yield own[frames == first], numbers[when == when[when < first].max(initial=-1)]
+    yield own[frames == last], numbers[when == when[when > last].min(initial=seen.frames)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt16
-from scipy.ndimage import binary_dilation
+from scipy.spatial import KDTree
 
 from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.features.store import NO_FEATURE
@@ -17,8 +17,8 @@ MIN_PIXELS = 6
 SAMPLES = 48
 """So many points of a segment are kept, at most."""
 _ACTOR = 0.5
-_TOUCHED = 0.1
-_NEXT = 2
+_NEXT_TO = 0.1
+"""The actor is next to what is nearer to it than this share of the distance from the camera."""
 _SPREAD = 4.0
 
 
@@ -84,6 +84,7 @@ def sightings(look: Look) -> list[Sighting]:
     height, width = look.index.shape
     flat = look.index.ravel()
     actor = look.actor > _ACTOR
+    near = _next_to(look, actor).ravel()
     order = np.argsort(flat, kind="stable")
     starts = np.flatnonzero(np.diff(flat[order], prepend=-1))
     found = []
@@ -106,7 +107,7 @@ def sightings(look: Look) -> list[Sighting]:
                 area=len(pixels),
                 depth=float(np.median(distance)),
                 cut=_cut(box, height, width),
-                touched=_touched(look.index == row, actor, box),
+                touched=bool(near[pixels].any()),
                 actor=float(look.actor.ravel()[pixels].mean()),
                 dynamic=float(look.dynamic.ravel()[pixels].mean()),
             )
@@ -138,13 +139,14 @@ def _cut(box: Sequence[int], height: int, width: int) -> bool:
     return box[0] == 0 or box[1] == 0 or box[2] == height or box[3] == width
 
 
-def _touched(
-    own: Bool[np.ndarray, "height width"], actor: Bool[np.ndarray, "height width"], box: Sequence[int]
-) -> bool:
-    """Whether a tenth of the pixels around a segment are the actor's."""
-    around = tuple(slice(max(first - _NEXT, 0), last + _NEXT) for first, last in zip(box[:2], box[2:], strict=True))
-    ring = binary_dilation(own[around], iterations=_NEXT) & ~own[around]
-    return bool(actor[around][ring].mean() > _TOUCHED) if ring.any() else False
+def _next_to(look: Look, actor: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """Which pixels show the actor, or something that has it next to it: in the room, not only in the picture."""
+    near = actor.copy()
+    if actor.any():
+        bound = _NEXT_TO * look.distance[~actor]
+        away, _ = KDTree(look.points[actor]).query(look.points[~actor], distance_upper_bound=float(bound.max()))
+        near[~actor] = away < bound
+    return near
 
 
 def visible(

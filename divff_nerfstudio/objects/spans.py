@@ -25,6 +25,12 @@ _STRAYS = 2
 _HELD = 0.6
 _DISPLACED = 3
 _STEP = 0.3
+_SETTLED = 0.9
+_COMPARED = 16
+_LATER = 9
+_ENOUGH = 6
+_QUIET = 3
+"""What has kept still in so many frames no longer moves."""
 _AWAY = 0.6
 """Share of its size by which a thing must be displaced before its place is another."""
 
@@ -61,6 +67,11 @@ class Spots:
         return self[slice(*np.searchsorted(self.frames, (first, last + 1)))]
 
     @property
+    def eyes(self) -> Float[np.ndarray, "n 3"]:
+        """Where each frame's camera is, world coordinates."""
+        return self.sightings.table.eyes[self.frames]
+
+    @property
     def few(self) -> Spots:
         """Some hundreds of them, evenly chosen, where there are more."""
         return self if len(self) <= MAX_SPOTS else self[evenly_spaced(len(self), MAX_SPOTS)]
@@ -73,7 +84,7 @@ class Spots:
 
     def off(self, point: Float[np.ndarray, "3"]) -> Float[np.ndarray, "n"]:
         """How far each is from a point across the line of sight, scene units: along it, rendered depth is not sure."""
-        eyes = self.sightings.table.eyes[self.frames]
+        eyes = self.eyes
         sight = self.centres - eyes
         sight /= np.maximum(np.linalg.norm(sight, axis=1, keepdims=True), 1e-9)
         to = point - eyes
@@ -158,7 +169,7 @@ def rests(seen: Spots, reach: float, count: int) -> list[Rest]:
     if not len(seen):
         return []
     long = size(seen)
-    step, far = max(_STEP * long, reach), max(_AWAY * long, 3 * reach)
+    step = max(_STEP * long, reach)
     found: list[Rest] = []
     for run in _runs(seen, step, reach):
         rest = Rest(seen[run])
@@ -167,11 +178,47 @@ def rests(seen: Spots, reach: float, count: int) -> list[Rest]:
             continue
         if len(found) > 1 and _held(found[-1]) and _one_place(found[-2], rest, step, reach):
             found.pop()
-        if found and _one_place(found[-1], rest, step, reach) and not _taken(seen, found[-1], rest, far):
+        if found and _one_place(found[-1], rest, step, reach) and not taken(seen, found[-1], rest, reach):
             found[-1] = Rest(found[-1].spots + rest.spots)
         else:
             found.append(rest)
     return found
+
+
+def settled(rest: Rest, reach: float, end: bool = False) -> Rest:
+    """A rest without the frames at its begin in which the thing still moves a little: a pan that is shaken on the hob.
+
+    It has settled when nearly all of what a frame shows of it lies, seen from there, where later frames show it, and
+    goes on to do so: what hides a part of it makes no difference, and neither does an error of the rendered depth.
+
+    Args:
+        rest: Where the thing rests.
+        reach: Points nearer to each other than this are at one place, scene units.
+        end: Whether the frames at its end are asked instead, compared with earlier ones.
+    """
+    order = range(len(rest.spots))[:: -1 if end else 1]
+    first = quiet = 0
+    for i in range(len(order) - _ENOUGH):
+        if _still(rest.spots, order[i], order[min(i + _LATER, len(order) - _ENOUGH) :], reach):
+            quiet += 1
+        else:
+            first, quiet = i + 1, 0
+        if quiet == _QUIET:
+            break
+    kept = np.sort(order[first:])
+    return rest if first == 0 else Rest(rest.spots[kept])
+
+
+def _still(seen: Spots, spot: int, others: Sequence[int], reach: float) -> bool:
+    """Whether what a frame shows of a thing lies, seen from there, where others show it."""
+    eye, others = seen.eyes[spot], others[:: max(1, len(others) // _COMPARED)]
+    points, there = seen[[spot]].points - eye, seen[others].points - eye
+    away = np.linalg.norm(points, axis=1)
+    directions, known = points / away[:, None], there / np.linalg.norm(there, axis=1, keepdims=True)
+    # Few points of a large thing lie far apart, the closer the more frames show them.
+    apart = float(np.median(KDTree(points).query(points, k=2)[0][:, 1])) / len(others) ** 0.5
+    off = KDTree(known).query(directions)[0] * away
+    return float((off < max(reach / 2, apart)).mean()) >= _SETTLED
 
 
 def _held(rest: Rest) -> bool:
@@ -218,7 +265,15 @@ def _one_place(first: Rest, second: Rest, step: float, reach: float) -> bool:
     )
 
 
-def _taken(seen: Spots, before: Rest, after: Rest, far: float) -> bool:
-    """Whether the actor has had a thing elsewhere between two rests."""
+def taken(seen: Spots, before: Rest, after: Rest, reach: float) -> bool:
+    """Whether the actor has had a thing elsewhere between two rests.
+
+    Args:
+        seen: What each frame shows of the thing, in the order of time.
+        before: The first of the rests.
+        after: The second.
+        reach: Points nearer to each other than this are at one place, scene units.
+    """
+    far = max(_AWAY * size(seen), 3 * reach)
     between = seen.between(before.last + 1, after.first - 1)
     return int((between.touched & (between.off(before.point) > far)).sum()) >= _DISPLACED

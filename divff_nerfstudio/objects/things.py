@@ -19,7 +19,7 @@ from divff_nerfstudio.objects.likeness import Likeness
 from divff_nerfstudio.objects.pieces import MIN_DYNAMIC, join_over_time, join_pieces
 from divff_nerfstudio.objects.sighting_table import Sightings, SightingTable
 from divff_nerfstudio.objects.sightings import FeaturesOf, Look, Sighting, sightings, visible
-from divff_nerfstudio.objects.spans import Rest, Spots, rests, size, spots
+from divff_nerfstudio.objects.spans import Rest, Spots, rests, settled, size, spots, taken
 
 _SEEN = 0.3
 _LEFT = 0.5
@@ -262,42 +262,47 @@ def _follow(thing: Thing, things: Things) -> None:
     """Finds out where a thing rests and when it is moved."""
     lain = rests(thing.spots, things.reach, len(things.cameras)) or [Rest(thing.spots[:1])]
     kept, moves = [lain[0]], []
-    for rest in lain[1:]:
-        if not _moved(thing, kept[-1], rest, things):
-            kept[-1] = Rest(kept[-1].spots + rest.spots)
+    for later in lain[1:]:
+        if not _moved(thing, kept[-1], later, things):
+            kept[-1] = Rest(kept[-1].spots + later.spots)
             continue
-        before = kept[-1]
-        way = thing.spots.between(before.last + 1, rest.first - 1)
+        before, after = settled(kept.pop(), things.reach, end=True), settled(later, things.reach)
+        way = thing.spots.between(before.last + 1, after.first - 1)
         path = tuple(
             (frame, tuple(place)) for frame, place in zip(way.frames.tolist(), way.centres.tolist(), strict=True)
         )
-        moves.append(Move(before.last, rest.first, before.point, rest.point, path))
-        kept.append(rest)
+        moves.append(Move(before.last, after.first, before.point, after.point, path))
+        kept += [before, after]
     thing.rests, thing.moves = tuple(kept), tuple(moves)
 
 
 def _moved(thing: Thing, before: Rest, after: Rest, things: Things) -> bool:
     """Whether a thing has left a place for another, or another part of the same is seen.
 
-    What the static layer shows has not. It has left if frames that show the old place afterwards show something else
-    there. If none shows it, a thing has still moved if it is seen all the way, with the actor next to it, and whole at
-    both places, as large here as there; what the picture's border cuts off, or what fills the room, has not. Somebody
-    must have had it: the actor is next to it as it goes or comes, or nobody has seen it go; unless the dynamic layer is
-    sure of it, and the old place is empty: a hand may be next to a handle that is a segment of its own.
+    What the static layer shows at both places has not. It has left if frames that show the old place afterwards show
+    something else there. If none shows it, a thing has still moved if it is seen all the way, or elsewhere in between,
+    with the actor next to it, and whole at both places, as large here as there; what the picture's border cuts off, or
+    what fills the room, has not. Somebody must have had it: the actor is next to it as it goes or comes, or nobody has
+    seen it go; unless the dynamic layer is sure of it, and the old place is empty: a hand may be next to a handle that
+    is a segment of its own.
     """
-    dynamic = min(_dynamic(thing, rest) for rest in (before, after))
-    if dynamic < MIN_DYNAMIC or thing.size > _ROOM * things.depth:
+    dynamic = [_dynamic(thing, rest) for rest in (before, after)]
+    if max(dynamic) < MIN_DYNAMIC or thing.size > _ROOM * things.depth:
         return False
     touched, unseen = _handled(thing, before, after, things)
     handled = touched or unseen
-    if not handled and dynamic <= _SURELY_DYNAMIC:
+    if not handled and min(dynamic) <= _SURELY_DYNAMIC:
         return False
     left = _left(thing, before, after, things)
     if not handled:
         return left is not None and left > _SURELY_LEFT
     if left is not None:
         return left > _LEFT
-    whole = touched and not unseen and all(rest.spots.cut.mean() < _WHOLE for rest in (before, after))
+    whole = (
+        touched
+        and (taken(thing.spots, before, after, things.reach) or not unseen)
+        and all(rest.spots.cut.mean() < _WHOLE for rest in (before, after))
+    )
     sizes = size(before.spots), size(after.spots)
     return bool(whole and max(sizes) < _ALIKE * max(min(sizes), 1e-9))
 
