@@ -84,7 +84,7 @@ def _is_loop(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith(_LOOP)
 
 
-_LEFT_OUT = {
+LEFT_OUT = {
     "comet_ml": "comet-ml",
     "wandb": "wandb",
     "open3d": "open3d",
@@ -103,7 +103,7 @@ def _left_out(error: BaseException) -> str | None:
     """The package to install for an import that failed; None if it is no part of nerfstudio that is left out."""
     if not isinstance(error, ModuleNotFoundError):
         return None
-    return _LEFT_OUT.get((error.name or "").partition(".")[0])
+    return LEFT_OUT.get((error.name or "").partition(".")[0])
 
 
 def _is_about_what_was_typed(error: BaseException) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from importlib.metadata import distributions, packages_distributions
+from importlib.metadata import distributions, packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from divff_nerfstudio.faults import LEFT_OUT
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -69,3 +72,14 @@ def test_what_is_imported_is_declared(folder: str, extras: tuple[str, ...]):
         if not {normal(package) for package in packages} & known:
             missing[module] = sorted(files)
     assert missing == {}
+
+
+def test_of_nerfstudio_only_what_can_be_asked_for_in_a_sentence_is_left_out():
+    """What is installed in place of its own list is that list without what nothing here imports, and timm's pin."""
+    (table,) = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["uv"]["dependency-metadata"]
+    assert (table["name"], table["version"]) == ("nerfstudio", version("nerfstudio"))
+    asked = {Requirement(line) for line in requires("nerfstudio") or () if "extra ==" not in line}
+    taken = {Requirement(line) for line in table["requires-dist"]}
+    assert {str(line) for line in taken - asked} == {"timm"}
+    left = {normal(line.name) for line in asked - taken}
+    assert left - {"timm", "importlib-metadata"} == {*LEFT_OUT.values(), "ipywidgets", "jupyterlab"}
