@@ -352,13 +352,15 @@ FORMS = {
     "capitals": (str.upper, str.lower),
     "two characters": (lambda name: f"ku\u0308che_{name}", lambda name: f"k\u00fcche_{name}"),
     "one character": (lambda name: f"k\u00fcche_{name}", lambda name: f"ku\u0308che_{name}"),
+    "an address": (lambda name: f"my k\u00fcche {name}", lambda name: f"my%20k%C3%BCche%20{name}"),
+    "no address": (lambda name: f"my%20{name}", lambda name: f"my {name}"),
     "no suffix": (lambda name: name.replace(".png", ".PNG"), lambda name: name.removesuffix(".png")),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_pictures_are_found_whatever_machine_has_named_them(data, form):
-    """On a Mac and on Windows these names are one."""
+    """On a Mac, on Windows and in an address these names are one."""
     there, said = FORMS[form]
     for path in sorted((data / "images").iterdir()):
         path.rename(path.with_name(there(path.name)))
@@ -377,6 +379,12 @@ def test_pictures_are_found_whatever_machine_has_named_them(data, form):
     assert FrameNames(names).number(said("frame_1.png")) is None
     assert FrameNames(names).number("b\\" + said("frame_1.png")) == 98
     assert frames_among([there("f_1.png"), "f_1_mask.png"], {said("f_1.png")}, "number") == [there("f_1.png")]
+
+
+def test_some_of_the_names_are_those_of_an_address():
+    there = ["f_1.png", "a b_2.png", "a b_2_mask.png"]
+    assert frames_among(there, {"f_1.png", "a%20b_2.png"}, "number") == there[:2]
+    assert number_names(["IMG%209.png", "IMG%2010.png"], "number", Path()) == {"IMG%209.png": 9, "IMG%2010.png": 10}
 
 
 @pytest.mark.parametrize("above", ["/home/me/kitchen/", "C:\\Users\\me\\kitchen\\"])
@@ -492,12 +500,13 @@ def test_times_that_cannot_be_used_and_lists_that_lack_some():
         named_splits({"train": [1], "val": [1]}, HERE)
 
 
-def test_pictures_of_another_shape_are_refused_before_anything_is_written(tmp_path, capsys):
+@pytest.mark.parametrize(("size", "said"), [((90, 90), "cropped"), ((90, 160), "shown turned by a quarter")])
+def test_pictures_of_another_shape_are_refused_before_anything_is_written(tmp_path, capsys, size, said):
     frames = room.write_frames(tmp_path / "images", only=room.numbers())
-    Image.new("RGB", (90, 160)).save(frames / f"frame_{room.numbers()[-1]:010d}.png")
+    Image.new("RGB", size).save(frames / f"frame_{room.numbers()[-1]:010d}.png")
     assert convert(as_colmap(tmp_path, frames), tmp_path / "scene") == 1
-    said = " ".join(capsys.readouterr().err.split())
-    assert "cropped" in said and f"Frame {room.numbers()[-1]} of" in said
+    found = " ".join(capsys.readouterr().err.split())
+    assert said in found and f"Frame {room.numbers()[-1]} of" in found
     assert not list((tmp_path).rglob("IMG_*")) and not (tmp_path / "scene").exists()
 
 

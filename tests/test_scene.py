@@ -6,6 +6,7 @@ import copy
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,8 +24,10 @@ from PIL import Image
 from divff_nerfstudio.cache_dirs import user_cache_dir
 from divff_nerfstudio.data import frames as frames_module
 from divff_nerfstudio.data.frames import cache_folder, decode_frame, open_frames
-from divff_nerfstudio.data.remarks import video_remarks
+from divff_nerfstudio.data.masks import frame_finder
+from divff_nerfstudio.data.remarks import remarks, video_remarks
 from divff_nerfstudio.data.scene import SceneError, load_scene
+from divff_nerfstudio.data.stray_cameras import leaps, strays
 
 EditMeta = Callable[[Callable[[dict], object]], None]
 
@@ -491,3 +494,46 @@ def test_the_kitchen(kitchen_small: Path) -> None:
     assert len(scene) == 80 and (scene.width, scene.height) == (114, 64)
     assert {split: len(indices) for split, indices in scene.splits.items()} == {"train": 70, "val": 5, "test": 5}
     assert scene.video_numbers[0] == 31
+
+
+def test_a_camera_that_is_elsewhere_for_one_frame_is_named(tiny_scene: Path, edit_meta: EditMeta) -> None:
+    """The usual step is 0.086; frames 10 and 24 are the first and the last."""
+    for frame, name in (("10", "IMG_0000000100"), ("12", "IMG_0000000105"), ("24", "IMG_0000000135")):
+        for distance, said in ((1.0, None), (9.0, name), (20.0, name)):
+            shutil.rmtree(tiny_scene)
+            write_tiny_scene(tiny_scene)
+
+            def move(meta: dict, frame: str = frame, distance: float = distance) -> None:
+                meta["poses"][frame][0][3] += distance
+
+            edit_meta(move)
+            found = remarks(load_scene(tiny_scene))
+            assert len(found) == (said is not None), found
+            assert said is None or (said in found[0] and "more are such" not in found[0])
+        edit_meta(lambda meta, frame=frame: meta["poses"][frame][0].__setitem__(3, 86.0))
+        refused(tiny_scene, str(tiny_scene / "meta.json"), f"frame {frame} 8", "mend the pose")
+
+
+def test_scenes_of_several_places_are_taken() -> None:
+    """Many cameras that are alone, or pairs far apart, are no strays; nor is what is near though the rest stands."""
+    positions, fars = np.zeros((40, 3)), np.full(40, 2.0)
+    positions[:, 0] = np.arange(40) * 0.01
+    positions[20:, 1] = 50
+    assert not len(strays(positions, fars)) and not len(leaps(positions, fars / 4))
+    positions[:, 0] = np.arange(40) * 5
+    assert not len(strays(positions, fars))
+    positions[:, :2] = 0
+    positions[7] = 0.2
+    assert not len(strays(positions, fars)) and not len(leaps(positions, fars / 4))
+    positions[7] = 9
+    assert strays(positions, fars).tolist() == leaps(positions, fars / 4).tolist() == [7]
+
+
+def test_names_as_an_address_has_them(tiny_scene: Path, edit_meta: EditMeta) -> None:
+    path = tiny_scene / "frames" / "IMG_0000000110.bmp"
+    path.rename(path.with_name("IMG 0000000110.bmp"))
+    edit_meta(lambda meta: meta["images"].__setitem__("14", "IMG%200000000110.bmp"))
+    refused(tiny_scene, "IMG%200000000110.bmp is missing", "there is IMG 0000000110.bmp")
+    edit_meta(lambda meta: meta["images"].__setitem__("14", "IMG 0000000110.bmp"))
+    scene = load_scene(tiny_scene)
+    assert scene.video_numbers[2] == 110 and frame_finder(scene)("IMG%20110.png") == 2

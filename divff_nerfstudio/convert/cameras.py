@@ -192,10 +192,12 @@ class SourceCamera:
         """
         if (width, height) == (self.width, self.height):
             return self
-        if abs(width * self.height / (height * self.width) - 1) > _ASPECT_TOLERANCE:
+        if not _are_of_one_shape((width, height), self.size):
+            remedy = "give frames of the camera's shape, not cropped ones"
+            if _are_of_one_shape((height, width), self.size):
+                remedy = "they are shown turned by a quarter, so reconstruct them as shown, or give those reconstructed"
             raise CameraError(
-                f"The frames are {width}x{height} where the camera is {self.width}x{self.height}: give frames of the "
-                "camera's shape, not cropped ones."
+                f"The frames are {width}x{height} where the camera is {self.width}x{self.height}: {remedy}."
             )
         if self.is_pinhole:
             fx, fy, cx, cy = self.intrinsics
@@ -204,6 +206,10 @@ class SourceCamera:
         camera = copy.deepcopy(self._colmap)
         camera.rescale(new_width=width, new_height=height)
         return replace(self, width=width, height=height, params=tuple(float(value) for value in camera.params))
+
+
+def _are_of_one_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    return abs(size[0] * other[1] / (size[1] * other[0]) - 1) <= _ASPECT_TOLERANCE
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from divff_nerfstudio.data.picture_names import alike, decoded
 from divff_nerfstudio.errors import DivffError
 
 Order = Literal["number", "name"]
@@ -28,7 +28,7 @@ class ConvertError(DivffError):
 
 def trailing_number(name: str) -> int | None:
     """The digits at the end of a file name without its suffix; None where there are none, or too many for a number."""
-    match = re.search(r"(\d+)$", Path(name).stem, re.ASCII)
+    match = re.search(r"(\d+)$", decoded(Path(name).stem), re.ASCII)
     digits = match[1].lstrip("0") if match else ""
     return int(digits or 0) if match and len(digits) <= len(str(MAX_NUMBER)) else None
 
@@ -65,7 +65,7 @@ class _Stamp:
 
 
 def _stamp(name: str) -> _Stamp | None:
-    match = _STAMP.fullmatch(PurePosixPath(name).stem)
+    match = _STAMP.fullmatch(decoded(PurePosixPath(name).stem))
     if match is None or len(match["whole"]) + len(match["part"] or "") > _MAX_DIGITS:
         return None
     if not (match["whole"] + (match["part"] or "")).isascii():
@@ -135,17 +135,12 @@ def are_frame_numbers(names: Sequence[str]) -> bool:
     return all(stamp is not None and stamp.is_number and int(stamp.whole) < MAX_NUMBER for stamp in stamps)
 
 
-def alike(name: str) -> str:
-    """Equal for names that are one on a Mac or on Windows: accents in one or two characters, capitals or none."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
 def _shape(name: str) -> str:
     """A name's stem with its numbers left out: equal for the frames of one video."""
-    return re.sub(r"\d+(?:[.,]\d+)?", "#", PurePosixPath(name).stem)
+    return re.sub(r"\d+(?:[.,]\d+)?", "#", decoded(PurePosixPath(name).stem))
 
 
-def frames_among(names: Sequence[str], named: Collection[str], order: Order) -> list[str]:
+def frames_among(names: Sequence[str], named: Set[str], order: Order) -> list[str]:
     """The frames of a video among the pictures of a folder, when a reconstruction names some of them.
 
     What else lies there, such as masks, does not matter: pictures are taken that are named, and those that are named
@@ -156,10 +151,8 @@ def frames_among(names: Sequence[str], named: Collection[str], order: Order) -> 
         named: Those that a reconstruction names.
         order: How they are numbered.
     """
-    there = [name for name in names if name in named]
-    if not there:
-        forms = {alike(name) for name in named}
-        there = [name for name in names if alike(name) in forms]
+    forms = {alike(name) for name in named - set(names)}
+    there = [name for name in names if name in named or alike(name) in forms]
     if not named:
         return list(names)
     shapes = {_shape(name) for name in (*named, *there)}

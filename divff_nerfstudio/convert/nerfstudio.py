@@ -15,7 +15,6 @@ from divff_nerfstudio.convert.layout import PosedFrames, posed_frames
 from divff_nerfstudio.convert.names import (
     ConvertError,
     Order,
-    alike,
     frames_among,
     number_names,
     printable,
@@ -26,6 +25,7 @@ from divff_nerfstudio.convert.pictures import SUFFIXES, FolderFrames, picture_si
 from divff_nerfstudio.convert.points import read_points
 from divff_nerfstudio.convert.timeline import SPLITS, named_splits, usable_times
 from divff_nerfstudio.convert.transforms import Transforms, camera_of
+from divff_nerfstudio.data.picture_names import alike
 from divff_nerfstudio.schema import read_json
 
 

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from divff_nerfstudio.arrays import ArrayFaultError, create_array, open_array
 from divff_nerfstudio.atomic import atomic_path, remove_unfinished
 from divff_nerfstudio.cache_dirs import is_writable, user_cache_dir
+from divff_nerfstudio.data.picture_names import alike
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.locks import locked
 
@@ -78,10 +79,10 @@ def open_picture(
 
 
 def _missing(path: Path, more: str = "") -> SceneError:
-    """What to say of a picture that is not there; with the one that differs only in case, if there is one."""
+    """What to say of a picture that is not there; with the one that is called alike, if there is one."""
     with contextlib.suppress(OSError):
         for other in path.parent.iterdir():
-            if other.name.lower() == path.name.lower() and other.name != path.name:
+            if alike(other.name) == alike(path.name) and other.name != path.name:
                 return SceneError(f"{path} is missing{more}, but there is {other.name}: give both the same name.")
     return SceneError(f"{path} is missing{more}: put it there, or take its id out of meta.json.")
 

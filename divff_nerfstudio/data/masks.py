@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Integer
 
 from divff_nerfstudio.data.frames import open_picture, require_upright
+from divff_nerfstudio.data.picture_names import decoded
 from divff_nerfstudio.data.scene import SceneError, SceneFolder
 from divff_nerfstudio.schema import is_label
 
@@ -115,7 +116,7 @@ def frame_finder(scene: SceneFolder) -> Callable[[str], int | None]:
 
     def find(name: str) -> int | None:
         stem = Path(str(name)).stem
-        number = re.search(r"(?<!\d)(\d{1,18})$", stem)  # a longer one is no frame's
+        number = re.search(r"(?<!\d)(\d{1,18})$", decoded(stem))  # a longer one is no frame's
         return by_stem.get(stem, by_number.get(int(number[1])) if number else None)
 
     return find

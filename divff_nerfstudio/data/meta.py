@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from divff_nerfstudio.data.frames import SceneError
+from divff_nerfstudio.data.picture_names import decoded
 from divff_nerfstudio.schema import Number, Record, read_json
 
 Split = Literal["train", "val", "test"]
@@ -187,7 +188,7 @@ def video_numbers_of(path: Path, images: Sequence[Path]) -> np.ndarray:
 
 
 def _video_number(path: Path, image: Path) -> int:
-    match = re.search(r"(\d+)$", image.stem)
+    match = re.search(r"(\d+)$", decoded(image.stem))
     if match is None or int(match[1]) >= _COUNTABLE:
         raise SceneError(
             f"{path} names the image {image.name}, which ends in no frame number: call it IMG_0000000123.bmp."

@@ -10,6 +10,7 @@ import numpy as np
 from divff_nerfstudio.data.frames import SceneError, open_picture
 from divff_nerfstudio.data.masks import MASK_SUFFIXES, frame_finder
 from divff_nerfstudio.data.scene import SceneFolder
+from divff_nerfstudio.data.stray_cameras import leaps, strays
 from divff_nerfstudio.data.video_files import video_number
 
 _PARALLAX = 1e-3
@@ -20,9 +21,16 @@ _NAMES = {"object_annotations": "te.json", "affordance_annotations": "aff_annota
 
 
 def remarks(scene: SceneFolder) -> list[str]:
-    """Sentences about a scene: held-out pictures that are trained on, annotations and pictures that nobody reads."""
+    """Sentences about a scene: held-out pictures that are trained on, odd cameras, annotations that nobody reads."""
     found = [_moving_masks(scene), *(_labels(scene, folder, file) for folder, file in _NAMES.items())]
-    said = (_same_pictures(scene), _order(scene), _still_camera(scene), *found, *video_remarks(scene))
+    said = (
+        _same_pictures(scene),
+        _order(scene),
+        _still_camera(scene),
+        _stray_cameras(scene),
+        *found,
+        *video_remarks(scene),
+    )
     return [sentence for sentence in said if sentence]
 
 
@@ -89,6 +97,21 @@ def _still_camera(scene: SceneFolder) -> str | None:
     return (
         f"{scene.root / 'meta.json'} has cameras that move by {extent:g} in all, where the nearest near is {near:g}: "
         "from one place no depth is seen, so see that poses and distances are in the same units."
+    )
+
+
+def _stray_cameras(scene: SceneFolder) -> str | None:
+    """Whether a camera is where no other one is, or elsewhere for one frame."""
+    positions = scene.camera_to_worlds[:, :, 3].astype(np.float64)
+    alone = strays(positions, scene.fars.astype(np.float64))
+    odd = np.union1d(alone, leaps(positions, scene.nears))
+    if not len(odd):
+        return None
+    what = "sees nothing that another frame sees" if odd[0] in alone else "is elsewhere for this one frame"
+    more = f", and {len(odd) - 1} more are such" if len(odd) > 1 else ""
+    return (
+        f"{scene.root / 'meta.json'} has a camera of frame {scene.frame_ids[odd[0]]} "
+        f"({scene.image_paths[odd[0]].name}) that {what}{more}: see whether its pose is right, or take the frame out."
     )
 
 

@@ -25,6 +25,7 @@ from divff_nerfstudio.data.meta import (
     video_numbers_of,
 )
 from divff_nerfstudio.data.scene_parts import require_parts
+from divff_nerfstudio.data.stray_cameras import require_together
 from divff_nerfstudio.data.video_files import usual_name, video_files
 
 __all__ = ["SPLITS", "SceneError", "SceneFolder", "Split", "load_scene"]
@@ -198,6 +199,7 @@ def load_scene(root: Path | str, check_frames: bool = True, video_dir: Path | st
     names = names_of(meta_path, meta, frame_ids)
     nears, fars = near_far(meta_path, meta, frame_ids)
     poses = poses_of(meta_path, meta, frame_ids, float(nears.min()))
+    require_together(meta_path, frame_ids, poses[:, :, 3].astype(np.float64), fars.astype(np.float64))
     image_paths = tuple(root / "frames" / name for name in names)
     width, height = frame_size(image_paths[0])
     intrinsics = intrinsics_of(meta_path, meta, image_paths[0], width, height)
