@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,9 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from mutations import bounded
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.errors import DivffError
@@ -609,3 +612,64 @@ def test_what_cannot_be_looked_at_is_not_followed(monkeypatch, fault):
     with pytest.raises(EncoderError, match=r"cannot be had .*the line is cut"):
         load_encoder("hf-hub:somebody/tiny")
     assert not followed
+
+
+def described(**changes: object) -> Callable[[Path], object]:
+    """Changes a description, ``text__width=3`` in the text tower's."""
+
+    def change(folder: Path) -> None:
+        path = folder / encoder_loading.CONFIG
+        content = json.loads(path.read_text())
+        for key, value in changes.items():
+            tower, _, inner = key.rpartition("__")
+            owner = content["model_cfg"][f"{tower}_cfg"] if tower else content
+            owner[inner] = value
+        path.write_text(json.dumps(content))
+
+    return change
+
+
+def weighed(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], object]:
+    name = encoder_loading.WEIGHTS
+    return lambda folder: save_file({k: change(v) for k, v in load_file(folder / name).items()}, folder / name)
+
+
+def piped(name: str) -> Callable[[Path], object]:
+    return lambda folder: ((folder / name).unlink(), os.mkfifo(folder / name))
+
+
+def packed(content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / encoder_loading.MERGES).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (described(preprocess_cfg=None), "preprocess_cfg"),
+        (described(preprocess_cfg={"std": [0, 1, 1]}), "greater than 0"),
+        (described(preprocess_cfg={"mean": "abc"}), "preprocess_cfg.mean"),
+        (described(model_cfg=[]), "model_cfg"),
+        (described(clip_length=10**9), "clip_length"),
+        (described(vision__layers=[1, 1, 1, 1], vision__head_width=0), "cannot be built"),
+        (described(text__heads=3), "cannot be built"),
+        (described(text__layers=10**9), "layers is 1000000000"),
+        (described(text__width=4096, text__layers=100), "and its file of weights"),
+        (described(vision__image_size=10**6), "and its file of weights"),
+        (described(text__vocab_size=700), "cannot be built"),
+        (weighed(lambda value: value * float("nan")), "not finite"),
+        (weighed(lambda value: value.int()), "quantised"),
+        (piped(encoder_loading.WEIGHTS), "no ordinary file"),
+        (piped(encoder_loading.CONFIG), "is missing"),
+        (packed(b"noise"), "cannot be built"),
+        (packed(gzip.compress(b"m u\n" * 50)[:30]), "cannot be built"),
+        (packed(gzip.compress(b"m u\nc u\n")), "vocab_size another"),
+        (packed(gzip.compress(bytes(2**20), 1) * 100), "longer than any vocabulary"),
+    ],
+)
+def test_an_encoder_of_a_stranger_is_refused_before_it_is_built(tmp_path, damage, said):
+    folder = Path(write_encoder(tmp_path / "encoder"))
+    damage(folder)
+    with bounded(2**30), pytest.raises(EncoderError) as error:
+        load_encoder(str(folder))
+    message = str(error.value)
+    assert said in message and str(folder) in message and message.endswith(".") and "\n" not in message

@@ -395,3 +395,36 @@ def test_a_gpu_without_a_compiler_is_told_before_training(start: Start, monkeypa
     monkeypatch.setattr(rasterise, "find_spec", lambda name: object())  # a build with its kernels needs none
     config.settle("cuda", 10, DivFFDataManagerConfig(features="none"))
     rasterise.require_kernels.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "said"),
+    [
+        ("float", "0 0 0 1 0.5 0", [1.0, 0.5, 0.0]),
+        ("float", "0 0 0 255 0 51", [1.0, 0.0, 0.2]),
+        ("ushort", "0 0 0 65535 0 13107", [1.0, 0.0, 0.2]),
+        ("uchar", "0 0 0 255 0 51", [1.0, 0.0, 0.2]),
+        ("float", "0 0 0 nan 0 0", "not from 0 to 255"),
+        ("int", "0 0 0 256 0 0", "not from 0 to 255"),
+        ("uchar", "1e30 0 0 1 2 3", "not finite"),
+    ],
+)
+def test_colours_of_points_are_told_by_their_kind(tmp_path, kind, values, said):
+    places = "".join(f"property float {axis}\n" for axis in "xyz")
+    colours = "".join(f"property {kind} {colour}\n" for colour in ("red", "green", "blue"))
+    path = tmp_path / "points.PLY"
+    path.write_text(f"ply\nformat ascii 1.0\nelement vertex 1\n{places}{colours}end_header\n{values}\n")
+    if isinstance(said, str):
+        with pytest.raises(SceneError, match=said):
+            read_points(path)
+    else:
+        assert read_points(path)[1].tolist() == [pytest.approx(said)]
+
+
+def test_points_beyond_their_file_are_refused_at_once(tmp_path):
+    path = tmp_path / "points.ply"
+    path.write_bytes(
+        b"ply\nformat binary_little_endian 1.0\nelement vertex 1000000000000\nproperty float x\nend_header\n"
+    )
+    with pytest.raises(SceneError, match="more entries than it has"):
+        read_points(path)

@@ -22,7 +22,7 @@ def read_points(path: Path | None) -> Float[np.ndarray, "p 3"]:
     import plyfile
 
     try:
-        _check_counts(path)
+        check_counts(path)
         vertices = plyfile.PlyData.read(str(path))["vertex"]
         points = np.stack([np.asarray(vertices[axis], np.float64) for axis in "xyz"], axis=1)
     except FileNotFoundError:
@@ -34,7 +34,7 @@ def read_points(path: Path | None) -> Float[np.ndarray, "p 3"]:
     return points
 
 
-def _check_counts(path: Path) -> None:
+def check_counts(path: Path) -> None:
     """Raises ValueError where a header asks for more entries than the file has bytes."""
     size = path.stat().st_size
     with path.open("rb") as file:

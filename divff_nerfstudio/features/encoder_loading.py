@@ -12,14 +12,18 @@ An encoder is named in one of these ways:
 
 from __future__ import annotations
 
+import gzip
 import json
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.encoders import Encoder
 from divff_nerfstudio.features.pretrained import EncoderError, cached_file, unreachable_hub
 from divff_nerfstudio.features.text_towers import (
@@ -30,6 +34,7 @@ from divff_nerfstudio.features.text_towers import (
     text_of,
     tokenizer_from_here,
 )
+from divff_nerfstudio.schema import Number, Positive, Record, read_json
 
 DEMO_ENCODER = Path(__file__).parent / "demo_encoder"
 CONFIG, WEIGHTS, CLIP_WEIGHTS, MERGES = (
@@ -38,6 +43,24 @@ CONFIG, WEIGHTS, CLIP_WEIGHTS, MERGES = (
     "clip_tower.safetensors",
     "bpe_merges.txt.gz",
 )
+_MAX_SIDE, _MAX_LAYERS, _MAX_MERGES = 2**20, 256, 2**26
+"""Larger widths, deeper networks and longer vocabularies (bytes) are no encoder's."""
+
+
+class _Pictures(Record):
+    """How colours are brought to what an encoder has learned with."""
+
+    mean: tuple[Number, Number, Number] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
+
+
+class _Description(Record):
+    """What is read of an encoder's ``open_clip_config.json``."""
+
+    model_cfg: dict[str, Any]
+    preprocess_cfg: _Pictures = _Pictures()
+    clip_tower: dict[str, Any] | None = None
+    clip_length: Annotated[int, Field(ge=1, le=256)] = 4
 
 
 @lru_cache(maxsize=1)
@@ -63,45 +86,105 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> Encoder:
 
 def _from_folder(name: str, folder: Path) -> Encoder:
     import open_clip
-    from safetensors.torch import load_file
 
-    def weights(file: str) -> dict[str, Tensor]:
-        try:
-            return {key: value.float() for key, value in load_file(folder / file).items()}
-        except FileNotFoundError:
-            raise EncoderError(f"{folder / file} is missing: copy the encoder's folder anew.") from None
-        except Exception as error:  # safetensors has errors of its own
-            raise EncoderError(f"{folder / file} is truncated or damaged ({error}): copy it anew.") from None
-
+    description = read_json(
+        folder / CONFIG, _Description, "an encoder's description", "copy its folder anew", EncoderError
+    )
+    pictures, shape = description.preprocess_cfg, description.model_cfg
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        require_plain(config, folder)
-        shape, preprocess = config["model_cfg"], config.get("preprocess_cfg", {})
+        require_plain([shape, description.clip_tower], folder)
+        _check_sizes([shape, description.clip_tower])
         text = built_here(shape["text_cfg"], folder)
         custom = shape.get("custom_text", False) or "hf_model_name" in text
         arguments = {key: value for key, value in shape.items() if key != "custom_text"}
         arguments |= {"vision_cfg": _without_weights(shape["vision_cfg"]), "text_cfg": text}
-        model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**arguments)
-        model.load_state_dict(weights(WEIGHTS))
+        built = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+        weights = _weights(folder / WEIGHTS)
+        if not custom:  # what transformers or timm build is of their own sizes
+            with torch.device("meta"):
+                _check_room(built(**arguments), weights)
+        model = built(**arguments)
+        model.load_state_dict(weights)
         clip_tower = None
-        if "clip_tower" in config:
-            clip_tower = open_clip.CLIP(**{**arguments, "vision_cfg": _without_weights(config["clip_tower"])}).visual
-            clip_tower.load_state_dict(weights(CLIP_WEIGHTS))
+        if description.clip_tower is not None:
+            clip_tower = open_clip.CLIP(**{**arguments, "vision_cfg": _without_weights(description.clip_tower)}).visual
+            clip_tower.load_state_dict(_weights(folder / CLIP_WEIGHTS))
         if "hf_tokenizer_name" in text:
-            if (folder / TOKENIZER).is_file():
-                require_plain(json.loads((folder / TOKENIZER).read_text(encoding="utf-8")), folder)
+            if (folder / TOKENIZER).exists():
+                what = "a description of a tokenizer"
+                found = read_json(folder / TOKENIZER, dict[str, Any], what, "copy its folder anew", EncoderError)
+                require_plain(found, folder)
             tokenizer: Any = tokenizer_from_here(f"local-dir:{folder}", text)
         else:
-            vocabulary: dict[str, Any] = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
+            vocabulary: dict[str, Any] = {}
+            if (folder / MERGES).is_file():
+                _check_merges(folder / MERGES)
+                vocabulary = {"bpe_path": str(folder / MERGES)}
             tokenizer = open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **vocabulary)
-    except EncoderError:
+            if vocabulary and tokenizer.vocab_size != text.get("vocab_size"):
+                raise ValueError(f"{MERGES} is of {tokenizer.vocab_size} tokens, and vocab_size another")
+    except DivffError:
         raise
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except Exception as error:  # whatever open_clip raises for a description that makes no sense
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise EncoderError(f"The encoder in {folder} cannot be built ({reason}): copy its folder anew.") from error
-    mean = preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN)
-    std = preprocess.get("std", open_clip.OPENAI_DATASET_STD)
-    return Encoder(name, model, tokenizer, mean, std, clip_tower, config.get("clip_length", 4))
+    mean, std = pictures.mean or open_clip.OPENAI_DATASET_MEAN, pictures.std or open_clip.OPENAI_DATASET_STD
+    return Encoder(name, model, tokenizer, mean, std, clip_tower, description.clip_length)
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Weights of a file, in single precision.
+
+    Raises:
+        EncoderError: If it is missing, damaged, or has weights that are not finite.
+    """
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise EncoderError(f"{path} is missing or no ordinary file: copy the encoder's folder anew.")
+    try:
+        stored = load_file(path)
+    except Exception as error:  # safetensors has errors of its own
+        raise EncoderError(f"{path} is truncated or damaged ({error}): copy it anew.") from None
+    found = {key: value.float() for key, value in stored.items()}
+    if not all(bool(value.isfinite().all()) for value in found.values()):
+        raise EncoderError(f"{path} has weights that are not finite: copy it anew.")
+    if not any(value.is_floating_point() for value in stored.values()):
+        raise EncoderError(f"{path} has whole numbers in place of weights: give weights that are not quantised.")
+    return found
+
+
+def _numbers(config: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers of a description, each with its key."""
+    if isinstance(config, dict):
+        for inner, value in config.items():
+            yield from _numbers(value, inner)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _numbers(value, key)
+    elif isinstance(config, (int, float)):
+        yield key, config
+
+
+def _check_sizes(config: Any) -> None:
+    """Raises ValueError for sizes of a network that would never be built."""
+    for key, value in _numbers(config):
+        if abs(value) > (_MAX_LAYERS if key == "layers" else _MAX_SIDE):
+            raise ValueError(f"{key} is {value}")
+
+
+def _check_room(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Raises ValueError where a network, of which only the shapes are known, is larger than its weights."""
+    wanted, there = (sum(value.numel() for value in state.values()) for state in (model.state_dict(), weights))
+    if wanted > 2 * there:
+        raise ValueError(f"it has {wanted} parameters, and its file of weights {there}")
+
+
+def _check_merges(path: Path) -> None:
+    """Raises ValueError where a packed vocabulary unpacks to more than any has."""
+    with gzip.open(path) as file:
+        if len(file.read(_MAX_MERGES + 1)) > _MAX_MERGES:
+            raise ValueError(f"{path.name} is longer than any vocabulary")
 
 
 def _without_weights(vision: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from divff_nerfstudio.convert.points import check_counts
 from divff_nerfstudio.data.scene import SceneError, SceneFolder
+from divff_nerfstudio.schema import MAX_NUMBER
 
 if TYPE_CHECKING:
     from divff_nerfstudio.models.splat.gaussians import GaussianLayer
@@ -60,11 +62,11 @@ def read_points(path: Path) -> Points:
     if not path.is_file():
         raise SceneError(f"{path} does not exist: give a PLY file, or points3D.bin or .txt of a COLMAP model.")
     try:
-        positions, colours = _read_ply(path) if path.suffix == ".ply" else _read_colmap(path)
+        positions, colours = _read_ply(path) if path.suffix.lower() == ".ply" else _read_colmap(path)
     except Exception as error:  # whatever the readers of foreign formats raise
         reason = str(error) or type(error).__name__
         raise SceneError(f"{path} holds no coloured points ({reason}): give another file as points.") from error
-    if not len(positions) or not np.isfinite(positions).all():
+    if not len(positions) or not (np.abs(positions) <= MAX_NUMBER).all():
         raise SceneError(f"{path} has no point, or one that is not finite: give another file as points.")
     return torch.from_numpy(positions.astype(np.float32)), torch.from_numpy(colours.astype(np.float32) / 255)
 
@@ -72,9 +74,25 @@ def read_points(path: Path) -> Points:
 def _read_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
     from plyfile import PlyData
 
+    check_counts(path)
     vertices = PlyData.read(str(path))["vertex"]
     positions, colours = (np.stack([vertices[n] for n in names], -1) for names in (("x", "y", "z"), _COLOURS))
-    return positions, colours
+    return positions.astype(np.float64), _of_8_bits(colours)
+
+
+def _of_8_bits(colours: np.ndarray) -> np.ndarray:
+    """Colours from 0 to 255, of which programs also write shares, and 16 bits.
+
+    Raises:
+        ValueError: If they are neither.
+    """
+    if colours.dtype == np.uint16:
+        return colours / 257
+    if colours.dtype.kind == "f" and colours.size and colours.max() <= 1:
+        colours = colours * 255
+    if not ((colours >= 0) & (colours <= 255)).all():
+        raise ValueError("its colours are not from 0 to 255")
+    return colours
 
 
 _COLOURS = ("red", "green", "blue")
