@@ -36,6 +36,8 @@ _REFUSED = frozenset(
     )
 )
 _YAML = "tag:yaml.org,2002:python/"
+_NAMED = re.compile("python/|%")
+"""Without one of these a text names no object: letters of a tag are also written as codes, or parted by a directive."""
 _PLAIN = frozenset(
     ("none", "bool", "str", "unicode", "bytes", "int", "long", "float", "complex", "list", "tuple", "dict")
 )
@@ -52,7 +54,13 @@ def guard_configs(configs: Sequence[Any]) -> None:
     usual = yaml.load
 
     def load(stream: Any, Loader: Any) -> Any:
-        if Loader in (yaml.Loader, yaml.UnsafeLoader) and isinstance(stream, str) and "python/" in stream:
+        path, named = _opens(sys._getframe(1)), isinstance(stream, str) and _NAMED.search(stream) is not None
+        if path is not None and not named:
+            tell_uncaught()
+            raise UnsafeConfigError(
+                f"{path} is refused because it describes no training: use the config.yml that ns-train wrote."
+            )
+        if Loader in (yaml.Loader, yaml.UnsafeLoader) and named:
             registered = getattr(sys.modules.get("nerfstudio.configs.method_configs"), "all_methods", {})
             known = [*configs, *ours_among(registered.values())]
             if names_one_of(stream, known):

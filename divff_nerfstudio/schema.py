@@ -57,6 +57,8 @@ Resolutions = Annotated[tuple[Annotated[int, Field(ge=2, le=8192)], ...], Field(
 def _worded(text: str) -> str:
     if not text.strip():
         raise ValueError("should say something")
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("should be a text, in the encoding of the terminal")
     return text
 
 
@@ -78,7 +80,7 @@ def _labelled(text: str) -> str:
 Label = Annotated[str, AfterValidator(_labelled)]
 """A name of a thing, a class or an action."""
 Words = Annotated[str, AfterValidator(_worded)]
-"""A text that is not blank."""
+"""A text that is not blank, and of letters alone: bytes that are none in the terminal's encoding cannot be written."""
 
 
 class Record(BaseModel):

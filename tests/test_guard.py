@@ -12,6 +12,7 @@ import yaml
 from conftest import write_tiny_scene
 from nerfstudio.configs.method_configs import all_methods
 from nerfstudio.scripts import train
+from nerfstudio.utils.eval_utils import eval_setup
 
 from divff_nerfstudio.run_config import UnsafeConfigError
 
@@ -38,6 +39,7 @@ def test_files_of_all_methods_are_read(method: str) -> None:
         "!!python/name:os.system ''",
         EXTERNAL + " {{pip_package: 'touch {}'}}",
         MINIMAL + " {{}}",
+        "!!pyth%6Fn/object/apply:os.system ['touch \"{}\"']",
     ],
 )
 def test_hostile_files_of_any_method_are_refused(tmp_path: Path, method: str, evil: str) -> None:
@@ -45,6 +47,27 @@ def test_hostile_files_of_any_method_are_refused(tmp_path: Path, method: str, ev
     with pytest.raises(UnsafeConfigError, match="is refused because"):
         yaml.load(text, Loader=yaml.Loader)
     assert not (tmp_path / "was here").exists() and "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: !!pyth%6Fn/object/apply:os.system ['touch \"{}\"']",
+        "%TAG !e! tag:yaml.org,2002:pyth\n---\na: !e!on/object/apply:os.system ['touch \"{}\"']",
+        "%TAG !e! tag:yaml.org,2002:pyth%6Fn/object/\n---\na: !e!apply:os.system ['touch \"{}\"']",
+    ],
+)
+def test_tags_in_disguise_are_known(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UnsafeConfigError, match="is refused because"):
+        yaml.load(text.format(tmp_path / "was here"), Loader=yaml.Loader)
+    assert not (tmp_path / "was here").exists()
+
+
+@pytest.mark.parametrize("content", ["", "- a\n", "a: 1\n"])
+def test_what_describes_no_training_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yml").write_text(content)
+    with pytest.raises(UnsafeConfigError, match="describes no training"):
+        eval_setup(tmp_path / "config.yml")
 
 
 def test_a_user_may_trust_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,9 @@ from divff_nerfstudio.schema import (
     Positive,
     Record,
     Share,
+    Words,
     check_options,
+    fitted,
     parse_json,
     read_json,
     split_words,
@@ -149,3 +151,10 @@ def test_words_are_taken_apart_as_in_a_shell() -> None:
     assert split_words("--a 'b c' --d=\"e f\"", "--options") == ["--a", "b c", "--d=e f"]
     with pytest.raises(DivffError, match=r"--options .*quotation"):
         split_words("--a 'b c", "--options")
+
+
+@pytest.mark.parametrize("text", [" ", "cup\udcff"])
+def test_phrases_that_cannot_be_written_are_refused(text: str) -> None:
+    assert fitted("Tasse \u00fc", Words) == "Tasse \u00fc"
+    with pytest.raises(ValueError, match="should"):
+        fitted(text, Words)

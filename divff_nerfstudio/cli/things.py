@@ -21,7 +21,7 @@ from divff_nerfstudio.objects.diary import Clock, Event
 from divff_nerfstudio.objects.pictures import contact_sheet, plan
 from divff_nerfstudio.objects.things import Thing
 from divff_nerfstudio.outputs import check_output_folder
-from divff_nerfstudio.schema import Positive, Words
+from divff_nerfstudio.schema import Label, Positive
 
 
 @dataclass
@@ -32,7 +32,7 @@ class _OverThings:
     """The run's config.yml."""
     output: Optional[Path] = None  # noqa: UP045
     """Folder for the files; by default "things" beside the config.yml."""
-    names: tuple[Words, ...] = ()
+    names: tuple[Label, ...] = ()
     """What things may be called; by default common things that the scene is sure to have."""
     fps: Optional[Positive] = None  # noqa: UP045
     """Frames of the video in a second, so that times are told in seconds and not in frames."""
