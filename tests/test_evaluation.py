@@ -24,7 +24,7 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.metrics import average_precision, lpips, lpips_weights, psnr, ssim
 from divff_nerfstudio.evaluation.report import Gallery, Report, report_page, save_report, save_scores
-from divff_nerfstudio.evaluation.results import FrameResult
+from divff_nerfstudio.evaluation.results import Evaluation, FrameResult
 from divff_nerfstudio.evaluation.run import Wanted, evaluate, evaluate_scene
 from divff_nerfstudio.evaluation.scores import frame_scores
 from divff_nerfstudio.evaluation.tiles import (
@@ -530,6 +530,15 @@ def test_report_stands_alone_and_says_what_was_reached(report, tmp_path):
     assert len(pictures) == 3 + 2  # an answer for each annotated class, a figure for each test frame
     decoded = Image.open(io.BytesIO(base64.b64decode(pictures[0].partition(",")[2])))
     assert decoded.size == (300, 180)
+
+
+def test_the_report_names_tasks_and_fitted_thresholds(tmp_path):
+    classes = {"object_video": {"mug": {"frames": 4, "iou": 0.125, "iou_auto": 0.625}}}
+    evaluation = Evaluation({}, {}, classes, {"object": 0.7, "object_video": 0.6})
+    page = Page(report_page(Report("title", "text", evaluation, Gallery(tmp_path)), tmp_path))
+    assert "Fixed thresholds of relevancy: Objects 0.7, Objects by video 0.6." in page.words
+    assert "Objects by video, one by one" in page.words
+    assert "IoU, publishedIoU, fittedmug40.120.62" in page.words
 
 
 def test_a_large_video_is_linked(report, monkeypatch):

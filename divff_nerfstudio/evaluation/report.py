@@ -132,7 +132,7 @@ def report_page(report: Report, folder: Path) -> str:
         parts.append(f"<h2>The scene over time</h2>{_video(report.video, folder)}")
     parts.append(f"<h2>Scores on held-out frames</h2>{_score_table(report)}")
     if report.evaluation.thresholds:
-        fixed = ", ".join(f"{task}s {level:g}" for task, level in report.evaluation.thresholds.items())
+        fixed = ", ".join(f"{_title(task)} {level:g}" for task, level in report.evaluation.thresholds.items())
         parts.append(f"<p class=faded>Fixed thresholds of relevancy: {escape(fixed)}.</p>")
     if report.gallery.answers:
         answers = (_figure(picture, text) for _, picture, text in report.gallery.answers.values())
@@ -142,8 +142,7 @@ def report_page(report: Report, folder: Path) -> str:
             f"alone, at the fixed threshold.</p><div class=answers>{''.join(answers)}</div>"
         )
     for task, classes in report.evaluation.classes.items():
-        title = TASK_TITLES[task][0] if task in TASK_TITLES else task.replace("_", " ").capitalize()
-        parts.append(f"<h2>{escape(title)}, one by one</h2>{_class_table(classes)}")
+        parts.append(f"<h2>{escape(_title(task))}, one by one</h2>{_class_table(classes)}")
     if report.gallery.others:
         others = (_figure_of(path, name.replace("_", " ")) for name, path in report.gallery.others.items())
         parts.append(f"<h2>Other times and viewpoints</h2><div class=figures>{''.join(others)}</div>")
@@ -159,6 +158,11 @@ def report_page(report: Report, folder: Path) -> str:
         f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head>"
         f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
+
+
+def _title(task: str) -> str:
+    """What a task is called on the page."""
+    return TASK_TITLES[task][0] if task in TASK_TITLES else task.replace("_", " ").capitalize()
 
 
 def _score_table(report: Report) -> str:
@@ -203,6 +207,7 @@ def _class_table(classes: Mapping[str, Mapping[str, float]]) -> str:
         ("ap", "AP", ".2f"),
         ("iou", "IoU, published", ".2f"),
         ("iou_sound", "IoU, sound", ".2f"),
+        ("iou_auto", "IoU, fitted", ".2f"),
         ("iou_loo", "IoU, left out", ".2f"),
         ("iou_oracle", "IoU, oracle", ".2f"),
         ("threshold_oracle", "Oracle threshold", ".2f"),
