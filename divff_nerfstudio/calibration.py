@@ -180,6 +180,21 @@ class Calibration:
         """
         return _unit(features - self.mean) @ self._asked(phrases).T
 
+    def lead(self, features: Float[np.ndarray, "n dim"], phrases: Sequence[str]) -> Float[np.ndarray, "n phrases"]:
+        """How much more features are like phrases than like any common phrase that means something else.
+
+        Args:
+            features: Features of unit length.
+            phrases: The phrases; nothing means something else than an example that was pointed at.
+        """
+        centred, common = _unit(features - self.mean), self._centred[1]
+        similar, lead = centred @ common.T, np.full((len(features), len(phrases)), np.inf, np.float32)
+        for i, (phrase, asked) in enumerate(zip(phrases, self._asked(phrases), strict=True)):
+            others = asked @ common.T < SYNONYM
+            if others.any() and not EXAMPLE_NAME.fullmatch(phrase):
+                lead[:, i] = centred @ asked - similar[:, others].max(axis=1)
+        return lead
+
     def _asked(self, phrases: Sequence[str]) -> Float[np.ndarray, "phrases dim"]:
         """Embeddings of phrases without what all common phrases have in common."""
         return _unit(_unit(self.query.embeddings(self.kind, list(phrases)).numpy()) - self.phrases_mean)
@@ -200,12 +215,7 @@ class Calibration:
         thresholds = np.array([verdict.threshold for verdict in self.verdicts(phrases)])
         found = relevancies > thresholds
         shown = found.any(axis=-1)
-        centred, common = _unit(features.cpu().float().numpy()[shown] - self.mean), self._centred[1]
-        rivals = centred @ common.T
-        for i, (phrase, asked) in enumerate(zip(phrases, self._asked(phrases), strict=True)):
-            others = asked @ common.T < SYNONYM
-            if others.any() and not EXAMPLE_NAME.fullmatch(phrase):
-                found[shown, i] &= rivals[:, others].max(axis=1) - centred @ asked < RIVAL_LEAD
+        found[shown] &= self.lead(features.cpu().float().numpy()[shown], phrases) > -RIVAL_LEAD
         return found
 
 

@@ -10,6 +10,7 @@ import torch
 
 from divff_nerfstudio.calibration import Calibration, calibration, common_phrases, parting
 from divff_nerfstudio.evaluation.classes import ClassScores
+from divff_nerfstudio.evaluation.naming import name_things
 from divff_nerfstudio.features.oracle import phrase_code
 from divff_nerfstudio.query import Query, QueryConfig
 from divff_nerfstudio.relevancy import PUBLISHED_NEGATIVES
@@ -74,6 +75,17 @@ def test_a_rival_takes_the_pixels_that_are_more_like_it():
     (verdict,) = fitted.verdicts(["mug"])
     assert (relevancies[0, :3, 0] > verdict.threshold).all()
     assert fitted.masks(pixels, relevancies, ["mug"])[0, :, 0].tolist() == [True, True, False, False]
+
+
+def test_what_is_as_like_one_thing_as_another_has_no_name():
+    mug, kettle = (phrase_code(name, DIM) for name in ("mug", "kettle"))
+    shown = [
+        SimpleNamespace(feature=(f / np.linalg.norm(f)).astype(np.float32), name="") for f in (mug, mug + 1.2 * kettle)
+    ]
+    name_things(SimpleNamespace(things=shown), scene())
+    assert [thing.name for thing in shown] == ["mug", ""]
+    name_things(SimpleNamespace(things=shown), scene(), ["mug", "wall"])
+    assert [thing.name for thing in shown] == ["mug", "mug"]
 
 
 def test_an_example_is_in_the_scene():

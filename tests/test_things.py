@@ -18,7 +18,7 @@ from divff_nerfstudio.cli.things import last_seen, table, thing_data, told
 from divff_nerfstudio.features.oracle import phrase_code
 from divff_nerfstudio.objects import grouping, likeness, pieces, spans
 from divff_nerfstudio.objects import things as things_module
-from divff_nerfstudio.objects.diary import Clock, diary
+from divff_nerfstudio.objects.diary import Clock, diary, landmark
 from divff_nerfstudio.objects.grouping import Group, Grouping
 from divff_nerfstudio.objects.pictures import before_and_after, contact_sheet, plan
 from divff_nerfstudio.objects.sighting_table import Sightings, SightingTable
@@ -290,6 +290,20 @@ def test_the_diary_as_text_and_data(found):
     assert told([], clock()) == "Nothing is moved.\n"
     data = json.loads(json.dumps(events[0].data(clock()), allow_nan=False))
     assert data["start"]["seconds"] == 5 and data["end"]["frame"] == 7 and data["distance"] > 1
+
+
+def test_what_something_stands_by_has_a_name_and_does_not_move(monkeypatch):
+    """Nearest is the bowl, which is moved; without its move, it is of the dynamic layer all the same."""
+    found = things_in(looks())
+    mug, bowl, wall = (named(found, name) for name in ("mug", "bowl", "wall"))
+    monkeypatch.setattr(found, "depth", 100.0)
+    assert landmark(found, mug, bowl.rests[0].point) is wall
+    monkeypatch.setattr(bowl, "moves", ())
+    assert landmark(found, mug, bowl.rests[0].point) is wall
+    bowl.sightings.table.columns["dynamic"][bowl.sightings.numbers] = 0
+    assert landmark(found, mug, bowl.rests[0].point) is bowl
+    monkeypatch.setattr(wall, "name", "wall")
+    assert landmark(found, mug, bowl.rests[0].point) is wall
 
 
 def test_last_seen_before_a_moment(found):

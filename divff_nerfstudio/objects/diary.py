@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from divff_nerfstudio.objects.pieces import MIN_DYNAMIC
 from divff_nerfstudio.objects.things import Move, Thing, Things
 
 _SAME_PLACE = 0.5
@@ -106,7 +107,8 @@ def diary(things: Things) -> list[Event]:
 
 
 def landmark(things: Things, thing: Thing, point: Float[np.ndarray, "3"]) -> Thing | None:
-    """What something at a place stands by: of the things that are never moved and do not fill the room, the nearest.
+    """What something at a place stands by: of the things that are never moved, are not of the dynamic layer and do not
+    fill the room, the nearest one that has a name, or else the nearest.
 
     Args:
         things: All things.
@@ -117,14 +119,14 @@ def landmark(things: Things, thing: Thing, point: Float[np.ndarray, "3"]) -> Thi
         None if nothing is nearer than the room is deep by a quarter.
     """
     room = things.depth
-    nearest, distance = None, room / 4
+    near = []
     for other in things.things:
-        if other is thing or other.movable or not other.rests or other.size > room / 2:
+        if other is thing or other.movable or not other.rests or other.size > room / 2 or other.dynamic >= MIN_DYNAMIC:
             continue
         far = float(np.linalg.norm(other.rests[0].points - point, axis=1).min())
-        if far < distance:
-            nearest, distance = other, far
-    return nearest
+        if far < room / 4:
+            near.append((not other.name, far, other))
+    return min(near, key=lambda each: each[:2])[2] if near else None
 
 
 def called(thing: Thing) -> str:

@@ -105,6 +105,11 @@ class Thing:
         return self.sightings.best()
 
     @property
+    def dynamic(self) -> float:
+        """The dynamic layer's share of it."""
+        return float(self.sightings.column("dynamic").mean())
+
+    @property
     def movable(self) -> bool:
         """Whether it is ever moved."""
         return bool(self.moves)
