@@ -87,6 +87,8 @@ def test_a_strip_shows_what_happens_to_a_thing():
     ends = [x + width for _, x, width in shown[:4]]
     assert [x for _, x, _ in shown[1:4]] == pytest.approx(ends[:3], abs=0.2)
     assert ends[1] < shown[4][1] < ends[2]
+    legend = {bar.get("fill") for bar in bars[len(spans) + 1 :]}
+    assert legend == {colour for colour, _, _ in shown[:4]}
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 32])

@@ -175,12 +175,13 @@ def strip(spans: Sequence[tuple[str, int, int]], now: int) -> str:
         parts.append(f'<rect x="{2 + scale * first:.1f}" y="2" width="{width:.1f}" height="8" fill="{colour}"/>')
     parts.append(f'<rect x="{2 + scale * (now + 0.5) - 1:.1f}" y="0" width="2" height="12" fill="{_INK}"/>')
     x = 2
-    for state, colour in (("rests", _PLACES[0]), ("carried", PALETTE[0]), ("out of sight", _FAINT)):
+    there = ("rests", _PLACES[0]), ("elsewhere", _PLACES[1])
+    for state, colour in (*there[: 1 + (places > 0)], ("carried", PALETTE[0]), ("out of sight", _FAINT)):
         parts.append(
             f'<rect x="{x}" y="16" width="8" height="8" fill="{colour}"/>'
             f'<text x="{x + 12}" y="24" fill="{_DIM}" font-size="10">{state}</text>'
         )
-        x += 70
+        x += 20 + 5 * len(state)
     return _drawing("".join(parts), 28)
 
 
