@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
+from divff_nerfstudio.data.annotations import LabelledMasks
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.classes import ClassScores
+from divff_nerfstudio.evaluation.figures import relevancy_cell
 from divff_nerfstudio.evaluation.metrics import average_precision, lpips, lpips_weights, psnr, ssim
 from divff_nerfstudio.evaluation.report import Gallery, Report, report_page, save_report, save_scores
-from divff_nerfstudio.evaluation.results import Evaluation, FrameResult
+from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task
 from divff_nerfstudio.evaluation.run import Wanted, evaluate, evaluate_scene
 from divff_nerfstudio.evaluation.scores import frame_scores
 from divff_nerfstudio.evaluation.tiles import (
@@ -173,6 +175,22 @@ def test_what_is_yet_to_be_moved_is_left_out_where_annotations_leave_it_out():
     assert scores() == {"moving_ap": 0.5, "moving_ap_ever": 1.0, "dynamic_ap": 0.5, "dynamic_ap_ever": 1.0}
     told = scores(mask_moved=(layers == 1)[..., None] * 0.7)
     assert told == {"moving_ap": 1.0, "moving_ap_ever": 1.0, "dynamic_ap": 1.0, "dynamic_ap_ever": 1.0}
+
+
+def test_an_answer_shows_what_is_found_at_a_threshold_that_fits():
+    """Nothing reaches the fixed threshold, and half of the class the fitted one."""
+    truth, fitted_mask = np.zeros((2, 40, 60, 1), bool)
+    truth[10:30, 10:50], fitted_mask[10:30, 10:30] = True, True
+    task = Task("object", "objects", "image", 0.7, LabelledMasks(("mug",), {3: truth}))
+    grey, low = np.full((40, 60, 3), 0.5, np.float32), np.full((40, 60, 1), 0.4, np.float32)
+    result = FrameResult(3, 3, grey, {"rgb": grey}, grey, None, None, {"object": low})
+    bare, text = relevancy_cell(result, task, 0, (40, 60))
+    assert text == "mug: IoU 0.00 at 0.7"
+    result.masks["object"] = fitted_mask
+    shown, text = relevancy_cell(result, task, 0, (40, 60))
+    assert text == "mug: IoU 0.50 fitted, 0.00 at 0.7"
+    changed = np.argwhere((shown != bare).any(axis=-1))
+    assert changed.min(axis=0).tolist() == [11, 29] and changed.max(axis=0).tolist() == [28, 29]
 
 
 def test_a_model_that_knows_the_scene_gets_the_scores_it_deserves(datamanager):

@@ -304,6 +304,8 @@ def test_what_something_stands_by_has_a_name_and_does_not_move(monkeypatch):
     assert landmark(found, mug, bowl.rests[0].point) is bowl
     monkeypatch.setattr(wall, "name", "wall")
     assert landmark(found, mug, bowl.rests[0].point) is wall
+    monkeypatch.setattr(wall, "spots", wall.spots[: FRAMES // 4])
+    assert landmark(found, mug, bowl.rests[0].point) is bowl
 
 
 def test_last_seen_before_a_moment(found):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 
 from divff_nerfstudio.atomic import atomic_path
@@ -27,13 +27,14 @@ from divff_nerfstudio.overlays import OVERLAY_OFFSET, overlay
 
 _COLUMNS = 5
 _TRUTH = (255, 255, 255)
+_FOUND = (255, 200, 40)
 
 
 def frame_figure(result: FrameResult, tasks: Mapping[str, Task]) -> Picture:
     """The figure of one frame.
 
-    The annotation's outline is drawn in white over masks and relevancies; each mask says its average precision, each
-    relevancy its threshold and the frame's IoU there.
+    The annotation's outline is drawn in white over masks and relevancies, in yellow what is found at a threshold that
+    fits the scene; each mask says its average precision, each relevancy the frame's IoU there and at the fixed one.
 
     Args:
         result: The scored frame.
@@ -71,15 +72,23 @@ def relevancy_cell(result: FrameResult, task: Task, i: int, size: tuple[int, int
     """The answer to one class of a task in one frame: overlay with the annotation's outline, and what it says.
 
     Returns:
-        The picture, with a ring around the most relevant pixel, and its label with threshold and IoU.
+        The picture, with the outline of what belongs to the class at the threshold that fits the scene, if one is
+        known, and a ring around the most relevant pixel; and its label with the IoU there, and at the fixed threshold.
     """
     scores = result.relevancies[task.name][..., i]
     truth = task.annotations.masks[result.index][..., i]
-    picture = outlined(relevancy_picture(result, scores, task.kind, size), truth, _TRUTH)
-    found = scores > task.threshold
-    iou = (found & truth).sum() / max((found | truth).sum(), 1)
+    picture = relevancy_picture(result, scores, task.kind, size)
     asked = "" if task.usual else f" ({task.kind})"
-    return picture, f"{task.annotations.names[i]}{asked}: IoU {iou:.2f} at {task.threshold:g}"
+    text = f"{task.annotations.names[i]}{asked}: IoU "
+    if task.name in result.masks:
+        fitted = result.masks[task.name][..., i]
+        picture, text = outlined(picture, fitted, _FOUND), f"{text}{_iou(fitted, truth):.2f} fitted, "
+    text += f"{_iou(scores > task.threshold, truth):.2f} at {task.threshold:g}"
+    return outlined(picture, truth, _TRUTH), text
+
+
+def _iou(found: Bool[np.ndarray, "height width"], truth: Bool[np.ndarray, "height width"]) -> float:
+    return float((found & truth).sum() / max((found | truth).sum(), 1))
 
 
 def relevancy_picture(

@@ -138,8 +138,9 @@ def report_page(report: Report, folder: Path) -> str:
         answers = (_figure(picture, text) for _, picture, text in report.gallery.answers.values())
         parts.append(
             "<h2>Queries</h2><p class=faded>Relevancy of each annotated class and action in the test frame that shows "
-            "most of it; the white outline is the annotation, the ring the most relevant pixel. IoU is of this frame "
-            f"alone, at the fixed threshold.</p><div class=answers>{''.join(answers)}</div>"
+            "most of it; the white outline is the annotation, the yellow one what is found at a threshold that fits "
+            "the scene, the ring the most relevant pixel. IoU is of this frame alone.</p>"
+            f"<div class=answers>{''.join(answers)}</div>"
         )
     for task, classes in report.evaluation.classes.items():
         parts.append(f"<h2>{escape(_title(task))}, one by one</h2>{_class_table(classes)}")

@@ -107,8 +107,8 @@ def diary(things: Things) -> list[Event]:
 
 
 def landmark(things: Things, thing: Thing, point: Float[np.ndarray, "3"]) -> Thing | None:
-    """What something at a place stands by: of the things that are never moved, are not of the dynamic layer and do not
-    fill the room, the nearest one that has a name, or else the nearest.
+    """What something at a place stands by: of the things that are never moved, are not of the dynamic layer, do not
+    fill the room and are seen a third as often as it, the nearest one that has a name, or else the nearest.
 
     Args:
         things: All things.
@@ -121,7 +121,8 @@ def landmark(things: Things, thing: Thing, point: Float[np.ndarray, "3"]) -> Thi
     room = things.depth
     near = []
     for other in things.things:
-        if other is thing or other.movable or not other.rests or other.size > room / 2 or other.dynamic >= MIN_DYNAMIC:
+        moves = other is thing or other.movable or not other.rests or other.dynamic >= MIN_DYNAMIC
+        if moves or other.size > room / 2 or len(other.frames) < len(thing.frames) / 3:
             continue
         far = float(np.linalg.norm(other.rests[0].points - point, axis=1).min())
         if far < room / 4:

@@ -181,7 +181,7 @@ def strip(spans: Sequence[tuple[str, int, int]], now: int) -> str:
             f'<rect x="{x}" y="16" width="8" height="8" fill="{colour}"/>'
             f'<text x="{x + 12}" y="24" fill="{_DIM}" font-size="10">{state}</text>'
         )
-        x += 20 + 5 * len(state)
+        x += 22 + 6 * len(state)
     return _drawing("".join(parts), 28)
 
 
