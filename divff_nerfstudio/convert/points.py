@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from divff_nerfstudio.convert.names import ConvertError
+from divff_nerfstudio.ply import read_vertices
 from divff_nerfstudio.schema import MAX_NUMBER
 
 
@@ -22,8 +23,7 @@ def read_points(path: Path | None) -> Float[np.ndarray, "p 3"]:
     import plyfile
 
     try:
-        check_counts(path)
-        vertices = plyfile.PlyData.read(str(path))["vertex"]
+        vertices = read_vertices(path)
         points = np.stack([np.asarray(vertices[axis], np.float64) for axis in "xyz"], axis=1)
     except FileNotFoundError:
         raise ConvertError(f"{path} is missing: put the points there, or give --points.") from None
@@ -32,16 +32,3 @@ def read_points(path: Path | None) -> Float[np.ndarray, "p 3"]:
     if not (np.abs(points) <= MAX_NUMBER).all():
         raise ConvertError(f"{path} has a point whose position is no finite number: give another as --points.")
     return points
-
-
-def check_counts(path: Path) -> None:
-    """Raises ValueError where a header asks for more entries than the file has bytes."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        for line in file.read(1 << 16).split(b"\n"):
-            words = line.split()
-            if words[:1] == [b"element"] and len(words) == 3 and (not words[2].isdigit() or int(words[2]) > size):
-                raise ValueError("its header asks for more entries than it has")
-            if words == [b"end_header"]:
-                return
-    raise ValueError("it has no header")

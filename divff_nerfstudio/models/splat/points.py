@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from divff_nerfstudio.convert.points import check_counts
 from divff_nerfstudio.data.scene import SceneError, SceneFolder
+from divff_nerfstudio.ply import read_vertices
 from divff_nerfstudio.schema import MAX_NUMBER
 
 if TYPE_CHECKING:
@@ -72,10 +72,7 @@ def read_points(path: Path) -> Points:
 
 
 def _read_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    from plyfile import PlyData
-
-    check_counts(path)
-    vertices = PlyData.read(str(path))["vertex"]
+    vertices = read_vertices(path)
     positions, colours = (np.stack([vertices[n] for n in names], -1) for names in (("x", "y", "z"), _COLOURS))
     return positions.astype(np.float64), _of_8_bits(colours)
 
