@@ -219,14 +219,16 @@ def test_groups_of_one_look_that_are_never_seen_together_are_one(apart):
     assert sorted(mug.numbers) == [i for i, c in enumerate(seen.columns) if c["row"] == MUG]
 
 
-@pytest.mark.parametrize(("alike", "joined"), [(0.55, True), (0.2, False)])
-def test_what_is_there_just_while_another_is_away_is_that(alike, joined):
-    """While it is in the hand, the mug looks like itself only from afar; what looks like something else is not it."""
+@pytest.mark.parametrize(("alike", "aside", "joined"), [(0.55, 0, True), (0.2, 0, False), (0.55, 9, False)])
+def test_what_is_there_just_while_another_is_away_is_that(alike, aside, joined):
+    """While it is in the hand, the mug looks like itself only from afar; what looks like something else is not it, and
+    neither is what is so far away that nobody could have carried it there in time."""
     other = phrase_code("chimney") - phrase_code("mug") * (phrase_code("chimney") @ phrase_code("mug"))
     unlike = alike * phrase_code("mug") + (1 - alike**2) ** 0.5 * other / np.linalg.norm(other)
     codes = np.concatenate((features(0), unlike[None]))
     scene = looks()
     for look in scene[5:8]:
+        look.points[look.index == MUG] += (aside, 0, 0)
         look.index[look.index == MUG] = len(NAMES)
     table = SightingTable()
     for look in scene:

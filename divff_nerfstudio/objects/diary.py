@@ -121,8 +121,8 @@ def landmark(things: Things, thing: Thing, point: Float[np.ndarray, "3"]) -> Thi
     room = things.depth
     near = []
     for other in things.things:
-        moves = other is thing or other.movable or not other.rests or other.dynamic >= MIN_DYNAMIC
-        if moves or other.size > room / 2 or len(other.frames) < len(thing.frames) / 3:
+        stays = other is not thing and not other.movable and other.dynamic < MIN_DYNAMIC
+        if not stays or not other.rests or other.size > room / 2 or len(other.frames) < len(thing.frames) / 3:
             continue
         far = float(np.linalg.norm(other.rests[0].points - point, axis=1).min())
         if far < room / 4:

@@ -26,9 +26,12 @@ _HELD = 0.6
 _DISPLACED = 3
 _STEP = 0.3
 _SETTLED = 0.9
-_COMPARED = 16
+"""What keeps still lies, by so much of what a frame shows of it, where other frames show it."""
 _LATER = 9
+"""It is compared with frames so much later: those next to it are of the same movement."""
 _ENOUGH = 6
+"""The last frames, so many, are what is compared with when there are no later ones."""
+_COMPARED = 16
 _QUIET = 3
 """What has kept still in so many frames no longer moves."""
 _AWAY = 0.6
@@ -178,7 +181,7 @@ def rests(seen: Spots, reach: float, count: int) -> list[Rest]:
             continue
         if len(found) > 1 and _held(found[-1]) and _one_place(found[-2], rest, step, reach):
             found.pop()
-        if found and _one_place(found[-1], rest, step, reach) and not taken(seen, found[-1], rest, reach):
+        if found and _one_place(found[-1], rest, step, reach) and not taken(seen, found[-1], rest, long, reach):
             found[-1] = Rest(found[-1].spots + rest.spots)
         else:
             found.append(rest)
@@ -265,15 +268,16 @@ def _one_place(first: Rest, second: Rest, step: float, reach: float) -> bool:
     )
 
 
-def taken(seen: Spots, before: Rest, after: Rest, reach: float) -> bool:
+def taken(seen: Spots, before: Rest, after: Rest, long: float, reach: float) -> bool:
     """Whether the actor has had a thing elsewhere between two rests.
 
     Args:
         seen: What each frame shows of the thing, in the order of time.
         before: The first of the rests.
         after: The second.
+        long: The thing's size, scene units.
         reach: Points nearer to each other than this are at one place, scene units.
     """
-    far = max(_AWAY * size(seen), 3 * reach)
+    far = max(_AWAY * long, 3 * reach)
     between = seen.between(before.last + 1, after.first - 1)
     return int((between.touched & (between.off(before.point) > far)).sum()) >= _DISPLACED

@@ -305,7 +305,7 @@ def _moved(thing: Thing, before: Rest, after: Rest, things: Things) -> bool:
         return left > _LEFT
     whole = (
         touched
-        and (taken(thing.spots, before, after, things.reach) or not unseen)
+        and (taken(thing.spots, before, after, thing.size, things.reach) or not unseen)
         and all(rest.spots.cut.mean() < _WHOLE for rest in (before, after))
     )
     sizes = size(before.spots), size(after.spots)
