@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -45,6 +45,13 @@ class FastAdamConfig(AdamOptimizerConfig):
     """Decay of the running means of gradients and of their squares."""
     eps: Positive = 1e-15
     """Added to the denominator."""
+
+    def setup(self, params: Iterable[Any]) -> torch.optim.Optimizer:
+        """The optimizer, which does all of an update in one pass over memory."""
+        optimizer = super().setup(params)
+        for group in optimizer.param_groups:
+            group["fused"] = all(parameter.device.type in ("cpu", "cuda") for parameter in group["params"])
+        return optimizer
 
 
 @dataclass

@@ -218,7 +218,7 @@ def flop_of_step(trainer: Trainer, step: int) -> int:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts the matrix products of a step, forward and backward, and the weighted sums of `embedding_bag`."""
+    """Counts the matrix products of a step, forward and backward, and the weighted sums of planes' rows."""
     bag: Any = torch.ops.aten
 
     def rows_times_channels(rows: torch.Size, channels: int) -> int:
@@ -232,6 +232,7 @@ def flop_counter() -> FlopCounterMode:
             bag._embedding_bag_per_sample_weights_backward: lambda grad, _, rows, *__, **___: rows_times_channels(
                 rows, grad[-1]
             ),
+            torch.ops.divff.rows_gradient: lambda grad, rows, *_, **__: rows_times_channels(rows, grad[-1]),
         },
     )
 

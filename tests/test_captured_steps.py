@@ -119,7 +119,7 @@ def test_a_resumed_training_is_the_unbroken_one(scene, tmp_path):
     assert_same(trained(started("divff", scene, tmp_path / "resumed", **again)), (parameters, told[21:]))
     eager = started("divff", scene, tmp_path / "eager", cuda_graphs="off", **again)
     groups = [group for each in eager.optimizers.optimizers.values() for group in each.param_groups]
-    assert all(type(group["lr"]) is float and not group["fused"] for group in groups)
+    assert all(type(group["lr"]) is float and not group["capturable"] for group in groups)
     for one, other in zip(trained(eager)[1], told[21:], strict=True):
         torch.testing.assert_close(one["loss"].detach(), other["loss"], rtol=0.1, atol=0.1)
 

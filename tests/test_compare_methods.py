@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.fields.encodings import PlaneEncoding
 
 
 @pytest.fixture
@@ -49,6 +50,10 @@ def test_flop_of_products_and_of_bags(compare: ModuleType) -> None:
         bags = torch.nn.functional.embedding_bag(rows, table, per_sample_weights=shares, mode="sum")
         bags.sum().backward()
     assert counter.get_total_flops() == 3 * (2 * 6 * 2 * 4)
+    planes = PlaneEncoding((8,), 4)
+    with compare.flop_counter() as counter:
+        planes(torch.rand(6, 3)).sum().backward()
+    assert counter.get_total_flops() == 2 * (2 * (3 * 6) * 4 * 4)
 
 
 def test_counting_a_step_changes_nothing(compare: ModuleType, tiny_scene: Path, tmp_path: Path) -> None:

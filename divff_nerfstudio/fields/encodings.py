@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from nerfstudio.field_components.encodings import Encoding, HashEncoding, NeRFEncoding
 from nerfstudio.utils.rich_utils import CONSOLE
+from scipy.sparse import csc_array
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 Implementation = Literal["planes", "hash", "tcnn"]
 
@@ -21,6 +24,7 @@ class PlaneEncoding(Encoding):
 
     On a CPU a point's bilinear corners are summed by `embedding_bag` over channels-last rows, several times cheaper
     than `grid_sample` and an order of magnitude cheaper than a hash grid in PyTorch; on a GPU by kernels in Triton.
+    Only the planes have gradients: places and times are data.
 
     Args:
         resolutions: Points along each side of the three spatial planes, per level.
@@ -111,12 +115,61 @@ def _interpolate(
     x, y = u.clamp(0, 1) * (width - 1), v.clamp(0, 1) * (height - 1)
     left, top = x.floor().clamp_max(width - 2), y.floor().clamp_max(height - 2)
     x, y = x - left, y - top
-    plane = torch.arange(3, device=u.device) * (width * height)
-    corner = plane + top.long() * width + left.long()
-    rows = torch.stack((corner, corner + 1, corner + width, corner + width + 1), -1)
-    shares = torch.stack(((1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y), -1)
-    values = F.embedding_bag(rows.view(-1, 4), table, per_sample_weights=shares.view(-1, 4).to(table), mode="sum")
+    plane = torch.arange(3, device=u.device, dtype=torch.int32) * (width * height)
+    corner = plane + top.int() * width + left.int()
+    rows = torch.stack((corner, corner + 1, corner + width, corner + width + 1), -1).view(-1, 4)
+    shares = torch.stack(((1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y), -1).view(-1, 4).to(table)
+    if table.device.type == "cpu":
+        return _PlaneProduct.apply(table, rows, shares)
+    values = F.embedding_bag(rows, table, per_sample_weights=shares, mode="sum")
     return values.view(-1, 3, table.shape[-1]).prod(1)
+
+
+class _PlaneProduct(torch.autograd.Function):
+    """Products of the three weighted sums of a table's rows that belong to a point."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        table: Float[Tensor, "rows channels"],
+        rows: Int[Tensor, "planes_of_points 4"],
+        shares: Float[Tensor, "planes_of_points 4"],
+    ) -> Float[Tensor, "points channels"]:
+        values = F.embedding_bag(rows, table, per_sample_weights=shares, mode="sum").view(-1, 3, table.shape[1])
+        ctx.save_for_backward(values, rows, shares)
+        ctx.count = len(table)
+        first, second, third = values.unbind(1)
+        return first * second * third
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+        values, rows, shares = ctx.saved_tensors
+        first, second, third = values.unbind(1)
+        others = torch.stack((second * third, first * third, first * second), 1).mul_(gradients[0][:, None])
+        return rows_gradient(others.flatten(0, 1), rows, shares, ctx.count), None, None
+
+
+@torch.library.custom_op("divff::rows_gradient", mutates_args=())
+def rows_gradient(gradients: Tensor, rows: Tensor, shares: Tensor, count: int) -> Tensor:
+    """The gradient of a table of which weighted rows were summed, on a CPU.
+
+    It is a product with a sparse matrix and takes a tenth of what PyTorch takes, which sorts the rows first.
+
+    Args:
+        gradients: Of the sums, (sums, channels).
+        rows: Which rows each of them is of, (sums, rows of one).
+        shares: Their weights.
+        count: How many rows the table has.
+    """
+    starts = np.arange(0, rows.numel() + 1, rows.shape[1])
+    matrix = csc_array((shares.numpy().ravel(), rows.numpy().ravel(), starts), shape=(count, len(rows)))
+    return torch.from_numpy(matrix @ gradients.numpy())
+
+
+@rows_gradient.register_fake
+def _(gradients: Tensor, rows: Tensor, shares: Tensor, count: int) -> Tensor:
+    return gradients.new_empty(count, gradients.shape[1])
 
 
 class GridEncoding(nn.Module):
