@@ -155,12 +155,14 @@ def test_pairs_of_neighbouring_frames_are_nearest_to_each_other():
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.2])
 def test_how_alike_one_thing_looks_is_learned_from_the_scene(noise: float):
     class Things:
-        min_spread = 0.01
+        min_spreads = 0.01, 3.0
 
-        def looks(self, scene: None, frame: int, segments: int) -> np.ndarray:
-            return 5 * np.eye(6, 32) + np.random.default_rng(frame).normal(0, noise, (6, 32))
+        def looks(self, scene: None, frame: int, segments: int) -> tuple[np.ndarray, np.ndarray]:
+            looks = 5 * np.eye(6, 32) + np.random.default_rng(frame).normal(0, noise, (6, 32))
+            return looks, looks
 
-    found = labels_module._spread(None, np.arange(30), np.arange(30), Things())  # type: ignore[arg-type]
+    found, bounded = labels_module._spreads(None, np.arange(30), np.arange(30), Things())  # type: ignore[arg-type]
+    assert bounded == max(3.0, found)
     # Two draws of 32 numbers are noise * sqrt(2 * 32) apart, and what is so far apart has exp(-1) of a vote.
     assert found == pytest.approx(max(0.01, noise * 32**0.5), rel=0.1)
     assert alike(np.zeros((1, 1)), np.full((1, 1), found * 2**0.5), found) == pytest.approx(np.exp(-1))
@@ -343,6 +345,25 @@ def test_labels_are_kept_and_made_again_where_they_are_damaged(filmed, monkeypat
     assert last is not None and np.array_equal(first, last.codes)
     with pytest.raises(pytest.fail.Exception):  # other frames, other labels
         labels(scene, train[:-1], None)
+
+
+def test_an_encoder_that_takes_everything_for_one_thing_is_not_believed_alone(filmed: tuple[Path, np.ndarray]):
+    root, shows = filmed
+
+    class Blind:
+        seal = "blind"
+
+        def frame_features(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
+            return shows[frame].astype(np.int64), np.ones((3, 8), np.float32)
+
+    scene = load_scene(root)
+    train = scene.splits["train"]
+    found = labels(scene, train, Blind())  # type: ignore[arg-type]
+    assert found is not None
+    dynamic, actor = found.codes[..., 0] / 255, found.codes[..., 1] / 255
+    what = shows[train]
+    assert np.median(dynamic[what == OBJECT]) > 0.4 > 0.1 > np.median((dynamic + actor)[what == ROOM])
+    assert np.median(actor[what == HAND]) > 0.4 > np.median(dynamic[what == HAND])
 
 
 def test_a_short_video_tells_nothing(tiny_scene: Path):

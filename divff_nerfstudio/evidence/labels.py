@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from divff_nerfstudio.data.frames import SceneError, cache_folder, open_cache
 from divff_nerfstudio.data.masks import resize_nearest
 from divff_nerfstudio.data.scene import SceneFolder
 from divff_nerfstudio.evenly import evenly_spaced
+from divff_nerfstudio.evidence.looks import OutlinedRegions, Segments, StoredSegments
 from divff_nerfstudio.evidence.sightings import (
     MIN_FRAMES,
     Asked,
@@ -32,10 +33,9 @@ from divff_nerfstudio.evidence.sightings import (
     sweep,
 )
 from divff_nerfstudio.evidence.votes import Kinds, count, decide, nearest_distances
-from divff_nerfstudio.features.segments import ColourSegmenterConfig
-from divff_nerfstudio.features.store import NO_FEATURE, FeatureStore
+from divff_nerfstudio.features.store import FeatureStore
 
-_VERSION = 9
+_VERSION = 10
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2
@@ -57,10 +57,6 @@ _KNOWN = 0.15
 """Evidence of resting, per frame of the video and pixel, from which on a segment's depth is relied upon."""
 _PAIRED_FRAMES = 64
 """Pairs of neighbouring frames, at most, spread over the video, from which it is learned how alike one thing looks."""
-_MIN_FEATURE_SPREAD = 0.17
-"""Least distance of unit features of one thing (a cosine of 0.985)."""
-_MIN_COLOUR_SPREAD = 4.0
-"""Least distance of mean colours of one thing, CIELAB."""
 
 
 class Labels(NamedTuple):
@@ -115,7 +111,7 @@ def labels(
     Args:
         scene: The scene.
         indices: Its training frames. No other frame is looked at.
-        store: Features of segments, which then vote; None: regions of one colour vote.
+        store: Features of segments, which then vote; None: regions between learned outlines vote, by their colours.
         device: Where to compute.
 
     Returns:
@@ -152,7 +148,7 @@ def _write(
 ) -> None:
     """Computes the labels, one frame at a time: what each frame sees, what segments make of it, and both once more
     without holding against a place that hands and objects hide it."""
-    things = _Colours() if store is None else _Stored(store)
+    things = OutlinedRegions() if store is None else StoredSegments(store)
     views, asked = _views(scene, indices, device)
     tried = [asked((2 * i + 1) * len(indices) // (2 * _TRIED)) for i in range(_TRIED)]
     tolerance = settle_tolerance(views, tried, _STRIDE)
@@ -170,12 +166,12 @@ def _write(
             stays = looked.stays(coarse.to(looked.same.device), number)
             found[k, ..., 2:5] = _rest_codes(segments[k], stays, len(indices), plane_bounds(views.near, views.far))
             found[k, ..., 5] = np.round(255 * _chances(seen[k], size)[0])
-    spread = _spread(scene, indices, segments, things)
-    movers = _movers(views, _voted(scene, indices, things, segments, numbers, seen, spread), found)
+    spreads = _spreads(scene, indices, segments, things)
+    movers = _movers(views, _voted(scene, indices, things, segments, numbers, seen, spreads), found)
     with get_progress("Looking behind what moves") as progress:
         for k in progress.track(range(len(indices))):
             seen[k, 0] = sweep(views, asked(k), _STRIDE, tolerance, movers).kept.cpu().numpy()
-    for k, chances in enumerate(_voted(scene, indices, things, segments, numbers, seen, spread)):
+    for k, chances in enumerate(_voted(scene, indices, things, segments, numbers, seen, spreads)):
         found[k, ..., :2] = np.round(255 * chances)
 
 
@@ -206,13 +202,15 @@ def _movers(
 def _voted(
     scene: SceneFolder,
     indices: np.ndarray,
-    things: _Things,
+    things: Segments,
     segments: Int[np.ndarray, "frames height width"],
     numbers: Sequence[int],
     seen: Float[np.ndarray, "frames 2 rows columns"],
-    spread: float,
+    spreads: Sequence[float],
 ) -> Iterator[Float[np.ndarray, "height width 2"]]:
     """Chances of dynamic layer and actor in one frame after the other, by the votes of all.
+
+    Where segments have looks of several sorts, each sort votes, and the mean counts.
 
     Args:
         scene: The scene.
@@ -221,17 +219,20 @@ def _voted(
         segments: Number of each pixel's segment in its frame; -1 where there is none.
         numbers: How many segments each frame has.
         seen: What each frame's sweep says of it, see `_chances`.
-        spread: How far apart looks of one thing are.
+        spreads: How far apart looks of one thing are, of each sort.
     """
     size = scene.height, scene.width
     votes = [count(segments[k], number, *_chances(seen[k], size)) for k, number in enumerate(numbers)]
-    kinds = Kinds(*_asked_segments(scene, indices, segments, things, votes), spread)
+    looks, asked = _asked_segments(scene, indices, segments, things, votes)
+    kinds = [Kinds(each, asked, spread) for each, spread in zip(looks, spreads, strict=True)]
     for k, own in enumerate(votes):
-        theirs = kinds.votes(things.looks(scene, int(indices[k]), segments[k]))
-        moves, resting = decide(segments[k], own, theirs, *_chances(seen[k], size))
-        moves = _logistic((moves - _SURE) / _SURE_WIDTH)
-        resting = _logistic((resting - _OBJECT) / _OBJECT_WIDTH)
-        yield np.stack((moves * resting, moves * (1 - resting)), -1)
+        chances = []
+        for kind, each in zip(kinds, things.looks(scene, int(indices[k]), segments[k]), strict=True):
+            moves, resting = decide(segments[k], own, kind.votes(each), *_chances(seen[k], size))
+            moves = _logistic((moves - _SURE) / _SURE_WIDTH)
+            resting = _logistic((resting - _OBJECT) / _OBJECT_WIDTH)
+            chances.append(np.stack((moves * resting, moves * (1 - resting)), -1))
+        yield np.mean(chances, 0)
 
 
 def _views(scene: SceneFolder, indices: np.ndarray, device: torch.device | str) -> tuple[Views, Callable[[int], Asked]]:
@@ -292,93 +293,32 @@ def _chances(
 
 
 def _asked_segments(
-    scene: SceneFolder, indices: np.ndarray, segments: np.ndarray, things: _Things, votes: list[np.ndarray]
-) -> tuple[Float[np.ndarray, "asked dim"], Float[np.ndarray, "asked 3"]]:
-    """Looks and votes of segments spread over the video, all where there are few."""
+    scene: SceneFolder, indices: np.ndarray, segments: np.ndarray, things: Segments, votes: list[np.ndarray]
+) -> tuple[list[Float[np.ndarray, "asked dim"]], Float[np.ndarray, "asked 3"]]:
+    """Looks of each sort and votes of segments spread over the video, all where there are few."""
     first = np.concatenate(([0], np.cumsum([len(own) for own in votes])))
     chosen = evenly_spaced(int(first[-1]), _ASKED_SEGMENTS)
-    looks, theirs = [], []
+    looks: list[list[np.ndarray]] = [[] for _ in things.min_spreads]
+    theirs = [np.zeros((0, 3))]
     for k, own in enumerate(votes):
         local = chosen[(chosen >= first[k]) & (chosen < first[k + 1])] - first[k]
         if len(local):
-            looks.append(things.looks(scene, int(indices[k]), segments[k])[local])
+            for sort, each in zip(looks, things.looks(scene, int(indices[k]), segments[k]), strict=True):
+                sort.append(each[local])
             theirs.append(own[local])
-    return (np.concatenate(looks), np.concatenate(theirs)) if looks else (np.zeros((0, 1)), np.zeros((0, 3)))
+    return [np.concatenate(sort) if sort else np.zeros((0, 1)) for sort in looks], np.concatenate(theirs)
 
 
-def _spread(scene: SceneFolder, indices: np.ndarray, segments: np.ndarray, things: _Things) -> float:
-    """How far apart looks of one thing are: one that differs as those do which belong together in neighbouring frames
-    has exp(-1) of a vote. Encoders and segments differ in this, so it is learned from the scene."""
-    apart = [np.zeros(0)]
+def _spreads(scene: SceneFolder, indices: np.ndarray, segments: np.ndarray, things: Segments) -> list[float]:
+    """How far apart looks of one thing are, of each sort: one that differs as those do which belong together in
+    neighbouring frames has exp(-1) of a vote. Encoders and segments differ in this, so it is learned from the scene."""
+    apart = [[np.zeros(0)] for _ in things.min_spreads]
     for k in evenly_spaced(len(indices) - 1, _PAIRED_FRAMES):
-        looks = (things.looks(scene, int(indices[j]), segments[j]) for j in (k, k + 1))
-        apart.append(nearest_distances(*looks))
-    distances = np.concatenate(apart)
-    return max(things.min_spread, float(np.median(distances)) / 2**0.5 if len(distances) else 0.0)
-
-
-class _Things(Protocol):
-    """What votes together."""
-
-    min_spread: float
-    """Least distance of looks of one thing."""
-
-    def split(self, scene: SceneFolder, frame: int) -> tuple[Int[np.ndarray, "height width"], int]:
-        """The segment of each pixel of a frame, -1 where there is none, and how many there are."""
-        ...
-
-    def looks(
-        self, scene: SceneFolder, frame: int, segments: Int[np.ndarray, "height width"]
-    ) -> Float[np.ndarray, "segments dim"]:
-        """How they look."""
-        ...
-
-
-class _Stored:
-    """Segments with stored features, which are their looks."""
-
-    min_spread = _MIN_FEATURE_SPREAD
-
-    def __init__(self, store: FeatureStore):
-        self._store = store
-
-    def split(self, scene: SceneFolder, frame: int) -> tuple[Int[np.ndarray, "height width"], int]:
-        """See `_Things`."""
-        index, table = self._store.frame_features(frame)
-        local = resize_nearest(index, scene.height, scene.width)
-        return np.where(local == NO_FEATURE, -1, local.astype(np.int32)), len(table)
-
-    def looks(
-        self, scene: SceneFolder, frame: int, segments: Int[np.ndarray, "height width"]
-    ) -> Float[np.ndarray, "segments dim"]:
-        """Features of unit length."""
-        del scene, segments
-        table = self._store.frame_features(frame)[1]
-        return table / np.maximum(np.linalg.norm(table, axis=-1, keepdims=True), 1e-6)
-
-
-class _Colours:
-    """Regions of one colour, which look like their mean colour (CIELAB)."""
-
-    min_spread = _MIN_COLOUR_SPREAD
-
-    def __init__(self):
-        self._segmenter = ColourSegmenterConfig().setup()
-
-    def split(self, scene: SceneFolder, frame: int) -> tuple[Int[np.ndarray, "height width"], int]:
-        """See `_Things`."""
-        segments = self._segmenter.segment(scene.frame(frame))
-        return segments, int(segments.max()) + 1
-
-    def looks(
-        self, scene: SceneFolder, frame: int, segments: Int[np.ndarray, "height width"]
-    ) -> Float[np.ndarray, "segments 3"]:
-        """Mean colours."""
-        from skimage.color import rgb2lab
-
-        colours = rgb2lab(scene.frame(frame)).reshape(-1, 3)
-        sums = [np.bincount(segments.ravel(), colours[:, channel]) for channel in range(3)]
-        return (np.stack(sums, -1) / np.bincount(segments.ravel())[:, None]).astype(np.float32)
+        here, next_ = (things.looks(scene, int(indices[j]), segments[j]) for j in (k, k + 1))
+        for sort, looks, theirs in zip(apart, here, next_, strict=True):
+            sort.append(nearest_distances(looks, theirs))
+    medians = [float(np.median(found)) if len(found) else 0.0 for found in map(np.concatenate, apart)]
+    return [max(least, median / 2**0.5) for least, median in zip(things.min_spreads, medians, strict=True)]
 
 
 def _logistic(values: np.ndarray) -> np.ndarray:

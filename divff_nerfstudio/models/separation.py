@@ -33,8 +33,8 @@ class SeparationConfig(PrintableConfig):
     mask_weight: Weight = 0.1
     """Cost of a pixel that a moving layer explains; it rises over a quarter of the geometry, from static-first on."""
     evidence: Literal["off", "on", "auto"] = "off"
-    """Whether what moves is looked for before anything is trained, see docs/separation.md. "auto" is settled when
-    training starts: on where there are features, whose segments decide as one."""
+    """Whether what moves is looked for before anything is trained, see docs/separation.md; auto: yes, and hands carry
+    it."""
     evidence_weight: Weight = 3.0
     """Weight of `evidence_loss`, with evidence."""
     evidence_against: Share = 0.9
@@ -56,13 +56,12 @@ class SeparationConfig(PrintableConfig):
     shadow_tolerance: Positive = 0.04
     """How far, in colour, a shadowed room may be from a darker multiple of itself."""
 
-    def settle_evidence(self, data: DivFFDataManagerConfig) -> bool:
-        """Settles "auto"; whether it was that and is now on."""
+    def settle_evidence(self) -> bool:
+        """Settles "auto"; whether it was that."""
         if self.evidence != "auto":
             return False
-        voted = data.features == "all" or (data.features == "auto" and data.survey()[1])
-        self.evidence = "on" if voted else "off"
-        return voted
+        self.evidence = "on"
+        return True
 
     def settle_hints(self, data: DivFFDataManagerConfig) -> None:
         """Settles "auto"."""
