@@ -45,7 +45,9 @@ class MeasureEvidence:
         for scene, root in zip(map(load_scene, self.scenes), self.features or [None] * len(self.scenes), strict=True):
             stored = store_root(scene, root) / "image"
             for store in (None, *([FeatureStore.open(stored)] if stored.is_dir() else ())):
-                segments = "by outlines, no features" if store is None else f"{store.header.source} ({store.header.model})"
+                segments = (
+                    "by outlines, no features" if store is None else f"{store.header.source} ({store.header.model})"
+                )
                 numbers = (f"{number:.2f}" for number in scores(scene, store))
                 CONSOLE.print(f"| {scene.root.name} | {segments} | " + " | ".join(numbers) + " |", soft_wrap=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Optional
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,9 @@ from divff_nerfstudio.schema import Positive, Share, Weight
 PLACED = 0.08
 """How far from where it was found an object may be drawn, relative to its distance."""
 
+_EVIDENCE_WEIGHT = 3.0
+"""Of evidence for which features have voted; where colours do so alone, which tell less, a third."""
+
 
 @dataclass
 class SeparationConfig(PrintableConfig):
@@ -35,8 +38,9 @@ class SeparationConfig(PrintableConfig):
     evidence: Literal["off", "on", "auto"] = "off"
     """Whether what moves is looked for before anything is trained, see docs/separation.md; auto: yes, and hands carry
     it."""
-    evidence_weight: Weight = 3.0
-    """Weight of `evidence_loss`, with evidence."""
+    evidence_weight: Optional[Weight] = None  # noqa: UP045
+    """Weight of `evidence_loss`, with evidence. None: 3 where features vote, 1 where colours do so alone, settled when
+    training starts."""
     evidence_against: Share = 0.9
     """Weight, in it, of a layer's mask where it is not (Layered Motion Fusion: 1.0 against 1.1)."""
     hints: Literal["off", "on", "auto"] = "off"
@@ -56,12 +60,16 @@ class SeparationConfig(PrintableConfig):
     shadow_tolerance: Positive = 0.04
     """How far, in colour, a shadowed room may be from a darker multiple of itself."""
 
-    def settle_evidence(self) -> bool:
-        """Settles "auto"; whether it was that."""
-        if self.evidence != "auto":
+    def settle_evidence(self, data: DivFFDataManagerConfig) -> bool:
+        """Settles "auto" and the weight; whether it was "auto"."""
+        if self.evidence == "off":
             return False
+        if self.evidence_weight is None:
+            voted = data.features == "all" or (data.features == "auto" and data.survey()[1])
+            self.evidence_weight = _EVIDENCE_WEIGHT if voted else _EVIDENCE_WEIGHT / 3
+        settled = self.evidence == "auto"
         self.evidence = "on"
-        return True
+        return settled
 
     def settle_hints(self, data: DivFFDataManagerConfig) -> None:
         """Settles "auto"."""
@@ -112,7 +120,8 @@ def layer_losses(
     losses["static"] = config.static_weight * apart.mean()
     if evidence is not None:
         pulled = masks if placed is None else {**masks, "dynamic": placed}
-        losses["evidence"] = config.evidence_weight * evidence_loss(pulled.values(), evidence, config.evidence_against)
+        weight = _EVIDENCE_WEIGHT if config.evidence_weight is None else config.evidence_weight
+        losses["evidence"] = weight * evidence_loss(pulled.values(), evidence, config.evidence_against)
     if hints is not None:
         belongs, against = fusion_losses(masks["dynamic"], masks["actor"], hints)
         losses["hints"] = config.hint_weight * belongs + config.hint_against_weight * against
