@@ -507,8 +507,6 @@ def test_training_frames_bound_the_rays_of_all_splits(pipeline: DivFFPipeline):
 def test_a_run_without_features_opens_where_the_scene_has_got_some(pipeline: DivFFPipeline, tiny_scene, tmp_path):
     tiny_run.write_features(tiny_scene, tmp_path / "encoder")
     config = tiny_run.config(tiny_scene, tmp_path)
-    assert isinstance(config.pipeline.model, DivFFModelConfig)
-    config.pipeline.model.evidence = "off"  # as the run's config.yml says, which was settled without features
     config.settle()
     later = config.pipeline.setup(device="cpu", test_mode="test")
     assert later.model.semantic is not None
