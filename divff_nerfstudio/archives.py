@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.errors import DivffError, stand_in
 
 MAX_MEMBERS = 2_000_000
 """An archive with more entries than this is refused."""
@@ -97,7 +97,8 @@ def open_archive(archive: Path, max_bytes: int) -> Iterator[list[Member]]:
                 yield _checked(archive, _tar_members(archive, opened), max_bytes)
     except DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
-        raise ArchiveError(f"{archive} is truncated or no archive ({reason}): delete it and fetch it anew.") from None
+        said = f"{archive} is truncated or no archive ({reason}): delete it and fetch it anew."
+        raise ArchiveError(stand_in(archive) or said) from None
 
 
 def check_archive(archive: Path, max_bytes: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.errors import DivffError, stand_in
 from divff_nerfstudio.schema import MAX_COUNT
 
 Shape = tuple[int, ...]
@@ -76,7 +76,8 @@ def read_checkpoint(path: Path | str, mapped: bool = False) -> Any:
                 f"{path} is refused because it asks for {asked[1]}, which no file of weights needs: none of it was run."
             ) from None
         raise CheckpointError(
-            f"{path} is no readable checkpoint (damaged, cut short, or something else): fetch it anew."
+            stand_in(path)
+            or f"{path} is no readable checkpoint (damaged, cut short, or something else): fetch it anew."
         ) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 
 class DivffError(RuntimeError):
@@ -21,3 +22,25 @@ class DiskError(OSError, DivffError):
 
 DISK_FULL = frozenset(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
 """Numbers of the errors that say so."""
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_PAGE = (b"<!doctype html", b"<html")
+
+
+def stand_in(path: Path) -> str | None:
+    """The sentence to say of a file in whose place something else lies, as downloads leave it; None: nothing such does.
+
+    Args:
+        path: A file that cannot be read as what it should be.
+    """
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
+        with path.open("rb") as file:
+            start = file.read(512)
+    except (OSError, ValueError):
+        return None
+    if start.startswith(_POINTER):
+        return f"{path} is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`."
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGE):
+        return f"{path} is a web page, which a download has left in the file's place: fetch the file anew."
+    return None

@@ -21,7 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
 
-from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.errors import DivffError, stand_in
 
 MAX_BYTES = 256 * 2**20
 """Larger JSON files are taken for something else."""
@@ -131,7 +131,7 @@ def read_json(
     try:
         return parse_json(read_text(path, max_bytes), kind)
     except _FaultError as fault:
-        raise error(f"{path} is not {what} ({fault}): {remedy}.") from None
+        raise error(stand_in(path) or f"{path} is not {what} ({fault}): {remedy}.") from None
 
 
 def read_text(path: Path, max_bytes: int) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from divff_nerfstudio.convert.names import ConvertError
+from divff_nerfstudio.errors import stand_in
 from divff_nerfstudio.ply import read_vertices
 from divff_nerfstudio.schema import MAX_NUMBER
 
@@ -28,7 +29,8 @@ def read_points(path: Path | None) -> Float[np.ndarray, "p 3"]:
     except FileNotFoundError:
         raise ConvertError(f"{path} is missing: put the points there, or give --points.") from None
     except (plyfile.PlyParseError, KeyError, ValueError, TypeError, OSError, OverflowError, IndexError) as error:
-        raise ConvertError(f"{path} is no PLY file with points ({error}): give another as --points.") from None
+        said = f"{path} is no PLY file with points ({error}): give another as --points."
+        raise ConvertError(stand_in(path) or said) from None
     if not (np.abs(points) <= MAX_NUMBER).all():
         raise ConvertError(f"{path} has a point whose position is no finite number: give another as --points.")
     return points

@@ -21,7 +21,7 @@ from divff_nerfstudio.arrays import ArrayFaultError, create_array, open_array
 from divff_nerfstudio.atomic import atomic_path, remove_unfinished
 from divff_nerfstudio.cache_dirs import is_writable, user_cache_dir
 from divff_nerfstudio.data.picture_names import alike
-from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.errors import DivffError, stand_in
 from divff_nerfstudio.locks import locked
 
 PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF")
@@ -70,8 +70,9 @@ def open_picture(
         raise _missing(path) from None
     except UnidentifiedImageError:
         raise SceneError(
-            f"{path} is truncated or no picture in {', '.join(formats[:-1])} or {formats[-1]}: copy it anew from its "
-            "source, or save it in one of these."
+            (None if content else stand_in(path))
+            or f"{path} is truncated or no picture in {', '.join(formats[:-1])} or {formats[-1]}: copy it anew from "
+            "its source, or save it in one of these."
         ) from None
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__

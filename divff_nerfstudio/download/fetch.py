@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from divff_nerfstudio.atomic import write_text
-from divff_nerfstudio.errors import DISK_FULL, DivffError
+from divff_nerfstudio.errors import DISK_FULL, DivffError, stand_in
 from divff_nerfstudio.locks import locked
 from divff_nerfstudio.schema import Record, read_json
 
@@ -166,9 +166,7 @@ def by_hand(remote: Remote, path: Path) -> str:
 
 def _refuse_page(path: Path, remote: Remote) -> None:
     """Refuses a web page where a file was asked for, as clouds send it to programs."""
-    with path.open("rb") as file:
-        start = file.read(512).lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")):
+    if stand_in(path) is not None:
         raise DownloadError(f"{path} is a web page, not the file: delete it, {by_hand(remote, path)}.")
 
 
