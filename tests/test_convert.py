@@ -23,9 +23,10 @@ from divff_nerfstudio.cli import main
 from divff_nerfstudio.convert import layout
 from divff_nerfstudio.convert.cameras import CameraError, Pinhole, SourceCamera, common_pinhole
 from divff_nerfstudio.convert.colmap import read_colmap
-from divff_nerfstudio.convert.layout import PosedFrames, SceneOptions, opengl_poses, ray_bounds, rigid_poses, splits_of
+from divff_nerfstudio.convert.layout import SceneOptions, ray_bounds, splits_of
 from divff_nerfstudio.convert.names import ConvertError
 from divff_nerfstudio.convert.pictures import FolderFrames
+from divff_nerfstudio.convert.posed import PosedFrames, opengl_poses, rigid_poses
 from divff_nerfstudio.convert.staging import staged
 from divff_nerfstudio.data.scene import SceneFolder, load_scene
 

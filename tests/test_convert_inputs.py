@@ -20,15 +20,17 @@ from PIL import Image
 from test_convert import as_colmap, convert
 
 from divff_nerfstudio.archives import ArchiveError
+from divff_nerfstudio.checkpoints import read_checkpoint
 from divff_nerfstudio.convert.cameras import CameraError
 from divff_nerfstudio.convert.colmap import find_model, posed_by, read_model
 from divff_nerfstudio.convert.epic_fields import read_epic_fields
 from divff_nerfstudio.convert.names import ConvertError, FrameNames, frames_among, number_names
 from divff_nerfstudio.convert.nerfstudio import read_nerfstudio
-from divff_nerfstudio.convert.pictures import ArchiveFrames, FolderFrames, VideoFrames
+from divff_nerfstudio.convert.pictures import ArchiveFrames, FolderFrames, VideoFrames, open_frames
 from divff_nerfstudio.convert.timeline import ids_of, named_splits, usable_times
 from divff_nerfstudio.convert.tone import compressed
 from divff_nerfstudio.data.scene import load_scene
+from divff_nerfstudio.errors import DivffError, stand_in
 
 HERE = Path("here")
 
@@ -529,3 +531,69 @@ def test_hdr_videos_look_as_on_a_screen(tmp_path, transfer):
     _, found = next(iter(VideoFrames(tmp_path / "a.mp4").read([1])))
     assert np.abs(found[16, 32].astype(int) - 250).max() < 8
     assert np.abs(found[48, 32].astype(int) - (200, 40, 40)).max() < 8
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+PAGE = b"\n<!DOCTYPE html>\n<html><body>Sign in to download</body></html>\n"
+
+
+@pytest.mark.parametrize(("content", "said"), [(POINTER, "git lfs pull"), (PAGE, "is a web page")])
+def test_what_a_download_left_in_a_files_place_is_named(tmp_path, data, content, said):
+    """Pointers of Git LFS and pages that ask to sign in have the names of what was wanted."""
+    model = room.write_colmap(tmp_path / "m")
+    for name in ("cameras", "images", "points3D"):
+        (model / f"{name}.txt").unlink()
+        (model / f"{name}.bin").write_bytes(content)
+    names = ("a.png", "a.json", "a.ply", "a.tar", "a.ckpt", "a.mp4", "a")
+    files = {name: tmp_path / name for name in names}
+    for path in files.values():
+        path.write_bytes(content)
+    attempts = {
+        model / "cameras.bin": lambda: read_model(model),
+        files["a.png"]: lambda: FolderFrames(tmp_path, {1: files["a.png"]}).size_of(1),
+        files["a.json"]: lambda: read_epic_fields(files["a.json"]),
+        files["a.ply"]: lambda: read_nerfstudio(data, "number", files["a.ply"]),
+        files["a.tar"]: lambda: ArchiveFrames(files["a.tar"]),
+        files["a.ckpt"]: lambda: read_checkpoint(files["a.ckpt"]),
+        files["a.mp4"]: lambda: VideoFrames(files["a.mp4"]).size_of(1),
+        files["a"]: lambda: open_frames(files["a"]),
+    }
+    for path, attempt in attempts.items():
+        with pytest.raises(DivffError) as error:
+            attempt()
+        assert str(error.value).startswith(f"{path} is a") and said in str(error.value)
+
+
+def test_what_stands_in_for_a_file_is_no_pipe_and_no_text(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "text").write_text("see https://git-lfs.github.com/spec/v1 and <html>")
+    assert stand_in(tmp_path / "pipe") is stand_in(tmp_path / "text") is stand_in(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "narrow"),
+    [
+        (lambda m: m.update(k1=-44.85, k2=1017.4), True),
+        (lambda m: [f.update(fl_x=400.0, fl_y=400.0) for f in m["frames"][:2]], True),
+        (lambda m: m.update(k1=-0.3), False),
+    ],
+)
+def test_a_view_that_distortion_or_zoom_leaves_little_of_is_told(data, tmp_path, capsys, change, narrow):
+    edited(data, change)
+    assert convert(["nerfstudio", str(data)], tmp_path / "scene", "--video-width", "0") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("the frames' view spans" in said) == narrow
+
+
+@pytest.mark.parametrize("suffix", [".flv", ".OGV", ".h264", ".mxf"])
+def test_videos_are_known_by_more_names(tmp_path, suffix):
+    path = tmp_path / f"take{suffix}"
+    path.touch()
+    assert isinstance(open_frames(path), VideoFrames)
+
+
+def test_a_folder_in_the_files_place_is_not_named_as_the_file(data):
+    (data / "transforms.json").unlink()
+    (data / "transforms.json").mkdir()
+    with pytest.raises(ConvertError, match=r"transforms\.json is missing: give the file itself\."):
+        read_nerfstudio(data, "number")

@@ -19,13 +19,7 @@ from divff_nerfstudio.convert.colmap import find_model, posed_by, read_colmap, r
 from divff_nerfstudio.convert.epic_fields import read_epic_fields
 from divff_nerfstudio.convert.hands import open_hands
 from divff_nerfstudio.convert.keyframes import choose_from_video
-from divff_nerfstudio.convert.layout import (
-    PosedFrames,
-    SceneOptions,
-    is_written,
-    video_name,
-    write_scene,
-)
+from divff_nerfstudio.convert.layout import SceneOptions, is_written, write_scene
 from divff_nerfstudio.convert.names import ConvertError, Order
 from divff_nerfstudio.convert.nerfstudio import read_nerfstudio
 from divff_nerfstudio.convert.pictures import (
@@ -34,9 +28,11 @@ from divff_nerfstudio.convert.pictures import (
     VideoFrames,
     open_frames,
 )
+from divff_nerfstudio.convert.posed import PosedFrames
 from divff_nerfstudio.convert.staging import fingerprint, staged
 from divff_nerfstudio.convert.structure import Engine, Matcher, StructureFromMotion
 from divff_nerfstudio.data.scene import load_scene
+from divff_nerfstudio.data.video_files import video_name
 
 _FEWEST = 10
 """Frames of a video that a reconstruction needs at least."""
@@ -61,7 +57,7 @@ def _convert(
     """Makes a scene folder of a reconstruction."""
     for note in posed.notes:
         _say(note)
-    posed = posed.selected(options)
+    posed = posed.selected(options.first, options.last, options.every)
     if isinstance(source, VideoFrames):
         source = source.shaped_as({(camera.width, camera.height) for camera in posed.cameras})
     with staged(output, settings, options.overwrite) as folder:
@@ -71,8 +67,10 @@ def _convert(
 
 def _write(folder: Path, posed: PosedFrames, source: FrameSource, options: SceneOptions) -> None:
     """Writes a scene and opens it, so that a fault is found before it takes its place, and not in training."""
-    write_scene(folder, posed, source, options)
+    note = write_scene(folder, posed, source, options)
     load_scene(folder)
+    if note is not None:
+        _say(note)
 
 
 def _report(output: Path) -> None:
@@ -214,7 +212,8 @@ class VideoToScene:
             steps = StructureFromMotion(work, work / "images", masks, self.camera_model, self.engine, self.matcher)
             model = steps.run(_say)
             images = FolderFrames.of_folder(work / "images")
-            posed = read_colmap(model, images, "number").selected(self.scene)
+            found, chosen = read_colmap(model, images, "number"), self.scene
+            posed = found.selected(chosen.first, chosen.last, chosen.every)
             _say(f"{len(posed.numbers)} of {len(images.numbers)} frames have a pose.")
             _write(folder, posed, video, self.scene)
             shutil.rmtree(work)

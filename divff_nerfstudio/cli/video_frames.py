@@ -20,7 +20,6 @@ from divff_nerfstudio.convert.layout import (
     MAX_SIDE,
     QUALITY,
     is_written,
-    video_name,
 )
 from divff_nerfstudio.convert.names import MAX_NUMBER, ConvertError
 from divff_nerfstudio.convert.pictures import (
@@ -32,6 +31,7 @@ from divff_nerfstudio.convert.pictures import (
 )
 from divff_nerfstudio.convert.staging import fingerprint, staged
 from divff_nerfstudio.data.scene import load_scene
+from divff_nerfstudio.data.video_files import video_name
 
 _JPEG = b"\xff\xd8\xff"
 """How every JPEG begins."""

@@ -47,6 +47,8 @@ _ROUND_TRIP = 0.5
 _SHRINK = 0.98
 _MIN_SHARE = 0.25
 _ASPECT_TOLERANCE = 0.01
+_LITTLE = 0.5
+"""Share of the expected angle of view that is little; a moderate lens loses a tenth."""
 
 
 class CameraError(DivffError):
@@ -125,6 +127,12 @@ class SourceCamera:
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         return self.width, self.height
+
+    @property
+    def span(self) -> float:
+        """Degrees that it would span horizontally if its lens were of its kind and without distortion."""
+        half = self.width / 2 / self.params[0]
+        return 2 * math.degrees(half if self.model in _WIDE else math.atan(half))
 
     @property
     def is_pinhole(self) -> bool:
@@ -281,6 +289,25 @@ def common_pinhole(cameras: Sequence[SourceCamera], width: int, widest: float = 
                 f"The distortion of a camera of model {first.model} {first.params} folds the picture over itself: "
                 "calibrate it anew, or with fewer parameters."
             )
+
+
+def told_of_view(cameras: Sequence[SourceCamera], pinhole: Pinhole, widest: float, path: Path) -> str | None:
+    """What the user is told where `common_pinhole` keeps little of what the cameras see.
+
+    Args:
+        cameras: The cameras.
+        pinhole: What takes their place.
+        widest: Degrees that it might span.
+        path: Where the cameras were read from.
+    """
+    camera, span = max(cameras, key=lambda each: each.span), 2 * math.degrees(math.atan(pinhole.width / 2 / pinhole.fx))
+    if span >= _LITTLE * (expected := min(camera.span, widest)):
+        return None
+    return (
+        f"{path}: the frames' view spans {span:.0f} degrees, where {expected:.0f} are to be expected by the focal "
+        f"length of a camera of model {camera.model}: if that is not meant, calibrate its distortion anew, or leave "
+        "out frames of another zoom."
+    )
 
 
 def _half_extents(camera: SourceCamera) -> tuple[float, float]:

@@ -20,7 +20,6 @@ from divff_nerfstudio.convert.colmap_model import (
     check_points,
     unit_quaternions,
 )
-from divff_nerfstudio.convert.layout import PosedFrames, opengl_poses, posed_frames
 from divff_nerfstudio.convert.names import (
     ConvertError,
     Order,
@@ -30,6 +29,8 @@ from divff_nerfstudio.convert.names import (
     told_of_folders,
 )
 from divff_nerfstudio.convert.pictures import SUFFIXES, FrameSource, VideoFrames
+from divff_nerfstudio.convert.posed import PosedFrames, opengl_poses, posed_frames
+from divff_nerfstudio.errors import stand_in
 
 _NEEDED = ("cameras", "images")
 _POINTS = "points3D"
@@ -53,7 +54,8 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except ModelFault as fault:
-        raise ConvertError(f"{path} is damaged or no file of a COLMAP model ({fault}): copy it anew.") from None
+        said = f"{path} is damaged or no file of a COLMAP model ({fault}): copy it anew."
+        raise ConvertError(stand_in(path) or said) from None
 
 
 def find_model(folder: Path) -> tuple[Path, str | None]:

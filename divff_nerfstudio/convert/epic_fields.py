@@ -11,8 +11,8 @@ from pydantic import Field
 from divff_nerfstudio.convert.cameras import told_camera
 from divff_nerfstudio.convert.colmap import world_to_cameras
 from divff_nerfstudio.convert.colmap_model import ModelFault
-from divff_nerfstudio.convert.layout import PosedFrames, opengl_poses, posed_frames
 from divff_nerfstudio.convert.names import MAX_NUMBER, ConvertError, printable, trailing_number
+from divff_nerfstudio.convert.posed import PosedFrames, opengl_poses, posed_frames
 from divff_nerfstudio.schema import Number, Record, Size, read_json
 
 

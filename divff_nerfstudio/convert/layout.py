@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from PIL import Image
 from pydantic import Field
 
 from divff_nerfstudio.atomic import atomic_path, write_text
-from divff_nerfstudio.convert.cameras import CameraError, Pinhole, SourceCamera, Undistorter, common_pinhole
+from divff_nerfstudio.convert.cameras import (
+    CameraError,
+    Pinhole,
+    SourceCamera,
+    Undistorter,
+    common_pinhole,
+    told_of_view,
+)
 from divff_nerfstudio.convert.names import MAX_NUMBER, ConvertError
 from divff_nerfstudio.convert.pictures import FrameSource
+from divff_nerfstudio.convert.posed import PosedFrames
 from divff_nerfstudio.convert.timeline import SPLITS, ids_of
+from divff_nerfstudio.data.video_files import video_name
 from divff_nerfstudio.schema import Positive
 
 QUANTILES = (0.001, 0.999)
 """Shares of the points ahead of a camera that are nearer than its near, and than its far."""
 QUALITY = 92
 """Of the video's JPEG files."""
-FEWEST_FRAMES = 4
 MAX_SIDE = 16384
 """Pixels that a frame may be wide."""
 _MAX_POINTS = 200_000
-_RIGID_TOLERANCE = 1e-3
-_FINENESS = 1e-4
-"""Step of single precision, as a share of how far cameras move, from which on they are moved to the origin."""
 _FEWEST_POINTS = 10
 
 
@@ -67,146 +72,6 @@ class SceneOptions:
             raise ConvertError(f"--near {self.near:g} --far {self.far:g}: give distances with 0 < near < far.")
         if self.first is not None and self.last is not None and self.first > self.last:
             raise ConvertError(f"--first {self.first} --last {self.last}: give numbers with first <= last.")
-
-
-@dataclass(frozen=True, eq=False)
-class PosedFrames:
-    """A reconstruction: which frames have a pose, and what was seen."""
-
-    numbers: Int64[np.ndarray, "n"]
-    """Numbers of the frames, ascending."""
-    camera_to_worlds: Float[np.ndarray, "n 3 4"]
-    """Poses: columns right, up, back, position (OpenGL)."""
-    cameras: tuple[SourceCamera, ...]
-    """Camera of each frame."""
-    points: Float[np.ndarray, "p 3"]
-    """Points of the room; there may be none."""
-    path: Path
-    """Where it was read from."""
-    splits: tuple[str, ...] | None = None
-    """What each frame is for, where the data set says so."""
-    times: Float[np.ndarray, "n"] | None = None
-    """When each was taken, ascending, where the data set says so."""
-    notes: tuple[str, ...] = ()
-    """What the user is told."""
-
-    def selected(self, options: SceneOptions) -> PosedFrames:
-        """The frames that the options ask for.
-
-        Raises:
-            ConvertError: If too few are left.
-        """
-        first = -np.inf if options.first is None else options.first
-        last = np.inf if options.last is None else options.last
-        chosen = np.flatnonzero((self.numbers >= first) & (self.numbers <= last))[:: options.every]
-        if len(chosen) < FEWEST_FRAMES:
-            raise ConvertError(
-                f"{self.path} has poses of {len(chosen)} frames that are asked for: a scene needs {FEWEST_FRAMES} at "
-                "least, with many views of one room."
-            )
-        posed = self.taken(chosen)
-        lost = next((split for split in SPLITS if posed.splits is not None and split not in posed.splits), None)
-        if lost is not None:
-            raise ConvertError(
-                f"{self.path} has none of the frames that are asked for in {lost}_filenames: ask for more of them."
-            )
-        return posed
-
-    def taken(self, chosen: Int64[np.ndarray, "k"]) -> PosedFrames:
-        """The frames at these places."""
-        return replace(
-            self,
-            numbers=self.numbers[chosen],
-            camera_to_worlds=self.camera_to_worlds[chosen],
-            cameras=tuple(self.cameras[i] for i in chosen),
-            splits=None if self.splits is None else tuple(self.splits[i] for i in chosen),
-            times=None if self.times is None else self.times[chosen],
-        )
-
-
-def posed_frames(
-    numbers: Sequence[int],
-    poses: Float[np.ndarray, "n 3 4"],
-    cameras: Sequence[SourceCamera],
-    points: Float[np.ndarray, "p 3"],
-    path: Path,
-    splits: Mapping[int, str] | None = None,
-    times: Mapping[int, float] | None = None,
-    notes: Sequence[str] = (),
-) -> PosedFrames:
-    """A reconstruction in ascending order of its frames' numbers, with exact rotations.
-
-    Args:
-        numbers: Of the frames, in any order.
-        poses: Camera-to-world, OpenGL.
-        cameras: Camera of each frame.
-        points: Points of the room.
-        path: Where it was read from.
-        splits: What frames are for, by their numbers; frames that are not in it are left out.
-        times: When they were taken, by their numbers.
-        notes: What the user is told.
-
-    Raises:
-        ConvertError: If there is no frame, two have one number, or a pose is none.
-    """
-    if not len(numbers):
-        raise ConvertError(f"{path} has no posed frame: give a reconstruction that has some.")
-    order = np.argsort(numbers)
-    found = np.array(numbers, np.int64)[order]
-    twice = found[1:][np.diff(found) == 0]
-    if len(twice):
-        raise ConvertError(f"{path} has two frames of number {twice[0]}: give --order name if names tell the order.")
-    rigid = rigid_poses(np.asarray(poses, np.float64)[order], path)
-    origin = _origin(rigid[:, :, 3])
-    if origin.any():
-        told = ", ".join(f"{value:.0f}" for value in origin)
-        notes = [*notes, f"{path}: its poses lie far from the origin; ({told}) is subtracted from them and its points."]
-    rigid[:, :, 3] -= origin
-    posed = PosedFrames(
-        found,
-        rigid,
-        tuple(cameras[i] for i in order),
-        points.reshape(-1, 3) - origin,
-        path,
-        splits=None if splits is None else tuple(splits.get(int(number), "") for number in found),
-        times=None if times is None else np.array([times[int(number)] for number in found]),
-        notes=tuple(notes),
-    )
-    return posed if splits is None else posed.taken(np.array([i for i, n in enumerate(found) if int(n) in splits]))
-
-
-def _origin(positions: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "3"]:
-    """A whole position amid cameras that lie so far out, as in maps, that single precision loses how they move."""
-    middle = positions.mean(0)
-    spread = np.abs(positions - middle).max()
-    step = np.spacing(np.abs(positions).max().astype(np.float32))
-    return np.round(middle) if step > _FINENESS * spread > 0 else np.zeros(3)
-
-
-def opengl_poses(world_to_camera: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "n 3 4"]:
-    """Camera-to-world matrices (right, up, back) from COLMAP's world-to-camera (right, down, forward)."""
-    rotations = world_to_camera[:, :, :3].transpose(0, 2, 1)
-    positions = -np.einsum("nij,nj->ni", rotations, world_to_camera[:, :, 3])
-    return np.concatenate((rotations * (1.0, -1.0, -1.0), positions[:, :, None]), axis=2)
-
-
-def rigid_poses(poses: Float[np.ndarray, "n 3 4"], path: Path) -> Float[np.ndarray, "n 3 4"]:
-    """Poses whose rotations are exact.
-
-    Raises:
-        ConvertError: If one is far from a rotation: scaled, mirrored or not finite.
-    """
-    rotations = poses[:, :, :3]
-    with np.errstate(invalid="ignore"):
-        error = np.abs(rotations.transpose(0, 2, 1) @ rotations - np.eye(3)).max((1, 2))
-        bad = ~((error < _RIGID_TOLERANCE) & (np.linalg.det(rotations) > 0) & np.isfinite(poses).all((1, 2)))
-    if bad.any():
-        raise ConvertError(
-            f"{path} has a pose, of its {np.flatnonzero(bad)[0] + 1}. frame, that is no rotation and position: give "
-            "camera-to-world matrices without scale or mirroring."
-        )
-    left, _, right = np.linalg.svd(rotations)
-    return np.concatenate((left @ right, poses[:, :, 3:]), axis=2)
 
 
 def ray_bounds(
@@ -255,7 +120,7 @@ def splits_of(count: int, every: int) -> dict[str, list[int]]:
     return {"train": sorted(set(range(count)) - set(held)), "val": val, "test": test}
 
 
-def write_scene(folder: Path, posed: PosedFrames, source: FrameSource, options: SceneOptions) -> dict[str, Any]:
+def write_scene(folder: Path, posed: PosedFrames, source: FrameSource, options: SceneOptions) -> str | None:
     """Writes the pictures and, last, ``meta.json``; pictures that are there already are not written again.
 
     Args:
@@ -265,7 +130,7 @@ def write_scene(folder: Path, posed: PosedFrames, source: FrameSource, options: 
         options: Sizes and splits.
 
     Returns:
-        What was written as ``meta.json``.
+        What the user is told of the view, if anything.
 
     Raises:
         ConvertError: If frames are missing, or near and far cannot be found.
@@ -302,7 +167,7 @@ def write_scene(folder: Path, posed: PosedFrames, source: FrameSource, options: 
         **{f"ids_{split}": [ids[i] for i in found] for split, found in _held(posed, options).items()},
     }
     write_text(folder / "meta.json", json.dumps(meta))
-    return meta
+    return told_of_view(posed.cameras, pinhole, options.widest, posed.path)
 
 
 def _held(posed: PosedFrames, options: SceneOptions) -> dict[str, list[int]]:
@@ -336,11 +201,6 @@ def _missing(posed: PosedFrames, source: FrameSource) -> list[int]:
 def frame_stem(number: int) -> str:
     """Name of a sampled frame's file without its suffix."""
     return f"IMG_{number:010d}"
-
-
-def video_name(number: int) -> str:
-    """Name of a video frame's file."""
-    return f"frame_{number:010d}.jpg"
 
 
 def is_written(path: Path) -> bool:

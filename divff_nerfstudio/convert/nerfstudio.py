@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 
 from divff_nerfstudio.convert.cameras import CameraError
-from divff_nerfstudio.convert.layout import PosedFrames, posed_frames
 from divff_nerfstudio.convert.names import (
     ConvertError,
     Order,
@@ -23,6 +22,7 @@ from divff_nerfstudio.convert.names import (
 )
 from divff_nerfstudio.convert.pictures import SUFFIXES, FolderFrames, picture_size
 from divff_nerfstudio.convert.points import read_points
+from divff_nerfstudio.convert.posed import PosedFrames, posed_frames
 from divff_nerfstudio.convert.timeline import SPLITS, named_splits, usable_times
 from divff_nerfstudio.convert.transforms import Transforms, camera_of
 from divff_nerfstudio.data.picture_names import alike
@@ -87,7 +87,7 @@ def _file_in(folder: Path) -> Path:
     """The file of a data set's folder."""
     path = folder / "transforms.json"
     if not path.is_file():
-        others = ", ".join(each.name for each in sorted(folder.glob("transforms*.json"))[:4])
+        others = ", ".join(each.name for each in sorted(folder.glob("transforms*.json"))[:4] if each.is_file())
         raise ConvertError(f"{path} is missing: give the file itself{f' (there are {others})' if others else ''}.")
     return path
 

@@ -27,13 +27,11 @@ from divff_nerfstudio.convert.names import (
 from divff_nerfstudio.convert.tone import to_screen
 from divff_nerfstudio.convert.video_stream import frames_of, pixel_shape, stream_of, upright
 from divff_nerfstudio.data.frames import PICTURE_FORMATS, decode_frame, open_picture, require_upright
-from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.data.video_files import VIDEO_SUFFIXES
+from divff_nerfstudio.errors import DivffError, stand_in
 
 FORMATS = (*PICTURE_FORMATS, "WEBP")
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
-_VIDEOS = frozenset((
-    ".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".m2ts", ".ts", ".3gp", ".wmv",
-))  # fmt: skip
 _MAX_BYTES = 100 * 10**9
 """Bytes that an archive of frames may unpack to; each picture is read by itself, where it lies."""
 _MAX_PICTURE = 2**29
@@ -276,7 +274,8 @@ class VideoFrames:
             with av.open(str(self.path)) as container:
                 yield container, stream_of(container, self.path)
         except (av.FFmpegError, OSError) as error:
-            raise ConvertError(f"{self.path} is damaged or no video ({error}): copy it anew from its source.") from None
+            said = f"{self.path} is damaged or no video ({error}): copy it anew from its source."
+            raise ConvertError(stand_in(self.path) or said) from None
 
     def read(self, numbers: Collection[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
         last = max(numbers, default=0)
@@ -324,11 +323,12 @@ def open_frames(path: Path, order: Order = "number", named: Collection[str] | No
         return FolderFrames.of_folder(path, order, named)
     if not path.is_file():
         raise ConvertError(f"{path} is missing: give a folder of frames, an archive or a video.")
-    if path.suffix.lower() in _VIDEOS:
+    if path.suffix.lower() in VIDEO_SUFFIXES:
         return VideoFrames(path)
     if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
         return ArchiveFrames(path, order, named)
-    raise ConvertError(f"{path} is no folder, tar or zip archive or video: give the frames as one of these.")
+    said = f"{path} is no folder, tar or zip archive or video: give the frames as one of these."
+    raise ConvertError(stand_in(path) or said)
 
 
 def resized(picture: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:

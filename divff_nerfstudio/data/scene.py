@@ -26,7 +26,7 @@ from divff_nerfstudio.data.meta import (
 )
 from divff_nerfstudio.data.scene_parts import require_parts
 from divff_nerfstudio.data.stray_cameras import require_together
-from divff_nerfstudio.data.video_files import usual_name, video_files
+from divff_nerfstudio.data.video_files import video_files, video_name
 
 __all__ = ["SPLITS", "SceneError", "SceneFolder", "Split", "load_scene"]
 
@@ -166,7 +166,7 @@ class SceneFolder:
         Raises:
             SceneError: If it is missing or damaged.
         """
-        return decode_frame(self._video_files.get(number, self.video_dir / usual_name(number)))
+        return decode_frame(self._video_files.get(number, self.video_dir / video_name(number)))
 
     @cached_property
     def video_numbers_available(self) -> Int64[np.ndarray, "M"]:
