@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import io
 import math
 import os
 from collections.abc import Sequence
@@ -13,31 +11,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from PIL import Image, UnidentifiedImageError
-
 from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.batch.contents import Scores, read_scores
 from divff_nerfstudio.batch.records import LOG, RunRecord, scene_folder
 from divff_nerfstudio.batch.status import BatchStatus, SceneStatus, summary, told_duration
+from divff_nerfstudio.data.frames import open_picture
 from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.pages import embedded, html_page
 
 SHOWN = ("psnr", "ssim", "lpips", "moving_ap", "actor_ap", "dynamic_ap", "object_ap", "affordance_ap")
 """Scores in the table, of those that any scene has."""
 _POINTS = 150
 _THUMBNAIL = (320, 200)
 _STYLE = """
-:root { --ground: #f6f7f9; --card: #fff; --ink: #1b1f27; --faded: #626b7a; --line: #e2e5ea; --mark: #2257c5;
-  --good: #17803d; --bad: #b3401f; }
-@media (prefers-color-scheme: dark) { :root { --ground: #15171c; --card: #1e2128; --ink: #e9ebf0; --faded: #9aa3b2;
-  --line: #30343d; --mark: #8ab0ff; --good: #62c787; --bad: #ef8f6c; } }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1280px; margin: 0 auto; padding: 36px 24px 64px; }
-h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 12px; } a { color: var(--mark); }
-.faded { color: var(--faded); } .finished { color: var(--good); } .failed { color: var(--bad); }
-.wide { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; } td.number, th.number { text-align: right; white-space: nowrap; }
-th, td { padding: 7px 12px; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-size: 12px; color: var(--faded); white-space: nowrap; } td { overflow-wrap: anywhere; }
+main { max-width: 1280px; } td { overflow-wrap: anywhere; }
+.finished { color: var(--good); } .failed { color: var(--bad); }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 14px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; }
 .card img { width: 100%; border-radius: 6px; display: block; } .card svg { width: 100%; height: 90px; display: block; }
@@ -71,14 +59,12 @@ def batch_page(status: BatchStatus, batch: Path, folder: Path) -> str:
     head = f"<tr><th>Scene<th>Method<th>Standing<th class=number>Time{numbers}<th>Files<th>What went wrong</tr>"
     cards = "".join(_card(scene, run) for scene, run, _ in scored if run is not None)
     title = f"Batch of {Path(status.record.manifest).name}"
-    return (
-        "<!doctype html><html lang=en><head><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"
+    body = (
         f"<h1>{escape(title)}</h1><p class=faded>{escape(summary(status))}</p>"
         f"<div class=wide><table>{head}{_means(scored, columns)}{rows}</table></div>"
-        f"<h2>Curves and pictures</h2><div class=cards>{cards}</div></main></body></html>\n"
+        f"<h2>Curves and pictures</h2><div class=cards>{cards}</div>"
     )
+    return html_page(title, body, _STYLE)
 
 
 _Scored = tuple[SceneStatus, "RunRecord | None", "Scores | None"]
@@ -151,13 +137,10 @@ def _picture(run: RunRecord) -> str:
     """A small picture of a figure of the evaluation."""
     figures = sorted((Path(run.scores) / "frames").glob("*.png")) if run.scores is not None else []
     for path in figures[:1]:
-        with contextlib.suppress(OSError, UnidentifiedImageError, ValueError), Image.open(path) as picture:
+        with contextlib.suppress(DivffError), open_picture(path) as picture:
             small = picture.convert("RGB")
             small.thumbnail(_THUMBNAIL)
-            packed = io.BytesIO()
-            small.save(packed, format="JPEG", quality=80)
-            data = base64.b64encode(packed.getvalue()).decode()
-            return f"<img alt='{escape(path.stem)}' src='data:image/jpeg;base64,{data}'>"
+            return embedded(small, path.stem, quality=80)
     return ""
 
 

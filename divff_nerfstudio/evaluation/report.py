@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,30 +17,16 @@ from divff_nerfstudio.evaluation.figures import relevancy_cell, save_frame_figur
 from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES, TASK_TITLES
 from divff_nerfstudio.evaluation.tiles import Picture, cell_size
+from divff_nerfstudio.pages import embedded, html_page
 
 MAX_VIDEO = 16 * 2**20
 """A video of more bytes is linked to, not put into the page."""
 
 _STYLE = """
-:root { --ground: #f6f7f9; --card: #fff; --ink: #1b1f27; --faded: #626b7a; --line: #e2e5ea; --mark: #2257c5;
-  --good: #17803d; --bad: #b3401f; }
-@media (prefers-color-scheme: dark) { :root { --ground: #15171c; --card: #1e2128; --ink: #e9ebf0; --faded: #9aa3b2;
-  --line: #30343d; --mark: #8ab0ff; --good: #62c787; --bad: #ef8f6c; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 36px 24px 64px; }
-h1 { font-size: 28px; line-height: 1.2; margin: 0 0 4px; }
-h2 { font-size: 19px; margin: 40px 0 12px; }
-p { margin: 0 0 12px; max-width: 78ch; } .faded { color: var(--faded); }
+p { margin: 0 0 12px; max-width: 78ch; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 10px; margin: 20px 0 0; }
 dl div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 8px 12px; }
 dt { color: var(--faded); font-size: 12px; } dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; }
-th, td { padding: 7px 12px; text-align: left; border-bottom: 1px solid var(--line); }
-th { font-size: 12px; color: var(--faded); font-weight: 600; white-space: nowrap; }
-tr:last-child td { border-bottom: 0; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.value { font-weight: 650; } .good { color: var(--good); } .bad { color: var(--bad); }
 .answers { display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); gap: 14px; }
 figure { margin: 0; } figure img { width: 100%; border-radius: 6px; display: block; }
@@ -49,7 +34,6 @@ figcaption { color: var(--faded); font-size: 13px; margin-top: 4px; }
 .figures figure { margin-bottom: 20px; } video { width: 100%; border-radius: 8px; background: #000; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px; overflow-x: auto;
   margin: 0 0 10px; font-size: 13px; }
-a { color: var(--mark); }
 """
 
 
@@ -153,12 +137,7 @@ def report_page(report: Report, folder: Path) -> str:
     if report.commands:
         commands = (f"<p>{escape(text)}</p><pre>{escape(command)}</pre>" for text, command in report.commands)
         parts.append(f"<h2>Next</h2>{''.join(commands)}")
-    return (
-        "<!doctype html><html lang=en><head><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
-    )
+    return html_page(report.title, "".join(parts), _STYLE)
 
 
 def _title(task: str) -> str:
@@ -237,11 +216,8 @@ def _figure_of(path: Path, text: str) -> str:
 
 
 def _figure(picture: Picture, text: str) -> str:
-    packed = io.BytesIO()
-    Image.fromarray(picture).save(packed, format="JPEG", quality=90)
-    data = base64.b64encode(packed.getvalue()).decode()
-    words = escape(text)
-    return f"<figure><img alt='{words}' src='data:image/jpeg;base64,{data}'><figcaption>{words}</figcaption></figure>"
+    shown = embedded(Image.fromarray(picture), text, quality=90)
+    return f"<figure>{shown}<figcaption>{escape(text)}</figcaption></figure>"
 
 
 def _video(path: Path, folder: Path) -> str:
