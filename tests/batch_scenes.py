@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from divff_nerfstudio.batch.manifest import Needs
+from divff_nerfstudio.batch.entries import Needs
 from divff_nerfstudio.batch.plans import Plan, Step
 from divff_nerfstudio.heartbeat import beat
 
@@ -50,7 +50,7 @@ def scene(folder: Path, name: str, kind: str, needs: Needs | None = None, steps:
                 after=tuple(step.name for step in made),
             )
         )
-    return Plan(name, folder / "scenes" / name, folder, tuple(made))
+    return Plan(name, folder / name, folder / "scenes" / name, folder, tuple(made))
 
 
 def eight(folder: Path) -> list[Plan]:

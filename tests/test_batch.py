@@ -10,15 +10,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import slurm_node
 from batch_scenes import FAULTS, OFTEN, eight, scene, starts
 
-from divff_nerfstudio.batch.engines import Engine, Room
-from divff_nerfstudio.batch.manifest import Needs
+from divff_nerfstudio.batch.engines import Engine, EngineError, Room
+from divff_nerfstudio.batch.entries import Needs
 from divff_nerfstudio.batch.processes import Patience
 from divff_nerfstudio.batch.records import HEARTBEAT, LOG, Heartbeat, read_record
 from divff_nerfstudio.batch.run import BatchOptions, run_batch
@@ -150,9 +150,9 @@ def test_only_as_many_jobs_run_as_there_is_room_for(tmp_path: Path):
     engine = LocalEngine(tmp_path / "jobs", Room(3, 4.0, ("0", "GPU-7")))
     kinds = [Needs(cpus=1, gigabytes=1, gpus=1)] * 3
     jobs = [Job(str(i), scene(tmp_path, f"s{i}", "slow", needs), 0) for i, needs in enumerate(kinds)]
-    taken = engine.submit(jobs)
+    taken = list(engine.submit(jobs))
     assert [job.id for job, _ in taken] == ["0", "1"]
-    assert engine.submit(jobs[2:]) == []
+    assert list(engine.submit(jobs[2:])) == []
     assert "2 free" in (engine.refuse(Needs(gpus=3)) or "") and engine.refuse(Needs(cpus=3)) is None
     handles = [handle for _, handle in taken]
     wait_for(lambda: all((tmp_path / f"s{i}" / "began").exists() for i in range(2)))
@@ -185,6 +185,41 @@ def test_an_interruption_ends_all_in_order_and_the_next_batch_goes_on(tmp_path: 
     assert "2 scenes: 2 finished.</p>" in (tmp_path / "index.html").read_text()
 
 
+class RefusesTheSecond:
+    """An engine that takes one job, and raises at the next."""
+
+    settle = 0.0
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    def refuse(self, needs: Needs) -> None:
+        return None
+
+    def submit(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+        yield jobs[0], "first"
+        raise EngineError("The second is refused: mend it.")
+
+    def over(self, handles: Sequence[str]) -> set[str]:
+        return set(self.ended)
+
+    def end(self, handle: str) -> None:
+        self.ended.append(handle)
+
+    def kill(self, handle: str) -> None: ...
+
+    def reason(self, handle: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_what_an_engine_has_taken_is_ended_where_it_refuses_the_rest(tmp_path: Path):
+    engine = RefusesTheSecond()
+    with pytest.raises(EngineError):
+        run_batch([scene(tmp_path, name, "well") for name in "ab"], engine, tmp_path, BatchOptions(poll=0.1), "m.csv")
+    assert engine.ended == ["first"]
+
+
 def test_two_batches_in_one_folder_are_refused(tmp_path: Path, local: Engine):
     plan = scene(tmp_path, "slow", "slow")
     options = BatchOptions(poll=0.1)
@@ -195,6 +230,7 @@ def test_two_batches_in_one_folder_are_refused(tmp_path: Path, local: Engine):
         run_batch([plan], local, tmp_path, options, "b.csv")
     status = batch_status(tmp_path)
     assert status.at_work and status.counts == {"running": 1} and status.record.manifest == "a.csv"
+    assert status.record.scenes[0].scene == str(plan.scene)
     sign = status.scenes[0].sign
     assert sign is not None and sign.beat is not None
     assert (sign.beat.done, sign.beat.of, sign.beat.loss) == (1, 2, 0.5) and sign.beat.memory

@@ -23,7 +23,8 @@ from divff_nerfstudio.batch.contents import (
     TrainingIsWhole,
     option,
 )
-from divff_nerfstudio.batch.manifest import ManifestError, read_manifest
+from divff_nerfstudio.batch.entries import ManifestError
+from divff_nerfstudio.batch.manifest import read_manifest
 from divff_nerfstudio.batch.page import batch_page
 from divff_nerfstudio.batch.records import (
     LOG,

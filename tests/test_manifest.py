@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from divff_nerfstudio.batch.manifest import Defaults, Manifest, ManifestError, Needs, read_manifest
+from divff_nerfstudio.batch.entries import Defaults, ManifestError, Needs
+from divff_nerfstudio.batch.manifest import Manifest, read_manifest
 from divff_nerfstudio.batch.plans import Plan, plans_of
 
 YAML = """

@@ -22,7 +22,7 @@ from nerfstudio.configs.method_configs import all_methods
 from test_published_checkpoint import weights, write
 
 from divff_nerfstudio.batch import plans, worker
-from divff_nerfstudio.batch.manifest import Needs
+from divff_nerfstudio.batch.entries import Needs
 from divff_nerfstudio.batch.processes import Ended
 from divff_nerfstudio.batch.records import HEARTBEAT, OUTCOME, Heartbeat, Outcome, read_record
 from divff_nerfstudio.batch.run import BatchOptions

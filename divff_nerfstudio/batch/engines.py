@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from divff_nerfstudio.batch.manifest import Needs
+from divff_nerfstudio.batch.entries import Needs
 from divff_nerfstudio.batch.worker import Job
 from divff_nerfstudio.errors import DivffError
 
@@ -32,8 +32,8 @@ class Engine(Protocol):
         """Says why no job with such needs could ever run, or None."""
         ...
 
-    def submit(self, jobs: Sequence[Job]) -> list[tuple[Job, Handle]]:
-        """Takes as many of the jobs as it has room for, and tells which."""
+    def submit(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Handle]]:
+        """Takes as many of the jobs as it has room for, and tells of each as it does: a later one may be refused."""
         ...
 
     def over(self, handles: Sequence[Handle]) -> set[Handle]:

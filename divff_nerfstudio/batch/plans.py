@@ -17,7 +17,8 @@ from divff_nerfstudio.batch.contents import (
     TrainingIsWhole,
     option,
 )
-from divff_nerfstudio.batch.manifest import Manifest, Needs, SceneEntry, StepName
+from divff_nerfstudio.batch.entries import Needs, SceneEntry, StepName
+from divff_nerfstudio.batch.manifest import Manifest
 from divff_nerfstudio.stages import Stage
 
 PROGRAMS = {"divff_nerfstudio.cli": "divff", "nerfstudio.scripts.train": "ns-train"}
@@ -81,6 +82,8 @@ class Plan:
 
     name: str
     """What the scene is called."""
+    scene: Path
+    """The scene's folder."""
     folder: Path
     """Where notes about it lie: heartbeat, log, what is finished."""
     base: Path
@@ -133,7 +136,7 @@ def _plan(entry: SceneEntry, base: Path, output: Path, usual: Needs) -> Plan:
             steps.append(_evaluate(entry, method, needs["evaluate"], output, train))
         if "export" in entry.steps:
             steps.append(_export(entry, method, needs["export"], output, train))
-    return Plan(entry.name, output / "scenes" / entry.name, base, tuple(steps))
+    return Plan(entry.name, entry.scene, output / "scenes" / entry.name, base, tuple(steps))
 
 
 def _names(steps: Sequence[Step], kinds: Sequence[str] | None = None) -> tuple[str, ...]:

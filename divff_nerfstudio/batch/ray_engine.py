@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from divff_nerfstudio.batch.engines import EngineError, Handle, Room, working_in
-from divff_nerfstudio.batch.manifest import Needs
+from divff_nerfstudio.batch.entries import Needs
 from divff_nerfstudio.batch.worker import Job, run_job
 
 _END_SECONDS = 120.0
@@ -57,9 +57,8 @@ class RayEngine:
         """See `Engine`: a cluster may grow, so that nothing is refused."""
         return None
 
-    def submit(self, jobs: Sequence[Job]) -> list[tuple[Job, Handle]]:
+    def submit(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Handle]]:
         """See `Engine`."""
-        taken = []
         for job in jobs:
             if self._at_once is not None and len(self._jobs) >= self._at_once:
                 break
@@ -69,8 +68,7 @@ class RayEngine:
             # Each job in a process of its own: what one leaves in it would be the next one's.
             remote = self._ray.remote(max_calls=1, max_retries=0, **asked)(_work)
             self._jobs[job.id] = remote.options(name=job.plan.name).remote(job)
-            taken.append((job, job.id))
-        return taken
+            yield job, job.id
 
     def over(self, handles: Sequence[Handle]) -> set[Handle]:
         """See `Engine`."""

@@ -92,6 +92,7 @@ class SceneRecord(Record, extra="forbid"):
 
     name: Label
     scene: str
+    """Its folder; earlier versions wrote the manifest's."""
     steps: list[str]
     """Names of its steps."""
     runs: list[RunRecord] = Field(default_factory=list)

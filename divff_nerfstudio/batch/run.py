@@ -11,7 +11,7 @@ from pydantic import Field
 from rich.markup import escape
 
 from divff_nerfstudio.batch.engines import Engine, EngineName, Room, this_machine
-from divff_nerfstudio.batch.manifest import Needs
+from divff_nerfstudio.batch.entries import Needs
 from divff_nerfstudio.batch.page import save_page
 from divff_nerfstudio.batch.plans import Plan
 from divff_nerfstudio.batch.processes import Patience
@@ -149,7 +149,7 @@ def _scene_record(plan: Plan) -> SceneRecord:
         for step in plan.steps
         if step.method
     ]
-    return SceneRecord(name=plan.name, scene=str(plan.base), steps=[step.name for step in plan.steps], runs=runs)
+    return SceneRecord(name=plan.name, scene=str(plan.scene), steps=[step.name for step in plan.steps], runs=runs)
 
 
 def _tell(name: str, state: State) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 from rich.markup import escape
 from rich.table import Table
@@ -43,6 +44,13 @@ class SceneStatus:
     """The last sign of life of its job."""
 
     @property
+    def age(self) -> str:
+        """How long ago the last sign of life came, of what is at work."""
+        if self.sign is None or self.standing != "running":
+            return ""
+        return f"{max(0.0, time.time() - self.sign.at):.0f} s ago"
+
+    @property
     def progress(self) -> str:
         """What is being done, and how far that is."""
         if self.standing not in ("running", "interrupted") or self.sign is None:
@@ -71,8 +79,6 @@ class BatchStatus:
     """Whether one is at work in its folder."""
     scenes: tuple[SceneStatus, ...]
     """Its scenes."""
-    now: float
-    """When this was looked at, in seconds since 1970."""
 
     @property
     def counts(self) -> Counter[str]:
@@ -114,7 +120,7 @@ def batch_status(folder: Path, at_work: bool | None = None) -> BatchStatus:
         standing = "interrupted" if state.standing == "running" and not at_work else state.standing
         sign = read_record(scene_folder(folder, scene.name) / HEARTBEAT, Heartbeat)
         scenes.append(SceneStatus(scene, state, standing, sign))
-    return BatchStatus(record, at_work, tuple(scenes), time.time())
+    return BatchStatus(record, at_work, tuple(scenes))
 
 
 def is_at_work(folder: Path) -> bool:
@@ -127,13 +133,13 @@ def is_at_work(folder: Path) -> bool:
     return False
 
 
-def _mean_seconds(all_seconds: object) -> Mapping[str, float]:
+def _mean_seconds(all_seconds: Iterable[Mapping[str, float]]) -> Mapping[str, float]:
     """The mean time of each step, over the scenes that have it behind them."""
     sums: dict[str, list[float]] = {}
-    for seconds in all_seconds:  # pyright: ignore[reportGeneralTypeIssues]
+    for seconds in all_seconds:
         for step, value in seconds.items():
             sums.setdefault(step, []).append(value)
-    return {step: sum(values) / len(values) for step, values in sums.items()}
+    return {step: mean(values) for step, values in sums.items()}
 
 
 def _share(scene: SceneStatus, step: str) -> float:
@@ -144,24 +150,25 @@ def _share(scene: SceneStatus, step: str) -> float:
     return min(1.0, sign.beat.done / sign.beat.of)
 
 
+COLUMNS: dict[str, Callable[[SceneStatus], str]] = {
+    "Scene": lambda scene: escape(scene.record.name),
+    "Standing": lambda scene: f"[{COLOURS[scene.standing]}]{scene.standing}[/]",
+    "At": lambda scene: escape(scene.progress),
+    "Tried": lambda scene: str(scene.state.attempts or ""),
+    "Memory, GB": lambda scene: scene.memory,
+    "Last sign": lambda scene: scene.age,
+    "What went wrong": lambda scene: escape(shown(scene.state.sentence)),
+}
+"""The table's columns: title, and what rich shows of a scene."""
+
+
 def status_table(status: BatchStatus) -> Table:
     """The scenes as a table."""
     table = Table(caption=escape(summary(status)), caption_justify="left")
-    for name in ("Scene", "Standing", "At", "Tried", "Memory, GB", "Last sign", "What went wrong"):
-        table.add_column(name, overflow="fold")
+    for title in COLUMNS:
+        table.add_column(title, overflow="fold")
     for scene in status.scenes:
-        age = ""
-        if scene.sign is not None and scene.standing == "running":
-            age = f"{max(0.0, status.now - scene.sign.at):.0f} s ago"
-        table.add_row(
-            escape(scene.record.name),
-            f"[{COLOURS[scene.standing]}]{scene.standing}[/]",
-            escape(scene.progress),
-            str(scene.state.attempts or ""),
-            scene.memory,
-            age,
-            escape(shown(scene.state.sentence)),
-        )
+        table.add_row(*(cell(scene) for cell in COLUMNS.values()))
     return table
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from divff_nerfstudio.batch.engines import EngineError, Handle, Room, working_in
-from divff_nerfstudio.batch.manifest import Needs
+from divff_nerfstudio.batch.entries import Needs
 from divff_nerfstudio.batch.records import HEARTBEAT, Heartbeat, read_record
 from divff_nerfstudio.batch.worker import Job, end_program, run_job
 from divff_nerfstudio.interrupts import handled
@@ -99,9 +99,8 @@ class LocalEngine:
                 return f"it asks for {asked:g} {what}, and this machine has {there:g} free"
         return None
 
-    def submit(self, jobs: Sequence[Job]) -> list[tuple[Job, Handle]]:
+    def submit(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Handle]]:
         """See `Engine`."""
-        taken = []
         for job in jobs:
             cards = self._place(job.needs)
             if cards is None:
@@ -112,8 +111,7 @@ class LocalEngine:
             with working_in(self._folder), _deaf_to_ctrl_c():
                 given = self._executor.submit(Call(replace(job, environment=(*job.environment, *environment))))
             self._jobs[given.job_id] = _Running(given, job, cards)
-            taken.append((job, given.job_id))
-        return taken
+            yield job, given.job_id
 
     def _place(self, needs: Needs) -> tuple[str, ...] | None:
         """The cards for a job; None where there is no room for it now."""
@@ -181,12 +179,11 @@ class SlurmEngine:
         """See `Engine`: Slurm refuses at the submission what no partition has."""
         return None
 
-    def submit(self, jobs: Sequence[Job]) -> list[tuple[Job, Handle]]:
+    def submit(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Handle]]:
         """See `Engine`."""
         groups: dict[Needs, list[Job]] = {}
         for job in jobs:
             groups.setdefault(job.needs, []).append(job)
-        taken = []
         for needs, group in groups.items():
             self._tell(needs, int(group[0].patience.grace) + 30)
             try:
@@ -194,8 +191,7 @@ class SlurmEngine:
                     given = self._given(group)
             except (subprocess.CalledProcessError, _submitit().core.utils.FailedJobError) as error:
                 raise EngineError(f"Slurm refuses the jobs ({_short(error)}): mend the needs, or --slurm.") from None
-            taken += [(job, each.job_id) for job, each in zip(group, given, strict=True)]
-        return taken
+            yield from ((job, each.job_id) for job, each in zip(group, given, strict=True))
 
     def _given(self, group: Sequence[Job]) -> list[Any]:
         with self._executor.batch():

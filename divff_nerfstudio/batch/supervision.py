@@ -132,8 +132,7 @@ class Supervisor:
         for scene in waiting:
             scene.job = Job(uuid.uuid4().hex, scene.plan, scene.state.phase, self.limits.patience)
             jobs[scene.job.id] = scene
-        taken = self.engine.submit([scene.job for scene in waiting if scene.job is not None]) if waiting else []
-        for job, handle in taken:
+        for job, handle in self.engine.submit([scene.job for scene in waiting if scene.job is not None]):
             scene = jobs[job.id]
             scene.handle, scene.signs, scene.over, scene.told = handle, -1, None, None
             scene.heard = time.monotonic()

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from divff_nerfstudio.batch.manifest import Needs, StepName
+from divff_nerfstudio.batch.entries import Needs, StepName
 from divff_nerfstudio.batch.plans import Plan, Step
 from divff_nerfstudio.batch.processes import POLL, Ended, Patience, signal_group, watch
 from divff_nerfstudio.batch.records import (

@@ -8,16 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from divff_nerfstudio.batch.manifest import (
-    USUAL_STEPS,
-    Defaults,
-    Manifest,
-    ManifestError,
-    Method,
-    Needs,
-    StepName,
-    read_manifest,
-)
+from divff_nerfstudio.batch.entries import USUAL_STEPS, Defaults, ManifestError, Method, Needs, StepName
+from divff_nerfstudio.batch.manifest import Manifest, read_manifest
 from divff_nerfstudio.batch.plans import plans_of
 from divff_nerfstudio.batch.run import BatchOptions, run_batch, say
 from divff_nerfstudio.cli.batch_options import Checked, OptionReader, registered_methods

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import tyro
 
-from divff_nerfstudio.batch.manifest import StepName
+from divff_nerfstudio.batch.entries import StepName
 from divff_nerfstudio.batch.plans import convert_words
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.schema import check_options
