@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
@@ -334,8 +335,8 @@ class Query:
         for phrase in phrases:
             if phrase in self.examples:
                 known[phrase] = self._example(phrase, kind).feature
-            elif (kind, phrase) in self._remembered:
-                known[phrase] = self._remembered[kind, phrase]
+            elif (remembered := self._remembered.get((kind, phrase))) is not None:  # another thread may forget it
+                known[phrase] = remembered
         if missing := [phrase for phrase in dict.fromkeys(phrases) if phrase not in known]:
             for phrase in missing:
                 if EXAMPLE_NAME.fullmatch(phrase):
@@ -368,7 +369,7 @@ def build_query(
     return Query(
         config,
         {
-            kind: _LazyEncoder(make_encoder, {**(header.text_encoder or {}), **unlike.get(kind, {})})
+            kind: _built_when_asked(make_encoder, {**(header.text_encoder or {}), **unlike.get(kind, {})})
             for kind, header in asked.items()
         },
         {kind: header.negatives for kind, header in asked.items()},
@@ -376,17 +377,14 @@ def build_query(
     )
 
 
-class _LazyEncoder:
+def _built_when_asked(make_encoder: Callable[[dict[str, Any]], Encode], settings: dict[str, Any]) -> Encode:
     """A text encoder that is built when the first phrase comes, so that headless training never loads one."""
+    built = cache(lambda: make_encoder(settings))
 
-    def __init__(self, make_encoder: Callable[[dict[str, Any]], Encode], settings: dict[str, Any]):
-        self._make_encoder, self._settings = make_encoder, settings
-        self._encoder: Encode | None = None
+    def encode(phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
+        return built()(phrases)
 
-    def __call__(self, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
-        if self._encoder is None:
-            self._encoder = self._make_encoder(self._settings)
-        return self._encoder(phrases)
+    return encode
 
 
 def split_phrases(text: str) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.models.view import EVERYTHING, Features, RenderedView
 from divff_nerfstudio.query import Query, QueryConfig
 from divff_nerfstudio.relevancy import PUBLISHED_NEGATIVES
+from divff_nerfstudio.viewer.context import NO_PICTURE
 from divff_nerfstudio.viewer.elements import Follower
 from divff_nerfstudio.viewer.elements.picture import SHOWN
 from divff_nerfstudio.viewer.layout import LAYOUT, TITLE
@@ -509,6 +510,29 @@ def test_the_next_move_is_found_in_the_frame_where_it_begins(attached):
     panel.parts.over_time.find_move()
     wait(lambda: "does not move" in panel.state)
     assert len(viewer.model.rendered) == looked
+
+
+def test_a_move_asked_for_before_there_is_a_picture_is_not_gone_to_later(attached):
+    panel, viewer = attached(Pipeline())
+    panel.parts.over_time.find_move()
+    wait(lambda: panel.state == NO_PICTURE)
+    moment = viewer.control_panel.time
+    ask(panel, "mug")
+    render(viewer)
+    wait(lambda: "polyline" in drawing(panel.elements.plot) if panel.elements.plot.content else False)
+    until_idle(panel.parts.over_time._lane)
+    assert viewer.control_panel.time == moment and "moves at frame" not in panel.state
+
+
+def test_what_cannot_be_asked_is_told_until_something_else_is_asked(attached):
+    panel, viewer = attached(Pipeline())
+    ask(panel, "mug")
+    render(viewer)
+    panel.elements.ask.value = ";".join(f"phrase {number}" for number in range(17))
+    wait(lambda: "has at most" in panel.state)
+    render(viewer, camera(18))
+    settle(panel)
+    assert "has at most" in panel.state
 
 
 def test_a_viewpoint_that_has_become_sharper_is_looked_at_in_pictures_of_the_same_size(attached):

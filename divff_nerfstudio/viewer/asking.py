@@ -95,6 +95,9 @@ class Asking:
         try:
             self._query.ask(**changes)
         except QueryError as error:
+            with self._lock:
+                if not self._wanted:  # nothing is waited for: the answer to the previous question took no time
+                    self._asked_at = None
             self._context.note(str(error))
             return
         if self._query.phrases:

@@ -138,7 +138,7 @@ class OverTime:
 
     def __init__(self, context: PanelContext, answering: Answering, on: bool):
         self._context, self._query, self._answering = context, context.query, answering
-        self._lane = Latest("panel looking", context.failed)
+        self._lane = Latest("panel looking", self._failed)
         self._timeline: Timeline | None = None
         self._jump = False
         self.on = on
@@ -172,6 +172,7 @@ class OverTime:
             time.sleep(0.05)
         current = self._answering.current
         if current is None:
+            self._jump = False
             self._context.note(NO_PICTURE)
             return
         timeline, key = self._timeline, self._key(current)
@@ -192,6 +193,11 @@ class OverTime:
         if self._jump:
             self._jump = False
             self._go_to_move(timeline)
+
+    def _failed(self, error: Exception) -> None:
+        """Shows what went wrong; what was to be found is forgotten, and no later look goes there unasked."""
+        self._jump = False
+        self._context.failed(error)
 
     def _key(self, view: AnsweredView) -> object:
         return viewpoint(view.camera), self._context.hidden
