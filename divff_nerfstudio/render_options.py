@@ -82,6 +82,9 @@ def check_render_options(arguments: Sequence[str]) -> None:
 
     asked: BaseRender = tyro.cli(render.Commands, args=arguments[1:])  # pyright: ignore
     check_options(asked, "", _ranges())
+    near, far = asked.depth_near_plane, asked.depth_far_plane
+    if near is not None and far is not None and near >= far:
+        raise OptionError(f"--depth-near-plane {near:g} --depth-far-plane {far:g}: give a near below far.")
     cropped = False
     if isinstance(asked, render.RenderCameraPath):
         cropped = check_path_to_render(asked.camera_path_filename)

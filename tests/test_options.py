@@ -222,6 +222,7 @@ def test_config_yml_is_read_again(tmp_path):
         (("interpolate", "--interpolation-steps", "0"), "--interpolation-steps"),
         (("interpolate", "--frame-rate", "0"), "--frame-rate"),
         (("interpolate", "--depth-near-plane", "inf"), "--depth-near-plane"),
+        (("interpolate", "--depth-near-plane", "2", "--depth-far-plane", "1"), "give a near below far"),
         (("interpolate", "--colormap-options.colormap-min", "nan"), "--colormap-options.colormap-min"),
         (("interpolate", "--eval-num-rays-per-chunk", "0"), "--eval-num-rays-per-chunk"),
         (
