@@ -15,7 +15,7 @@ from divff_nerfstudio.fields.dynamic import moving_layer
 from divff_nerfstudio.fields.encodings import positional_encoding
 from divff_nerfstudio.fields.layers import LayerSamples, SamplePoints
 from divff_nerfstudio.fields.space import SceneSpace
-from divff_nerfstudio.fields.time_code import LowRankTimeCode
+from divff_nerfstudio.fields.time_code import TimeCode
 
 CARRIED = -2.0
 """Raw share at which the actor's field starts to count as carried."""
@@ -44,7 +44,7 @@ class ActorField(nn.Module):
         octaves: int,
         hidden: int,
         encoding_dim: int,
-        time_code: LowRankTimeCode,
+        time_code: TimeCode,
         density_shift: float,
         max_uncertainty: float,
         carries: bool = False,
@@ -86,7 +86,7 @@ class CastsShadow(Protocol):
         ...
 
     @property
-    def time_code(self) -> LowRankTimeCode:
+    def time_code(self) -> TimeCode:
         """Codes of moments."""
         ...
 

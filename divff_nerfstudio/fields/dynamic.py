@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from divff_nerfstudio.fields.encodings import GridEncoding, Implementation
 from divff_nerfstudio.fields.layers import LayerSamples, SamplePoints
 from divff_nerfstudio.fields.space import SceneSpace, activated_density
-from divff_nerfstudio.fields.time_code import KnotTimeCode, LowRankTimeCode
+from divff_nerfstudio.fields.time_code import TimeCode
 
 
 class DynamicField(nn.Module):
@@ -38,7 +38,7 @@ class DynamicField(nn.Module):
         channels: int,
         hidden: int,
         encoding_dim: int,
-        time_code: LowRankTimeCode | KnotTimeCode,
+        time_code: TimeCode,
         density_shift: float,
         max_uncertainty: float,
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,18 @@ from torch import Tensor, nn
 from divff_nerfstudio.fields.encodings import positional_encoding
 
 
-class LowRankTimeCode(nn.Module):
+class TimeCode(nn.Module, ABC):
+    """Codes of moments, learned with the layer that reads them."""
+
+    out_dim: int
+    """Length of a code."""
+
+    @abstractmethod
+    def forward(self, times: Float[Tensor, "*bs 1"]) -> Float[Tensor, "*bs dim"]:
+        """Codes of times in [0, 1]."""
+
+
+class LowRankTimeCode(TimeCode):
     """Low-rank trajectories (NeuralDiff, Tschernezki 2021): a learned matrix times sines and cosines of the time.
 
     Moments between training frames get codes between theirs, which a table of one code per frame does not give.
@@ -34,7 +46,7 @@ class LowRankTimeCode(nn.Module):
         return self.encoding(2 * times - 1) @ self.basis
 
 
-class KnotTimeCode(nn.Module):
+class KnotTimeCode(TimeCode):
     """Learned codes of evenly spaced moments; between two of them those on the line from one to the other.
 
     What happens at one time is learned there and changes nothing at others, as it does where sines are shared.
