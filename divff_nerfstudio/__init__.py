@@ -20,7 +20,10 @@ __all__ = ["Scene", "open_run"]
 def __getattr__(name: str) -> Any:
     """The door for notebooks, imported when it is asked for: nerfstudio imports this package at every start."""
     if name in __all__:
-        from divff_nerfstudio.evaluation import door
+        from divff_nerfstudio import announcements
+
+        with announcements.left_out():
+            from divff_nerfstudio.evaluation import door
 
         return getattr(door, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

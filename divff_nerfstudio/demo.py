@@ -16,7 +16,6 @@ from rich.markup import escape
 
 from divff_nerfstudio import __version__
 from divff_nerfstudio.evenly import evenly_spaced
-from divff_nerfstudio.features.sources import DEMO_SOURCES
 from divff_nerfstudio.heartbeat import peak_memory
 from divff_nerfstudio.schema import Count, Words, split_words
 from divff_nerfstudio.stages import Stage, run_module, run_stages, words_to_resume
@@ -131,6 +130,8 @@ class Demo:
 
     def extract(self) -> None:
         """Extracts the features of the scene, all by one encoder, so that no further weights are needed."""
+        from divff_nerfstudio.features.sources import DEMO_SOURCES
+
         run_module(
             "divff_nerfstudio.cli",
             "extract",
@@ -175,8 +176,9 @@ class Demo:
         pipeline, step = self.trained.pipeline, self.trained.step
         gallery = Gallery(self.output / "frames")
         wanted = Wanted(tasks=("masks", "objects", "affordances"), baselines=("nearest", "mean", "extracted"))
+        start = time.perf_counter()
         evaluation = evaluate(pipeline.model, pipeline.datamanager, pipeline.query, gallery.add, wanted)
-        facts = run_facts(pipeline, step)
+        facts = run_facts(pipeline, step) | {"Evaluation": f"{time.perf_counter() - start:.0f} s"}
         taken = {name.capitalize(): f"{duration:.0f} s" for name, duration in self.seconds.items()}
         facts |= {name if name == "Training" else f"{name}, made in": text for name, text in taken.items()}
         if (peak := peak_memory()) is not None:

@@ -13,10 +13,8 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.base_model import ModelConfig
 from pydantic import Field
 
-from divff_nerfstudio.schema import Amount, Count, Positive, Ranges, Share, Weight, check_options
+from divff_nerfstudio.schema import Amount, Count, Port, Positive, Ranges, Share, Weight, check_options
 
-Port = Annotated[int, Field(ge=1, le=65535)]
-"""A port to listen on."""
 Rays = Annotated[int, Field(ge=1, le=2**24)]
 """Rays at a time."""
 _Seed = Annotated[int, Field(ge=0, lt=2**32)]

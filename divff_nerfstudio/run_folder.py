@@ -8,8 +8,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from divff_nerfstudio.errors import DivffError
+import yaml
 
+from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.schema import read_text
+
+KEPT = "things"
+"""Folder beside a run's config.yml in which rendered depths are kept, and what is told of things."""
+_MAX_BYTES = 2**20
 _CHECKPOINT = re.compile(r"step-(\d{9,12})\.ckpt")
 
 
@@ -28,6 +34,36 @@ def last_checkpoint(folder: Path) -> Path:
     if not found:
         raise RunError(f"{folder} has no checkpoint: train the scene with `ns-train divff`.")
     return max(found)[1]
+
+
+def scene_named(load_config: Path) -> Path | None:
+    """Folder of the scene that a run names, read off its config.yml without building anything.
+
+    Args:
+        load_config: The run's config.yml.
+
+    Returns:
+        None where the file does not say it plainly, or the scene is not there: `relocate` tells why.
+    """
+    folder = Path(load_config).resolve().parent
+    try:
+        node = yaml.compose(read_text(load_config, _MAX_BYTES), Loader=yaml.SafeLoader)
+        manager = _entry(_entry(node, "pipeline"), "datamanager")
+        for owner in (manager, _entry(manager, "dataparser")):
+            parts = _entry(owner, "data")
+            if isinstance(parts, yaml.SequenceNode) and parts.value:
+                scene = _found(folder, folder, Path(*(str(part.value) for part in parts.value)), "meta.json")
+                return scene if (scene / "meta.json").is_file() else None
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None
+    return None
+
+
+def _entry(node: yaml.Node | None, key: str) -> yaml.Node | None:
+    """What stands under a key of a mapping; None if there is none."""
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    return next((value for name, value in node.value if name.value == key), None)
 
 
 def relocate(config: Any, load_config: Path, data: Path | None = None) -> None:

@@ -50,6 +50,12 @@ Size = Annotated[int, Field(ge=1, le=65536)]
 """A length, a width or a number of samples: at least one, and not beyond what memory holds."""
 Octaves = Annotated[int, Field(ge=0, le=24)]
 """Frequencies of an encoding, each twice the one before: single precision holds no more."""
+Port = Annotated[int, Field(ge=1, le=65535)]
+"""A port to listen on."""
+MAX_FPS = 240.0
+"""Most pictures per second of a film."""
+PicturesPerSecond = Annotated[float, Field(ge=0.1, le=MAX_FPS)]
+"""How fast a film is shown."""
 Resolutions = Annotated[tuple[Annotated[int, Field(ge=2, le=8192)], ...], Field(min_length=1)]
 """Cells along the sides of grids."""
 

@@ -28,8 +28,8 @@ from divff_nerfstudio.cli.batch import BatchConfig, registered_methods
 from divff_nerfstudio.cli.evaluate import EvaluateConfig
 from divff_nerfstudio.download.catalogue import SCENES
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.evaluation.baselines import BASELINES
-from divff_nerfstudio.evaluation.run import TaskGroup
+from divff_nerfstudio.evaluation.baselines.base import BASELINES
+from divff_nerfstudio.evaluation.options import TaskGroup
 from divff_nerfstudio.evaluation.tables import SCORES_FILE
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.schema import split_words

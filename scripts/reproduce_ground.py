@@ -16,7 +16,7 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.baselines.models import BaselineModels
 from divff_nerfstudio.evaluation.baselines.ooal.weights import find_weights as find_ooal
 from divff_nerfstudio.evaluation.baselines.ooal.weights import load_ooal
-from divff_nerfstudio.evaluation.run import TaskGroup
+from divff_nerfstudio.evaluation.options import TaskGroup
 from divff_nerfstudio.features.egovideo.encoder import find_vocabulary
 from divff_nerfstudio.features.egovideo.weights import find_weights as find_egovideo
 from divff_nerfstudio.features.encoder_loading import load_encoder
@@ -208,9 +208,10 @@ class Ground:
         wanted = set(self.baselines) if {"objects", "affordances"} & set(self.tasks) else set()
         if wanted & {"owl", "owl-real"}:
             from divff_nerfstudio.evaluation.baselines.owl import Owl
+            from divff_nerfstudio.features.sam import SamSegmenterConfig
 
             loads["OWL"] = lambda: Owl(self.models.owl, torch.device("cpu"))
-            loads["SAM"] = self.models.sam.setup
+            loads["SAM"] = SamSegmenterConfig(weights=self.models.sam.weights).setup
         if "ooal" in wanted and self.asks_ooal:
             loads["OOAL"] = lambda: load_ooal(self._find_ooal())
             loads["CLIP of OOAL"] = lambda: load_encoder(self.models.ooal_clip)

@@ -11,7 +11,7 @@ import numpy as np
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.evaluation.run import TaskGroup
+from divff_nerfstudio.evaluation.options import TaskGroup
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
 from divff_nerfstudio.evaluation.tables import ScoredRun, Table, average_table, number, read_runs
 from divff_nerfstudio.schema import Number, Record, read_json

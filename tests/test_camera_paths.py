@@ -265,7 +265,7 @@ def test_a_film_is_as_long_as_its_path_says(tmp_path, monkeypatch):
         speeds.append(fps)
         return len(list(pictures))
 
-    monkeypatch.setattr("divff_nerfstudio.cli.video.write_video", write_video)
+    monkeypatch.setattr("divff_nerfstudio.evaluation.videos.write_video", write_video)
     content = copy.deepcopy(viewers_path(4)) | {"seconds": 2.0}
     film = {"load_config": tmp_path / "config.yml", "camera_path": written(tmp_path, content), "layout": "prediction"}
     VideoConfig(**film, cell_height=16).main()

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import small_scene
 import tyro
+import yaml
 
 from divff_nerfstudio import __version__
 from divff_nerfstudio.cli import COMMANDS, main
@@ -37,6 +38,49 @@ def test_help_imports_nothing_heavy():
     assert "heavy: []" in shown
     for name, (_, purpose) in COMMANDS.items():
         assert name in shown and purpose in shown
+
+
+def test_the_help_of_a_command_imports_no_torch():
+    """Sources of features and published networks bring their options along with what they do; no others."""
+    names = [name for name in COMMANDS if name not in ("extract", "import")]
+    code = (
+        "import contextlib, io, sys; from divff_nerfstudio.cli import main\n"
+        "for name in sys.argv[1:]:\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:\n"
+        "        main([*name.split(), '--help'])\n"
+        "    print(name, f'usage: divff {name}' in shown.getvalue(), 'torch' in sys.modules, sep=': ')"
+    )
+    command = [sys.executable, "-c", code, *names]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines() == [f"{name}: True: False" for name in names]
+
+
+FAULTS = {
+    "no file": (("objects", "--load-config", "none.yml"), "none.yml is no file: give the config.yml"),
+    "no frame": (
+        ("query", "--load-config", "run/config.yml", "--text", "mug", "--output", "out", "--frame", "7777"),
+        "meta.json has no frame 7777: choose one of its ids",
+    ),
+    "no viewpoint": (("video", "--load-config", "run/config.yml", "--fixed", "7777"), "meta.json has no frame 7777"),
+    "range": (("export", "--load-config", "run/config.yml", "--time", "2"), "--time is 2.0"),
+    "no words": (("export", "--load-config", "run/config.yml", "--queries", "video: "), "A query needs words"),
+}
+
+
+def test_what_needs_no_model_is_told_without_one(tmp_path):
+    small_scene.write(tmp_path / "scene")
+    (tmp_path / "run").mkdir()
+    content = {"pipeline": {"datamanager": {"data": None, "dataparser": {"data": Path("scene")}}}}
+    (tmp_path / "run" / "config.yml").write_text(yaml.dump(content))
+    code = (
+        "import json, sys; from divff_nerfstudio.cli import main\n"
+        "for words in json.loads(sys.argv[1]): print(main(words), 'torch' in sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, json.dumps([words for words, _ in FAULTS.values()])]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stderr.splitlines()
+    assert shown[1::2] == ["1 False"] * len(FAULTS)
+    for said, (_, words) in zip(shown[::2], FAULTS.values(), strict=True):
+        assert said.startswith("Error: ") and words in said
 
 
 def test_version_and_wrong_commands(capsys):
@@ -69,7 +113,7 @@ def test_a_config_that_runs_code_is_refused_in_one_sentence(name, tmp_path, caps
     shown = capsys.readouterr()
     assert not flag.exists()
     assert "os.system" in shown.err and "Traceback" not in shown.err + shown.out
-    assert shown.err.count("\n") == 1
+    assert shown.err.startswith("Opening ") and shown.err.count("\n") == 2
 
 
 def test_a_missing_run_is_one_sentence(tmp_path, capsys):

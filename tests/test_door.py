@@ -23,8 +23,9 @@ from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.evaluation import looks
 from divff_nerfstudio.evaluation.door import Scene
 from divff_nerfstudio.evaluation.found_things import score_things
+from divff_nerfstudio.evaluation.options import EvaluationError
 from divff_nerfstudio.evaluation.places import Places
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedScene
+from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 from divff_nerfstudio.features.oracle import phrase_code
 from divff_nerfstudio.features.store.header import StoreHeader
 from divff_nerfstudio.features.store.reader import FeatureStore

@@ -25,6 +25,7 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.figures import relevancy_cell
 from divff_nerfstudio.evaluation.metrics import average_precision, lpips, lpips_weights, psnr, ssim
+from divff_nerfstudio.evaluation.options import EvaluationError
 from divff_nerfstudio.evaluation.report import Gallery, Report, report_page, save_report, save_scores
 from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task
 from divff_nerfstudio.evaluation.run import Wanted, evaluate, evaluate_scene
@@ -40,7 +41,7 @@ from divff_nerfstudio.evaluation.tiles import (
     outlined,
     row_of,
 )
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedScene
+from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 from divff_nerfstudio.evaluation.videos import LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
 from divff_nerfstudio.evaluation.viewpoints import central_frame
 from divff_nerfstudio.viewer.camera_paths import CameraPath

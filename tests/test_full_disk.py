@@ -17,7 +17,7 @@ from divff_nerfstudio import cli
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.curves import PatientWriter
 from divff_nerfstudio.errors import DiskError, DivffError
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError
+from divff_nerfstudio.evaluation.options import EvaluationError
 from divff_nerfstudio.evaluation.videos import write_video
 from divff_nerfstudio.faults import mendable
 from divff_nerfstudio.trainer import TrainingError

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from test_feature_sam import write_sam
 from torch.nn.functional import normalize
 
-from divff_nerfstudio.evaluation.baselines import at_threshold, crops, owl
-from divff_nerfstudio.evaluation.baselines.models import BaselineModels
+from divff_nerfstudio.evaluation.baselines import crops, owl
+from divff_nerfstudio.evaluation.baselines.base import at_threshold
+from divff_nerfstudio.evaluation.baselines.models import BaselineModels, SamWeights
 from divff_nerfstudio.evaluation.run import Wanted, evaluate
 from divff_nerfstudio.features.pretrained import EncoderError
 from divff_nerfstudio.features.sam import SamSegmenterConfig
@@ -112,7 +113,7 @@ def test_detections_are_scored_in_the_rendering_or_in_the_frame(folders, tmp_pat
 
     monkeypatch.setattr(owl.Owl, "boxes", boxes)
     monkeypatch.setattr("divff_nerfstudio.features.sam.SamSegmenter.box_masks", masks)
-    models = BaselineModels(owl=folders["owlv2"], sam=SamSegmenterConfig(weights=folders["sam"]))
+    models = BaselineModels(owl=folders["owlv2"], sam=SamWeights(folders["sam"]))
     datamanager = small_scene.datamanager(small_scene.write(tmp_path / "scene"))
     wanted = Wanted(tasks=("objects", "affordances"), baselines=("owl", "owl-real"), models=models)
     evaluation = evaluate(small_scene.KnowingModel(error=0.05), datamanager, small_scene.make_query(), wanted=wanted)

@@ -19,7 +19,7 @@ from waiting import until_idle
 
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.door import Scene, kept_beside
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError
+from divff_nerfstudio.evaluation.options import EvaluationError
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.pipeline import MAX_UNASKED, DivFFPipeline
 from divff_nerfstudio.query import QueryError

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from divff_nerfstudio import plugins
-from divff_nerfstudio.evaluation.baselines import BASELINES, Baseline
+from divff_nerfstudio.evaluation.baselines.base import BASELINES, Baseline
 from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.pretrained import EncoderError
 from divff_nerfstudio.features.sources import SOURCES, FeatureSource

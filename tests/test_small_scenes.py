@@ -16,7 +16,7 @@ from PIL import Image
 from divff_nerfstudio.cli.evaluate import EvaluateConfig
 from divff_nerfstudio.cli.video import VideoConfig
 from divff_nerfstudio.data.frames import SceneError
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError
+from divff_nerfstudio.evaluation.options import EvaluationError
 from divff_nerfstudio.evaluation.videos import write_video
 from divff_nerfstudio.models.separation import structural_loss
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from divff_nerfstudio.cli.evaluate import EvaluateConfig
+from divff_nerfstudio.evaluation.options import EvaluationError
 from divff_nerfstudio.evaluation.results import Evaluation
 from divff_nerfstudio.evaluation.tables import average_table, number, read_runs, save_csv, write_csv
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError
 
 
 def write_run(folder: Path, scene: str, totals: dict, baseline: dict | None = None, method: str = "divff") -> Path:

@@ -18,12 +18,12 @@ from divff_nerfstudio.cli.export import ExportConfig
 from divff_nerfstudio.cli.query import QueryCommandConfig, file_name
 from divff_nerfstudio.cli.video import VideoConfig
 from divff_nerfstudio.data.scene import SceneError, SceneFolder, load_scene
-from divff_nerfstudio.evaluation.answers import asked_kind
 from divff_nerfstudio.evaluation.consistency import consistency, static_classes
-from divff_nerfstudio.evaluation.pointcloud import CloudOptions, _Fused, reliable, write_cloud
+from divff_nerfstudio.evaluation.options import CloudOptions, EvaluationError, asked_kind
+from divff_nerfstudio.evaluation.pointcloud import _Fused, reliable, write_cloud
 from divff_nerfstudio.evaluation.surroundings import in_picture, surroundings, true_points
 from divff_nerfstudio.evaluation.tracks import Track, TrackPoint, follow, save_plot
-from divff_nerfstudio.evaluation.trained_scene import AskedView, EvaluationError, TrainedScene
+from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
 from divff_nerfstudio.evaluation.viewpoints import (
     CameraFileError,
     central_frame,
@@ -103,7 +103,7 @@ def test_phrases_may_name_their_features():
     assert asked_kind("blue  mug", "image") == ("image", "blue mug")
     assert asked_kind("video: cut: bread", "image") == ("video", "cut: bread")
     assert asked_kind("ratio: one", "video") == ("video", "ratio: one")
-    with pytest.raises(QueryError, match="words"):
+    with pytest.raises(EvaluationError, match="words"):
         asked_kind("image: ", "video")
 
 

@@ -7,10 +7,9 @@ import importlib
 import inspect
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 
-from divff_nerfstudio import __version__
+from divff_nerfstudio import __version__, announcements
 from divff_nerfstudio.faults import mendable, say, show_any_text, tell
 from divff_nerfstudio.interrupts import TerminatedError, exit_status, handled, raise_once
 
@@ -74,11 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from divff_nerfstudio.schema import check_options
 
-    # What torch announces to nerfstudio's authors.
-    warnings.simplefilter("ignore", FutureWarning)
-    warnings.filterwarnings("ignore", "Using a non-tuple sequence for multidimensional indexing", UserWarning)
     try:
-        with handled(raise_once()):
+        with announcements.left_out(), handled(raise_once()):
             config = getattr(importlib.import_module(module), attribute)
             options = tyro.cli(config, args=typed, prog=f"divff {name}", description=inspect.getdoc(config))
             check_options(options)

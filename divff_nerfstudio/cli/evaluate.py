@@ -13,15 +13,13 @@ from pydantic import Field
 from rich.markup import escape
 
 from divff_nerfstudio.atomic import write_text
+from divff_nerfstudio.cli.opening import load_run
 from divff_nerfstudio.evaluation.baselines.models import BaselineModels
 from divff_nerfstudio.evaluation.metrics import lpips_weights
-from divff_nerfstudio.evaluation.report import Gallery, Report, save_report, save_scores
+from divff_nerfstudio.evaluation.options import EvaluationError, TaskGroup
 from divff_nerfstudio.evaluation.results import Evaluation
-from divff_nerfstudio.evaluation.run import TaskGroup, Wanted, evaluate
-from divff_nerfstudio.evaluation.runs import load_run, run_facts, training_seconds
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
 from divff_nerfstudio.evaluation.tables import COLUMNS, SCORES_FILE, average_table, read_runs, save_csv
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError
 from divff_nerfstudio.outputs import check_output_folder
 from divff_nerfstudio.schema import Count, Words
 
@@ -75,6 +73,10 @@ class EvaluateConfig:
         if self.download_lpips:
             _fetch_lpips()
         trained = load_run(self.load_config, self.data)
+        from divff_nerfstudio.evaluation.report import Gallery, Report, save_report, save_scores
+        from divff_nerfstudio.evaluation.run import Wanted, evaluate
+        from divff_nerfstudio.evaluation.runs import run_facts, training_seconds
+
         pipeline = trained.pipeline
         gallery, start = Gallery(folder / "frames"), time.perf_counter()
         wanted = Wanted(self.tasks, self.frames, self.queries, self.baselines, self.moments, self.models)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Optional
+from typing import TYPE_CHECKING, Literal, Optional
 
 import numpy as np
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 
-from divff_nerfstudio.evaluation.answers import Features, asked_kind
-from divff_nerfstudio.evaluation.pointcloud import CloudOptions, write_cloud
-from divff_nerfstudio.evaluation.runs import open_scene
-from divff_nerfstudio.evaluation.trained_scene import TrainedScene
+from divff_nerfstudio.cli.opening import open_scene
+from divff_nerfstudio.evaluation.options import CloudOptions, Features, asked_kind
 from divff_nerfstudio.outputs import check_output_file, check_output_folder
 from divff_nerfstudio.run_folder import RunError
 from divff_nerfstudio.schema import Share, Words
+
+if TYPE_CHECKING:
+    from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 
 
 @dataclass
@@ -49,6 +50,8 @@ class ExportConfig:
         queries = [asked_kind(typed, self.features) for typed in self.queries]
         path = check_output_file(self.output or folder / "pointcloud.ply", ".ply")
         trained = open_scene(self.load_config, self.data)
+        from divff_nerfstudio.evaluation.pointcloud import write_cloud
+
         count = write_cloud(path, trained, self._moment(trained), queries, self.features, self.cloud)
         CONSOLE.print(f"Written: {escape(str(path))} ({count} points)")
         return path
@@ -58,10 +61,10 @@ class ExportConfig:
 
     def _gaussians(self, folder: Path) -> Path:
         """Writes the layers, the actor where it is for the camera of the frame next to the time."""
+        trained = open_scene(self.load_config, self.data)
         from divff_nerfstudio.models.splat.model import SplatModel
         from divff_nerfstudio.models.splat.ply import write_layers
 
-        trained = open_scene(self.load_config, self.data)
         time = self._moment(trained)
         if not isinstance(trained.model, SplatModel):
             raise RunError(f"{self.load_config} is a run without Gaussians: give one of `ns-train divff-splat`.")

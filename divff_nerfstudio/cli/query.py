@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import numpy as np
 from pydantic import Field
@@ -17,19 +17,16 @@ from rich.console import Console
 from rich.progress import track
 
 from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.cli.opening import open_scene
 from divff_nerfstudio.cli.things import answers_when
-from divff_nerfstudio.evaluation.answers import Answer, Features, asked_kind, judged
-from divff_nerfstudio.evaluation.figures import save_picture
-from divff_nerfstudio.evaluation.looks import KIND
-from divff_nerfstudio.evaluation.runs import open_scene
-from divff_nerfstudio.evaluation.tables import write_csv
-from divff_nerfstudio.evaluation.tiles import as_picture
-from divff_nerfstudio.evaluation.tracks import follow, save_plot
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene
-from divff_nerfstudio.evaluation.viewpoints import fixed_viewpoint, read_camera
+from divff_nerfstudio.evaluation.options import THINGS, EvaluationError, Features, MovingLayer, asked_kind
 from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.outputs import check_output_folder
 from divff_nerfstudio.schema import Amount, Count, Positive, Share, Words
+
+if TYPE_CHECKING:
+    from divff_nerfstudio.evaluation.answers import Answer
+    from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 
 
 @dataclass
@@ -93,13 +90,18 @@ class QueryCommandConfig:
         asked = list(dict.fromkeys(asked_kind(typed, self.features) for typed in self.text))
         check_output_folder(self.output)
         with contextlib.redirect_stdout(sys.stderr):  # nerfstudio says on standard output what it loads
-            trained = open_scene(self.load_config, self.data)
+            trained = open_scene(self.load_config, self.data, (self.frame, self.fixed))
             content = self._follow(trained, asked) if self.over_time else self._ask(trained, asked)
         sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
         return content
 
     def _ask(self, trained: TrainedScene, asked: Sequence[tuple[str, str]]) -> dict:
         """The answers in one view."""
+        from divff_nerfstudio.evaluation.answers import judged
+        from divff_nerfstudio.evaluation.figures import save_picture
+        from divff_nerfstudio.evaluation.tiles import as_picture
+        from divff_nerfstudio.evaluation.viewpoints import read_camera
+
         camera = None
         if self.camera is not None:
             camera = read_camera(self.camera, trained.scene)
@@ -131,8 +133,8 @@ class QueryCommandConfig:
                 "--when looks at all frames: leave --over-time, --time, --frame, --camera and --fixed out."
             )
         asked = list(dict.fromkeys(asked_kind(typed, self.features) for typed in self.text))
-        if any(kind != KIND for kind, _ in asked):
-            raise EvaluationError(f"--when tells of things, which are found by {KIND} features: ask these.")
+        if any(kind != THINGS for kind, _ in asked):
+            raise EvaluationError(f"--when tells of things, which are found by {THINGS} features: ask these.")
         phrases = [phrase for _, phrase in asked]
         content = answers_when(self.load_config, self.data, phrases, self.output, self.fps, self.before)
         sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
@@ -140,6 +142,10 @@ class QueryCommandConfig:
 
     def _follow(self, trained: TrainedScene, asked: Sequence[tuple[str, str]]) -> dict:
         """Where the things are at all times."""
+        from divff_nerfstudio.evaluation.tables import write_csv
+        from divff_nerfstudio.evaluation.tracks import follow, save_plot
+        from divff_nerfstudio.evaluation.viewpoints import fixed_viewpoint
+
         viewpoint = fixed_viewpoint(trained.scene, self.fixed)
         frames = evenly_spaced(len(trained.scene), self.moments).tolist()
         shown = track(frames, "Following ...", console=Console(stderr=True), transient=True)
@@ -165,6 +171,9 @@ def save_answer(base: Path, answer: Answer) -> dict[str, str]:
     Returns:
         The files' paths by what they hold.
     """
+    from divff_nerfstudio.evaluation.figures import save_picture
+    from divff_nerfstudio.evaluation.tiles import as_picture
+
     size = answer.relevancy.shape[0], answer.relevancy.shape[1]
     pictures = {
         "relevancy": answer.relevancy[..., None],

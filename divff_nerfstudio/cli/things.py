@@ -8,20 +8,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 
 from divff_nerfstudio.atomic import write_text
-from divff_nerfstudio.evaluation.door import KEPT, Scene, open_run
-from divff_nerfstudio.evaluation.looks import KIND
-from divff_nerfstudio.objects.diary import Clock, Event
-from divff_nerfstudio.objects.pictures import contact_sheet, plan
-from divff_nerfstudio.objects.things import Thing
+from divff_nerfstudio.cli.opening import open_run
+from divff_nerfstudio.evaluation.options import THINGS
 from divff_nerfstudio.outputs import check_output_folder
+from divff_nerfstudio.run_folder import KEPT
 from divff_nerfstudio.schema import Label, Positive
+
+if TYPE_CHECKING:
+    from divff_nerfstudio.evaluation.door import Scene
+    from divff_nerfstudio.objects.diary import Clock, Event
+    from divff_nerfstudio.objects.things import Thing
 
 
 @dataclass
@@ -53,6 +56,8 @@ class ObjectsConfig(_OverThings):
         """Runs the command."""
         folder = self.folder()
         scene = _opened(self.load_config, self.data, self.names)
+        from divff_nerfstudio.objects.pictures import contact_sheet
+
         clock = scene.clock(self.fps)
         content = {
             "scene": scene.trained.scene.name,
@@ -74,6 +79,8 @@ class DiaryConfig(_OverThings):
         """Runs the command."""
         folder = self.folder()
         scene = _opened(self.load_config, self.data, self.names)
+        from divff_nerfstudio.objects.pictures import plan
+
         clock, events = scene.clock(self.fps), scene.diary()
         content = {"scene": scene.trained.scene.name, "events": [event.data(clock) for event in events]}
         text = told(events, clock)
@@ -136,7 +143,7 @@ def when_data(scene: Scene, phrase: str, clock: Clock, before: float | None = No
         clock: Tells when.
         before: Seconds before which it was last seen; None: not asked.
     """
-    calibration, matching = scene.trained.calibration(KIND), scene.matching(phrase)
+    calibration, matching = scene.trained.calibration(THINGS), scene.matching(phrase)
     verdict = None if calibration is None else calibration.verdicts([phrase])[0]
     content: dict[str, Any] = {
         "query": phrase,

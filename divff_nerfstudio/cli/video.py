@@ -5,24 +5,22 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Optional, Union
+from typing import TYPE_CHECKING, Annotated, Literal, Optional, Union
 
 from nerfstudio.utils.rich_utils import CONSOLE
 from pydantic import Field
 from rich.markup import escape
 from rich.progress import track
 
-from divff_nerfstudio.evaluation.answers import Features, asked_kind
-from divff_nerfstudio.evaluation.runs import open_scene
-from divff_nerfstudio.evaluation.tiles import cell_size
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError, MovingLayer, TrainedScene
-from divff_nerfstudio.evaluation.videos import FPS, LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
-from divff_nerfstudio.evaluation.viewpoints import fixed_viewpoint
+from divff_nerfstudio.cli.opening import open_scene
+from divff_nerfstudio.evaluation.options import EvaluationError, Features, MovingLayer, asked_kind
 from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.outputs import check_output_file
-from divff_nerfstudio.schema import Amount, Count, Words
-from divff_nerfstudio.viewer.camera_paths import PicturesPerSecond, read_camera_path
-from divff_nerfstudio.viewer.panel_state import load_panel_state, panel_state_path
+from divff_nerfstudio.schema import Amount, Count, PicturesPerSecond, Words
+
+if TYPE_CHECKING:
+    from divff_nerfstudio.evaluation.trained_scene import TrainedScene
+    from divff_nerfstudio.viewer.camera_paths import CameraPath
 
 
 @dataclass
@@ -65,8 +63,20 @@ class VideoConfig:
             raise EvaluationError("--camera-path and --fixed both name the other viewpoint: leave one of them out.")
         file = check_output_file(self.output or self.load_config.resolve().parent / "video.mp4", ".mp4")
         asked = [asked_kind(typed, self.features) for typed in self.queries]
-        path = None if self.camera_path is None else read_camera_path(self.camera_path)
-        trained, hide, layout = open_scene(self.load_config, self.data), self.hide, LAYOUTS[self.layout]
+        path = self._path()
+        trained, hide = open_scene(self.load_config, self.data, (self.fixed,)), self.hide
+        from divff_nerfstudio.evaluation.tiles import cell_size
+        from divff_nerfstudio.evaluation.videos import (
+            FPS,
+            LAYOUTS,
+            fixed_moments,
+            path_moments,
+            video_pictures,
+            write_video,
+        )
+        from divff_nerfstudio.evaluation.viewpoints import fixed_viewpoint
+
+        layout = LAYOUTS[self.layout]
         wanted, fps = None if self.frames == "all" else int(self.frames), self.fps
         shape = trained.scene.height, trained.scene.width
         if path is not None:
@@ -86,8 +96,18 @@ class VideoConfig:
         CONSOLE.print(f"Written: {escape(str(file))} ({count} frames)")
         return file
 
+    def _path(self) -> CameraPath | None:
+        """The camera path, if there is one."""
+        if self.camera_path is None:
+            return None
+        from divff_nerfstudio.viewer.camera_paths import read_camera_path
+
+        return read_camera_path(self.camera_path)
+
     def _as_in_the_panel(self, trained: TrainedScene) -> tuple[MovingLayer, ...]:
         """Asks what the panel had asked when the camera path was saved; the layers that it had hidden."""
+        from divff_nerfstudio.viewer.panel_state import load_panel_state, panel_state_path
+
         assert self.camera_path is not None
         saved = panel_state_path(self.camera_path)
         if not os.path.lexists(saved):

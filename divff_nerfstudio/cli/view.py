@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from divff_nerfstudio.evaluation.runs import load_run
-from divff_nerfstudio.option_ranges import Port
-from divff_nerfstudio.schema import Words
+from divff_nerfstudio.cli.opening import load_run
+from divff_nerfstudio.schema import Port, Words
 from divff_nerfstudio.viewer.listening import require_listening
 
 
@@ -27,11 +26,11 @@ class ViewConfig:
 
     def main(self) -> None:
         """Runs the viewer until it is interrupted."""
+        require_listening(self.host, self.port, "--host")
+        run = load_run(self.load_config, self.data)
         from nerfstudio.configs.base_config import ViewerConfig
         from nerfstudio.scripts.viewer.run_viewer import _start_viewer
 
-        require_listening(self.host, self.port, "--host")
-        run = load_run(self.load_config, self.data)
         run.config.vis, rays = "viewer", run.config.viewer.num_rays_per_chunk
         run.config.viewer = ViewerConfig(websocket_host=self.host, websocket_port=self.port, num_rays_per_chunk=rays)
         _start_viewer(run.config, run.pipeline, run.step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,17 +14,13 @@ from torch import Tensor
 
 from divff_nerfstudio.calibration import Calibration, Verdict, standing
 from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD
-from divff_nerfstudio.query import OVERLAY_OFFSET, QueryError, overlay
+from divff_nerfstudio.query import OVERLAY_OFFSET, overlay
 
 if TYPE_CHECKING:
     from divff_nerfstudio.evaluation.trained_scene import AskedView
 
 THRESHOLDS: Mapping[str, float] = {"image": OBJECT_THRESHOLD, "video": AFFORDANCE_THRESHOLD}
 """Relevancy above which a pixel belongs to the mask, by kind of features (DIV-FF)."""
-
-
-Features = Literal["image", "video"]
-"""Which features answer: what something is, or what is done with it."""
 
 
 @dataclass
@@ -115,24 +111,6 @@ def judged(answer: Answer, view: AskedView, calibration: Calibration | None) -> 
     if not verdict.in_scene:
         mask = np.zeros_like(mask)
     return replace(answer, threshold=verdict.threshold, verdict=verdict, fitted=mask)
-
-
-def asked_kind(typed: str, usual: str) -> tuple[str, str]:
-    """Which features a typed phrase asks, and the phrase: "video: cut the bread" names its features itself.
-
-    Args:
-        typed: What the user wrote.
-        usual: The features that are asked where the phrase names none.
-
-    Raises:
-        QueryError: If there is no phrase.
-    """
-    kind, colon, phrase = typed.partition(":")
-    if not colon or kind.strip() not in THRESHOLDS:
-        kind, phrase = usual, typed
-    if not phrase.strip():
-        raise QueryError("A query needs words: write what to look for between the quotation marks.")
-    return kind.strip(), " ".join(phrase.split())
 
 
 def answer_about(

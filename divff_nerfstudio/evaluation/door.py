@@ -14,19 +14,19 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 
+from divff_nerfstudio import announcements
 from divff_nerfstudio.data.annotations import resize_nearest
 from divff_nerfstudio.evaluation.answers import Answer, judged
-from divff_nerfstudio.evaluation.looks import KIND, Looked, things_of
+from divff_nerfstudio.evaluation.looks import Looked, things_of
 from divff_nerfstudio.evaluation.naming import name_things
+from divff_nerfstudio.evaluation.options import THINGS, MovingLayer
 from divff_nerfstudio.evaluation.runs import load_run
-from divff_nerfstudio.evaluation.trained_scene import AskedView, MovingLayer, TrainedScene
+from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
 from divff_nerfstudio.objects.diary import Clock, Event, diary
 from divff_nerfstudio.objects.things import Thing, Things
 from divff_nerfstudio.objects.whereabouts import Whereabouts, whereabouts
 from divff_nerfstudio.query import QueryError
-
-KEPT = "things"
-"""Folder beside a run's config.yml in which rendered depths are kept."""
+from divff_nerfstudio.run_folder import KEPT
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Scene:
         phrase: str,
         moment: int | float,
         camera_to_world: Float[np.ndarray, "3 4"] | None = None,
-        features: str = KIND,
+        features: str = THINGS,
         hide: Sequence[MovingLayer] = (),
     ) -> Answer:
         """Where a phrase is in what a camera sees, and whether it is in the scene at all.
@@ -134,7 +134,7 @@ class Scene:
         """
         things = things_of(self.trained, self._kept, self._looked)
         try:
-            name_things(things, self.trained.calibration(KIND), self.names)
+            name_things(things, self.trained.calibration(THINGS), self.names)
         except QueryError as error:
             if self.names:
                 raise
@@ -175,7 +175,7 @@ class Scene:
         Raises:
             QueryError: If there are no such features, or their text encoder does not work.
         """
-        calibration = self.trained.calibration(KIND)
+        calibration = self.trained.calibration(THINGS)
         if calibration is None or not self.found.things or not calibration.verdicts([phrase])[0].in_scene:
             return []
         features = np.stack([thing.feature for thing in self.found.things])
@@ -212,7 +212,8 @@ def open_run(load_config: Path | str, data: Path | str | None = None) -> Scene:
         DivffError: If it cannot be opened; the message says why, and what to do.
     """
     path = Path(load_config)
-    run = load_run(path, None if data is None else Path(data))
+    with announcements.left_out():
+        run = load_run(path, None if data is None else Path(data))
     trained = TrainedScene(run.pipeline.model, run.pipeline.datamanager, run.pipeline.query)
     return Scene(trained, kept_beside(path, run.step))
 

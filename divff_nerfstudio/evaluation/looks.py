@@ -21,12 +21,12 @@ from divff_nerfstudio.data.annotations import resize_nearest
 from divff_nerfstudio.data.ground_truth import read_npz_array
 from divff_nerfstudio.data.rays import camera_directions, pixel_grid
 from divff_nerfstudio.data.scene import SceneError, SceneFolder
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError, TrainedScene
+from divff_nerfstudio.evaluation.options import THINGS, EvaluationError
+from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 from divff_nerfstudio.features.store.reader import FeatureStore
 from divff_nerfstudio.objects.sightings import Look
 from divff_nerfstudio.objects.things import LookCamera, Things, find_things
 
-KIND = "image"
 HEIGHT = 72
 """Higher frames are looked at in this height: things are found by their middles, not by their edges."""
 Looked = Callable[[int, int], None]
@@ -78,10 +78,10 @@ def segments_of(trained: TrainedScene) -> FeatureStore:
     Raises:
         EvaluationError: If it has none.
     """
-    store = trained.stores.get(KIND)
+    store = trained.stores.get(THINGS)
     if store is None or not len(store.table):
         raise EvaluationError(
-            f"{trained.scene.root} has no stored {KIND} features, whose segments are the pieces of things: run "
+            f"{trained.scene.root} has no stored {THINGS} features, whose segments are the pieces of things: run "
             "`divff extract --sources segments`."
         )
     if store.header.shared_index:

@@ -3,45 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from nerfstudio.utils.rich_utils import CONSOLE
-from pydantic import Field
 from rich.progress import track
 
 from divff_nerfstudio.atomic import atomic_path
-from divff_nerfstudio.evaluation.trained_scene import AskedView, EvaluationError, MovingLayer, TrainedScene
+from divff_nerfstudio.evaluation.options import CloudOptions, EvaluationError
+from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
 from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.features.pca import fit_feature_basis, project
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.ply import write_ply
-from divff_nerfstudio.schema import Count, Share, Weight
 
 _COORDINATES = 1 << 20
 """Cells on each side of the origin along an axis: three coordinates fit into one 63-bit number."""
-
-
-@dataclass
-class CloudOptions:
-    """What a point cloud holds."""
-
-    views: Count = 16
-    """How many of the training frames' viewpoints, evenly spaced over the video."""
-    cell: Annotated[float, Field(gt=0, le=1)] = 0.005
-    """Edge of the cube whose points become one, as a share of the median distance of what the views see."""
-    opaque: Share = 0.5
-    """A ray that less of the scene stops than this gives no point."""
-    edge: Weight = 0.1
-    """A pixel whose depth differs from a neighbour's by more than this share gives none: it lies between two things."""
-    hide: tuple[MovingLayer, ...] = ()
-    """Layers to leave out. The actor, which moves with the camera, is only in the view that belongs to the moment."""
-    full_features: bool = False
-    """Write all channels of the features, too, in half precision, as NPY beside the PLY; a row for each point."""
 
 
 def write_cloud(

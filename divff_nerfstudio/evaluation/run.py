@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -20,19 +20,19 @@ from divff_nerfstudio.data.annotations import (
     moving_mask,
     object_annotations,
 )
-from divff_nerfstudio.evaluation.answers import asked_kind
-from divff_nerfstudio.evaluation.baselines import Baseline, load_baseline
+from divff_nerfstudio.evaluation.baselines.base import Baseline, load_baseline
 from divff_nerfstudio.evaluation.baselines.models import BaselineModels
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.consistency import consistency
 from divff_nerfstudio.evaluation.figures import save_frame_figure, save_picture
 from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD
 from divff_nerfstudio.evaluation.moved import moved
+from divff_nerfstudio.evaluation.options import EvaluationError, TaskGroup, asked_kind
 from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task, ViewScores, mean_scores
 from divff_nerfstudio.evaluation.scores import frame_scores
 from divff_nerfstudio.evaluation.surroundings import surroundings
 from divff_nerfstudio.evaluation.tiles import Picture
-from divff_nerfstudio.evaluation.trained_scene import AskedView, EvaluationError, TrainedScene
+from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
 from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.models.view import Renderer
 from divff_nerfstudio.query import Query, QueryError
@@ -40,8 +40,6 @@ from divff_nerfstudio.query import Query, QueryError
 if TYPE_CHECKING:
     from divff_nerfstudio.datamanager import DivFFDataManager
 
-TaskGroup = Literal["masks", "objects", "affordances", "views"]
-"""What can be evaluated: pictures and masks, classes, actions, and other viewpoints and times."""
 VIEW_TASKS: dict[str, Callable[[TrainedScene, Sequence[str], int], ViewScores]] = {
     "consistency": consistency,
     "surroundings": surroundings,

@@ -12,9 +12,9 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.evaluation.options import EvaluationError
 from divff_nerfstudio.evaluation.results import Evaluation
 from divff_nerfstudio.evaluation.scores import FRAME_SCORES, SCENE_SCORES
-from divff_nerfstudio.evaluation.trained_scene import EvaluationError
 from divff_nerfstudio.schema import Number, Record, read_json
 
 SCORES_FILE = "scores.json"

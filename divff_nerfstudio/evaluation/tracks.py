@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from divff_nerfstudio.evaluation.answers import THRESHOLDS
-from divff_nerfstudio.evaluation.trained_scene import AskedView, MovingLayer, TrainedScene
+from divff_nerfstudio.evaluation.options import MovingLayer
+from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
 from divff_nerfstudio.plots import plot
 
 if TYPE_CHECKING:

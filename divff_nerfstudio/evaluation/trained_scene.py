@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from torch import Tensor
 from divff_nerfstudio.calibration import Calibration, calibration
 from divff_nerfstudio.data.annotations import GroundTruth, ground_truth
 from divff_nerfstudio.data.scene import SceneFolder
-from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.answers import Answer, answer_about
+from divff_nerfstudio.evaluation.options import EvaluationError, MovingLayer
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.heartbeat import beat
 from divff_nerfstudio.models.view import EVERYTHING, RenderedView, Renderer
@@ -30,13 +30,6 @@ from divff_nerfstudio.viewer.camera_paths import Crop
 if TYPE_CHECKING:
     from divff_nerfstudio.datamanager import DivFFDataManager
     from divff_nerfstudio.features.store import FeatureStore
-
-MovingLayer = Literal["actor", "dynamic"]
-"""A layer that can be left out of a picture."""
-
-
-class EvaluationError(DivffError):
-    """An evaluation that would say something untrue, or has nothing to look at."""
 
 
 @dataclass(eq=False)

@@ -15,8 +15,9 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 
 from divff_nerfstudio.atomic import atomic_path
+from divff_nerfstudio.evaluation.options import EvaluationError, MovingLayer
 from divff_nerfstudio.evaluation.tiles import Picture, blank, caption, cell_size, column_of, fitted, row_of
-from divff_nerfstudio.evaluation.trained_scene import AskedView, EvaluationError, MovingLayer, TrainedScene
+from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
 from divff_nerfstudio.evaluation.viewpoints import at_size
 from divff_nerfstudio.query import OVERLAY_OFFSET, overlay
 from divff_nerfstudio.viewer.camera_paths import CameraPath, Crop

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.schema import Number, Positive, Record, read_json
+from divff_nerfstudio.schema import MAX_FPS, Number, PicturesPerSecond, Positive, Record, read_json
 
 MAX_SIDE = 16384
 """Longest side of a picture."""
@@ -27,10 +27,6 @@ MAX_PIXELS = 2**26
 """Most pixels of a picture of a film."""
 MAX_CAMERAS = 100_000
 """Most cameras of a path."""
-MAX_FPS = 240.0
-"""Most pictures per second of a film."""
-PicturesPerSecond = Annotated[float, Field(ge=0.1, le=MAX_FPS)]
-"""How fast a film is shown."""
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 """Height or width of a picture in pixels."""
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate, normalize
 
-from divff_nerfstudio.evaluation.baselines import Baseline
+from divff_nerfstudio.evaluation.baselines.base import Baseline
 from divff_nerfstudio.evaluation.results import FrameResult, Task
 from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.encoders import Encoder

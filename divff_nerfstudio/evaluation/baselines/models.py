@@ -8,8 +8,16 @@ from typing import Annotated, Optional
 
 from pydantic import Field
 
-from divff_nerfstudio.features.sam import SamSegmenterConfig
 from divff_nerfstudio.schema import Share, Words
+
+
+@dataclass(frozen=True)
+class SamWeights:
+    """SAM 2.1, which turns boxes into masks."""
+
+    weights: Words = "large"
+    """Size of SAM 2.1 (tiny, small, base-plus, large), another model's name on the Hugging Face hub, or a folder with
+    config.json and model.safetensors."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +31,8 @@ class BaselineModels:
     """Detection score from which a box counts as found."""
     owl_prompt: Words = "a photo of a {}"
     """What OWL is asked for an object; actions are asked as they are."""
-    sam: SamSegmenterConfig = field(default_factory=SamSegmenterConfig)
-    """SAM 2.1, which turns boxes into masks; only its weights matter here."""
+    sam: SamWeights = field(default_factory=SamWeights)
+    """SAM 2.1, which turns boxes into masks."""
     ooal: Optional[Path] = None  # noqa: UP045
     """OOAL's weights; by default those that `divff download` has fetched, else seen_best in the user's folder of
     weights (~/.cache/divff/weights)."""

@@ -10,10 +10,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision.ops import box_convert, nms
 
-from divff_nerfstudio.evaluation.baselines import Baseline, at_threshold
+from divff_nerfstudio.evaluation.baselines.base import Baseline, at_threshold
 from divff_nerfstudio.evaluation.results import FrameResult, Task
 from divff_nerfstudio.features.pretrained import load_companions, load_pretrained
-from divff_nerfstudio.features.sam import SamSegmenter
+from divff_nerfstudio.features.sam import SamSegmenter, SamSegmenterConfig
 
 MAX_BOXES = 20
 """Boxes of one class in one picture, the best first."""
@@ -70,7 +70,7 @@ class OwlSam(Baseline):
         """Loads both models."""
         if any(task.usual for task in tasks.values()):
             self._owl = Owl(self.models.owl, self.device)
-            self._sam: SamSegmenter = self.models.sam.setup().to(self.device)
+            self._sam: SamSegmenter = SamSegmenterConfig(weights=self.models.sam.weights).setup().to(self.device)
 
     def picture(self, result: FrameResult) -> Float[np.ndarray, "height width 3"]:
         """The picture that is looked at, 0..1."""

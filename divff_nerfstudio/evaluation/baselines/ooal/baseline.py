@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from divff_nerfstudio.evaluation.baselines import Baseline, at_threshold
+from divff_nerfstudio.evaluation.baselines.base import Baseline, at_threshold
 from divff_nerfstudio.evaluation.baselines.ooal.network import Ooal
 from divff_nerfstudio.evaluation.baselines.ooal.text import TokenRows
 from divff_nerfstudio.evaluation.baselines.ooal.weights import find_weights, load_ooal, trained_names
