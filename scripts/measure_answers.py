@@ -30,11 +30,13 @@ from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.door import open_run
 from divff_nerfstudio.evaluation.found_things import overlaps, score_things
 from divff_nerfstudio.evaluation.looks import features_of, look_cameras, look_of, look_size, ray_directions
+from divff_nerfstudio.evaluation.naming import name_things
 from divff_nerfstudio.evaluation.places import MIN_PIXELS, Places
 from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 from divff_nerfstudio.features.oracle import canonical
 from divff_nerfstudio.features.store.reader import FeatureStore
 from divff_nerfstudio.features.text import text_encoder
+from divff_nerfstudio.objects.diary import diary
 from divff_nerfstudio.objects.recognition import Recognition
 from divff_nerfstudio.objects.things import Things, find_things
 from divff_nerfstudio.query import QueryConfig, build_query
@@ -50,6 +52,14 @@ ABSENT = (
 )  # fmt: skip
 """Phrases for what a kitchen may have and for what none has; those that the scene has are not asked as absent."""
 KIND = "image"
+SAME = (
+    {"counter", "worktop", "table"}, {"fridge", "refrigerator"}, {"hob", "stove"}, {"tap", "faucet", "water tap"},
+    {"hood", "cooker hood"}, {"cupboard", "cupboard door", "cabinet"}, {"cupboard door", "door"},
+    {"wall", "back wall", "tiles"}, {"wall", "left wall", "right wall"}, {"picture", "painting"},
+    {"plant", "herbs", "leaf"}, {"bottle", "oil bottle", "wine bottle", "sauce bottle"}, {"pan", "frying pan"},
+    {"mug", "cup"}, {"cereal box", "box", "cardboard box"},
+)  # fmt: skip
+"""Words of which each is a right name for what the others mean in a kitchen."""
 
 
 def main() -> None:
@@ -151,7 +161,28 @@ def measured(scene: SceneFolder, fitted: Calibration, things: Things, features: 
     figures: dict[str, Any] = {"scene": scene.name, "things": len(things.things)}
     figures |= thresholds(scene, fitted, places, features)
     figures |= decisions(fitted, places)
+    figures |= landmark_names(things, fitted, places)
     return figures | score_things(things, places, speed)
+
+
+def landmark_names(things: Things, fitted: Calibration, places: Places) -> dict[str, Any]:
+    """What the diary says that things stand by: how often, how often by a name, and the share of the names that are
+    those of what most pixels of the landmark show."""
+    shown, _ = overlaps(things, places)
+    own = shown.argmax(axis=1)
+    table = {entry["id"]: entry for entry in places.truth.instance_table}
+    name_things(things, fitted)
+    told = [thing for event in diary(things) for thing in (event.source, event.target) if thing is not None]
+    named = [(thing.name, table[own[thing.number - 1]]["name"]) for thing in told if thing.name]
+    wrong = [f"{name} for {true}" for name, true in named if not means(name, true)]
+    figures: dict[str, Any] = {"landmarks": len(told), "landmarks_named": len(named), "landmarks_wrong": wrong}
+    return figures | ({"landmarks_named_right": 1 - len(wrong) / len(named)} if named else {})
+
+
+def means(name: str, true: str) -> bool:
+    """Whether a name is right for an instance of another."""
+    name, true = canonical(name), canonical(true)
+    return name == true or any({name, true} <= same for same in SAME)
 
 
 def thresholds(scene: SceneFolder, fitted: Calibration, places: Places, features: Any) -> dict[str, float]:
