@@ -89,10 +89,10 @@ class Event:
         when = f"{clock.told(self.move.start)} to {clock.told(self.move.end)}"
         if self.returned:
             return f"{when}: {called(self.thing)} is taken and put back{_beside(self.source)}."
-        return (
-            f"{when}: {called(self.thing)} is moved {self.move.distance:.2g} scene units"
-            f"{_beside(self.source, 'from ')}{_beside(self.target, 'to ')}."
-        )
+        where = _beside(self.source, "from ") + _beside(self.target, "to ")
+        if self.source is self.target:
+            where = _beside(self.source, "still ")
+        return f"{when}: {called(self.thing)} is moved {self.move.distance:.2g} scene units{where}."
 
 
 def diary(things: Things) -> list[Event]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
@@ -25,9 +25,14 @@ _AROUND = 0.6
 _MUCH = 2.5
 _LINE = 2
 _OUTLINE = (230, 159, 0)
+_PLAN, _LEGEND, _AROUND_PLAN = 6.5, 2.5, 0.9
+"""Inches of a plan: its longer side, the room for words beside it, and for those above and below."""
+_Flat = Callable[[np.ndarray], np.ndarray]
 
 
-def crop(frame: UInt8[np.ndarray, "height width 3"], box: Sequence[int], scale: tuple[float, float]) -> np.ndarray:
+def crop(
+    frame: Shaped[np.ndarray, "height width *channels"], box: Sequence[int], scale: tuple[float, float]
+) -> np.ndarray:
     """The part of a frame around a box.
 
     Args:
@@ -43,8 +48,8 @@ def crop(frame: UInt8[np.ndarray, "height width 3"], box: Sequence[int], scale: 
 
 
 def contact_sheet(path: Path, things: Things, picture: Callable[[int], UInt8[np.ndarray, "height width 3"]]) -> Path:
-    """Draws each thing as the frame that shows it best shows it, with its number and name, and in how many
-    frames it is seen.
+    """Draws each thing as the frame that shows it best shows it, outlined, with its number and name, and in how
+    many frames it is seen.
 
     Args:
         path: The picture's file.
@@ -62,7 +67,11 @@ def contact_sheet(path: Path, things: Things, picture: Callable[[int], UInt8[np.
             best = thing.portrait
             frame = picture(best.frame)
             scale = frame.shape[0] / things.owners.shape[1], frame.shape[1] / things.owners.shape[2]
-            axes.imshow(crop(frame, best.box, scale))
+            own = resize_nearest(things.owners[best.frame] == thing.number, *frame.shape[:2])
+            part, own = crop(frame, best.box, scale), crop(own, best.box, scale)
+            larger = _SIDE / max(own.shape)
+            height, width = (max(1, round(side * larger)) for side in own.shape)
+            axes.imshow(_outlined(part, own, height, width))
             moved = f", moved {len(thing.moves)}x" if thing.moves else ""
             axes.set_title(f"{thing.number} {thing.name}\n{len(thing.frames)} frames{moved}", fontsize=8)
     return path
@@ -84,11 +93,18 @@ def before_and_after(
         shown, own = picture(frame), things.owners[frame] == event.thing.number
         own = resize_nearest(own, *shown.shape[:2])
         part = _square(own)
-        drawn = np.asarray(Image.fromarray(shown[part]).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)).copy()
-        own = resize_nearest(own[part], _SIDE, _SIDE)
-        drawn[binary_dilation(own, iterations=_LINE) & ~own] = _OUTLINE
-        sides.append(drawn)
+        sides.append(_outlined(shown[part], own[part], _SIDE, _SIDE))
     return np.concatenate((sides[0], np.zeros((_SIDE, _GAP, 3), np.uint8), sides[1]), axis=1)
+
+
+def _outlined(
+    shown: UInt8[np.ndarray, "rows columns 3"], own: Bool[np.ndarray, "rows columns"], height: int, width: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A part of a frame at another size, with a line around what belongs to a thing."""
+    drawn = np.asarray(Image.fromarray(shown).resize((width, height), Image.Resampling.BILINEAR)).copy()
+    own = resize_nearest(own, height, width)
+    drawn[binary_dilation(own, iterations=_LINE) & ~own] = _OUTLINE
+    return drawn
 
 
 def _square(own: Bool[np.ndarray, "height width"]) -> tuple[slice, slice]:
@@ -115,18 +131,22 @@ def plan(path: Path, things: Things, events: Sequence[Event], clock: Clock) -> P
         events: The diary.
         clock: Tells when.
     """
-    with plot(path, 8, 7) as figure:
-        _draw_plan(figure.subplots(), things, events, clock)
-    return path
-
-
-def _draw_plan(axes: Any, things: Things, events: Sequence[Event], clock: Clock) -> None:
     flat, height = _from_above(things)
     cloud = np.concatenate([np.zeros((0, 3)), *(rest.points for thing in things.things for rest in thing.rests)])
     cloud = cloud[:: max(1, len(cloud) // _CLOUD)]
-    order = np.argsort(height(cloud))
-    axes.scatter(*flat(cloud[order]).T, c=height(cloud[order]), cmap="Greys_r", s=2, linewidths=0)
+    cloud = cloud[np.argsort(height(cloud))]
     cameras = flat(np.stack([camera.pose[:, 3] for camera in things.cameras]))
+    wide, deep = np.ptp(np.concatenate((flat(cloud), cameras)), axis=0)
+    tall = float(np.clip(_PLAN * deep / max(wide, 1e-9), _PLAN / 3, _PLAN)) + _AROUND_PLAN
+    with plot(path, _PLAN + _LEGEND, tall) as figure:
+        axes = figure.subplots()
+        axes.scatter(*flat(cloud).T, c=height(cloud), cmap="Greys_r", s=2, linewidths=0)
+        _draw_paths(axes, cameras, events, clock, flat)
+        write_labels(axes, _labels(things, events, flat))
+    return path
+
+
+def _draw_paths(axes: Any, cameras: np.ndarray, events: Sequence[Event], clock: Clock, flat: _Flat) -> None:
     axes.plot(*cameras.T, "-", color="tab:cyan", linewidth=1, label="the camera's way")
     colours = [f"C{i}" for i in range(9)]  # the tenth is the colour of the camera's way
     moved = list(dict.fromkeys(event.thing.number for event in events))
@@ -138,16 +158,53 @@ def _draw_plan(axes: Any, things: Things, events: Sequence[Event], clock: Clock)
         axes.plot(*way.T, "-", color=colour, linewidth=1.5, label=label)
         axes.plot(*way[0], "o", color=colour, markerfacecolor="white", markersize=7)
         axes.plot(*way[-1], "o", color=colour, markersize=7)
-    for thing in things.things:
-        if thing.rests and not thing.moves and thing.size < 0.5 * things.depth:
-            x, y = flat(thing.rests[0].point)
-            axes.annotate(f"{thing.number} {thing.name}".strip(), (x, y), fontsize=6, color="tab:brown", ha="center")
     axes.set_aspect("equal")
     axes.set(title="The room from above", xlabel="scene units", ylabel="scene units")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
 
 
-def _from_above(things: Things) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]:
+def _labels(things: Things, events: Sequence[Event], flat: _Flat) -> list[tuple[str, Float[np.ndarray, "2"]]]:
+    """What stands where in a plan, what matters more first: numbers of what is moved where its ways end, names of what
+    it is said to stand by, and of what else has a name, stays and does not fill the room."""
+    found = [(str(event.thing.number), flat(event.move.target)) for event in events]
+    beside = [thing for event in events for thing in (event.source, event.target) if thing is not None]
+    named = [each for each in things.things if each.name and not each.moves and each.size < 0.5 * things.depth]
+    for thing in dict.fromkeys([*beside, *named]):
+        if thing.rests:
+            found.append((f"{thing.number} {thing.name}".strip(), flat(thing.rests[0].point)))
+    return found
+
+
+def write_labels(axes: Any, labels: Sequence[tuple[str, Float[np.ndarray, "2"]]]) -> None:
+    """Writes words into a plot, each a little above its place; what would stand on another is left out.
+
+    Args:
+        axes: The plot, with all else drawn.
+        labels: Words and places, what matters more first.
+    """
+    from matplotlib.patheffects import withStroke
+
+    axes.figure.draw_without_rendering()  # so that the layout is known
+    boxes = []
+    for words, place in labels:
+        text = axes.annotate(
+            words,
+            place,
+            (0, 5),
+            textcoords="offset points",
+            fontsize=7,
+            ha="center",
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+        )
+        text.set_in_layout(False)
+        box = text.get_window_extent()
+        if any(box.overlaps(other) for other in boxes):
+            text.remove()
+        else:
+            boxes.append(box)
+
+
+def _from_above(things: Things) -> tuple[_Flat, _Flat]:
     """What turns points into coordinates of the plan (right and ahead of the mean camera), and into heights."""
     poses = np.stack([camera.pose for camera in things.cameras])
     up = _unit(poses[:, :, 1].mean(0))
