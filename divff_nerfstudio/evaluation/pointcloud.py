@@ -12,7 +12,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
 
 from divff_nerfstudio.atomic import atomic_path
-from divff_nerfstudio.evaluation.options import CloudOptions, EvaluationError
+from divff_nerfstudio.evaluation.options import CloudOptions, EvaluationError, MovingLayer
 from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
 from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.features.pca import fit_feature_basis, project
