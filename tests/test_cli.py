@@ -206,8 +206,10 @@ def trained(tmp_path, monkeypatch):
     stand = Stand(small_scene.write(tmp_path / "scene"))
     for module in ("cli.evaluate", "evaluation.runs"):
         monkeypatch.setattr(f"divff_nerfstudio.{module}.load_run", lambda config, data: Run(None, stand, 999))
-    (tmp_path / "run").mkdir()
-    return stand, tmp_path / "run" / "config.yml"
+    config = tmp_path / "run" / "config.yml"
+    config.parent.mkdir()
+    config.touch()  # the stand-in for opening runs does not read it
+    return stand, config
 
 
 def test_evaluate_writes_scores_figures_and_a_page(trained):

@@ -243,7 +243,7 @@ def test_hands_are_masked_by_boxes_and_by_pictures(tmp_path):
 
 
 def test_a_scene_of_a_video_is_opened_before_it_takes_its_place(tmp_path, video, monkeypatch, capsys):
-    posed = SimpleNamespace(numbers=[1], selected=lambda options: posed)
+    posed = SimpleNamespace(numbers=[1], selected=lambda *_: posed)
     monkeypatch.setattr(command, "StructureFromMotion", lambda *_: SimpleNamespace(run=lambda say: None))
     monkeypatch.setattr(command, "read_colmap", lambda *_: posed)
     monkeypatch.setattr(command, "write_scene", lambda folder, *_: (folder / "meta.json").write_text("{"))
