@@ -192,9 +192,7 @@ def settled(rest: Rest, reach: float, end: bool = False) -> Rest:
     """A rest without the frames at its begin in which the thing still moves a little: a pan that is shaken on the hob.
 
     It has settled when nearly all of what a frame shows of it lies, seen from there, where later frames show it, and
-    goes on to do so: what hides a part of it makes no difference, and neither does an error of the rendered depth. If
-    what frames show of it never keeps still, that does not tell when it was put down, and half of the rest or more is
-    not left out for it.
+    goes on to do so: what hides a part of it makes no difference, and neither does an error of the rendered depth.
 
     Args:
         rest: Where the thing rests.
@@ -211,8 +209,7 @@ def settled(rest: Rest, reach: float, end: bool = False) -> Rest:
         if quiet == _QUIET:
             break
     kept = np.sort(order[first:])
-    restless = quiet < _QUIET and 2 * first >= len(order)
-    return rest if first == 0 or restless else Rest(rest.spots[kept])
+    return rest if first == 0 else Rest(rest.spots[kept])
 
 
 def _still(seen: Spots, spot: int, others: Sequence[int], reach: float) -> bool:
