@@ -167,11 +167,6 @@ def rows_gradient(gradients: Tensor, rows: Tensor, shares: Tensor, count: int) -
     return torch.from_numpy(matrix @ gradients.numpy())
 
 
-@rows_gradient.register_fake
-def _(gradients: Tensor, rows: Tensor, shares: Tensor, count: int) -> Tensor:
-    return gradients.new_empty(count, gradients.shape[1])
-
-
 class GridEncoding(nn.Module):
     """A spatial encoding of points in the unit cube, by planes or by a hash grid.
 
