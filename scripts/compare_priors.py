@@ -37,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without mask cost": {"model.mask_weight": 0.0},
     "without persistence": {"model.persistence_weight": 0.0},
     "without permanence": {"model.fields.permanence": False},
-    "with evidence": {"model.evidence": "on"},
+    "without evidence": {"model.evidence": "off"},
     "without shadow": {"model.fields.shadow": False},
 }
 SCORES = ("psnr", "psnr_static_room", "moving_ap", "moving_ap_ever", "actor_ap", "dynamic_ap", "dynamic_ap_ever")

@@ -28,8 +28,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "neither": {"model.evidence": "off"},
     "without hints": {"model.hints": "off"},
 }
-"""Overrides; by default there are evidence and carried objects where features are distilled, and hints where those are
-stored (`divff extract --sources hints`)."""
+"""Overrides; by default there are evidence and carried objects, and hints where those are stored (`divff extract
+--sources hints`)."""
 SCORES = (
     "psnr",
     "psnr_static_room",
