@@ -18,6 +18,7 @@ from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.evidence import labels as labels_module
 from divff_nerfstudio.evidence.labels import labels
+from divff_nerfstudio.evidence.shadows import shadowed
 from divff_nerfstudio.evidence.sightings import Asked, Movers, Sweep, Views, longest, settle_tolerance, sweep
 from divff_nerfstudio.evidence.votes import Kinds, alike, count, decide, nearest_distances
 from divff_nerfstudio.models.separation import evidence_loss, placed_mask, resting_loss
@@ -144,6 +145,38 @@ def test_objects_hide_what_is_known_to_be_behind_them(depth: float, hides: bool)
     wall[:, WIDTH // 3 :] = False
     found = sweep(views, ask(views, 6), 1, 0.04, objects).kept[wall]
     assert (float(np.median(found)) > 0.8) == hides
+
+
+@pytest.mark.parametrize("left", [0.2, 0.6])
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_what_is_darker_in_all_channels_alike_is_the_room_in_shadow(left: float, noise: float):
+    views, shows = film(0, 0)
+    nothing, all_changed = torch.zeros(FRAMES, HEIGHT * WIDTH), torch.ones(HEIGHT, WIDTH, dtype=torch.bool)
+    movers = Movers(torch.from_numpy(shows == HAND).flatten(1).float(), nothing, nothing + torch.inf)
+    for frame in (0, 9, 20, 29):
+        asked = ask(views, frame)
+        lit = (asked.picture + noise * torch.randn(HEIGHT, WIDTH, 3, generator=torch.Generator())).clamp(0, 1)
+        room = torch.from_numpy(shows[frame] == ROOM) & (asked.picture.log().std(-1) > 0.15)
+        found = [
+            float(shadowed(views, asked._replace(picture=picture), 1, movers, all_changed)[room].mean())
+            for picture in (left * lit, lit, torch.tensor([1.0, 0.8, 0.6]) * left * lit)
+        ]
+        assert found[0] > 0.65 and found[1] < 0.05 and found[2] < 0.2
+
+
+def test_before_what_is_grey_nothing_is_taken_for_a_shadow():
+    views, shows = film(0, 0)
+    grey = replace(views, pictures=views.pictures.mean(-1, keepdim=True).expand(-1, -1, -1, 3))
+    nothing = torch.zeros(FRAMES, HEIGHT * WIDTH)
+    movers = Movers(torch.from_numpy(shows == HAND).flatten(1).float(), nothing, nothing + torch.inf)
+    asked, changed = ask(grey, 9), torch.from_numpy(shows[9] == ROOM)
+    dark = asked._replace(picture=0.4 * asked.picture)
+    assert shadowed(grey, dark, 1, movers, changed).max() < 0.1
+    seen_by_few = some(views, [8, 10])
+    dark = ask(views, 9)._replace(picture=0.4 * views.pictures[9])
+    few = Movers(*(part[[8, 10]] for part in movers))
+    assert shadowed(seen_by_few, dark, 1, few, changed).max() < 0.1
+    assert not shadowed(views, dark, 1, movers, torch.zeros_like(changed)).any()
 
 
 def test_pairs_of_neighbouring_frames_are_nearest_to_each_other():

@@ -22,6 +22,7 @@ from divff_nerfstudio.data.masks import resize_nearest
 from divff_nerfstudio.data.scene import SceneFolder
 from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.evidence.looks import OutlinedRegions, Segments, StoredSegments
+from divff_nerfstudio.evidence.shadows import shadowed
 from divff_nerfstudio.evidence.sightings import (
     MIN_FRAMES,
     Asked,
@@ -35,7 +36,7 @@ from divff_nerfstudio.evidence.sightings import (
 from divff_nerfstudio.evidence.votes import Kinds, count, decide, nearest_distances
 from divff_nerfstudio.features.store import FeatureStore
 
-_VERSION = 10
+_VERSION = 11
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2
@@ -170,7 +171,9 @@ def _write(
     movers = _movers(views, _voted(scene, indices, things, segments, numbers, seen, spreads), found)
     with get_progress("Looking behind what moves") as progress:
         for k in progress.track(range(len(indices))):
-            seen[k, 0] = sweep(views, asked(k), _STRIDE, tolerance, movers).kept.cpu().numpy()
+            kept = sweep(views, asked(k), _STRIDE, tolerance, movers).kept
+            dark = shadowed(views, asked(k), _STRIDE, movers, kept < _KEPT + 2 * _KEPT_WIDTH)
+            seen[k, 0] = torch.lerp(kept, torch.ones_like(kept), dark).cpu().numpy()
     for k, chances in enumerate(_voted(scene, indices, things, segments, numbers, seen, spreads)):
         found[k, ..., :2] = np.round(255 * chances)
 

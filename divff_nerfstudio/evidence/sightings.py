@@ -208,7 +208,7 @@ def sweep(
     Returns:
         Of the asked pixels.
     """
-    rows, columns, depths, points, own = _places(views, asked, stride)
+    rows, columns, depths, points, own = places(views, asked, stride)
     points = points.T.contiguous()  # what is alike lies side by side, so that the processor takes many at once
     others = [view for view, number in enumerate(views.numbers) if number != asked.number]
     same = torch.zeros(len(others), points.shape[1], device=points.device)
@@ -216,7 +216,7 @@ def sweep(
     colours = own.T[:, :, None].expand(-1, -1, DEPTHS).reshape(3, -1)
     low, high = views.ranges
     for row, view in enumerate(others):
-        met, at, depth = _project(views, view, points)
+        met, at, depth = project(views, view, points)
         theirs = colours.index_select(1, met)
         below, above = low[view].index_select(1, at) - theirs, theirs - high[view].index_select(1, at)
         alike = (torch.maximum(below, above).amax(0) <= tolerance).float()
@@ -247,7 +247,7 @@ def plane_bounds(near: float, far: float) -> tuple[float, float]:
     return NEARER * near, FARTHER * far
 
 
-def _places(
+def places(
     views: Views, asked: Asked, stride: int
 ) -> tuple[int, int, Float[Tensor, "depths"], Float[Tensor, "points 3"], Float[Tensor, "pixels 3"]]:
     """Rows and columns of asked pixels, planes, the places that they may show (all depths of a pixel together), and
@@ -266,7 +266,7 @@ def _places(
     return row.shape[0], row.shape[1], 1 / inverse, points, asked.picture[row, column].reshape(-1, 3)
 
 
-def _project(
+def project(
     views: Views, view: int, points: Float[Tensor, "3 points"]
 ) -> tuple[Int[Tensor, "met"], Int[Tensor, "met"], Float[Tensor, "met"]]:
     """Numbers of the places that a view sees, and of the pixels where, and their depths along the optical axis."""
