@@ -180,14 +180,17 @@ class Calibration:
         """
         return _unit(features - self.mean) @ self._asked(phrases).T
 
-    def lead(self, features: Float[np.ndarray, "n dim"], phrases: Sequence[str]) -> Float[np.ndarray, "n phrases"]:
-        """How much more features are like phrases than like any common phrase that means something else.
+    def lead(
+        self, features: Float[np.ndarray, "n dim"], phrases: Sequence[str], rivals: Sequence[str] = ()
+    ) -> Float[np.ndarray, "n phrases"]:
+        """How much more features are like phrases than like any rival that means something else.
 
         Args:
             features: Features of unit length.
             phrases: The phrases; nothing means something else than an example that was pointed at.
+            rivals: The rivals; none: the common phrases.
         """
-        centred, common = _unit(features - self.mean), self._centred[1]
+        centred, common = _unit(features - self.mean), self._asked(rivals) if rivals else self._centred[1]
         similar, lead = centred @ common.T, np.full((len(features), len(phrases)), np.inf, np.float32)
         for i, (phrase, asked) in enumerate(zip(phrases, self._asked(phrases), strict=True)):
             others = asked @ common.T < SYNONYM

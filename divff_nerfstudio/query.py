@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from divff_nerfstudio.data.annotations import clean_query
 from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.features.text import WhenAsked
 from divff_nerfstudio.overlays import OVERLAY_OFFSET, outlined, overlay, overlay_several
 from divff_nerfstudio.relevancy import EXAMPLE_NAME, PUBLISHED_NEGATIVES, Example, relevancy
 from divff_nerfstudio.schema import Positive, Share, Words
@@ -145,6 +145,13 @@ class Query:
     def kinds(self) -> tuple[str, ...]:
         """The kinds of features that can be asked."""
         return tuple(self.encoders)
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        """The only things that a kind's text encoder, if it works, has learned to tell apart; none: more than those."""
+        try:
+            return tuple(getattr(self.encoders[kind], "names", ()))
+        except Exception as error:  # whatever a foreign encoder or its download may raise
+            raise _unusable(kind, error) from error
 
     @property
     def phrases(self) -> tuple[str, ...]:
@@ -344,8 +351,7 @@ class Query:
             try:
                 fresh = self.encoders[kind](missing).detach().cpu()
             except Exception as error:  # whatever a foreign encoder or its download may raise
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise QueryError(f"The text encoder of the {kind} features cannot be used: {reason}") from error
+                raise _unusable(kind, error) from error
             known.update(zip(missing, fresh, strict=True))
             with self._changing:
                 self._remembered.update({(kind, phrase): known[phrase] for phrase in missing})
@@ -362,29 +368,23 @@ def build_query(
     Args:
         config: The query to begin with.
         stores: The scene's stores by kind; those without a text encoder (the regulariser's) cannot be asked.
-        make_encoder: Builds a text encoder from the entry of a store's header; called at the first phrase, not before.
+        make_encoder: Builds a text encoder from the entry of a store's header, see `WhenAsked`.
     """
     asked = {kind: store.header for kind, store in stores.items() if store.header.text_encoder is not None}
-    unlike = {} if config.unit_video_text else {"video": {"normalise": False}}
+    entries = {kind: dict(header.text_encoder or {}) for kind, header in asked.items()}
+    if "video" in entries and not config.unit_video_text:
+        entries["video"]["normalise"] = False
     return Query(
         config,
-        {
-            kind: _built_when_asked(make_encoder, {**(header.text_encoder or {}), **unlike.get(kind, {})})
-            for kind, header in asked.items()
-        },
+        {kind: WhenAsked(make_encoder, entry) for kind, entry in entries.items()},
         {kind: header.negatives for kind, header in asked.items()},
         {kind: stores[kind].decode for kind, header in asked.items() if header.decoder is not None},
     )
 
 
-def _built_when_asked(make_encoder: Callable[[dict[str, Any]], Encode], settings: dict[str, Any]) -> Encode:
-    """A text encoder that is built when the first phrase comes, so that headless training never loads one."""
-    built = cache(lambda: make_encoder(settings))
-
-    def encode(phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
-        return built()(phrases)
-
-    return encode
+def _unusable(kind: str, error: Exception) -> QueryError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return QueryError(f"The text encoder of the {kind} features cannot be used: {reason}")
 
 
 def split_phrases(text: str) -> tuple[str, ...]:

@@ -166,6 +166,7 @@ class Trainee(torch.nn.Module):
             "preprocess_cfg": {"mean": MEAN, "std": STD},
             "clip_tower": self.vision,
             "clip_length": 4,
+            "names": KIND_NAMES,
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         for module, name in ((self.model, WEIGHTS), (self.clip_tower, CLIP_WEIGHTS)):

@@ -12,7 +12,8 @@ from divff_nerfstudio.calibration import Calibration, calibration, common_phrase
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.naming import name_things
 from divff_nerfstudio.features.oracle import phrase_code
-from divff_nerfstudio.query import Query, QueryConfig
+from divff_nerfstudio.features.pretrained import EncoderError
+from divff_nerfstudio.query import Query, QueryConfig, QueryError
 from divff_nerfstudio.relevancy import PUBLISHED_NEGATIVES
 
 DIM = 48
@@ -86,6 +87,37 @@ def test_what_is_as_like_one_thing_as_another_has_no_name():
     assert [thing.name for thing in shown] == ["mug", ""]
     name_things(SimpleNamespace(things=shown), scene(), ["mug", "wall"])
     assert [thing.name for thing in shown] == ["mug", "mug"]
+
+
+def test_an_encoder_that_knows_few_things_names_no_others():
+    """What lies between a mug and a thing that the encoder has never learned to tell apart from it is a mug."""
+
+    class OfFewThings:
+        names = ("mug", "wall", "table")
+
+        def __call__(self, phrases):
+            return encode(phrases)
+
+    mug, kettle = (phrase_code(name, DIM) for name in ("mug", "kettle"))
+    shown = [SimpleNamespace(feature=f.astype(np.float32), name="") for f in (mug, (mug + 1.2 * kettle) / 1.6, kettle)]
+    name_things(SimpleNamespace(things=shown[:2]), scene())
+    assert [thing.name for thing in shown[:2]] == ["mug", ""]
+    fitted = scene()
+    fitted.query.encoders["image"] = OfFewThings()
+    name_things(SimpleNamespace(things=shown), fitted)
+    assert [thing.name for thing in shown[:2]] == ["mug", "mug"] and shown[2].name != "kettle"
+
+
+def test_an_encoder_that_does_not_load_is_told_of_in_one_sentence():
+    class Missing:
+        @property
+        def names(self):
+            raise EncoderError("The weights are not here.")
+
+    fitted = scene()
+    fitted.query.encoders["image"] = Missing()
+    with pytest.raises(QueryError, match="image features cannot be used: The weights are not here"):
+        fitted.query.names("image")
 
 
 def test_an_example_is_in_the_scene():

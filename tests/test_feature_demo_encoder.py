@@ -67,6 +67,12 @@ def test_every_caption_is_true_of_something_and_false_of_something():
     assert [(everything[i].kind, everything[i].colour) for i in red] == [("mug", "red")]
 
 
+def test_it_says_what_it_can_name():
+    from train_demo_encoder import KIND_NAMES
+
+    assert load_encoder("demo").names == KIND_NAMES
+
+
 def test_merges_make_frequent_words_whole(tmp_path):
     from train_demo_encoder import byte_pair_merges, write_merges
 

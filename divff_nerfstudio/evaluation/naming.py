@@ -11,7 +11,7 @@ from divff_nerfstudio.calibration import Calibration
 from divff_nerfstudio.objects.things import Things
 
 _LEAD = 0.04
-"""A thing has a common phrase for a name if it is more like it than like all that mean something else, by so much."""
+"""A thing has a phrase for a name if it is more like it than like all that mean something else, by so much."""
 
 
 def name_things(things: Things, calibration: Calibration | None, names: Sequence[str] = ()) -> None:
@@ -20,20 +20,21 @@ def name_things(things: Things, calibration: Calibration | None, names: Sequence
     Args:
         things: The things.
         calibration: That of the features that things were found by; None: they get no names.
-        names: What things may be called, one of which each is given; none: the common things that the scene is sure to
-                have, and no name to what is as like another.
+        names: What things may be called, one of which each is given; none: what the text encoder has learned to tell
+            apart, or common things, that the scene is sure to have, and no name to what is as like another.
 
     Raises:
         QueryError: If the text encoder does not work.
     """
     if calibration is None or not things.things:
         return
-    offered = list(names) or [v.phrase for v in calibration.verdicts(calibration.common) if v.in_scene]
+    known = list(names) or calibration.query.names(calibration.kind) or calibration.common
+    offered = list(names) or [v.phrase for v in calibration.verdicts(known) if v.in_scene]
     if not offered:
         return
     features = np.stack([thing.feature for thing in things.things])
     best = calibration.likeness(features, offered).argmax(axis=1)
-    lead = calibration.lead(features, offered)
+    lead = calibration.lead(features, offered, known)
     for i, (thing, own) in enumerate(zip(things.things, best, strict=True)):
         if names or lead[i, own] > _LEAD:
             thing.name = offered[own]

@@ -7,7 +7,8 @@ An encoder is named in one of these ways:
 * ``MODEL/FILE``, such as ``ViT-B-16//data/open_clip_pytorch_model.bin``: a model of open_clip and a file of weights;
 * a folder with ``open_clip_config.json`` and ``open_clip_model.safetensors``, as open_clip itself writes it. It may
   add ``clip_tower.safetensors``, a second image tower for clips of the video, which reads the pictures of a clip side
-  by side in one ("clip_tower" in the JSON is its vision_cfg), and ``bpe_merges.txt.gz``, its vocabulary.
+  by side in one ("clip_tower" in the JSON is its vision_cfg), ``bpe_merges.txt.gz``, its vocabulary, and in the JSON
+  "names", what it has learned to tell apart, if that is little.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from divff_nerfstudio.features.text_towers import (
     text_of,
     tokenizer_from_here,
 )
-from divff_nerfstudio.schema import Number, Positive, Record, read_json
+from divff_nerfstudio.schema import Number, Positive, Record, Words, read_json
 
 DEMO_ENCODER = Path(__file__).parent / "demo_encoder"
 CONFIG, WEIGHTS, CLIP_WEIGHTS, MERGES = (
@@ -61,6 +62,7 @@ class _Description(Record):
     preprocess_cfg: _Pictures = _Pictures()
     clip_tower: dict[str, Any] | None = None
     clip_length: Annotated[int, Field(ge=1, le=256)] = 4
+    names: Annotated[tuple[Words, ...], Field(max_length=1000)] = ()
 
 
 @lru_cache(maxsize=1)
@@ -129,7 +131,7 @@ def _from_folder(name: str, folder: Path) -> Encoder:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise EncoderError(f"The encoder in {folder} cannot be built ({reason}): copy its folder anew.") from error
     mean, std = pictures.mean or open_clip.OPENAI_DATASET_MEAN, pictures.std or open_clip.OPENAI_DATASET_STD
-    return Encoder(name, model, tokenizer, mean, std, clip_tower, description.clip_length)
+    return Encoder(name, model, tokenizer, mean, std, clip_tower, description.clip_length, description.names)
 
 
 def _weights(path: Path) -> dict[str, Tensor]:

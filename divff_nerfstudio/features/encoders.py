@@ -30,6 +30,7 @@ class Encoder:
         std: Standard deviation that they are normalised by.
         clip_tower: Image tower for mosaics of a clip's pictures, if the model has one.
         clip_length: Pictures in such a mosaic, a square number.
+        names: What it has learned to tell apart; none: more than can be told.
     """
 
     def __init__(
@@ -41,8 +42,9 @@ class Encoder:
         std: Sequence[float],
         clip_tower: nn.Module | None = None,
         clip_length: int = 4,
+        names: Sequence[str] = (),
     ):
-        self.name = name
+        self.name, self.names = name, tuple(names)
         self.model = model.eval().requires_grad_(False)
         self.clip_tower = None if clip_tower is None else clip_tower.eval().requires_grad_(False)
         self.clip_length = clip_length

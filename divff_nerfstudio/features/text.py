@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class PhraseEncoder(ABC):
     """SHA-256 of its weights."""
     dimension: int
     """Length of an embedding."""
+    names: Sequence[str] = ()
+    """The only things that it has learned to tell apart; none: more than can be told."""
 
     @abstractmethod
     def __init__(self, entry: dict[str, Any]): ...
@@ -47,7 +49,7 @@ class OpenClipPhrases(PhraseEncoder):
     def __init__(self, entry: dict[str, Any]):
         self._encoder = load_encoder(entry["encoder"])
         self.name, self.fingerprint = self._encoder.name, self._encoder.fingerprint
-        self.dimension = self._encoder.dimension
+        self.dimension, self.names = self._encoder.dimension, self._encoder.names
 
     def encode_text(self, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
         """Embeddings of phrases."""
@@ -90,6 +92,11 @@ class TextEncoder:
         """Length of an embedding."""
         return self._encoder.dimension
 
+    @property
+    def names(self) -> Sequence[str]:
+        """The only things that it has learned to tell apart; none: more than can be told."""
+        return self._encoder.names
+
     def encode(self, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
         """Embeddings of phrases, single precision, on the CPU."""
         found = self._encoder.encode_text(phrases)
@@ -98,6 +105,31 @@ class TextEncoder:
     def __call__(self, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
         """As `encode`."""
         return self.encode(phrases)
+
+
+class WhenAsked:
+    """A text encoder that is built when the first phrase comes, so that headless training never loads one.
+
+    Args:
+        make: Builds it from its settings.
+        settings: An entry of a store's header, see `TextEncoder`.
+    """
+
+    def __init__(self, make: Callable[[dict[str, Any]], Any], settings: dict[str, Any]):
+        self._make, self._settings = make, settings
+
+    @cached_property
+    def _built(self) -> Any:
+        return self._make(self._settings)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """As `PhraseEncoder.names`."""
+        return getattr(self._built, "names", ())
+
+    def __call__(self, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
+        """Embeddings of phrases."""
+        return self._built(phrases)
 
 
 def text_encoder(entry: dict[str, Any]) -> TextEncoder:
