@@ -21,7 +21,7 @@ from divff_nerfstudio.atomic import atomic_path
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "weight 1.0": {"model.evidence_weight": 1.0},
+    "weight 3": {"model.evidence_weight": 3.0},
     "not placed": {"model.elsewhere_share": 1.0, "model.resting_weight": 0.0, "model.left_weight": 0.0},
     "drawn alike": {"datamanager.contested_weight": 0.0},
     "not carried": {"model.evidence": "on"},

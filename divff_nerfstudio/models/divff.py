@@ -106,7 +106,7 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
         data.train_num_rays_per_batch = data.train_num_rays_per_batch or self.rays_by_device[device]
         self.settle_phases(steps, data.windows)
         self.settle_hints(data)
-        if self.settle_evidence(data):
+        if self.settle_evidence():
             self.fields.carried = True
         return steps
 

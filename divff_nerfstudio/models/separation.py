@@ -21,8 +21,7 @@ from divff_nerfstudio.schema import Positive, Share, Weight
 PLACED = 0.08
 """How far from where it was found an object may be drawn, relative to its distance."""
 
-_EVIDENCE_WEIGHT = 3.0
-"""Of evidence for which features have voted; where colours do so alone, which tell less, a third."""
+_EVIDENCE_WEIGHT = 1.0
 
 
 @dataclass
@@ -38,9 +37,8 @@ class SeparationConfig(PrintableConfig):
     evidence: Literal["off", "on", "auto"] = "off"
     """Whether what moves is looked for before anything is trained, see docs/separation.md; auto: yes, and hands carry
     it."""
-    evidence_weight: Optional[Weight] = None  # noqa: UP045
-    """Weight of `evidence_loss`, with evidence. None: 3 where features vote, 1 where colours do so alone, settled when
-    training starts."""
+    evidence_weight: Optional[Weight] = _EVIDENCE_WEIGHT  # noqa: UP045
+    """Weight of `evidence_loss`, with evidence; None, in runs of a former version: 1."""
     evidence_against: Share = 0.9
     """Weight, in it, of a layer's mask where it is not (Layered Motion Fusion: 1.0 against 1.1)."""
     hints: Literal["off", "on", "auto"] = "off"
@@ -60,16 +58,12 @@ class SeparationConfig(PrintableConfig):
     shadow_tolerance: Positive = 0.04
     """How far, in colour, a shadowed room may be from a darker multiple of itself."""
 
-    def settle_evidence(self, data: DivFFDataManagerConfig) -> bool:
-        """Settles "auto" and the weight; whether it was "auto"."""
-        if self.evidence == "off":
+    def settle_evidence(self) -> bool:
+        """Settles "auto"; whether it was that."""
+        if self.evidence != "auto":
             return False
-        if self.evidence_weight is None:
-            voted = data.features == "all" or (data.features == "auto" and data.survey()[1])
-            self.evidence_weight = _EVIDENCE_WEIGHT if voted else _EVIDENCE_WEIGHT / 3
-        settled = self.evidence == "auto"
         self.evidence = "on"
-        return settled
+        return True
 
     def settle_hints(self, data: DivFFDataManagerConfig) -> None:
         """Settles "auto"."""

@@ -129,7 +129,7 @@ class SplatModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
             TrainingError: If the file of points is missing.
             KernelsError: If gsplat cannot run on this machine's GPU.
         """
-        self.settle_evidence(data)
+        self.settle_evidence()
         self.settle_hints(data)
         if self.points is not None and not self.points.is_file():
             raise TrainingError(f"{self.points} does not exist: give a PLY file or COLMAP's points3D as points.")
