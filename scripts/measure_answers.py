@@ -57,7 +57,7 @@ SAME = (
     {"hood", "cooker hood"}, {"cupboard", "cupboard door", "cabinet"}, {"cupboard door", "door"},
     {"wall", "back wall", "tiles"}, {"wall", "left wall", "right wall"}, {"picture", "painting"},
     {"plant", "herbs", "leaf"}, {"bottle", "oil bottle", "wine bottle", "sauce bottle"}, {"pan", "frying pan"},
-    {"mug", "cup"}, {"cereal box", "box", "cardboard box"},
+    {"mug", "cup"}, {"cereal box", "box", "cardboard box"}, {"drawer", "drawers"},
 )  # fmt: skip
 """Words of which each is a right name for what the others mean in a kitchen."""
 
