@@ -190,10 +190,10 @@ class Calibration:
             phrases: The phrases; nothing means something else than an example that was pointed at.
             rivals: The rivals; none: the common phrases.
         """
-        centred, common = _unit(features - self.mean), self._asked(rivals) if rivals else self._centred[1]
-        similar, lead = centred @ common.T, np.full((len(features), len(phrases)), np.inf, np.float32)
+        centred, against = _unit(features - self.mean), self._asked(rivals) if rivals else self._centred[1]
+        similar, lead = centred @ against.T, np.full((len(features), len(phrases)), np.inf, np.float32)
         for i, (phrase, asked) in enumerate(zip(phrases, self._asked(phrases), strict=True)):
-            others = asked @ common.T < SYNONYM
+            others = asked @ against.T < SYNONYM
             if others.any() and not EXAMPLE_NAME.fullmatch(phrase):
                 lead[:, i] = centred @ asked - similar[:, others].max(axis=1)
         return lead

@@ -147,7 +147,7 @@ class Query:
         return tuple(self.encoders)
 
     def names(self, kind: str) -> tuple[str, ...]:
-        """The only things that a kind's text encoder, if it works, has learned to tell apart; none: more than those."""
+        """The only things that a kind's text encoder, which must work, has learned to tell apart; none: more."""
         try:
             return tuple(getattr(self.encoders[kind], "names", ()))
         except Exception as error:  # whatever a foreign encoder or its download may raise

@@ -21,7 +21,13 @@ from divff_nerfstudio.evidence.labels import labels
 from divff_nerfstudio.evidence.shadows import shadowed
 from divff_nerfstudio.evidence.sightings import Asked, Movers, Sweep, Views, longest, settle_tolerance, sweep
 from divff_nerfstudio.evidence.votes import Kinds, alike, count, decide, nearest_distances
-from divff_nerfstudio.models.separation import evidence_loss, placed_mask, resting_loss
+from divff_nerfstudio.models.separation import (
+    SeparationConfig,
+    evidence_loss,
+    layer_losses,
+    placed_mask,
+    resting_loss,
+)
 
 HEIGHT, WIDTH, FOCAL, FRAMES = 32, 48, 40.0, 30
 WALL, BOX = 4.0, 3.0
@@ -302,6 +308,16 @@ def test_evidence_pulls_where_it_is_sure():
     assert wrong.item() == pytest.approx(-2 * np.log(1e-3), rel=1e-3)
 
 
+def test_evidence_counts_once_unless_its_weight_is_said():
+    masks, target = {"dynamic": torch.full((4,), 0.2), "actor": torch.full((4,), 0.3)}, torch.ones(4, 3)
+    chances = torch.tensor([[0.9, 0.1], [0.0, 1.0], [0.0, 0.0], [0.3, 0.5]])
+    plain = float(evidence_loss(masks.values(), chances, SeparationConfig().evidence_against))
+    formerly_unsaid = SeparationConfig(evidence_weight=None)
+    for config, weight in ((SeparationConfig(), 1), (formerly_unsaid, 1), (SeparationConfig(evidence_weight=3.0), 3)):
+        found = layer_losses(config, 1.0, masks, 0 * target, None, target, chances)  # pyright: ignore
+        assert float(found["evidence"]) == pytest.approx(weight * plain)
+
+
 def test_a_mask_counts_less_where_it_was_not_found():
     weights, distances = torch.tensor([[0.2, 0.5, 0.1]]).expand(3, 3), torch.tensor([[1.0, 2.0, 4.0]]).expand(3, 3)
     whole, right, wrong = placed_mask(weights, distances, torch.tensor([0.0, 2.0, 1.5]), 0.25).tolist()
@@ -317,11 +333,9 @@ def test_what_rests_is_to_be_opaque():
     assert opacity.grad[0] < opacity.grad[1] < 0 == opacity.grad[2]
 
 
-@pytest.fixture(scope="module")
-def filmed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
-    """A scene on the disk of such a film, and what its pixels show."""
-    root = write_tiny_scene(tmp_path_factory.mktemp("filmed") / "scene", frames=FRAMES, extras=False)
-    views, shows = film(0, 18)
+def written(root: Path, views: Views) -> Path:
+    """Writes a scene of a film; its folder."""
+    write_tiny_scene(root, frames=FRAMES, extras=False)
     meta = json.loads((root / "meta.json").read_text())
     meta["intrinsics"] = [[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]]
     meta |= {"image_w": WIDTH, "image_h": HEIGHT, "ids_val": meta["ids_test"][1:2], "ids_test": meta["ids_test"][:1]}
@@ -332,7 +346,14 @@ def filmed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
         picture = (views.pictures[number].numpy() * 255).round().astype(np.uint8)
         Image.fromarray(picture).save(root / "frames" / meta["images"][str(i)])
     (root / "meta.json").write_text(json.dumps(meta))
-    return root, shows
+    return root
+
+
+@pytest.fixture(scope="module")
+def filmed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A scene on the disk of such a film, and what its pixels show."""
+    views, shows = film(0, 18)
+    return written(tmp_path_factory.mktemp("filmed") / "scene", views), shows
 
 
 def test_labels_of_a_scene(filmed: tuple[Path, np.ndarray]):
@@ -360,6 +381,22 @@ def test_labels_of_a_scene(filmed: tuple[Path, np.ndarray]):
     assert np.median(since[resting]) == pytest.approx(0, abs=1.5 / FRAMES)
     contested = found.contested(codes.flatten(0, 1)).view(shape[:3]).numpy()
     assert contested[what == ROOM].mean() < 0.5 < np.median(contested[what != ROOM])
+
+
+def test_a_shadow_that_moves_is_no_hand(tmp_path: Path):
+    (views, shows), random = film(0, 0), np.random.default_rng(5)
+    in_shadow = np.zeros_like(shows, bool)
+    for frame in range(FRAMES):
+        left, top = random.integers(0, WIDTH - 10), random.integers(0, HEIGHT // 2 - 8)
+        in_shadow[frame, top : top + 8, left : left + 10] = True
+    views.pictures[torch.from_numpy(in_shadow)] *= 0.35
+    scene = load_scene(written(tmp_path / "scene", views))
+    train = scene.splits["train"]
+    found = labels(scene, train, None)
+    assert found is not None
+    moves = found.codes[..., :2].astype(float).sum(-1) / 255
+    assert np.median(moves[in_shadow[train]]) < 0.2
+    assert np.median(moves[shows[train] == HAND]) > 0.6
 
 
 def test_labels_are_kept_and_made_again_where_they_are_damaged(filmed, monkeypatch: pytest.MonkeyPatch):

@@ -171,8 +171,9 @@ def _write(
     movers = _movers(views, _voted(scene, indices, things, segments, numbers, seen, spreads), found)
     with get_progress("Looking behind what moves") as progress:
         for k in progress.track(range(len(indices))):
-            kept = sweep(views, asked(k), _STRIDE, tolerance, movers).kept
-            dark = shadowed(views, asked(k), _STRIDE, movers, kept < _KEPT + 2 * _KEPT_WIDTH)
+            frame = asked(k)
+            kept = sweep(views, frame, _STRIDE, tolerance, movers).kept
+            dark = shadowed(views, frame, _STRIDE, movers, kept < _KEPT + 2 * _KEPT_WIDTH)
             seen[k, 0] = torch.lerp(kept, torch.ones_like(kept), dark).cpu().numpy()
     for k, chances in enumerate(_voted(scene, indices, things, segments, numbers, seen, spreads)):
         found[k, ..., :2] = np.round(255 * chances)

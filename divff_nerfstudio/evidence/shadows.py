@@ -50,12 +50,11 @@ def _room(
     agree best; black where too few see anything."""
     points = places(views, asked, stride)[3].view(*changed.shape, DEPTHS, 3)[changed].reshape(-1, 3).T.contiguous()
     weights, sums, squares = (torch.zeros(rows, points.shape[1], device=points.device) for rows in (1, 3, 1))
-    pictures = views.pictures.flatten(1, 2).transpose(1, 2).contiguous()
     for view, number in enumerate(views.numbers):
         if number == asked.number:
             continue
         met, at, depth = project(views, view, points)
-        clear, colours = 1 - movers.hide(view, at, depth).clamp_max(1), pictures[view].index_select(1, at)
+        clear, colours = 1 - movers.hide(view, at, depth).clamp_max(1), views.colours[view].index_select(1, at)
         weights[:, met] += clear
         sums[:, met] += clear * colours
         squares[:, met] += clear * colours.square().sum(0)

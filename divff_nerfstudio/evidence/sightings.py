@@ -68,6 +68,11 @@ class Views:
         return int(self.pictures.shape[1]), int(self.pictures.shape[2])
 
     @cached_property
+    def colours(self) -> Float[Tensor, "views 3 pixels"]:
+        """The pictures, channel by channel."""
+        return self.pictures.flatten(1, 2).transpose(1, 2).contiguous()
+
+    @cached_property
     def ranges(self) -> tuple[Float[Tensor, "views 3 pixels"], Float[Tensor, "views 3 pixels"]]:
         """Least and largest colours of each pixel and its eight neighbours: a sweep meets no pixel in its middle."""
         padded = F.pad(self.pictures.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="replicate")
