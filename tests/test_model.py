@@ -402,6 +402,10 @@ def carrying() -> DivFFModel:
     poses[:, 0, 3] = torch.tensor([0.0, 0.5, 1.0])
     times = torch.linspace(0, 1, 3)
     metadata = {"times": times, "nears": 0.5 + times, "fars": 3 + times, "poses": poses}
+    held_out = torch.eye(4)[None, :3].clone()
+    held_out[0, 0, 3] = -0.8  # at a quarter of the video the head was elsewhere than between its neighbours
+    metadata["all_times"] = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    metadata["all_poses"] = torch.cat((poses[:1], held_out, poses[1:]))
     model = config.setup(
         scene_box=SceneBox(torch.tensor([[-3.0, -3, -5], [3, 3, 1]])), num_train_data=3, metadata=metadata
     )
@@ -449,6 +453,14 @@ def test_what_is_carried_is_dynamic_and_stays_where_the_hands_were():
     assert without.outputs is without.pictures  # as scripts of before call them
     elsewhere = model.get_outputs_for_camera(camera(0.5, x=0.0))["mask_dynamic"]
     assert not torch.allclose(elsewhere, filmed["mask_dynamic"], atol=1e-3)
+
+
+@pytest.mark.parametrize("time, x", [(0.0, 0.0), (0.25, -0.8), (1.0, 1.0)])
+def test_what_is_carried_is_where_it_was_trained_before_the_camera_of_any_frame(time: float, x: float):
+    model, seen = carrying(), []
+    model.field.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    model.get_outputs_for_camera(camera(time, x=x))
+    assert seen and all(torch.allclose(at.head_positions, at.camera_positions, atol=1e-4) for at in seen)
 
 
 def test_points_before_the_camera_that_filmed():

@@ -88,6 +88,7 @@ class EpicDiff(DataParser):
                 "all_times": torch.from_numpy(scene.times(self.config.time_rows)),
                 "all_nears": torch.from_numpy(scene.nears),
                 "all_fars": torch.from_numpy(scene.fars),
+                "all_poses": torch.from_numpy(scene.camera_to_worlds),
             },
         )
 

@@ -121,6 +121,8 @@ class DivFFModel(RayModel):
 
     config: DivFFModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     field: LayeredField | WindowedField
+    filmed_times: Tensor
+    filmed_poses: Tensor
 
     @property
     def capturable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -132,6 +134,10 @@ class DivFFModel(RayModel):
         super().populate_modules()
         metadata = self.kwargs["metadata"]
         space = SceneSpace(self.scene_box.aabb, float(self.train_fars.median()))
+        if self.config.fields.carried:  # where the head was is known of frames that are held out, too
+            order = torch.argsort(metadata["all_times"])
+            self.register_buffer("filmed_times", metadata["all_times"][order].float(), persistent=False)
+            self.register_buffer("filmed_poses", metadata["all_poses"][order].float(), persistent=False)
         self.windows: Windows | None = metadata.get("windows")
         if self.windows is None:
             self.field = LayeredField(self.config.fields, space, self.num_train_data)
@@ -210,7 +216,7 @@ class DivFFModel(RayModel):
         points, distances = points_of(rays, samples), midpoints(samples)
         if self.config.fields.carried and not self.training:
             assert rays.times is not None
-            points.head_positions = head_positions(points.positions, rays.times, self.train_times, self.train_poses)
+            points.head_positions = head_positions(points.positions, rays.times, self.filmed_times, self.filmed_poses)
         fields = self.field(points, layers, all_at_rest=self.static_only)
         composited = composite({layer: fields[layer].density for layer in layers}, samples.deltas[..., 0])
         # Training follows the losses back in the order of what is computed here, to the last bit.
