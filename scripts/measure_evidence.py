@@ -26,7 +26,16 @@ from divff_nerfstudio.evidence.labels import Labels, labels
 from divff_nerfstudio.features.store import FeatureStore, store_root
 
 DYNAMIC, ACTOR = 1, 2
-HEAD = ("moving", "dynamic", "actor", "objects with a depth", "depth off, median", "90 %")
+HEAD = (
+    "moving",
+    "dynamic",
+    "actor",
+    "chance of objects on objects",
+    "elsewhere",
+    "objects with a depth",
+    "depth off, median",
+    "90 %",
+)
 
 
 @dataclass
@@ -48,7 +57,7 @@ class MeasureEvidence:
                 segments = (
                     "by outlines, no features" if store is None else f"{store.header.source} ({store.header.model})"
                 )
-                numbers = (f"{number:.2f}" for number in scores(scene, store))
+                numbers = (f"{number:.2g}" if number < 0.1 else f"{number:.2f}" for number in scores(scene, store))
                 CONSOLE.print(f"| {scene.root.name} | {segments} | " + " | ".join(numbers) + " |", soft_wrap=True)
 
 
@@ -69,6 +78,8 @@ def scores(scene: SceneFolder, store: FeatureStore | None) -> tuple[float, ...]:
         _mean_ap(chances.sum(-1), layers > 0),
         _mean_ap(chances[..., 0], layers == DYNAMIC),
         _mean_ap(chances[..., 1], layers == ACTOR),
+        float(chances[layers == DYNAMIC, 0].mean()),
+        float(chances[layers != DYNAMIC, 0].mean()),
         float(placed.sum() / max(1, (layers == DYNAMIC).sum())),
         *(float(np.quantile(off, share)) if len(off) else float("nan") for share in (0.5, 0.9)),
     )

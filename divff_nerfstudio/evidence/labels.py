@@ -36,7 +36,7 @@ from divff_nerfstudio.evidence.sightings import (
 from divff_nerfstudio.evidence.votes import Kinds, count, decide, nearest_distances
 from divff_nerfstudio.features.store import FeatureStore
 
-_VERSION = 11
+_VERSION = 12
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2
@@ -50,9 +50,9 @@ _KEPT, _KEPT_WIDTH = 0.85, 0.05
 """Share of the frames in which the room looks the same, nearly, and how sharp that bound is."""
 _RESTS, _RESTS_WIDTH = 0.29, 0.06
 """Evidence of resting that tells objects from hands, per frame of the video, and how sharp that bound is."""
-_SURE, _SURE_WIDTH = 0.47, 0.06
+_SURE, _SURE_WIDTH = 0.44, 0.04
 """From which share of the votes on something moves, and how sharp that bound is."""
-_OBJECT, _OBJECT_WIDTH = 0.47, 0.06
+_OBJECT, _OBJECT_WIDTH = 0.44, 0.04
 """From which share of resting on something is an object: it is also carried, but hands hardly ever rest."""
 _KNOWN = 0.15
 """Evidence of resting, per frame of the video and pixel, from which on a segment's depth is relied upon."""
@@ -230,13 +230,14 @@ def _voted(
     looks, asked = _asked_segments(scene, indices, segments, things, votes)
     kinds = [Kinds(each, asked, spread) for each, spread in zip(looks, spreads, strict=True)]
     for k, own in enumerate(votes):
-        chances = []
-        for kind, each in zip(kinds, things.looks(scene, int(indices[k]), segments[k]), strict=True):
-            moves, resting = decide(segments[k], own, kind.votes(each), *_chances(seen[k], size))
-            moves = _logistic((moves - _SURE) / _SURE_WIDTH)
-            resting = _logistic((resting - _OBJECT) / _OBJECT_WIDTH)
-            chances.append(np.stack((moves * resting, moves * (1 - resting)), -1))
-        yield np.mean(chances, 0)
+        frame = _chances(seen[k], size)
+        theirs = [
+            kind.votes(each)
+            for kind, each in zip(kinds, things.looks(scene, int(indices[k]), segments[k]), strict=True)
+        ]
+        moves, resting = np.mean([decide(segments[k], own, each, *frame) for each in theirs], 0)
+        moves, resting = _logistic((moves - _SURE) / _SURE_WIDTH), _logistic((resting - _OBJECT) / _OBJECT_WIDTH)
+        yield np.stack((moves * resting, moves * (1 - resting)), -1)
 
 
 def _views(scene: SceneFolder, indices: np.ndarray, device: torch.device | str) -> tuple[Views, Callable[[int], Asked]]:
