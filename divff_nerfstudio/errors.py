@@ -10,6 +10,11 @@ class DivffError(RuntimeError):
     """Base of all errors that a user can mend; the message is one sentence with the file and the remedy."""
 
 
+def install_extra(name: str) -> str:
+    """How to get what an extra of this package brings, in the words of a remedy; pip alone cannot resolve it."""
+    return f"uv pip install -c constraints.txt -e '.[{name}]' in the clone"
+
+
 class DiskError(OSError, DivffError):
     """A file cannot be written because its disk is full, or a quota or the largest size of a file is reached."""
 

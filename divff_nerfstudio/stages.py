@@ -48,6 +48,8 @@ class Stage:
     check: Optional[Callable[[], Optional[str]]] = None  # noqa: UP045
     """Says what is wrong with what it has left, None where nothing is: what is wrong is not finished, however it ended.
     """
+    lasting: bool = False
+    """Whether it counts as finished whichever version of this package did it."""
 
     def needs(self, earlier: Sequence[Stage]) -> tuple[str, ...]:
         """Names of the stages whose files it uses, among those before it."""
@@ -128,7 +130,7 @@ def _marker(stage: Stage, markers: Path) -> Path:
 
 
 def _settings(stage: Stage) -> dict[str, Any]:
-    return {"version": __version__, **stage.settings}
+    return stage.settings if stage.lasting else {"version": __version__, **stage.settings}
 
 
 class _Marker(Record, extra="forbid"):

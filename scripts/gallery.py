@@ -68,6 +68,7 @@ class GalleryConfig:
             self._make(exhibit, folder / exhibit.name)
         shown = "\n".join(self._section(exhibit) for exhibit in EXHIBITS)
         head = "# Gallery\n\nMade by `scripts/gallery.py` of the run that `divff demo` leaves.\n\n"
+        head += "The films play on the site (`mkdocs serve`); the files are in `docs/images/gallery/`.\n\n"
         self.page.write_text(head + shown, encoding="utf-8")
 
     def _make(self, exhibit: Exhibit, path: Path) -> None:

@@ -64,6 +64,8 @@ Rows whose features are `{ORACLE}` were trained on fixed random codes of ground-
 hand knows the scene's vocabulary: they measure the field and the query, not an encoder. Baselines: `nearest` copies the
 training frame next in time, `mean` is the mean of all training frames, `extracted` asks the held-out frame's own 2D
 features.
+
+Rows are of several states of the package: what the present defaults give is in [performance.md](performance.md).
 """
 
 

@@ -17,7 +17,8 @@ import pytest
 import slurm_node
 from batch_scenes import FAULTS, OFTEN, eight, scene, starts
 
-from divff_nerfstudio.batch.engines import Engine, EngineError, Room
+from divff_nerfstudio.batch import engines, run
+from divff_nerfstudio.batch.engines import Engine, EngineError, Room, this_machine
 from divff_nerfstudio.batch.entries import Needs
 from divff_nerfstudio.batch.processes import Patience
 from divff_nerfstudio.batch.records import HEARTBEAT, LOG, Heartbeat, read_record
@@ -218,6 +219,16 @@ def test_what_an_engine_has_taken_is_ended_where_it_refuses_the_rest(tmp_path: P
     with pytest.raises(EngineError):
         run_batch([scene(tmp_path, name, "well") for name in "ab"], engine, tmp_path, BatchOptions(poll=0.1), "m.csv")
     assert engine.ended == ["first"]
+
+
+def test_room_is_what_files_kept_in_memory_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engines, "_CONTROL_GROUP", tmp_path)
+    for name, text in {"max": "3000000000\n", "current": "2900000000\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 900000000\n")
+    assert this_machine().gigabytes == pytest.approx(1e9 / 2**30, rel=1e-6)
+    monkeypatch.setattr(run, "this_machine", lambda: Room(4, float("inf"), ()))
+    assert run._places(BatchOptions(), [scene(tmp_path, "one", "slow")]) == 4
 
 
 def test_two_batches_in_one_folder_are_refused(tmp_path: Path, local: Engine):

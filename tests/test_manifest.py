@@ -76,6 +76,10 @@ def test_a_folder_names_its_scenes_and_its_videos(tmp_path: Path):
     assert {entry.name for entry in (scene, video, other)} == {"P01_01", "its-mine", "kitchen"}
     (made,) = (entry for entry in (scene, video, other) if entry.name == "kitchen")
     assert made.words["convert"] == ("video", "kitchen.mp4") and made.steps[0] == "convert"
+    before = read_manifest(tmp_path).entries
+    (tmp_path / "kitchen").mkdir()
+    (tmp_path / "kitchen" / "meta.json").write_text("{}")  # as its conversion leaves it
+    assert read_manifest(tmp_path).entries == before
 
 
 @pytest.mark.parametrize(
@@ -103,6 +107,12 @@ def test_a_folder_names_its_scenes_and_its_videos(tmp_path: Path):
         ("a.yaml", "needs:\n  train:\n    gpu: 1\nscenes: [A]\n", r"line 3: needs.train.gpu: Extra"),
         ("a.yaml", "scenes: [A]\nown: {divff: {imported: --x}}\n", r"line 1: imported begins with '--x'"),
         ("a.yaml", "own: {divff: {extract: x}}\nscenes: [A]\n", r"line 1: own.divff.extract: Extra"),
+        (
+            "a.yaml",
+            "own: {dvff: {train: --seed 1}}\nscenes: [A]\n",
+            r"something of 'dvff', .* are divff: name",
+        ),
+        ("a.yaml", "scenes: [{scene: A, own: {dvff: {train: x}}}]\n", r"line 1: own says something of 'dvff'"),
         ("a.yaml", "scenes: [A, A]\n", r"line 1: the name A is taken"),
         ("a.yaml", "scenes: A\n", r"line 1: it has no list of scenes"),
         ("a.yaml", "scenes: [[A]]\n", r"line 1: a scene is its folder, or a mapping"),
@@ -188,6 +198,8 @@ scenes:
     assert plan.runs == [train.leaves.parent, run] and made.method == "theirs"
     (tmp_path / "last.ckpt").write_text("of a later training")
     assert plans(tmp_path, text)[0].runs[1] != run
+    anew = plans(tmp_path, text.replace("--width 456", "--width 228"))[0]
+    assert anew.runs[0] != plan.runs[0]  # what was trained on other pictures is no run of these
 
 
 def test_plans_are_commands_that_one_could_type(tmp_path: Path):

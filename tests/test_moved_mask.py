@@ -34,7 +34,7 @@ def asked(time: float) -> dict[str, float]:
     lengths = torch.full_like(distances, 1 / (SAMPLES - 1))
     optical = density * lengths
     weights = torch.exp(-(optical.cumsum(-1) - optical)) * (1 - torch.exp(-optical))
-    moved = moved_mask(weights, density, positions, distances, lengths, times, 0.0, layer_at)
+    moved = moved_mask(weights, density, positions, distances, lengths, times, layer_at)
     shares = moved / weights.sum(-1).clamp_min(1e-6)
     assert (moved <= weights.sum(-1)).all()
     return dict(zip(PLACES, shares.tolist(), strict=True))

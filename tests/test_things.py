@@ -378,6 +378,15 @@ def test_settings_that_start_programs_are_not_heeded(found, tmp_path, monkeypatc
     plan(tmp_path / "plan.png", found, diary(found), clock())
 
 
+def test_frames_without_segments_and_of_nothing_but_the_actor_are_passed_over():
+    """A lens that is covered, and a sleeve before it."""
+    scene = looks()
+    scene[4].index[:] = 65535
+    scene[9].actor[:] = 1.0
+    found = things_in(scene)
+    assert named(found, "mug") and named(found, "bowl")
+
+
 def test_a_scene_without_segments_has_no_things(tmp_path):
     empty = [
         Look(i, np.full((4, 6), 65535, np.uint16), np.zeros((4, 6, 3)), np.ones((4, 6)),

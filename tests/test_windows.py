@@ -21,6 +21,7 @@ from divff_nerfstudio.cli.things import DiaryConfig, ObjectsConfig
 from divff_nerfstudio.cli.video import VideoConfig
 from divff_nerfstudio.data.scene import SceneError, SceneFolder, load_scene
 from divff_nerfstudio.data.windows import MIN_FRAMES, Windows, cut_windows
+from divff_nerfstudio.fields.layered import LayeredField
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.fields.windowed import WindowedField
 from divff_nerfstudio.models.divff import DivFFModel
@@ -168,6 +169,17 @@ def test_rays_are_rendered_by_the_windows_of_their_times(long_scene: Path, tmp_p
     assert not torch.allclose(first["rgb_actor"], last["rgb_actor"])
     grids = [field.get_submodule(f"windows.{window}.static.grid") for window in (0, WINDOWS - 1)]
     assert grids[0] is grids[1]
+    # What has been moved is told by all earlier moments, each as its own window tells of it.
+    moments, places = torch.tensor([[0.01, 0.5, 0.99]]), torch.randn(1, 3)
+    field.turn_to(1)
+    density, colours = field.dynamic_at(places, moments)
+    for column in range(WINDOWS):
+        window = field.windows[column]
+        assert isinstance(window, LayeredField)
+        start, end = model.windows.spans[column]
+        its_density, its_colours = window.dynamic_at(places, (moments[:, column, None] - start) / (end - start))
+        torch.testing.assert_close(density[:, column, None], its_density)
+        torch.testing.assert_close(colours[:, column, None], its_colours)
 
 
 def test_a_resumed_training_goes_on_as_the_unbroken_one(

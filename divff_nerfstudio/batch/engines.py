@@ -14,6 +14,7 @@ from divff_nerfstudio.batch.worker import Job
 from divff_nerfstudio.errors import DivffError
 
 EngineName = Literal["local", "slurm", "ray"]
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 Handle = str
 """What an engine calls a job that it was given."""
 
@@ -68,6 +69,17 @@ class Room:
     cards: tuple[str, ...]
     """Cards, by what CUDA_VISIBLE_DEVICES calls them."""
 
+    def refuse(self, needs: Needs) -> str | None:
+        """Says why no job with such needs could ever run here, or None."""
+        for what, asked, there in (
+            ("cores", needs.cpus or 0, self.cpus),
+            ("GB of memory", needs.gigabytes or 0, self.gigabytes),
+            ("cards", needs.gpus or 0, len(self.cards)),
+        ):
+            if asked > there:
+                return f"it asks for {asked:g} {what}, and this machine has {there:g} free"
+        return None
+
 
 def this_machine() -> Room:
     """What this process may use of its machine."""
@@ -82,13 +94,14 @@ def _free_gigabytes() -> float:
         for line in Path("/proc/meminfo").read_text("utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 found = int(line.split()[1]) / 2**20
-    for limit_file, used_file in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for folder, limit_file, used_file, cached in (
+        (_CONTROL_GROUP, "memory.max", "memory.current", "inactive_file"),
+        (_CONTROL_GROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         with contextlib.suppress(OSError, ValueError):
-            limit, taken = (int((Path("/sys/fs/cgroup") / name).read_text("utf-8")) for name in (limit_file, used_file))
-            found = min(found, (limit - taken) / 2**30)
+            limit, taken = (int((folder / name).read_text("utf-8")) for name in (limit_file, used_file))
+            told = dict(line.split() for line in (folder / "memory.stat").read_text("utf-8").splitlines())
+            found = min(found, (limit - taken + int(told.get(cached, 0))) / 2**30)  # files kept in memory make room
     return max(found, 0.0)
 
 

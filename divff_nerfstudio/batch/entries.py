@@ -196,6 +196,8 @@ def entry_of(row: SaidOfScene, common: SaidOfAll, base: Path, defaults: Defaults
     _refuse_classes(row, common)
     needs: dict[StepName, Needs] = {step: _needs(step, row, common, defaults) for step in steps}
     methods = tuple(dict.fromkeys(row.methods or common.methods or defaults.methods))
+    if idle := sorted({*row.own} - {*methods}):
+        raise ManifestError(f"own says something of {idle[0]!r:.80}, and its methods are {', '.join(methods)}")
     own = {method: _own(method, row, common) for method in methods}
     return SceneEntry(name, scene, steps, methods, words, needs, place, own)
 

@@ -67,6 +67,9 @@ def read_manifest(path: Path, defaults: Defaults | None = None) -> Manifest:
         _text(path)
         raise ManifestError(f"{path} is no manifest: give a .csv or a .yaml file, or a folder of scenes.")
     faults = [*scenes.faults, *_twins(scenes.entries)]
+    trained = {method for entry in scenes.entries for method in entry.methods}
+    if not scenes.faults and (idle := sorted({*scenes.common.own} - trained)):
+        faults.append(_idle(idle[0], sorted(trained)))
     if faults:
         if len(faults) == 1:
             raise ManifestError(f"{path}, {faults[0]}: mend that line.")
@@ -189,15 +192,20 @@ def _from_yaml(text: str, scenes: _Scenes) -> None:
 
 
 def _from_folder(path: Path, scenes: _Scenes) -> None:
-    for child in sorted(path.iterdir()):
-        if child.name.startswith("."):
-            continue
-        if (child / "meta.json").is_file():
+    children = [child for child in sorted(path.iterdir()) if not child.name.startswith(".")]
+    videos = [child for child in children if child.suffix.lower() in VIDEO_SUFFIXES and child.is_file()]
+    becoming = {video.stem for video in videos}  # a video's scene, once it is there, is that video's
+    for child in children:
+        if (child / "meta.json").is_file() and child.name not in becoming:
             scenes.take({"scene": child.name}, lambda _, name=child.name: name)
-        elif child.suffix.lower() in VIDEO_SUFFIXES and child.is_file():
+        elif child in videos:
             steps = ["convert", *(step for step in scenes.defaults.steps if step != "convert")]
             row = {"scene": child.stem, "steps": steps, "convert": f"video {shlex.quote(child.name)}"}
             scenes.take(row, lambda _, name=child.name: name)
+
+
+def _idle(method: str, methods: Sequence[str]) -> str:
+    return f"own says something of {method!r:.80}, and the methods are {', '.join(methods)}: name one of these"
 
 
 def _twins(entries: Sequence[SceneEntry]) -> list[str]:

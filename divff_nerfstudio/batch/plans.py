@@ -26,7 +26,7 @@ PROGRAMS = {"divff_nerfstudio.cli": "divff", "nerfstudio.scripts.train": "ns-tra
 VIDEO_FRAMES = "video-frames"
 """The kind of conversion that adds to a scene, in place of making one."""
 PASSING = ("--overwrite", "--wait")
-"""Options of `divff extract` that do not change what it gives."""
+"""Options of `divff convert` and `divff extract` that do not change what they give."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,17 @@ class Step:
             run: Runs it; raises if it does not succeed.
         """
         settings = {"command": [self.module, *(word for word in self.words if word not in PASSING)]}
-        after = self.after
-        return Stage(self.name, self.purpose, lambda: run(self), self.leaves, settings, after, self.typed, self.check)
+        return Stage(
+            self.name,
+            self.purpose,
+            lambda: run(self),
+            self.leaves,
+            settings,
+            self.after,
+            self.typed,
+            self.check,
+            lasting=self.kind == "convert",  # which refuses to do again what is there
+        )
 
 
 @dataclass(frozen=True)
@@ -175,8 +184,7 @@ def _extract(entry: SceneEntry, base: Path, needs: Needs, after: tuple[str, ...]
 def _train(entry: SceneEntry, method: str, needs: Needs, output: Path, after: tuple[str, ...]) -> Step:
     """A training; with other options it has another folder, so that no foreign checkpoint is resumed."""
     own = entry.options("train", method)
-    said = [word for word in entry.words["extract"] if word not in PASSING] if "extract" in entry.steps else []
-    stamp = _stamp(str(entry.scene), said, own)
+    stamp = _stamp(str(entry.scene), _deciding(entry, "convert"), _deciding(entry, "extract"), own)
     run = output / "runs" / entry.name / method / stamp
     words = (
         *(method, "--data", str(entry.scene), "--output-dir", str(output / "runs")),
@@ -193,13 +201,18 @@ def _import(entry: SceneEntry, method: str, needs: Needs, base: Path, output: Pa
     own = entry.imported(method)
     file = base / own[0]
     state = [file.stat().st_size, file.stat().st_mtime_ns] if file.is_file() else []
-    run = output / "runs" / entry.name / method / _stamp(str(entry.scene), own, state)
+    run = output / "runs" / entry.name / method / _stamp(str(entry.scene), _deciding(entry, "convert"), own, state)
     words = ("import", *own, "--scene", str(entry.scene), "--output", str(run))
     check, leaves = TrainingIsWhole(run, imported=True), run / "config.yml"
     name, purpose, scene = f"import-{method}", f"a run of the checkpoint of {method}", SceneIsWhole(entry.scene)
     module = "divff_nerfstudio.cli"
     step = Step(name, "train", purpose, module, words, leaves, check, needs, requires=scene, method=method)
     return replace(step, once=True)
+
+
+def _deciding(entry: SceneEntry, step: StepName) -> list[str]:
+    """Options of a step, if it is among the steps, that change what it gives: what is made of that has other runs."""
+    return [word for word in entry.words[step] if word not in PASSING] if step in entry.steps else []
 
 
 def _stamp(*parts: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ _END_SECONDS = 120.0
 
 
 def _work(job: Job) -> None:
-    """A job as Ray calls it."""
-    run_job(job)
+    """A job as Ray calls it, which tells a task to end as Ctrl-C would."""
+    run_job(job, told_by=signal.SIGINT)
 
 
 class RayEngine:
@@ -25,8 +26,8 @@ class RayEngine:
 
     Args:
         folder: A folder of the batch, in which Ray's processes are started.
-        address: Of the cluster, as of ``ray.init``: "auto", "ray://HOST:10001"; None: that of RAY_ADDRESS, or, where
-            that is not set either, one is started on this machine, which ends with the batch.
+        address: Of the cluster, as of ``ray.init``: "auto", "ray://HOST:10001"; None: one is started on this machine,
+            which ends with the batch.
         room: What such a one may use of this machine; None: all of it.
         at_once: How many jobs Ray is handed at once, at most; None: all.
     """
@@ -40,7 +41,7 @@ class RayEngine:
             raise EngineError(
                 "Ray is not installed: uv pip install 'ray[default]', or choose another --engine."
             ) from None
-        self._at_once = at_once
+        self._at_once, self._room = at_once, room if address is None else None
         more: dict[str, Any] = {}
         if address is None and room is not None:
             more = {"num_cpus": room.cpus, "num_gpus": len(room.cards), "include_dashboard": False}
@@ -54,8 +55,8 @@ class RayEngine:
         self._reasons: dict[Handle, str] = {}
 
     def refuse(self, needs: Needs) -> str | None:
-        """See `Engine`: a cluster may grow, so that nothing is refused."""
-        return None
+        """See `Engine`: a cluster may grow, so that it refuses nothing."""
+        return None if self._room is None else self._room.refuse(needs)
 
     def submit(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Handle]]:
         """See `Engine`."""

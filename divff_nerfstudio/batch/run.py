@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,15 +72,20 @@ class BatchOptions:
         if self.engine == "ray":
             from divff_nerfstudio.batch.ray_engine import RayEngine
 
-            return RayEngine(jobs, self.ray, room, self.at_once), needs
+            return RayEngine(jobs, self._cluster, room, self.at_once), needs
         from divff_nerfstudio.batch.submitit_engines import LocalEngine, SlurmEngine
 
         if room is None:
             return SlurmEngine(jobs, self.slurm, self.at_once), needs
         return LocalEngine(jobs, room, self.at_once), needs
 
+    @property
+    def _cluster(self) -> str | None:
+        """Address of the Ray cluster that is there already."""
+        return self.ray or os.environ.get("RAY_ADDRESS") or None
+
     def _needs(self, room: Room | None) -> Needs:
-        cards = 1 if room is None or room.cards or (self.engine == "ray" and self.ray) else 0
+        cards = 1 if room is None or room.cards or (self.engine == "ray" and self._cluster) else 0
         cpus, gigabytes = _USUAL_CPUS, _USUAL_GIGABYTES
         if room is not None:
             cpus = max(1, min(_USUAL_CPUS, room.cpus // max(1, len(room.cards) or room.cpus // 2)))
@@ -137,7 +144,8 @@ def _places(options: BatchOptions, plans: Sequence[Plan]) -> int:
     if options.engine == "slurm":
         return len(plans)
     room, needs = this_machine(), plans[0].phases[0][0].needs
-    places = [room.cpus // (needs.cpus or 1), int(room.gigabytes // (needs.gigabytes or 1))]
+    places = [room.cpus // (needs.cpus or 1)]
+    places += [int(room.gigabytes // (needs.gigabytes or 1))] if math.isfinite(room.gigabytes) else []
     places += [len(room.cards) // needs.gpus] if needs.gpus else []
     return max(1, min(places))
 

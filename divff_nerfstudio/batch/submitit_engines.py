@@ -90,14 +90,7 @@ class LocalEngine:
 
     def refuse(self, needs: Needs) -> str | None:
         """See `Engine`."""
-        for what, asked, there in (
-            ("cores", needs.cpus or 0, self._room.cpus),
-            ("GB of memory", needs.gigabytes or 0, self._room.gigabytes),
-            ("cards", needs.gpus or 0, len(self._room.cards)),
-        ):
-            if asked > there:
-                return f"it asks for {asked:g} {what}, and this machine has {there:g} free"
-        return None
+        return self._room.refuse(needs)
 
     def submit(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Handle]]:
         """See `Engine`."""

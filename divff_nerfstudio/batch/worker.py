@@ -90,9 +90,14 @@ class Job:
         return self.steps[0].needs
 
 
-def run_job(job: Job) -> None:
-    """Does a job; how it ended is written down beside its heartbeat, and nothing is raised."""
-    with _told_to_end():
+def run_job(job: Job, told_by: int = signal.SIGTERM) -> None:
+    """Does a job; how it ended is written down beside its heartbeat, and nothing is raised.
+
+    Args:
+        job: The job.
+        told_by: The signal by which its engine tells it to end.
+    """
+    with _told_to_end(told_by):
         try:
             Worker(job).run()
             outcome = Outcome(job=job.id, end="finished")
@@ -106,13 +111,13 @@ def run_job(job: Job) -> None:
 
 
 @contextlib.contextmanager
-def _told_to_end() -> Any:
-    """Has SIGTERM end the job in order, once; a Ctrl-C is for the batch, which ends its jobs by SIGTERM."""
+def _told_to_end(told_by: int) -> Any:
+    """Has a signal end the job in order, once; others do nothing: a Ctrl-C is for the batch, which ends its jobs."""
     told = False
 
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal told
-        if number == signal.SIGTERM and not told:
+        if number == told_by and not told:
             told = True
             raise TerminatedError
 
@@ -247,7 +252,7 @@ def end_program(job: Job, meanwhile: Callable[[], None] | None = None) -> None:
     program = job.plan.folder / PROGRAM
     with contextlib.suppress(OSError, ValueError):
         machine, number, started = program.read_text("utf-8").split("\n")
-        if machine == platform.node() and started == _started(int(number)):
+        if machine == platform.node() and started and started == _started(int(number)):
             signal_group(int(number), signal.SIGTERM)
             deadline = time.monotonic() + job.patience.grace
             while time.monotonic() < deadline and _started(int(number)) == started:

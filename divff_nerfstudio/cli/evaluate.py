@@ -90,10 +90,10 @@ class EvaluateConfig:
         facts["Evaluation"] = f"{time.perf_counter() - start:.0f} s"
         if "masks" in self.tasks and not lpips_weights().is_file():
             facts["LPIPS"] = f"left out: {lpips_weights()} is not there (--download-lpips fetches it)"
-        save_scores(folder / SCORES_FILE, evaluation, facts)
-        save_csv(folder, facts["Method"], evaluation)
         introduction = "Scores and pictures of the test frames, which training has never seen."
         save_report(folder / "report.html", Report(facts["Scene"], introduction, evaluation, gallery, facts))
+        save_csv(folder, facts["Method"], evaluation)
+        save_scores(folder / SCORES_FILE, evaluation, facts)  # last: who has it has the rest
         for key, value in evaluation.totals.items():
             CONSOLE.print(f"{key:>28} {value:8.3f}")
         CONSOLE.print(f"Written: {escape(str(folder / 'report.html'))}; {SCORES_FILE} and CSV files beside it")

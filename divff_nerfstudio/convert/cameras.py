@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, UInt8
 from divff_nerfstudio.convert.colmap_model import MODEL_PARAMS
 from divff_nerfstudio.convert.pictures import resized
 from divff_nerfstudio.data.meta import WIDEST_PIXEL
-from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.errors import DivffError, install_extra
 
 _PINHOLE = ("SIMPLE_PINHOLE", "PINHOLE")
 _PERSPECTIVE = {"SIMPLE_RADIAL": 3, "RADIAL": 3, "OPENCV": 4, "FULL_OPENCV": 4}
@@ -155,8 +155,7 @@ class SourceCamera:
             import pycolmap
         except ImportError:
             raise CameraError(
-                f"The camera model {self.model} is distorted, which pycolmap undoes: "
-                "pip install 'divff-nerfstudio[convert]'."
+                f"The camera model {self.model} is distorted, which pycolmap undoes: {install_extra('convert')}."
             ) from None
         try:
             camera = pycolmap.Camera(model=self.model, width=self.width, height=self.height, params=list(self.params))

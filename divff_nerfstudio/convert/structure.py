@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from divff_nerfstudio.convert.names import ConvertError
+from divff_nerfstudio.errors import install_extra
 
 Engine = Literal["auto", "colmap", "pycolmap"]
 Matcher = Literal["auto", "exhaustive", "sequential"]
@@ -93,7 +94,7 @@ class Library:
         except ImportError:
             raise ConvertError(
                 "Neither the program colmap nor the package pycolmap is installed: apt-get install colmap, or "
-                "pip install 'divff-nerfstudio[convert]'."
+                f"{install_extra('convert')}."
             ) from None
         pycolmap.logging.minloglevel = int(pycolmap.logging.ERROR)
         self._colmap: Any = pycolmap

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from divff_nerfstudio.data.scene import SceneError, SceneFolder
 
 MIN_FRAMES = 6
-"""Training frames of a window, at least: the fastest code of moments has a period of as many."""
+"""Training frames of a window, at least."""
 MAX_OVERLAP = 0.5
 """Largest part of a window that one of its neighbours may see, too: a moment then belongs to two windows at most."""
 

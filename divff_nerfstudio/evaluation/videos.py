@@ -53,7 +53,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "relevancy": Layout(("own", "other"), (("prediction", "rgb"),)),
     "prediction": Layout(("other",), (("prediction", "rgb"),), relevancies=False),
 }
-"""By name; "published" is that of DIV-FF's videos. A new one is a line here."""
+"""By name; "published" is that of DIV-FF's videos. A new one is a line here, and its name in `cli/video.py`."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.errors import DivffError, install_extra
 
 _PATIENCE = 10.0
 """Seconds to wait for the hub's first answer."""
@@ -81,9 +81,7 @@ def load_pretrained(model_class: str, name: str, option: str) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise EncoderError(
-            f"{name} needs the package transformers ({error}): pip install 'divff-nerfstudio[features]'."
-        ) from None
+        raise EncoderError(f"{name} needs the package transformers ({error}): {install_extra('features')}.") from None
     place = _folder(name)
     absent = unreachable_hub() if place is None else None
     verbosity = transformers.logging.get_verbosity()

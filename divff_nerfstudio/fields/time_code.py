@@ -52,7 +52,7 @@ class KnotTimeCode(TimeCode):
     What happens at one time is learned there and changes nothing at others, as it does where sines are shared.
 
     Args:
-        octaves: As of `LowRankTimeCode`: six moments per period of its fastest sine. It is what training begins with.
+        octaves: As of `LowRankTimeCode`: three moments per period of its fastest sine. It is what training begins with.
         dim: Length of a code.
     """
 
@@ -72,7 +72,8 @@ class KnotTimeCode(TimeCode):
 
 
 def octaves_for(num_frames: int) -> int:
-    """Octaves whose fastest sine has a period of at least six of the video's frames, as in the published system.
+    """Octaves whose fastest sine has a period of at least six of the video's frames, as in the published system; three
+    octaves for videos of less than 24.
 
     Faster ones would memorise the training frames and blur the held-out ones between them.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ class WindowedField(nn.Module):
 
     def __init__(self, config: LayeredFieldConfig, space: SceneSpace, windows: Windows):
         super().__init__()
-        self.space, self.spans, self.window = space, windows.spans, 0
+        self.space, self.spans, self.window, self._windows = space, windows.spans, 0, windows
         self.windows = nn.ModuleList(LayeredField(config, space, len(frames)) for frames in windows.frames)
         first = self._of(0)
         for number in range(1, len(windows)):
@@ -78,8 +79,15 @@ class WindowedField(nn.Module):
     def dynamic_at(
         self, positions: Float[Tensor, "points 3"], times: Float[Tensor, "points moments"]
     ) -> tuple[Float[Tensor, "points moments"], Float[Tensor, "points moments 3"]]:
-        """See `LayeredField.dynamic_at`."""
-        return self._now.dynamic_at(positions, self._within(times))
+        """See `LayeredField.dynamic_at`; each moment is asked of the window that tells of it."""
+        density, colours = torch.zeros_like(times), times.new_zeros(*times.shape, 3)
+        windows = torch.from_numpy(self._windows.at(times.detach().cpu().numpy())).to(times.device)
+        for number in windows.unique().tolist():
+            of_it = windows == number
+            there, its_times = positions[of_it.nonzero()[:, 0]], self._within(times[of_it], number)[:, None]
+            found, rgb = self._of(number).dynamic_at(there, its_times)
+            density[of_it], colours[of_it] = found[:, 0], rgb[:, 0]
+        return density, colours
 
     def shadow(
         self, camera_positions: Float[Tensor, "rays 3"], times: Float[Tensor, "rays 1"]
@@ -105,7 +113,7 @@ class WindowedField(nn.Module):
         assert isinstance(field, LayeredField)
         return field
 
-    def _within(self, times: Float[Tensor, "*bs"]) -> Float[Tensor, "*bs"]:
-        """Times of the video as the window's own."""
-        first, last = self.span
+    def _within(self, times: Float[Tensor, "*bs"], number: int | None = None) -> Float[Tensor, "*bs"]:
+        """Times of the video as those of a window, by default of the one that it is turned to."""
+        first, last = self.spans[self.window if number is None else number]
         return ((times - first) / (last - first)).clamp(0, 1)

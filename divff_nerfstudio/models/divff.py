@@ -244,7 +244,6 @@ class DivFFModel(RayModel):
                 distances,
                 samples.deltas[..., 0],
                 points.times,
-                self.field.span[0],
                 self.field.dynamic_at,
             )
 

@@ -27,7 +27,6 @@ def moved_mask(
     distances: Float[Tensor, "rays samples"],
     lengths: Float[Tensor, "rays samples"],
     times: Float[Tensor, "rays 1"],
-    first: float,
     layer_at: Callable[
         [Float[Tensor, "points 3"], Float[Tensor, "points moments"]],
         tuple[Float[Tensor, "points moments"], Float[Tensor, "points moments 3"]],
@@ -45,7 +44,6 @@ def moved_mask(
         distances: Along the unit rays, scene units.
         lengths: Of the samples' intervals, scene units.
         times: When the rays look.
-        first: The earliest time that the field tells of.
         layer_at: Density and colour of what rests in the layer, at places and moments.
 
     Returns:
@@ -58,7 +56,7 @@ def moved_mask(
     if not len(rays):
         return torch.zeros_like(mask)
     steps = torch.arange(_MOMENTS + 1, device=times.device) / _MOMENTS
-    moments = first + (times - first).clamp_min(0) * steps
+    moments = times.clamp_min(0) * steps
     density, colours = layer_at(positions[rays, samples], moments[rays])
     resting = density * lengths[rays, samples, None]
     optical = resting.new_zeros(len(mask), _MOMENTS + 1).index_add_(0, rays, resting)

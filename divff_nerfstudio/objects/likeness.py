@@ -100,8 +100,9 @@ def learn_likeness(seen: SightingTable, features_of: FeaturesOf, reach: float) -
     chosen = evenly_spaced(seen.frames, _MAX_FRAMES).tolist()
     total, count = np.zeros(()), 0
     for frame in chosen:
-        own = seen.of_frame(frame).features(features_of)
-        total, count = total + own.sum(axis=0), count + len(own)
+        if found := seen.of_frame(frame):
+            own = found.features(features_of)
+            total, count = total + own.sum(axis=0), count + len(own)
     common = Likeness(total / max(count, 1), (1.0, _MIN_SPREAD), (0.0, 1.0))
 
     apart = min(_APART, max(1, seen.frames // 4))
@@ -110,7 +111,8 @@ def learn_likeness(seen: SightingTable, features_of: FeaturesOf, reach: float) -
     def shown(frame: int) -> _Shown:
         found = seen.of_frame(frame)
         trees = [KDTree(sighting.points) for sighting in found]
-        return _Shown(frame, list(found), common.centred(found.features(features_of)), trees)
+        features = common.centred(found.features(features_of)) if found else np.zeros((0, common.mean.size))
+        return _Shown(frame, list(found), features, trees)
 
     same, other = [np.zeros(0)], [np.zeros(0)]
     for frame in chosen:

@@ -142,7 +142,7 @@ def _cut(box: Sequence[int], height: int, width: int) -> bool:
 def _next_to(look: Look, actor: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
     """Which pixels show the actor, or something that has it next to it: in the room, not only in the picture."""
     near = actor.copy()
-    if actor.any():
+    if actor.any() and not actor.all():
         bound = _NEXT_TO * look.distance[~actor]
         away, _ = KDTree(look.points[actor]).query(look.points[~actor], distance_upper_bound=float(bound.max()))
         near[~actor] = away < bound

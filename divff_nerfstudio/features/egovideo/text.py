@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from divff_nerfstudio.errors import install_extra
 from divff_nerfstudio.features.egovideo.shape import EgoVideoShape
 from divff_nerfstudio.features.pretrained import EncoderError
 
@@ -29,7 +30,7 @@ class TextTower(nn.Module):
             from transformers import BertConfig, BertModel
         except ImportError:
             raise EncoderError(
-                "EgoVideo's text tower needs the package transformers: pip install 'divff-nerfstudio[features]'."
+                f"EgoVideo's text tower needs the package transformers: {install_extra('features')}."
             ) from None
         config = BertConfig(
             vocab_size=shape.words,

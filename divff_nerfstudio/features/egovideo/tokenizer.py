@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from divff_nerfstudio.errors import install_extra
 from divff_nerfstudio.features.pretrained import EncoderError
 
 _UNKNOWN, _START, _PADDING = "[UNK]", "[CLS]", "[PAD]"
@@ -35,9 +36,7 @@ class WordPieces:
             from tokenizers.normalizers import BertNormalizer
             from tokenizers.pre_tokenizers import BertPreTokenizer
         except ImportError:
-            raise EncoderError(
-                "EgoVideo's words need the package tokenizers: pip install 'divff-nerfstudio[features]'."
-            ) from None
+            raise EncoderError(f"EgoVideo's words need the package tokenizers: {install_extra('features')}.") from None
 
         self.length = length
         numbers = {word: number for number, word in enumerate(words)}
