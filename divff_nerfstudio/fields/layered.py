@@ -59,7 +59,7 @@ class LayeredFieldConfig(InstantiateConfig):
     """Channels per resolution of the dynamic layer."""
     dynamic_hidden: Optional[Size] = None  # noqa: UP045
     """Width of the dynamic layer's network. None: by device."""
-    actor_octaves: Octaves = 6
+    actor_octaves: Octaves = 8
     """Frequencies of the actor's encoded point; the slowest has a period of two lengths of the scene."""
     actor_hidden: Optional[Size] = None  # noqa: UP045
     """Width of the actor's network. None: by device."""
