@@ -22,6 +22,7 @@ from divff_nerfstudio.atomic import atomic_path
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "weight 3": {"model.evidence_weight": 3.0},
+    "six octaves": {"model.fields.actor_octaves": 6},
     "not placed": {"model.elsewhere_share": 1.0, "model.resting_weight": 0.0, "model.left_weight": 0.0},
     "drawn alike": {"datamanager.contested_weight": 0.0},
     "not carried": {"model.evidence": "on"},
