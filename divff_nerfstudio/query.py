@@ -325,9 +325,8 @@ class Query:
         """The phrases as their text encoder gets them; examples stay what they are."""
         if kind != "video":
             return tuple(phrases)
-        return tuple(
-            phrase if phrase in self.examples else config.prefix_video + clean_query(phrase) for phrase in phrases
-        )
+        pointed = {phrase for phrase in phrases if phrase in self.examples or EXAMPLE_NAME.fullmatch(phrase)}
+        return tuple(each if each in pointed else config.prefix_video + clean_query(each) for each in phrases)
 
     def _example(self, phrase: str, kind: str) -> Example:
         if kind not in self.examples[phrase]:

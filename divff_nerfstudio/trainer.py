@@ -278,9 +278,9 @@ class DivFFTrainer(Trainer):
         }
         self._require_finite(self._watch.look_now(step, _tensors(state)))
         path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
-        unfinished = self.base_dir / path.name
         try:
             self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+            unfinished = self.checkpoint_dir.resolve().parent / path.name  # on its disk, where the folder is a link
             with atomic_path(unfinished) as temporary:
                 torch.save(state, temporary)
             unfinished.replace(path)

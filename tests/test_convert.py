@@ -194,6 +194,32 @@ def test_two_conversions_into_one_folder(tmp_path):
     assert output.is_dir() and not (tmp_path / ".scene.lock").exists()
 
 
+@pytest.mark.parametrize("source", [".", "images", "clip.mp4"])
+def test_what_is_converted_is_never_replaced_by_what_comes_of_it(tmp_path, source):
+    (tmp_path / "kitchen" / "images").mkdir(parents=True)
+    (tmp_path / "kitchen" / "clip.mp4").write_text("the only copy")
+    output = tmp_path / "kitchen"
+    with (
+        pytest.raises(ConvertError, match=r"lies in .*, which would be replaced: give a folder beside it"),
+        staged(output, {}, overwrite=True, sources=[output / source]),
+    ):
+        pass
+    assert (output / "clip.mp4").is_file() and (output / "images").is_dir()
+
+
+def test_a_linked_folder_is_filled_where_it_leads_to(tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "scene").symlink_to(tmp_path / "disk")
+    with staged(tmp_path / "scene", {}) as folder:
+        (folder / "meta.json").write_text("{}")
+    assert (tmp_path / "scene").is_symlink() and (tmp_path / "disk" / "meta.json").is_file()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with staged(Path(), {}) as folder:
+        (folder / "meta.json").write_text("{}")
+    assert (tmp_path / "here" / "meta.json").is_file()
+
+
 def test_a_file_is_never_replaced_by_a_scene(tmp_path):
     (tmp_path / "scene").write_text("notes")
     with pytest.raises(ConvertError, match="is a file"), staged(tmp_path / "scene", {}, overwrite=True):

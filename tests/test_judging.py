@@ -33,7 +33,7 @@ class Panel:
         answering = SimpleNamespace(drawn=self.drawn)
         self.judging = Judging(context, answering, calibrate or (lambda kind: self.calibration))  # pyright: ignore
         self.told: list[list[str]] = []
-        self.judging.judged.connect(lambda _, states: self.told.append(states))
+        self.judging.judged.connect(lambda _, __, states: self.told.append(states))
         left = np.arange(width) < width // 2
         codes = np.stack([phrase_code(name, DIM) for name in ("table", "mug")]).astype(np.float32)
         self.features = {"image": torch.from_numpy(codes)[np.broadcast_to(left, (height, width)).astype(int)]}

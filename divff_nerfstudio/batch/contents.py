@@ -40,7 +40,7 @@ class SceneIsWhole:
             return f"{missing[0]} and {len(missing) - 1} other pictures are missing or empty"
         if not self.video_frames:
             return None
-        wanted = range(int(found.video_numbers[0]), int(found.video_numbers[-1]) + 1)
+        wanted = range(int(found.video_numbers.min()), int(found.video_numbers.max()) + 1)
         lacking = len(set(wanted) - set(found.video_numbers_available.tolist()))
         return f"{found.video_dir} lacks {lacking} of the video's frames" if lacking else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -52,7 +52,12 @@ def _settings(kind: str, options: SceneOptions, *paths: Path, **more: Any) -> di
 
 
 def _convert(
-    posed: PosedFrames, source: FrameSource, output: Path, options: SceneOptions, settings: dict[str, Any]
+    posed: PosedFrames,
+    source: FrameSource,
+    output: Path,
+    options: SceneOptions,
+    settings: dict[str, Any],
+    sources: Iterable[Path],
 ) -> None:
     """Makes a scene folder of a reconstruction."""
     for note in posed.notes:
@@ -60,7 +65,7 @@ def _convert(
     posed = posed.selected(options.first, options.last, options.every)
     if isinstance(source, VideoFrames):
         source = source.shaped_as({(camera.width, camera.height) for camera in posed.cameras})
-    with staged(output, settings, options.overwrite) as folder:
+    with staged(output, settings, options.overwrite, sources) as folder:
         _write(folder, posed, source, options)
     _report(output)
 
@@ -114,8 +119,9 @@ class ColmapToScene:
             raise ConvertError(f"{images} is missing: say where the images are, with --images.")
         source = open_frames(images, self.order, content.images.names)
         posed = posed_by(content, source, self.order)
-        settings = _settings("colmap", self.scene, model, images, order=self.order)
-        _convert(posed, source, self.output, self.scene, settings)
+        files = [file for file in sorted(model.iterdir()) if file.is_file()]  # they may be refined where they are
+        settings = _settings("colmap", self.scene, *files, images, order=self.order)
+        _convert(posed, source, self.output, self.scene, settings, (model, images))
 
 
 @dataclass
@@ -142,7 +148,9 @@ class NerfstudioToScene:
         self.scene.check()
         posed, source = read_nerfstudio(self.data, self.order, self.points, bounded=self.scene.near is not None)
         settings = _settings("nerfstudio", self.scene, posed.path, order=self.order, points=str(self.points))
-        _convert(posed, source, self.output, self.scene, settings)
+        pictures = source.files.values() if isinstance(source, FolderFrames) else ()
+        sources = (posed.path, *([] if self.points is None else [self.points]), *pictures)
+        _convert(posed, source, self.output, self.scene, settings, sources)
 
 
 @dataclass
@@ -168,7 +176,7 @@ class EpicFieldsToScene:
         posed, names = read_epic_fields(self.reconstruction)
         source = open_frames(self.frames, named=names)
         settings = _settings("epic-fields", self.scene, self.reconstruction, self.frames)
-        _convert(posed, source, self.output, self.scene, settings)
+        _convert(posed, source, self.output, self.scene, settings, (self.reconstruction, self.frames))
 
 
 @dataclass
@@ -205,7 +213,8 @@ class VideoToScene:
         mine = {name: getattr(self, name) for name in ("num_frames", "camera_model", "engine", "matcher")}
         paths = [self.video] if self.hands is None else [self.video, self.hands]
         video = VideoFrames(self.video)
-        with staged(self.output, _settings("video", self.scene, *paths, **mine), self.scene.overwrite) as folder:
+        settings = _settings("video", self.scene, *paths, **mine)
+        with staged(self.output, settings, self.scene.overwrite, paths) as folder:
             work = folder / "reconstruction"
             work.mkdir(exist_ok=True)
             masks = self._extract(video, work)

@@ -74,6 +74,8 @@ class QueryCommandConfig:
         if self.over_time and (self.time is not None or self.frame is not None or self.camera is not None):
             raise EvaluationError("--over-time looks at all times: leave --time, --frame and --camera out.")
         if self.when:
+            if self.before is not None and self.fps is None and self.before > 1:
+                raise EvaluationError("--before without --fps is a time from 0 to 1: give --fps to say it in seconds.")
             return self._when()
         if self.before is not None or self.fps is not None:
             raise EvaluationError("--before and --fps belong to --when: give it, or leave them out.")

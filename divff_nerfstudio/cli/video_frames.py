@@ -67,14 +67,14 @@ class VideoFramesOfScene:
         """
         scene = load_scene(self.data)
         source = open_frames(self.source)
-        first = max(1, int(scene.video_numbers[0]) - self.margin)
-        last = int(scene.video_numbers[-1]) + self.margin
+        first = max(0, int(scene.video_numbers.min()) - self.margin)
+        last = int(scene.video_numbers.max()) + self.margin
         settings = {
             "kind": "video-frames", "source": fingerprint(self.source), "size": [self.width, self.height],
             "range": [first, last, self.offset],
         }  # fmt: skip
         alignment = Alignment(scene, self.source)
-        with staged(scene.root / "high_res_video", settings, self.overwrite) as folder:
+        with staged(scene.root / "high_res_video", settings, self.overwrite, [self.source]) as folder:
             try:
                 written = self._cut(source, folder, range(first, last + 1), alignment)
                 alignment.check()
@@ -124,7 +124,7 @@ class VideoFramesOfScene:
 
     def _check_count(self, sampled: np.ndarray, written: set[int]) -> None:
         """The frames must reach from the first sampled one to the last, without a gap."""
-        inside = range(int(sampled[0]), int(sampled[-1]) + 1)
+        inside = range(int(sampled.min()), int(sampled.max()) + 1)
         missing = [number for number in inside if number not in written]
         if missing:
             raise ConvertError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def staged(output: Path, settings: dict[str, Any], overwrite: bool = False) -> Iterator[Path]:
+def staged(
+    output: Path, settings: dict[str, Any], overwrite: bool = False, sources: Iterable[Path] = ()
+) -> Iterator[Path]:
     """Gives a hidden folder beside `output` that becomes `output` when the block ends without an error.
 
     After an error, or when the process is killed, it stays, and the next call with equal settings gets it with what is
@@ -35,10 +37,15 @@ def staged(output: Path, settings: dict[str, Any], overwrite: bool = False) -> I
         output: The folder to be made; it must not exist, or be empty.
         settings: All that the content depends on.
         overwrite: Replace what is in `output`.
+        sources: What the content is made of.
 
     Raises:
-        ConvertError: If `output` holds something, or is being written by another process.
+        ConvertError: If `output` holds something, or one of the sources, or is being written by another process.
     """
+    output = output.resolve()  # a link stays, and what is made lies on the disk that it leads to
+    for source in sources:
+        if source.resolve().is_relative_to(output):
+            raise ConvertError(f"{source} lies in {output}, which would be replaced: give a folder beside it.")
     folder = output.with_name(f".{output.name}.partial")
     content = json.loads(json.dumps(settings))
     busy = ConvertError(f"{output} is being written by another process: wait for it, or end it.")

@@ -148,9 +148,10 @@ def evaluate(
             on_frame(result, tasks)
     evaluation = own.evaluation()
     evaluation.baselines = {name: scored.evaluation() for name, scored in others.items()}
-    for name, task in VIEW_TASKS.items() if "views" in wanted.tasks else ():
+    things = _things_among(wanted.queries, affordance_annotations(trained.scene))
+    for name, task in VIEW_TASKS.items() if "views" in wanted.tasks and (things or not wanted.queries) else ():
         try:
-            found = task(trained, wanted.queries, wanted.moments)
+            found = task(trained, things, wanted.moments)
         except QueryError as error:
             CONSOLE.print(f"[yellow]{escape(str(error))} The scores of the task {name} are left out.")
             continue
@@ -327,6 +328,13 @@ def _unannotated(view: AskedView, phrases: Sequence[str]) -> dict[tuple[str, str
         for kind, phrase in asked
         if view.embeddings(kind) is not None
     }
+
+
+def _things_among(queries: Sequence[str], actions: LabelledMasks | None) -> tuple[str, ...]:
+    """Those of the queries that ask the image features for things: no actions, and nothing that others are asked."""
+    named = () if actions is None else actions.names
+    asked = [asked_kind(typed, "image") for typed in queries]
+    return tuple(phrase for kind, phrase in asked if kind == "image" and phrase not in named)
 
 
 def _by_baseline(baseline: Baseline, result: FrameResult, tasks: Mapping[str, Task]) -> FrameResult:

@@ -81,6 +81,8 @@ def save_csv(folder: Path, method: str, evaluation: Evaluation) -> list[Path]:
         for label, scores in table.items()
     ]
     tables = {"totals": totals, "frames": frames, "classes": classes, "classes_by_frame": by_frame}
+    for name in (name for name, rows in tables.items() if not rows):
+        (folder / f"{name}.csv").unlink(missing_ok=True)  # that of an earlier evaluation
     return [write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items() if rows]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -45,13 +46,14 @@ class Answering:
         self._viewer.draw_with(self.views.outputs)
         self.current: AnsweredView | None = None
         self._settled: dict[int, AnsweredView] = {}
+        self._answers = Lock()  # an outline comes from another thread, and is of the answer that was there then
         self.unknown: Signal[[]] = Signal()
         self.answered: Signal[[AnsweredView]] = Signal()
         self.drawn: Signal[[int, AnsweredView, bool]] = Signal()
 
     def welcome(self, client: Any) -> None:
         """Lets a new client begin where the scene was filmed from, with progressive pictures."""
-        self._viewer.welcome(client, lambda: self.views.rays_per_second)
+        self._viewer.welcome(client, lambda: self.views.rays_per_second, self._context.failed)
         self._context.stand(client)
 
     def forget(self, client: int) -> None:
@@ -104,8 +106,12 @@ class Answering:
             return
         if masks is not None and answer.masks is not None and torch.equal(masks, answer.masks):
             return
-        view.answer = replace(answer, masks=masks)
-        outputs = {**view.outputs, **view.answer.pictures(view.pictures["rgb"])}
+        changed = replace(answer, masks=masks)
+        outputs = {**view.outputs, **changed.pictures(view.pictures["rgb"])}
+        with self._answers:
+            if view.answer is not answer:
+                return
+            view.answer = changed
         for client in self._viewer.clients():
             if self.views.latest(client) is view and not self.views.at_work(client) and self._viewer.at_rest(client):
                 self._viewer.send(client, view.camera, outputs, final=True)
@@ -119,13 +125,16 @@ class Answering:
 
     def _answer(self, view: AnsweredView) -> dict[str, Tensor]:
         """The outputs that the query adds; their names stay the same whether or not anything is asked."""
-        before, view.answer = view.answer, None
+        with self._answers:
+            before, view.answer = view.answer, None
         if not view.features or not self._context.kinds:
             return {}
         rgb = view.pictures["rgb"]
         if self._query.known:
             try:
-                view.answer = _with_masks(self._query.look(view.features), before)
+                answer = _with_masks(self._query.look(view.features), before)
+                with self._answers:
+                    view.answer = answer
             except QueryError as error:
                 self._context.note(str(error))
         elif self._query.phrases:
@@ -135,7 +144,10 @@ class Answering:
         return view.answer.pictures(rgb)
 
     def _seen(self, client: int, view: AnsweredView) -> None:
-        """Takes note of what a client sees, and has it described."""
+        """Takes note of what a client sees, and has it described; one that has gone meanwhile is forgotten again."""
+        if client not in self._viewer.clients():
+            self.forget(client)
+            return
         if self._viewer.at_rest(client):
             self._settled[client] = view
         self.current = view

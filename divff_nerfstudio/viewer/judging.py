@@ -32,7 +32,7 @@ class Judging:
 
     Attributes:
         lane: The thread that judges.
-        judged: Happens when a view has been judged; told the view and how it stands with each phrase (`standing`).
+        judged: Happens when a view has been judged; told the view, its phrases and their states (`standing`).
     """
 
     def __init__(self, context: PanelContext, answering: Answering, calibrate: Callable[[str], Calibration | None]):
@@ -40,7 +40,7 @@ class Judging:
         self._calibrate = calibrate
         self._calibrations: dict[str, Calibration | None] = {}
         self.lane = Latest("panel judging", context.failed)
-        self.judged: Signal[[AnsweredView, list[str]]] = Signal()
+        self.judged: Signal[[AnsweredView, tuple[str, ...], list[str]]] = Signal()
         answering.drawn.connect(self._drawn)
 
     def prepare(self) -> None:
@@ -78,9 +78,9 @@ class Judging:
         masks = known.masks(features, answer.relevancies[::every, ::every].float().cpu().numpy(), phrases)
         judged = zip(known.verdicts(phrases), np.moveaxis(masks, -1, 0), strict=True)
         states = [standing(verdict, mask, every**2) for verdict, mask in judged]
-        if view.answer is not answer:
+        if view.answer is None or (view.answer.phrases, view.answer.config) != (phrases, answer.config):
             return
-        self.judged(view, states)
+        self.judged(view, phrases, states)
         self._suggest(known, phrases, states)
 
     def _suggest(self, known: Calibration, phrases: tuple[str, ...], states: list[str]) -> None:

@@ -137,7 +137,7 @@ def plot(
         f'<line x1="24" x2="{_WIDTH - 4}" y1="{y(threshold):.1f}" y2="{y(threshold):.1f}" stroke="{_DIM}" '
         'stroke-dasharray="3 3"/>',
         f'<text x="20" y="{y(threshold) + 4:.1f}" text-anchor="end" fill="{_DIM}" font-size="10">'
-        f"{threshold:.2f}".replace("0.", ".")
+        + f"{threshold:.2f}".replace("0.", ".")
         + "</text>",
         f'<line x1="{x(now):.1f}" x2="{x(now):.1f}" y1="4" y2="{_PLOT - 18}" stroke="#ffd369" stroke-width="1.5"/>',
         f'<text x="24" y="{_PLOT - 4}" fill="{_DIM}" font-size="10">{ends[0]}</text>',

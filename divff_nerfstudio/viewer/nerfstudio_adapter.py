@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.viewer.viewer_elements import ViewerControl
+from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 from torch import Tensor
 from viser.transforms import SO3
 
@@ -209,14 +210,20 @@ class NerfstudioViewer:
             shown["gl_z_buf_depth"] = ahead[..., None] * shown["depth"].to(ahead)  # as nerfstudio itself adds it
         machine._send_output_to_viewer(shown, static_render=final)
 
-    def welcome(self, client: Any, rays_per_second: Callable[[], float]) -> None:
-        """Gives a new client progressive pictures; hides the frames' cameras when the first one comes."""
+    def welcome(self, client: Any, rays_per_second: Callable[[], float], failed: Callable[[Exception], None]) -> None:
+        """Gives a new client progressive pictures; hides the frames' cameras when the first one comes.
+
+        Args:
+            client: The client.
+            rays_per_second: How fast pictures are rendered.
+            failed: Is told why a picture could not be made.
+        """
         viewer, machine = self._viewer, self._viewer.render_statemachines.get(client.client_id)
         if machine is not None:
             machine._calculate_image_res = partial(
                 self._resolution, machine, machine._calculate_image_res, rays_per_second
             )
-            machine._render_img = partial(_uninterrupted, machine, machine._render_img)
+            machine._render_img = partial(_uninterrupted, machine, machine._render_img, failed)
         if not self._welcomed and viewer.ready and hasattr(viewer, "camera_handles"):
             # The frames' own cameras stand in the way of who looks through one of them.
             self._welcomed = True
@@ -257,13 +264,22 @@ class _ShownModel:
         return getattr(self._model, name)
 
 
-def _uninterrupted(machine: Any, render: Callable[[Any], Any], camera_state: Any) -> Any:
-    """Renders, whatever was to be interrupted before.
+def _uninterrupted(
+    machine: Any, render: Callable[[Any], Any], failed: Callable[[Exception], None], camera_state: Any
+) -> Any:
+    """Renders, whatever was to be interrupted before; a picture that cannot be made is told and passed over.
 
-    nerfstudio interrupts also where nothing is being rendered, and so loses the next picture: a fifth of a second.
+    nerfstudio interrupts also where nothing is being rendered, and so loses the next picture: a fifth of a second. Any
+    other error than an interruption ends its thread, and with it all pictures of the client.
     """
     machine.interrupt_render_flag = False
-    return render(camera_state)
+    try:
+        return render(camera_state)
+    except IOChangeException:
+        raise
+    except Exception as error:
+        failed(error)
+        raise IOChangeException from error
 
 
 def _also(element: Any, follow: Callable[[], None]) -> None:

@@ -59,7 +59,7 @@ class Telling:
         self._context, self._answering = context, answering
         self._things, self._pointing = things, pointing
         self.lane = Latest("panel telling", context.failed)
-        self._last: tuple[AnsweredView, list[str]] | None = None
+        self._last: tuple[AnsweredView, tuple[str, ...], list[str]] | None = None
         self._told: list[Told] = []
         self.told: Signal[[list[Told], int]] = Signal()
         judging.judged.connect(self._judged)
@@ -80,8 +80,8 @@ class Telling:
             self._context.viewer.time = float(self._context.frames.times[best])
         self._context.stand(client, best)
 
-    def _judged(self, view: AnsweredView, states: list[str]) -> None:
-        self._last = view, states
+    def _judged(self, view: AnsweredView, phrases: tuple[str, ...], states: list[str]) -> None:
+        self._last = view, phrases, states
         self._again()
 
     def _again(self) -> None:
@@ -93,9 +93,9 @@ class Telling:
         self._last = None
         self._publish([], 0)
 
-    def _tell(self, view: AnsweredView, states: list[str]) -> None:
+    def _tell(self, view: AnsweredView, phrases: tuple[str, ...], states: list[str]) -> None:
         answer = view.answer
-        if answer is None or self._things.scene is None or len(states) != len(answer.phrases):
+        if answer is None or self._things.scene is None or answer.phrases != phrases:
             return
         meant = {
             phrase: self._meant(phrase)

@@ -200,7 +200,8 @@ class OverTime:
         self._context.failed(error)
 
     def _key(self, view: AnsweredView) -> object:
-        return viewpoint(view.camera), self._context.hidden
+        # What training has not taught yet is looked for again when it has.
+        return viewpoint(view.camera), self._context.hidden, tuple(view.features), self._context.viewer.in_training
 
     def _small_view(self, timeline: Timeline, moment: float) -> AnsweredView:
         """A small picture of a viewpoint at another time."""

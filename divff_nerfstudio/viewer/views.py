@@ -115,7 +115,9 @@ class ViewCache:
         if view is None:
             self._busy.add(client)
             try:
+                start = time.perf_counter()
                 view = self.render(camera, obb_box)
+                self._measure(view.height * view.width / max(time.perf_counter() - start, 1e-6))
                 self.rendered += 1
             finally:
                 # Before the question is read: who changes it later sees that this view will not be answered anew.
@@ -135,13 +137,15 @@ class ViewCache:
             obb_box: Part of the scene to render, if not all of it.
             max_decoded: Bytes of features that the view keeps once they are decoded.
         """
-        start, asked = time.perf_counter(), self._asked()
+        asked = self._asked()
         found = self._model.render(camera, self._visibility.layers, obb_box, asked)
         found.features.kept_bytes = max_decoded
         wait_for(found.pictures["rgb"].device)
-        speed = found.height * found.width / max(time.perf_counter() - start, 1e-6)
-        self.rays_per_second = 0.7 * self.rays_per_second + 0.3 * speed if self.rays_per_second else speed
         return AnsweredView(found.camera, found.pictures, found.features, asked)
+
+    def _measure(self, speed: float) -> None:
+        """Takes the speed of a picture that a client has waited for into the mean."""
+        self.rays_per_second = 0.7 * self.rays_per_second + 0.3 * speed if self.rays_per_second else speed
 
     def _asked(self) -> frozenset[str]:
         """What a view is rendered for at present: what is looked at decides."""

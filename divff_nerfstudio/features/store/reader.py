@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
@@ -97,7 +98,8 @@ class FeatureStore:
         self.header = header
         # As plain arrays: a memmap's own indexing costs more at each look-up.
         self._table, self._offsets, self._index = (np.asarray(arrays[name]) for name in (TABLE, OFFSETS, INDEX))
-        self._autoencoder: Autoencoder | None = None
+        self._decoders: dict[torch.device, Autoencoder] = {}
+        self._decoding = Lock()
 
     @classmethod
     def open(cls, directory: Path | str) -> FeatureStore:
@@ -145,9 +147,10 @@ class FeatureStore:
         if header.decoder is not None:
             if not (directory / header.decoder).is_file():
                 raise refuse(header.decoder, "is missing")
-            store._autoencoder = load_autoencoder(directory / header.decoder)
-            if store._autoencoder.code_dim != header.dimension:
+            decoder = load_autoencoder(directory / header.decoder)
+            if decoder.code_dim != header.dimension:
                 raise refuse(header.decoder, f"does not decode codes of length {header.dimension}")
+            store._decoders[torch.device("cpu")] = decoder
         return store
 
     @property
@@ -227,9 +230,12 @@ class FeatureStore:
         """Embeddings of features of this store, or of rendered ones: decoded where they are an autoencoder's codes."""
         if self.header.decoder is None:
             return features
-        if self._autoencoder is None:
-            self._autoencoder = load_autoencoder(self.directory / self.header.decoder)
-        return self._autoencoder.to(features.device).decode(features)
+        with self._decoding:  # threads decode on several devices
+            decoder = self._decoders.get(features.device)
+            if decoder is None:
+                decoder = load_autoencoder(self.directory / self.header.decoder).to(features.device)
+                self._decoders[features.device] = decoder
+        return decoder.decode(features)
 
     def frame_features(self, i: int) -> tuple[UInt16[np.ndarray, "h w"], Float[np.ndarray, "n D"]]:
         """Index and table of the frame with index `i` in the scene; 65535 marks places without a feature.

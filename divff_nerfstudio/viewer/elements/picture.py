@@ -65,7 +65,7 @@ def add_legend(panel: Parts) -> Any:
             write(text, as_image(legend(answer.phrases, scores, answer.config.threshold, states)))
 
     panel.answering.drawn.connect(lambda _, view, __: draw(view))
-    panel.judging.judged.connect(draw)
+    panel.judging.judged.connect(lambda view, _, states: draw(view, states))
     return text
 
 
