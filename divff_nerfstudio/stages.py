@@ -98,8 +98,10 @@ def _run_all(stages: Sequence[Stage], markers: Path, seconds: dict[str, float], 
 def finished_seconds(stage: Stage, markers: Path) -> float | None:
     """How long a stage took when it was finished; None if it is to be done (again)."""
     marker = _read(_marker(stage, markers))
-    done = marker is not None and marker.settings == _settings(stage) and stage.leaves.exists()
-    return marker.seconds if marker is not None and done and fault_of(stage) is None else None
+    if marker is None or not stage.leaves.exists():
+        return None
+    known = {**marker.settings, "version": __version__} if stage.lasting else marker.settings
+    return marker.seconds if known == _settings(stage) and fault_of(stage) is None else None
 
 
 def fault_of(stage: Stage) -> str | None:
@@ -130,7 +132,7 @@ def _marker(stage: Stage, markers: Path) -> Path:
 
 
 def _settings(stage: Stage) -> dict[str, Any]:
-    return stage.settings if stage.lasting else {"version": __version__, **stage.settings}
+    return {"version": __version__, **stage.settings}
 
 
 class _Marker(Record, extra="forbid"):

@@ -197,6 +197,7 @@ def test_the_commands_write_their_files(scene, tmp_path, monkeypatch, capsys):
     [
         ({"when": True, "frame": 1}, "all frames"),
         ({"fps": 20.0, "frame": 1}, "--when"),
+        ({"when": True, "before": 30.0}, "give --fps to say it in seconds"),
         ({"when": True, "features": "video"}, "image features"),
         ({"when": True, "text": ("mug", "video: cut the bread")}, "image features"),
     ],

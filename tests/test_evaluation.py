@@ -28,7 +28,7 @@ from divff_nerfstudio.evaluation.metrics import average_precision, lpips, lpips_
 from divff_nerfstudio.evaluation.options import EvaluationError
 from divff_nerfstudio.evaluation.report import Gallery, Report, report_page, save_report, save_scores
 from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task
-from divff_nerfstudio.evaluation.run import Wanted, evaluate, evaluate_scene
+from divff_nerfstudio.evaluation.run import Wanted, _things_among, evaluate, evaluate_scene
 from divff_nerfstudio.evaluation.scores import frame_scores
 from divff_nerfstudio.evaluation.tiles import (
     BACKGROUND,
@@ -571,3 +571,10 @@ def test_scores_are_saved_as_plain_json(report, tmp_path):
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["totals"] == report.evaluation.totals
     assert set(scores["frames"]) == {"4", "8"} and scores["classes"]["object"]["mug"]["frames"] == 2
+
+
+def test_views_are_asked_for_things_alone():
+    """Not for what is done, nor for what other features are asked; in words, actions are known by their annotations."""
+    queries = ("mug", "video: cut the bread", "image: bowl", "take the mug")
+    assert _things_among(queries, SimpleNamespace(names=("take the mug",))) == ("mug", "bowl")  # pyright: ignore
+    assert _things_among(queries, None) == ("mug", "bowl", "take the mug")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import zipfile
+from dataclasses import replace
 
 import moved_scene
 import numpy as np
@@ -200,6 +201,8 @@ def test_an_evaluation_tells_of_moved_objects(root, tmp_path):
     assert {(row["frame"], row["class"]) for row in rows if row["gone"]} == {
         ("9", "mug"), ("12", "mug"), ("14", "mug"), ("12", "bowl"), ("14", "bowl"),
     }  # fmt: skip
+    save_csv(tmp_path, "divff", replace(evaluation, classes={}, frame_classes={}))
+    assert not (tmp_path / "classes.csv").exists() and not (tmp_path / "classes_by_frame.csv").exists()
     model = moved_scene.BoxModel()
     model.render = with_all_pictures(model.render)
     totals = evaluate_scene(model, datamanager, moved_scene.make_query(), get_std=True)  # as ns-eval asks

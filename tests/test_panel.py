@@ -22,6 +22,7 @@ from nerfstudio.viewer.control_panel import ControlPanel
 from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerControl
+from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 from torch import nn
 from waiting import PATIENCE, until_idle
 from waiting import until as wait
@@ -337,6 +338,23 @@ def test_a_flag_from_before_interrupts_no_render(attached):
     assert machine._render_img("here") == ("here", False)
 
 
+def test_a_picture_that_cannot_be_made_is_told_and_the_next_one_comes(attached):
+    """nerfstudio's thread lives on through nothing but an interruption."""
+    panel, viewer = attached(Pipeline())
+    machine, left = viewer.render_statemachines[7], [RuntimeError("fisheye cameras are not drawn")]
+
+    def picture(camera_state):
+        if left:
+            raise left.pop()
+        return camera_state
+
+    machine._render_img = picture
+    panel.parts.answering.welcome(SimpleNamespace(client_id=7, camera=SimpleNamespace(), atomic=contextlib.nullcontext))
+    with pytest.raises(IOChangeException):
+        machine._render_img("here")
+    assert "fisheye cameras are not drawn" in panel.state and machine._render_img("here") == "here"
+
+
 def test_untrained_features_are_waited_for(attached):
     panel, viewer = attached(Pipeline())
     viewer.model.render = lambda camera, *_: RenderedView(camera, {"rgb": torch.zeros(4, 4, 3)}, Features())
@@ -598,6 +616,22 @@ def test_a_client_that_has_gone_leaves_nothing_behind(attached):
     assert panel.parts.answering.views.latest(7) is not None
     panel.parts.forget(7)
     assert panel.parts.answering.views.latest(7) is None and 7 not in panel.parts.answering._settled
+
+
+def test_a_client_that_goes_while_its_picture_is_made_leaves_nothing_behind(attached, server, monkeypatch):
+    panel, viewer = attached(Pipeline())
+    monkeypatch.setattr(server, "get_clients", dict)
+    render(viewer)
+    assert panel.parts.answering.views.latest(7) is None and 7 not in panel.parts.answering._settled
+
+
+def test_small_pictures_beside_do_not_count_as_the_speed_of_those_that_are_waited_for(attached):
+    panel, viewer = attached(Pipeline())
+    views = panel.parts.answering.views
+    views.render(camera(height=8))
+    assert views.rays_per_second == 0
+    render(viewer)
+    assert views.rays_per_second > 0
 
 
 def test_a_client_begins_where_the_scene_was_filmed_and_renders_in_three_steps(attached):

@@ -139,6 +139,8 @@ def test_video_phrases_lose_the_caption_prefix_and_take_the_configured_one():
     CODES["#C C cut the bread"] = CODES["cut the bread"]
     query.ask(prefix_video="#C C ")
     assert encoder.asked[-1] == ["#C C cut the bread"]
+    with pytest.raises(QueryError, match=r"Nothing has been pointed at as \[point 9\]"):
+        query.ask(text="[point 9]")
 
 
 def test_a_query_that_cannot_be_answered_leaves_the_old_one():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,15 @@ def test_an_interrupted_chain_goes_on_where_it_stopped(chain):
         chain()
     chain.failing = ""
     assert chain() == ["b", "c"]
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_what_another_version_did_counts_if_it_lasts(chain, monkeypatch, lasting):
+    stage = replace(chain.stage("a"), lasting=lasting)
+    run_stages([stage], chain.folder)
+    monkeypatch.setattr("divff_nerfstudio.stages.__version__", "another")
+    assert (finished_seconds(stage, chain.folder) is not None) == lasting
+    assert finished_seconds(replace(stage, settings={"length": 3}), chain.folder) is None
 
 
 def test_other_settings_or_a_lost_file_repeat_a_stage_and_what_follows(chain):

@@ -57,6 +57,15 @@ def test_drawings_are_well_formed_whatever_is_asked(text):
     assert "<script" not in as_image(legend([text], [0.6], 0.53))
 
 
+@pytest.mark.parametrize("threshold", [0.39, 0.51, 0.53, 0.57, 0.64])
+def test_the_threshold_is_named_beside_its_line(threshold):
+    scores = np.array([[0.2], [0.75]], np.float32)
+    root = ET.fromstring(plot(["mug"], np.array([0.0, 1.0]), scores, threshold, 0.2, (0, 98)))
+    (label,) = (each for each in root.iter() if each.text == f"{threshold:.2f}"[1:])
+    (line,) = (each for each in root.iter() if each.get("stroke-dasharray"))
+    assert float(label.attrib["y"]) == pytest.approx(float(line.attrib["y1"]) + 4, abs=0.11)
+
+
 def test_the_legend_tells_what_is_seen():
     svg = legend(["mug", "bowl"], [0.7, 0.4], 0.53)
     assert svg.index("mug") < svg.index("0.70") < svg.index("bowl") < svg.index("0.40 · not in view")
