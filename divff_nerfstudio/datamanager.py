@@ -27,6 +27,7 @@ from divff_nerfstudio.cache_dirs import features_dir
 from divff_nerfstudio.card import free_bytes, sent
 from divff_nerfstudio.data.annotations import check_annotations
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
+from divff_nerfstudio.data.pose_fit import require_fitting
 from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import SceneError, SceneFolder, load_scene
 from divff_nerfstudio.data.windows import MAX_OVERLAP, Windows, cut_windows
@@ -81,7 +82,8 @@ class DivFFDataManagerConfig(VanillaDataManagerConfig):
     """Options of `divff extract` for that, quoted and with an equals sign: "--encoder=demo"."""
     feature_dir: Optional[Path] = None  # noqa: UP045
     """Folder of the feature stores, if it is not the place where `divff extract` puts them."""
-
+    check_poses: bool = True
+    """Before training, look whether points that frames share lie where the poses say."""
     contested_weight: Weight = 4.0
     """With evidence, how much more often than others those pixels are drawn for the features that show what moves, or a
     place where something else is at other times: they are few, and answers depend on them."""
@@ -170,6 +172,11 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         """The training frames; cuts them into windows, opens the feature stores and hands their dimensions on to the
         model."""
         dataset = super().create_train_dataset()
+        if self.config.check_poses and self.test_mode == "val":
+            meta = dataset.scene.root / "meta.json"
+            remark = require_fitting(dataset.scene, meta, "--pipeline.datamanager.check-poses False")
+            if remark is not None:
+                CONSOLE.print(remark, soft_wrap=True, markup=False)
         if self.config.windows > 1:
             times = dataset.metadata["all_times"].numpy()
             self.windows = cut_windows(dataset.scene, times, self.config.windows, self.config.window_overlap)

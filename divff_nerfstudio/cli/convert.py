@@ -31,6 +31,7 @@ from divff_nerfstudio.convert.pictures import (
 from divff_nerfstudio.convert.posed import PosedFrames
 from divff_nerfstudio.convert.staging import fingerprint, staged
 from divff_nerfstudio.convert.structure import Engine, Matcher, StructureFromMotion
+from divff_nerfstudio.data.pose_fit import require_fitting
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.data.video_files import video_name
 
@@ -47,7 +48,8 @@ def _say(text: str) -> None:
 def _settings(kind: str, options: SceneOptions, *paths: Path, **more: Any) -> dict[str, Any]:
     """All that a conversion's result depends on."""
     chosen = asdict(options)
-    chosen.pop("overwrite")
+    for name in ("overwrite", "check_poses"):
+        chosen.pop(name)
     return {"kind": kind, **chosen, "sources": [fingerprint(path) for path in paths], **more}
 
 
@@ -72,9 +74,11 @@ def _convert(
 
 def _write(folder: Path, posed: PosedFrames, source: FrameSource, options: SceneOptions) -> None:
     """Writes a scene and opens it, so that a fault is found before it takes its place, and not in training."""
-    note = write_scene(folder, posed, source, options)
-    load_scene(folder)
-    if note is not None:
+    notes = [write_scene(folder, posed, source, options)]
+    scene = load_scene(folder)
+    if options.check_poses:
+        notes.append(require_fitting(scene, posed.path, "--no-check-poses"))
+    for note in filter(None, notes):
         _say(note)
 
 

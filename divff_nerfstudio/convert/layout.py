@@ -61,6 +61,8 @@ class SceneOptions:
     """Where the room begins, scene units; None: found from the points of the reconstruction."""
     far: Positive | None = None
     """Where the room ends, scene units; None: found from the points of the reconstruction."""
+    check_poses: bool = True
+    """Look whether points that frames share lie where the poses say."""
     overwrite: bool = False
     """Replace what is in the output folder."""
 
