@@ -73,7 +73,7 @@ class VideoFramesOfScene:
             "kind": "video-frames", "source": fingerprint(self.source), "size": [self.width, self.height],
             "range": [first, last, self.offset],
         }  # fmt: skip
-        alignment = Alignment(scene, self.source)
+        alignment = Alignment(scene, self.source, self.offset)
         with staged(scene.root / "high_res_video", settings, self.overwrite, [self.source]) as folder:
             try:
                 written = self._cut(source, folder, range(first, last + 1), alignment)

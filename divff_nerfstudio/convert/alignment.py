@@ -54,9 +54,10 @@ class Found:
 class Alignment:
     """Compares a few sampled frames of a scene with the video's frames around their numbers."""
 
-    def __init__(self, scene: SceneFolder, source: Path):
+    def __init__(self, scene: SceneFolder, source: Path, given: int = 0):
         self.scene = scene
         self.source = source
+        self.given = given
         chosen = evenly_spaced(len(scene), CHECKED)
         self.numbers: Int64[np.ndarray, "k"] = scene.video_numbers[chosen]
         self.samples = np.stack([thumbnail(scene.frame(int(i))) for i in chosen])
@@ -110,5 +111,5 @@ class Alignment:
             raise ConvertError(
                 f"{self.source} is off by {found.offset:+d} frames from {self.scene.root} (correlation "
                 f"{found.correlation:.3f} there, {found.unmoved:.3f} as it is): if that is right, give --offset "
-                f"{found.offset}."
+                f"{self.given + found.offset}."
             )

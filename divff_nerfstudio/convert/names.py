@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -124,9 +125,34 @@ def number_names(names: Sequence[str], order: Order, where: Path) -> dict[str, i
                 f"{printable(name)}: give --order name if the order of the names is that of the video."
             )
         values[value] = name
+    _require_one_order([values[value] for value in sorted(values)], stamps, where)
     if (counted or all(stamp.is_number for stamp in known)) and max(values, default=0) < MAX_NUMBER:
         return {name: int(value) for value, name in values.items()}
     return {values[value]: i for i, value in enumerate(sorted(values), 1)}
+
+
+def _require_one_order(names: Sequence[str], stamps: Mapping[str, _Stamp | None], where: Path) -> None:
+    """Refuses frames whose last numbers, as the fraction of a second, are in another order than the ones before them.
+
+    Args:
+        names: The frames by their last numbers.
+        stamps: The stamp of each.
+        where: What is named in errors.
+
+    Raises:
+        ConvertError: If there are such.
+    """
+    for name, later in pairwise(names):
+        stamp, other = stamps[name], stamps[later]
+        if stamp is None or other is None or PurePosixPath(name).parent != PurePosixPath(later).parent:
+            continue
+        alike = stamp.before != other.before and _shape(stamp.before) == _shape(other.before)
+        if alike and natural_key(other.before) < natural_key(stamp.before):
+            raise ConvertError(
+                f"{where} has the frames {printable(name)} and {printable(later)}, in this order by their last "
+                "numbers, and in the other by those before: give --order name if the order of the names is that of the "
+                "video."
+            )
 
 
 def are_frame_numbers(names: Sequence[str]) -> bool:

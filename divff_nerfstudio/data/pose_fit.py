@@ -30,15 +30,19 @@ _RATIO = 0.75
 """Lowe's ratio: how much more alike than the second most alike the same point must look."""
 _FEWEST = 12
 """Points that two frames must share."""
-_ENOUGH = 100
-"""Points in all by which anything is said."""
+_STILL = 0.02
+"""Way of a point, as a share of the width, up to which it tells nothing: it may be fixed to the camera."""
+_ENOUGH, _PAIRS = 100, 4
+"""Points in all, and pairs of frames, by which anything is said."""
 _TOLERANCE = 0.01
 """How far from the ray's picture a point may lie, as a share of the width."""
 _NEAREST = 0.3
 """Where rays begin, in units of near."""
-_DEPTHS = 32
-_MOST, _FEW = 0.55, 0.35
-"""Share of the points, from which on poses may be the right ones, and up to which they are told to be wrong."""
+_AHEAD = 1e-3
+"""Of a ray in another camera, per unit of its depth, what is not yet ahead of that."""
+_MOST, _FEW = 0.5, 0.35
+"""Share of the points, beyond chance, from which on poses may be the right ones, and up to which they are told to be
+wrong."""
 _BETTER = 1.5
 """How many times as many points must speak for what poses may mean otherwise."""
 _SHIFTS = (-5, -4, -3, -2, -1, 1, 2, 3, 4, 5)
@@ -154,7 +158,7 @@ def pose_fit(scene: SceneFolder) -> PoseFit:
     """
     shared = list(_Matches(scene))
     count = sum(len(pair.seen) for pair in shared)
-    if count < _ENOUGH:
+    if count < _ENOUGH or len(shared) < _PAIRS:
         return PoseFit(count, 1.0)
     poses = scene.camera_to_worlds.astype(np.float64)
     rotations, positions = poses[:, :, :3], poses[:, :, 3]
@@ -215,9 +219,10 @@ class _Matches:
         if len(good) < _FEWEST:
             return None
         here, there = seen[[i for i, _ in good]], seen_again[[j for _, j in good]]
-        if np.median(np.linalg.norm(there - here, axis=1)) < _MOVED * self.scene.width:
+        way = np.linalg.norm(there - here, axis=1) / self.scene.width
+        if np.median(way) < _MOVED:
             return None
-        return _Shared(first, second, here, there)
+        return _Shared(first, second, here[way > _STILL], there[way > _STILL])
 
     def _alike(self, looks: np.ndarray, others: np.ndarray) -> dict[int, int]:
         """Points that look like one other point much more than like all the rest."""
@@ -240,15 +245,23 @@ class _Matches:
 
 
 def _share(shared: list[_Shared], rotations: Rotations, positions: Positions, scene: SceneFolder) -> float:
-    """Share of the points that lie where poses let them lie."""
-    right = [_possible(pair, rotations, positions, scene) for pair in shared]
-    return float(np.concatenate(right).mean())
+    """Share of the points that lie where poses let them lie, beyond those that would if they were others of a frame.
+
+    Where a ray's picture is a line across the frame, that is most of them."""
+    right, chance = (
+        np.concatenate([_possible(pair, other, rotations, positions, scene) for pair in shared]).mean()
+        for other in (0, 1)
+    )
+    return float(max(0.0, (right - chance) / max(1 - chance, 1e-9)))
 
 
-def _possible(pair: _Shared, rotations: Rotations, positions: Positions, scene: SceneFolder) -> Bool[np.ndarray, "m"]:
-    """Which points lie on the pictures of their rays, in both directions."""
-    there = _on_ray(pair.seen, pair.seen_again, pair.first, pair.second, rotations, positions, scene)
-    back = _on_ray(pair.seen_again, pair.seen, pair.second, pair.first, rotations, positions, scene)
+def _possible(
+    pair: _Shared, other: int, rotations: Rotations, positions: Positions, scene: SceneFolder
+) -> Bool[np.ndarray, "m"]:
+    """Which points lie on the pictures of their rays, in both directions, or of the rays so many points before."""
+    seen_again = np.roll(pair.seen_again, other * (len(pair.seen_again) // 2), axis=0)
+    there = _on_ray(pair.seen, seen_again, pair.first, pair.second, rotations, positions, scene)
+    back = _on_ray(seen_again, pair.seen, pair.second, pair.first, rotations, positions, scene)
     return there & back
 
 
@@ -261,19 +274,27 @@ def _on_ray(
     positions: Positions,
     scene: SceneFolder,
 ) -> Bool[np.ndarray, "m"]:
-    """Which pixels of the second frame lie where rays through those of the first one are seen."""
+    """Which pixels of the second frame lie where rays through those of the first one are seen: on a piece of a line."""
     intrinsics = scene.intrinsics.astype(np.float64)
     rays = np.c_[seen, np.ones(len(seen))] @ np.linalg.inv(intrinsics).T @ _FLIP
-    turn = rotations[second].T @ rotations[first]
-    shift = rotations[second].T @ (positions[first] - positions[second])
-    nearness = np.linspace(0, 1 / (_NEAREST * float(scene.nears[first])), _DEPTHS + 1)
-    points = (rays @ turn.T)[:, None] + nearness[:, None] * shift
-    projected = points @ _FLIP @ intrinsics.T
-    ahead = projected[..., 2] > 1e-6
-    pixels = projected[..., :2] / np.where(ahead, projected[..., 2], 1.0)[..., None]
-    begin, way = pixels[:, :-1], np.diff(pixels, axis=1)
-    along = ((seen_again[:, None] - begin) * way).sum(-1) / np.maximum((way**2).sum(-1), 1e-12)
-    closest = begin + np.clip(along, 0, 1)[..., None] * way
-    distance = np.linalg.norm(seen_again[:, None] - closest, axis=-1)
-    distance = np.where(ahead[:, :-1] & ahead[:, 1:], distance, np.inf).min(1)
-    return distance < max(_TOLERANCE * scene.width, 1.0)
+    far = rays @ (_FLIP @ rotations[second].T @ rotations[first]).T
+    shift = _FLIP @ rotations[second].T @ (positions[first] - positions[second])
+    # At 1 / depth n, far + n * shift is where the ray is in the second camera, up to its scale: ahead of it from
+    # `begin` to `end`.
+    turns = (_AHEAD - far[:, 2]) / (shift[2] if abs(shift[2]) > 1e-12 else 1e-12)
+    nearest = 1 / (_NEAREST * float(scene.nears[first]))
+    behind = far[:, 2] < _AHEAD
+    begin = np.where(behind, turns, 0.0)
+    end = np.where(~behind & (turns > 0), np.minimum(turns, nearest), nearest)
+    ends = [_pixels(far + n[:, None] * shift, intrinsics) for n in (begin, end)]
+    way = ends[1] - ends[0]
+    along = ((seen_again - ends[0]) * way).sum(-1) / np.maximum((way**2).sum(-1), 1e-12)
+    distance = np.linalg.norm(seen_again - ends[0] - np.clip(along, 0, 1)[:, None] * way, axis=-1)
+    seen_at_all = (begin >= 0) & (begin <= end)
+    return seen_at_all & (distance < max(_TOLERANCE * scene.width, 1.0))
+
+
+def _pixels(points: Float[np.ndarray, "m 3"], intrinsics: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "m 2"]:
+    """Where points (right, down, forward) are seen."""
+    projected = points @ intrinsics.T
+    return projected[:, :2] / np.maximum(projected[:, 2:], _AHEAD)

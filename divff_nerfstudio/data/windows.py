@@ -51,13 +51,14 @@ def cut_windows(scene: SceneFolder, times: Float[np.ndarray, "frames"], count: i
     """
     train = scene.splits["train"]
     length = len(train) / (count - (count - 1) * overlap)
-    starts = [round(i * (1 - overlap) * length) for i in range(count)]
-    frames = tuple(range(start, min(round(start + length), len(train))) for start in starts)
+    starts = [i * (1 - overlap) * length for i in range(count)]
+    ends = [start + length for start in starts[:-1]] + [len(train)]
+    frames = tuple(range(round(start), round(end)) for start, end in zip(starts, ends, strict=True))
     if (shortest := min(map(len, frames))) < MIN_FRAMES:
         raise SceneError(
             f"{scene.root} has {len(train)} training frames, of which one of {count} windows would get {shortest} and "
             f"needs {MIN_FRAMES}: lower --pipeline.datamanager.windows, or leave it out."
         )
-    ends = [(float(times[train[window[0]]]), float(times[train[window[-1]]])) for window in frames]
-    ends[0], ends[-1] = (float(times[0]), ends[0][1]), (ends[-1][0], float(times[-1]))
-    return Windows(frames, tuple(ends))
+    spans = [(float(times[train[window[0]]]), float(times[train[window[-1]]])) for window in frames]
+    spans[0], spans[-1] = (float(times[0]), spans[0][1]), (spans[-1][0], float(times[-1]))
+    return Windows(frames, tuple(spans))

@@ -36,7 +36,7 @@ from divff_nerfstudio.evidence.sightings import (
 from divff_nerfstudio.evidence.votes import Kinds, count, decide, nearest_distances
 from divff_nerfstudio.features.store import FeatureStore
 
-_VERSION = 12
+_VERSION = 13
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2
@@ -214,7 +214,9 @@ def _voted(
 ) -> Iterator[Float[np.ndarray, "height width 2"]]:
     """Chances of dynamic layer and actor in one frame after the other, by the votes of all.
 
-    Where segments have looks of several sorts, each sort votes, and the mean counts.
+    Where segments have looks of several sorts, those that look alike by the first vote, and those that do by all of
+    them, and the mean counts: what an encoder takes for one thing is told apart by colours, and what has the colours of
+    something else is not taken for it.
 
     Args:
         scene: The scene.
@@ -228,16 +230,23 @@ def _voted(
     size = scene.height, scene.width
     votes = [count(segments[k], number, *_chances(seen[k], size)) for k, number in enumerate(numbers)]
     looks, asked = _asked_segments(scene, indices, segments, things, votes)
-    kinds = [Kinds(each, asked, spread) for each, spread in zip(looks, spreads, strict=True)]
+    kinds = [Kinds(each, asked, 1.0) for each in _voting(looks, spreads)]
     for k, own in enumerate(votes):
         frame = _chances(seen[k], size)
-        theirs = [
-            kind.votes(each)
-            for kind, each in zip(kinds, things.looks(scene, int(indices[k]), segments[k]), strict=True)
-        ]
+        looks = _voting(things.looks(scene, int(indices[k]), segments[k]), spreads)
+        theirs = [kind.votes(each) for kind, each in zip(kinds, looks, strict=True)]
         moves, resting = np.mean([decide(segments[k], own, each, *frame) for each in theirs], 0)
         moves, resting = _logistic((moves - _SURE) / _SURE_WIDTH), _logistic((resting - _OBJECT) / _OBJECT_WIDTH)
         yield np.stack((moves * resting, moves * (1 - resting)), -1)
+
+
+def _voting(
+    looks: Sequence[Float[np.ndarray, "segments dim"]], spreads: Sequence[float]
+) -> list[Float[np.ndarray, "segments dims"]]:
+    """Looks by the first sort, and by all of them together, in units of how far apart those of one thing are."""
+    each = [look / spread for look, spread in zip(looks, spreads, strict=True)]
+    together = np.concatenate(each, -1) / len(each) ** 0.5
+    return each if len(each) == 1 else [each[0], together]
 
 
 def _views(scene: SceneFolder, indices: np.ndarray, device: torch.device | str) -> tuple[Views, Callable[[int], Asked]]:

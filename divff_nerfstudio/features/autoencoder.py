@@ -51,7 +51,7 @@ class AutoencoderConfig(InstantiateConfig):
     """How often training goes through all features."""
     learning_rate: Positive = 1e-4
     """Step size of Adam."""
-    batch_size: Count = 64
+    batch_size: Annotated[int, Field(ge=2, le=2**20)] = 64
     """Features per step."""
     cosine_weight: Weight = 0.001
     """Weight of 1 - cosine similarity over channels, beside the mean squared difference."""

@@ -195,9 +195,7 @@ def extract_here(words: Sequence[str], option: str) -> list[Path]:
         with torch.random.fork_rng():
             return options.main()
     finally:
-        for load in (load_egovideo, load_encoder, load_xclip):  # each remembers its last model
-            load.cache_clear()
-        _free()
+        _free(True)
 
 
 def _takes_own(name: str) -> bool:
@@ -252,8 +250,15 @@ def _title(name: str, text: str = "") -> str:
     return (kind if kind == HINTS else f"{kind} features") + (f" ({text})" if text else "")
 
 
-def _free() -> None:
-    """Gives back the memory of a source's models, to the system, too, before other models need it."""
+def _free(remembered: bool = False) -> None:
+    """Gives back the memory of a source's models, to the system, too, before other models need it.
+
+    Args:
+        remembered: Also that of models that loaders remember; on a card, whose memory they take, always.
+    """
+    if remembered or torch.cuda.is_available():
+        for load in (load_egovideo, load_encoder, load_xclip):  # each remembers its last model
+            load.cache_clear()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

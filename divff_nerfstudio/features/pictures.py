@@ -10,7 +10,7 @@ from threading import Lock
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from divff_nerfstudio.data.scene import SceneFolder
+from divff_nerfstudio.data.scene import SceneError, SceneFolder
 
 _REMEMBERED = 64
 """Decoded pictures that are kept; the clips of neighbouring frames share them, so that each is decoded once."""
@@ -43,6 +43,11 @@ class Pictures:
     def numbers(self) -> Int64[np.ndarray, "M"]:
         """Video numbers that clips are made of, ascending."""
         return self.scene.video_numbers_available if self.has_video else np.sort(self.scene.video_numbers)
+
+    @cached_property
+    def _video_shape(self) -> tuple[int, ...]:
+        """That of the first of the video's frames, which all must have."""
+        return self.scene.video_frame(int(self.numbers[0])).shape
 
     def sharpest(self, i: int) -> UInt8[np.ndarray, "height width 3"]:
         """Picture of the frame with index `i`: the video's, which is larger as a rule, if it has all of them."""
@@ -92,5 +97,12 @@ class Pictures:
 
     def _decode(self, number: int) -> UInt8[np.ndarray, "height width 3"]:
         if self.has_video:
-            return self.scene.video_frame(number)
+            picture = self.scene.video_frame(number)
+            if picture.shape != self._video_shape:
+                (height, width, _), (usual_height, usual_width, _) = picture.shape, self._video_shape
+                raise SceneError(
+                    f"{self.scene.video_frame_path(number)} is {width}x{height}, and other frames of the video are "
+                    f"{usual_width}x{usual_height}: cut all of them at one size (`divff convert video-frames`)."
+                )
+            return picture
         return self.scene.frame(self._frame_of_number[number])

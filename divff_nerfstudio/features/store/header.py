@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -131,7 +132,7 @@ class StoreHeader:
         mine, others = (_flat(json.loads(json.dumps(asdict(header)))) for header in (self, other))
         found = []
         for name in sorted(mine.keys() | others.keys()):
-            if mine.get(name) == others.get(name):
+            if mine.get(name) == others.get(name) or _only_moved(name, mine, others):
                 continue
             if name == "frame_ids":
                 found.append(f"frame_ids: {len(self.frame_ids)} frames -> {len(other.frame_ids)} frames, or other ids")
@@ -166,6 +167,17 @@ class StoreHeader:
         if len(set(found.frame_ids)) < len(found.frame_ids):
             raise FeatureStoreError(f"{path} names a frame twice in frame_ids: {remedy}.")
         return cls(**found.model_dump(exclude_unset=True))
+
+
+_PLACES = {"model", "weights", "vocabulary", "encoder"}
+"""Entries that say where a model lies, or by what name; a fingerprint beside them says which one it is."""
+
+
+def _only_moved(name: str, mine: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Whether two headers' entry tells of the same model at two places."""
+    group, _, entry = name.rpartition(".")
+    known = f"{group}.fingerprint" if group else "fingerprint"
+    return entry in _PLACES and bool(mine.get(known)) and mine.get(known) == others.get(known)
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:

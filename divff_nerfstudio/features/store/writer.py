@@ -197,6 +197,7 @@ class FeatureWriter:
             rows = open_array(self._partial / self._rows_name, np.float16, 2)
             with atomic_path(self._partial / TABLE) as path:
                 write_rows(path, reduce(rows, self._partial), self.header.dimension)
+            del rows  # Windows renames no folder of which a file is mapped
         with atomic_path(self._partial / OFFSETS) as path:
             np.save(path, np.asarray(files.offsets, dtype=np.int64))
         files.close()
