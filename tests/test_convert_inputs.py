@@ -51,6 +51,24 @@ def test_numbers_and_time_stamps_tell_the_order(names, numbers):
     assert number_names(names, "number", HERE) == dict(zip(names, numbers, strict=True))
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["2026-11-30_12-30-58_623411.png", "2026-11-30_12-30-59_123391.png"],
+        ["2026-11-30_12-30-59.png", "2026-11-30_12-31-01.png"],
+    ],
+)
+def test_clocks_whose_last_numbers_begin_anew_are_not_taken_for_frame_numbers(names):
+    with pytest.raises(ConvertError, match="--order name"):
+        number_names(names, "number", HERE)
+    assert list(number_names(names, "name", HERE).values()) == [1, 2]
+
+
+def test_takes_and_cameras_may_be_in_any_order():
+    assert number_names(["b/take2_7.png", "a/take3_5.png"], "number", HERE) == {"b/take2_7.png": 7, "a/take3_5.png": 5}
+    assert number_names(["left_2.png", "right_1.png"], "number", HERE) == {"left_2.png": 2, "right_1.png": 1}
+
+
 def test_time_stamps_are_in_order_by_name_too():
     names = ["t_0.1s.png", "t_0.05s.png", "t_0.2s.png"]
     assert sorted(names, key=number_names(names, "name", HERE).__getitem__) == [names[1], names[0], names[2]]
@@ -125,7 +143,6 @@ def test_a_binary_file_cut_short_or_too_long_is_named(tmp_path, model, name, cha
         ("images.txt", " 1 frame", " 1.5 frame", "ids"),
         ("images.txt", "1 0.", "1 9.", "no rotation"),
         ("points3D.txt", "0.5 \n", "0.5 99 0\n", "image 99"),
-        ("points3D.txt", "0.5 \n", "0.5 1 0\n", "which has 0"),
         ("points3D.txt", "1 ", "1 inf ", "point"),
     ],
 )
@@ -136,6 +153,18 @@ def test_what_does_not_fit_in_a_text_model_is_named(tmp_path, file, old, new, sa
     assert old in content
     path.write_text(content.replace(old, new, 1))
     with pytest.raises((ConvertError, CameraError), match=said):
+        read_model(folder)
+
+
+def test_tracks_of_a_model_whose_2d_points_were_left_out_lead_to_none(tmp_path):
+    folder = room.write_colmap(tmp_path / "model")
+    points, images = folder / "points3D.txt", folder / "images.txt"
+    points.write_text(points.read_text().replace("0.5 \n", "0.5 1 7\n", 1))
+    assert len(read_model(folder).images.names) > 1
+    lines = images.read_text().splitlines()
+    lines[1] = "0.5 0.5 1 1.5 0.5 2"
+    images.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ConvertError, match="2D point 7 of image 1, which has 2"):
         read_model(folder)
 
 

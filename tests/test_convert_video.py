@@ -327,6 +327,8 @@ def test_frames_that_do_not_line_up_stop_with_the_offset(tmp_path, capsys, off):
     shown = capsys.readouterr().err
     assert f"--offset {-off}" in shown and shown.count("\n") == 1
     assert sorted(path.name for path in scene.iterdir() if "video" in path.name) == []
+    assert cut(archive, scene, "--offset", "2") == 1
+    assert f"--offset {-off}" in capsys.readouterr().err
     assert cut(archive, scene, "--offset", str(-off)) == 0
     number = load_scene(scene).video_numbers_available[20]
     picture = load_scene(scene).video_frame(int(number))

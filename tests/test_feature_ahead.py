@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_feature_encoders import write_encoder, write_scene
 from waiting import PATIENCE
 
-from divff_nerfstudio.data.scene import load_scene
+from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.features.ahead import ahead, features_of
 from divff_nerfstudio.features.hotspots import HotspotSource
 from divff_nerfstudio.features.open_clip_source import PatchSource, SegmentSource, SegmentSourceConfig, TileSource
@@ -93,6 +94,18 @@ def test_a_picture_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
         pictures.clip(0, 1, 1)
     monkeypatch.setattr(pictures, "_decode", decode)
     assert pictures.clip(0, 1, 1).shape[0] == 1
+
+
+def test_frames_of_a_video_that_were_cut_at_two_sizes_are_named(tmp_path):
+    scene = load_scene(write_scene(tmp_path / "scene", video=20))
+    path = scene.video_frame_path(int(scene.video_numbers_available[9]))
+    assert path is not None
+    with Image.open(path) as picture:
+        picture.resize((picture.width // 2, picture.height // 2)).save(path)
+    pictures = Pictures(load_scene(scene.root))
+    with pytest.raises(SceneError, match=f"{path.name} is .*cut all of them at one size"):
+        for frame in range(len(scene)):
+            pictures.clip(frame, 4, 1)
 
 
 def sources(tmp_path: Path) -> list:

@@ -251,7 +251,7 @@ def test_other_settings_are_named(tmp_path, finished):
     assert header().differences(replace(header(), settings={"tiles": {"size": 0.3, "widths": (1, 2)}})) == [
         "settings.tiles.widths: absent -> [1, 2]"
     ]
-    other = replace(header(), settings={"tiles": {"size": 0.25}}, model="ViT-B-16")
+    other = replace(header(), settings={"tiles": {"size": 0.25}}, model="ViT-B-16", fingerprint="1")
     with pytest.raises(FeatureStoreError) as error:
         FeatureWriter(tmp_path / "image", other)
     assert "settings.tiles.size: 0.3 -> 0.25" in str(error.value)
@@ -262,6 +262,22 @@ def test_other_settings_are_named(tmp_path, finished):
         for _ in range(3):
             writer.append(frame)
         assert writer.finish().header == other
+
+
+def test_weights_that_were_moved_are_the_same_and_other_pictures_are_not(tmp_path):
+    first = replace(header(), model="a.pt", text_encoder={"family": "egovideo", "fingerprint": "7", "weights": "/a"})
+    moved = replace(first, model="b.pt", text_encoder={**(first.text_encoder or {}), "weights": "/b"})
+    assert first.differences(moved) == []
+    assert first.differences(replace(moved, fingerprint="8")) == [
+        f"fingerprint: {first.fingerprint} -> 8",
+        "model: a.pt -> b.pt",
+    ]
+    unknown = replace(first, text_encoder={"family": "egovideo", "weights": "/b"})
+    assert "text_encoder.weights: /a -> /b" in first.differences(unknown)
+    seen = replace(first, pictures="0" * 64)
+    assert first.differences(seen) == seen.differences(first) == []
+    assert seen.differences(replace(seen, pictures="1" * 64)) == ["pictures: other ones than these"]
+    assert seen.differences(replace(seen, pictures="0" * 64)) == []
 
 
 def test_two_writers_do_not_mix(tmp_path):

@@ -90,6 +90,23 @@ def test_another_focal_length_is_told_but_not_refused(scene):
     assert told is not None and "focal length" in told
 
 
+def test_a_near_that_is_far_too_small_changes_nothing(scene):
+    near = replace(scene, nears=scene.nears / 50)
+    assert pose_fit(near).share > 0.8
+    wrong = replace(mistaken(scene, "world-to-camera matrices"), nears=near.nears)
+    assert pose_fit(wrong).meaning == "world-to-camera matrices"
+
+
+def test_what_is_fixed_to_the_camera_speaks_against_no_pose(scene):
+    dashboard = np.random.default_rng(0).integers(0, 255, (scene.height // 2, scene.width, 3), np.uint8)
+    frames = np.array(scene.frames)
+    frames[:, scene.height // 2 :] = dashboard
+    fixed = replace(scene)
+    fixed.__dict__["frames"] = frames
+    fit = pose_fit(fixed)
+    assert fit.fits and fit.share > 0.5
+
+
 def test_scenes_without_shared_points_say_nothing(tiny_scene):
     fit = pose_fit(load_scene(tiny_scene))
     assert fit.fits and fit.points < 100 and fit.share == 1

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import tiny_run
 import torch
 from conftest import write_tiny_scene
+from hypothesis import given
+from hypothesis import strategies as st
 from nerfstudio.cameras.rays import RayBundle
 
 from divff_nerfstudio import open_run
@@ -58,6 +62,15 @@ def windowed(found: DivFFTrainer) -> tuple[DivFFModel, WindowedField]:
     model = found.pipeline.model
     assert isinstance(model, DivFFModel) and isinstance(model.field, WindowedField)
     return model, model.field
+
+
+@given(frames=st.integers(50, 400), count=st.integers(2, 8), overlap=st.floats(0, 0.5))
+def test_no_frame_falls_out_of_all_windows(frames: int, count: int, overlap: float) -> None:
+    scene = SimpleNamespace(splits={"train": np.arange(frames)}, root=Path())
+    windows = cut_windows(cast(Any, scene), np.linspace(0, 1, frames), count, overlap)
+    assert {i for window in windows.frames for i in window} == set(range(frames))
+    sizes = [len(window) for window in windows.frames]
+    assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])

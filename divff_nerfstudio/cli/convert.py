@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -65,6 +67,9 @@ def _convert(
     for note in posed.notes:
         _say(note)
     posed = posed.selected(options.first, options.last, options.every)
+    if isinstance(source, FolderFrames):  # of a folder, its own entry says nothing of the files in it
+        told = [fingerprint(source.files[number]) for number in source.numbers]
+        settings = {**settings, "pictures": hashlib.sha256(json.dumps(told).encode()).hexdigest()}
     if isinstance(source, VideoFrames):
         source = source.shaped_as({(camera.width, camera.height) for camera in posed.cameras})
     with staged(output, settings, options.overwrite, sources) as folder:

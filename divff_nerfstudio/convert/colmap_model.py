@@ -127,8 +127,8 @@ def check_points(points: Points, images: Images) -> None:
     lost = np.flatnonzero(keys[order][place] != ids) if len(ids) else np.empty(0, np.int64)
     if len(lost):
         raise ModelFault(f"a point is seen by image {ids[lost[0]]}, which is not among the images")
-    # Images whose 2D points were left out say nothing of them.
-    beyond = np.flatnonzero((at >= seen[place]) & (seen[place] > 0)) if len(ids) else np.empty(0, np.int64)
+    # Where 2D points were left out of all images, tracks lead to none.
+    beyond = np.flatnonzero(at >= seen[place]) if seen.any() and len(ids) else np.empty(0, np.int64)
     if len(beyond):
         i = beyond[0]
         raise ModelFault(f"a point is the 2D point {at[i]} of image {ids[i]}, which has {seen[place][i]}")

@@ -69,6 +69,10 @@ class ClipSource(PreparedSource):
         options = {entry.name: getattr(self.config, entry.name) for entry in fields(ClipSourceConfig)}
         return {**options, "video_frames": self.pictures.has_video}
 
+    def looks_at(self) -> str:
+        """That of the frames, and of the video's files between them."""
+        return self.pictures.video_digest
+
     def clip(self, frame: int) -> UInt8[np.ndarray, "length height width 3"]:
         """The clip that starts at the frame with this index."""
         return self.pictures.clip(frame, self.config.clip_length, self.config.clip_stride)

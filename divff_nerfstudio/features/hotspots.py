@@ -99,6 +99,10 @@ class HotspotSource(PreparedSource):
             "clips": self.clips.settings(),
         }
 
+    def looks_at(self) -> str:
+        """That of what clips are cut from."""
+        return self.clips.looks_at()
+
     def prepare(self, frame: int) -> tuple[UInt16[np.ndarray, "h w"], UInt8[np.ndarray, "clips length h w 3"] | None]:
         """Where there is a hotspot in a frame, and the clip that starts there, if there is one."""
         scene = self.pictures.scene

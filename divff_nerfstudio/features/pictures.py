@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from concurrent.futures import Future
 from functools import cached_property
@@ -43,6 +44,18 @@ class Pictures:
     def numbers(self) -> Int64[np.ndarray, "M"]:
         """Video numbers that clips are made of, ascending."""
         return self.scene.video_numbers_available if self.has_video else np.sort(self.scene.video_numbers)
+
+    @cached_property
+    def frames_digest(self) -> str:
+        """SHA-256 of the frames' pixels."""
+        return hashlib.sha256(self.scene.digests.tobytes()).hexdigest()
+
+    @cached_property
+    def video_digest(self) -> str:
+        """SHA-256 of the frames' pixels, and of the names and sizes of the video's files, which may be many."""
+        files = (self.scene.video_frame_path(int(number)) for number in self.scene.video_numbers_available)
+        told = "".join(f"\0{file.name}\0{file.stat().st_size}" for file in files if file is not None)
+        return hashlib.sha256((self.frames_digest + told).encode()).hexdigest()
 
     @cached_property
     def _video_shape(self) -> tuple[int, ...]:

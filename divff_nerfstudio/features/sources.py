@@ -127,7 +127,12 @@ class FeatureSource(ABC):
             negatives=list(self.negatives),
             shared_index=self.shared_index,
             decoder=self.decoder,
+            pictures=self.looks_at(),
         )
+
+    def looks_at(self) -> str:
+        """SHA-256 of the pictures that the features are of."""
+        return self.pictures.frames_digest
 
 
 class PreparedSource(FeatureSource):

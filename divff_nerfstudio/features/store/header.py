@@ -92,12 +92,13 @@ class HeaderRecord(Record):
     negatives: Annotated[list[Words], Field(max_length=1000)] = Field(default_factory=list)
     shared_index: bool = False
     decoder: Annotated[str, Field(pattern=r"^[^/\\\x00]{1,200}$")] | None = None
+    pictures: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     format: int
 
 
 @dataclass(frozen=True)
 class StoreHeader:
-    """What a feature store holds and how it was made; equal headers mean equal features."""
+    """What a feature store holds and how it was made; headers without differences mean equal features."""
 
     kind: str
     """Kind of features: "image", "video", "regulariser" or "hotspot"; or "hints"."""
@@ -123,6 +124,8 @@ class StoreHeader:
     """Whether one index serves all frames."""
     decoder: str | None = None
     """File in the store's folder with the autoencoder whose codes the features are; None: they are embeddings."""
+    pictures: str | None = None
+    """SHA-256 of the pictures that the features are of; None, of an earlier version: nobody knows."""
     format: int = FORMAT
     """Version of the store's layout."""
 
@@ -136,6 +139,9 @@ class StoreHeader:
                 continue
             if name == "frame_ids":
                 found.append(f"frame_ids: {len(self.frame_ids)} frames -> {len(other.frame_ids)} frames, or other ids")
+            elif name == "pictures":
+                if self.pictures is not None and other.pictures is not None:
+                    found.append("pictures: other ones than these")
             else:
                 found.append(f"{name}: {mine.get(name, 'absent')} -> {others.get(name, 'absent')}")
         return found
