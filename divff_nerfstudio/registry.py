@@ -50,7 +50,9 @@ divff = _method(
     pipeline=DivFFPipelineConfig(
         datamanager=DivFFDataManagerConfig(train_num_rays_per_batch=None, eval_num_rays_per_batch=1024),
         # Off where a config.yml of an earlier version does not name them.
-        model=DivFFModelConfig(fields=LayeredFieldConfig(time_codes="apart"), evidence="auto", hints="auto"),
+        model=DivFFModelConfig(
+            fields=LayeredFieldConfig(time_codes="apart", shadow_octaves=6), evidence="auto", hints="auto"
+        ),
     ),
     optimizers={
         "grids": _optimizer(1e-2, 0.1),

@@ -320,6 +320,15 @@ def test_what_leaves_is_the_static_layers_until_it_does_not_stay(field):
     )  # in the colours that it has at rest
 
 
+def test_shadows_may_see_coarser_places_than_the_actor(field):
+    where = points(6)
+    coarse = LayeredField(dataclasses.replace(SMALL, shadow_octaves=2), space(), 60)
+    assert coarse.actor_shadow is not None and field.actor_shadow is not None
+    inputs = [next(each.actor_shadow.parameters()).shape[1] for each in (coarse, field)]
+    assert inputs[1] - inputs[0] == 6 * (SMALL.actor_octaves - 2)
+    assert coarse.shadow(where.camera_positions[:, 0], where.times).shape == (6,)
+
+
 def test_a_new_actor_throws_hardly_a_shadow(field):
     where = points()
     found = field.shadow(where.camera_positions[:, 0], where.times)

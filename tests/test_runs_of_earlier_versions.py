@@ -75,6 +75,8 @@ def test_options_of_an_earlier_version_mean_what_they_meant(method: str) -> None
         read.pipeline.model.fields.time_codes = "apart"
         assert read.pipeline.model.fields.actor_octaves == 6
         read.pipeline.model.fields.actor_octaves = registered.pipeline.model.fields.actor_octaves
+        assert read.pipeline.model.fields.shadow_octaves is None
+        read.pipeline.model.fields.shadow_octaves = registered.pipeline.model.fields.shadow_octaves
         for name, size in LayeredFieldConfig.sizes_by_device["cpu"].items():  # they were the same on every device
             assert getattr(read.pipeline.model.fields, name) == size
             setattr(read.pipeline.model.fields, name, None)

@@ -65,7 +65,11 @@ class ActorField(nn.Module):
 
     def encode(self, camera_positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points dim"]:
         """Encodes points in camera space."""
-        return self.encoding(camera_positions / self.space.length)
+        return self.encoding(self.scaled(camera_positions))
+
+    def scaled(self, camera_positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
+        """Points in camera space in lengths of the scene."""
+        return camera_positions / self.space.length
 
     def forward(self, points: SamplePoints) -> LayerSamples:
         """The layer at samples, what is carried included."""
@@ -94,6 +98,10 @@ class CastsShadow(Protocol):
         """Encodes points in camera space."""
         ...
 
+    def scaled(self, camera_positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
+        """Points in camera space as an encoding gets them."""
+        ...
+
 
 class ActorShadow(nn.Module):
     """How much of the static layer's light the actor takes away: its shadow (as in D^2NeRF, Wu 2022).
@@ -102,13 +110,16 @@ class ActorShadow(nn.Module):
     this, the actor's density draws them. One evaluation per ray, at the depth of the static layer.
 
     Args:
-        actor: Whose encoding and time codes are shared.
+        actor: Whose time codes are shared.
         hidden: Width of the network.
+        octaves: Frequencies of the encoded place: a shadow that sees fine ones draws what is dark in the room, which
+            is then missing there. None: the actor's encoding is shared, too.
     """
 
-    def __init__(self, actor: CastsShadow, hidden: int):
+    def __init__(self, actor: CastsShadow, hidden: int, octaves: int | None = None):
         super().__init__()
-        in_dim = actor.encoding.get_out_dim() + actor.time_code.out_dim
+        self.encoding = None if octaves is None else positional_encoding(3, octaves)
+        in_dim = (self.encoding or actor.encoding).get_out_dim() + actor.time_code.out_dim
         self.network = MLP(in_dim, num_layers=3, layer_width=hidden, out_dim=1)
         last = self.network.layers[-1]
         assert isinstance(last, nn.Linear)
@@ -119,5 +130,9 @@ class ActorShadow(nn.Module):
         self, actor: CastsShadow, camera_positions: Float[Tensor, "rays 3"], times: Float[Tensor, "rays 1"]
     ) -> Float[Tensor, "rays"]:
         """Share of light taken, in [0, 1], at points of the static layer in camera space."""
-        inputs = torch.cat((actor.encode(camera_positions), actor.time_code(times)), -1)
+        if self.encoding is None:
+            encoded = actor.encode(camera_positions)
+        else:
+            encoded = self.encoding(actor.scaled(camera_positions))
+        inputs = torch.cat((encoded, actor.time_code(times)), -1)
         return torch.sigmoid(self.network(inputs)[:, 0])

@@ -81,6 +81,8 @@ class LayeredFieldConfig(InstantiateConfig):
     """Let what the hands carry be drawn in the actor's space and count as dynamic; comes with `evidence` "auto"."""
     shadow: bool = True
     """Model the actor's shadow, which darkens the static layer."""
+    shadow_octaves: Optional[Octaves] = None  # noqa: UP045
+    """Frequencies of the place that a shadow falls on. None: the actor's, as runs of earlier versions have."""
 
     def settle(self, device: str) -> None:
         """Settles the sizes that depend on the kind of device, "cuda" or "cpu"; what was chosen stays."""
@@ -137,7 +139,7 @@ class LayeredField(nn.Module):
             config.max_uncertainty,
             config.carried,
         )
-        self.actor_shadow = ActorShadow(self.actor, config.hidden) if config.shadow else None
+        self.actor_shadow = ActorShadow(self.actor, config.hidden, config.shadow_octaves) if config.shadow else None
 
     def forward(
         self, points: SamplePoints, layers: Sequence[Layer], all_at_rest: bool = False

@@ -347,7 +347,11 @@ class ActorGaussians(GaussianLayer):
         """Encodes places in the camera's frame."""
         if not len(camera_positions):  # which nerfstudio's encoding does not take
             return camera_positions.new_zeros(0, self.encoding.get_out_dim())
-        return self.encoding(camera_positions)
+        return self.encoding(self.scaled(camera_positions))
+
+    def scaled(self, camera_positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
+        """Places as they are."""
+        return camera_positions
 
     def at(self, moment: Moment) -> Splats:
         """The layer at a moment, in the world of the moment's camera."""
