@@ -28,6 +28,7 @@ from divff_nerfstudio.former_names import OPTIMIZERS
 from divff_nerfstudio.heartbeat import beat
 from divff_nerfstudio.interrupts import exit_status, handled, say_at_once
 from divff_nerfstudio.launch import RunConfig
+from divff_nerfstudio.models.schedule import PhasesConfig
 from divff_nerfstudio.option_ranges import check_config
 from divff_nerfstudio.pipeline import DivFFPipeline, DivFFPipelineConfig, random_state, restore_random_state
 from divff_nerfstudio.resumption import require_finite, require_optimizers, require_run, telling_damage
@@ -321,6 +322,7 @@ class DivFFTrainer(Trainer):
             return
         optimizers, schedulers = (_presently_named(state[kind]) for kind in ("optimizers", "schedulers"))
         require_optimizers(path, optimizers, self.optimizers.optimizers)
+        self._require_heads_go_on(path, bool(optimizers.get("heads", {}).get("state")))
         for name, loaded in optimizers.items():  # whoever trained it may have had other kernels
             for group, own in zip(loaded["param_groups"], self.optimizers.optimizers[name].param_groups, strict=True):
                 group |= {key: own[key] for key in ("foreach", "fused", "capturable") if key in own}
@@ -330,6 +332,22 @@ class DivFFTrainer(Trainer):
             self.optimizers.load_schedulers(schedulers)
         self.grad_scaler.load_state_dict(state["scalers"])
         restore_random_state(state["random"])
+
+    def _require_heads_go_on(self, path: Path, trained: bool) -> None:
+        """Refuses a longer schedule that would leave heads alone that have been trained already.
+
+        Raises:
+            TrainingError: If it does.
+        """
+        schedule, start = self.pipeline.model.schedule, self._start_step
+        if trained and not schedule.heads_trained(start):
+            remedy = f"--pipeline.model.heads-start-step {start} --pipeline.model.joint-start-step {start}"
+            if not isinstance(self.config.pipeline.model, PhasesConfig):
+                remedy = "the number of steps that it was to have"
+            raise TrainingError(
+                f"{path} has trained semantic heads, which would rest until step {schedule.heads_start_step} of "
+                f"{self._steps}, and no question be answered before: give {remedy}, with which all go on."
+            )
 
 
 def _presently_named(states: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,8 @@ _WORKING_PIXELS = 7300
 _STRIDE = 2
 _VIEWS = 72
 """Frames in which a place is looked for, at most, spread over the video."""
+ENDS_KNOWN = 1 / (_VIEWS - 1) + 1 / 255
+"""How exactly it is known when something begins and ends to rest, as a share of the video: a view, and a code."""
 _TRIED = 4
 """Frames from which the tolerance is settled."""
 _ASKED_SEGMENTS = 8192

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from divff_nerfstudio.data.windows import Windows
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
+from divff_nerfstudio.evidence.labels import ENDS_KNOWN
 from divff_nerfstudio.fields.layered import LayeredField, LayeredFieldConfig
 from divff_nerfstudio.fields.layers import Layer
 from divff_nerfstudio.fields.semantic_heads import SemanticHeads, SemanticHeadsConfig
@@ -336,7 +337,7 @@ class DivFFModel(RayModel):
         any_time = first + (last - first) * any_time
         density = self.field.dynamic_density(positions, torch.stack((then, any_time), -1))
         there, other = (1 - torch.exp(-density * self._thickness)).unbind(-1)
-        frame = 1 / self.num_train_data
+        frame = max(1 / self.num_train_data, ENDS_KNOWN)
         away = (any_time < since - frame) | (any_time > until + frame)
         resting, left = resting_loss(there, sure[drawn]), resting_loss(1 - other, sure[drawn] * away)
         return config.resting_weight * resting + config.left_weight * left

@@ -15,6 +15,7 @@ _NEIGHBOURS = 8
 _FEATURES_SPEAK = 4.0
 _REACH = 2.0
 _LOOK_PIXELS = 2.0
+_PAIRS = 8192
 
 
 class Recognition:
@@ -58,8 +59,7 @@ class Recognition:
         pixels, owners = np.nonzero(here)[0], self._owners[near[here]]
         speaks = PLACE_SPEAKS * (1 - far[here] / self._reach)
         if features is not None:
-            compared, row = np.unique(pixels, return_inverse=True)
-            speaks = speaks + self._alike(features.reshape(len(found), -1)[compared])[row, owners]
+            speaks = speaks + self._alike(features.reshape(len(found), -1), pixels, owners)
         order = np.lexsort((-speaks, pixels))
         best = order[np.unique(pixels[order], return_index=True)[1]]
         best = best[speaks[best] > 0]
@@ -67,12 +67,16 @@ class Recognition:
         found[pixels[best]] = numbers[owners[best]]
         return found.reshape(shape)
 
-    def _alike(self, features: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n things"]:
-        """What features say for each thing."""
+    def _alike(
+        self, features: Float[np.ndarray, "n dim"], pixels: Int[np.ndarray, "pairs"], owners: Int[np.ndarray, "pairs"]
+    ) -> Float[np.ndarray, "pairs"]:
+        """What features of pixels say for things beside them: of each pair, some thousand at a time."""
         likeness = self._things.likeness
         assert likeness is not None
-        own = likeness.centred(np.stack([thing.feature for thing in self._things.things]))
-        return _FEATURES_SPEAK * likeness.graded(likeness.centred(features.astype(np.float64)) @ own.T)
+        own, centred = self._things.centred, likeness.centred(features.astype(np.float64))
+        parts = (slice(start, start + _PAIRS) for start in range(0, len(pixels), _PAIRS))
+        products = [np.einsum("pd,pd->p", centred[pixels[part]], own[owners[part]]) for part in parts]
+        return _FEATURES_SPEAK * likeness.graded(np.concatenate([np.zeros(0), *products]))
 
 
 def _thinned(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "m 3"]:

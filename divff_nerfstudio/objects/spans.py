@@ -34,7 +34,7 @@ _ENOUGH = 6
 _COMPARED = 16
 _QUIET = 3
 """What has kept still in so many frames no longer moves."""
-_AWAY = 0.6
+AWAY = 0.6
 """Share of its size by which a thing must be displaced before its place is another."""
 
 
@@ -278,6 +278,6 @@ def taken(seen: Spots, before: Rest, after: Rest, long: float, reach: float) -> 
         long: The thing's size, scene units.
         reach: Points nearer to each other than this are at one place, scene units.
     """
-    far = max(_AWAY * long, 3 * reach)
+    far = max(AWAY * long, 3 * reach)
     between = seen.between(before.last + 1, after.first - 1)
     return int((between.touched & (between.off(before.point) > far)).sum()) >= _DISPLACED

@@ -19,7 +19,7 @@ from divff_nerfstudio.objects.likeness import Likeness
 from divff_nerfstudio.objects.pieces import MIN_DYNAMIC, join_over_time, join_pieces
 from divff_nerfstudio.objects.sighting_table import Sightings, SightingTable
 from divff_nerfstudio.objects.sightings import FeaturesOf, Look, Sighting, sightings, visible
-from divff_nerfstudio.objects.spans import Rest, Spots, rests, settled, size, spots, taken
+from divff_nerfstudio.objects.spans import AWAY, Rest, Spots, rests, settled, size, spots, taken
 
 _SEEN = 0.3
 _LEFT = 0.5
@@ -114,13 +114,32 @@ class Thing:
         """Whether it is ever moved."""
         return bool(self.moves)
 
+    @cached_property
+    def carried_in(self) -> frozenset[int]:
+        """Indices of frames, outside of its rests, that show it away from where it rests before and after them, two
+        in a row at least."""
+        spots, found = self.spots, np.zeros(len(self.spots), bool)
+        for i, frame in enumerate(spots.frames):
+            if any(rest.first <= frame <= rest.last for rest in self.rests):
+                continue
+            nearest = [rest for rest in self.rests if rest.last < frame][-1:]
+            nearest += [rest for rest in self.rests if rest.first > frame][:1]
+            found[i] = all(spots[i : i + 1].off(rest.point)[0] > AWAY * self.size for rest in nearest)
+        alone = found & ~np.append(found[1:], False) & ~np.append(False, found[:-1])
+        return frozenset(spots.frames[found & ~alone].tolist())
+
     def place(self, frame: int) -> Float[np.ndarray, "3"]:
         """Where it is in a frame: at its resting place, on its way between two, or where it was last (or will first
         be) seen."""
         for rest in self.rests:
             if rest.first <= frame <= rest.last:
                 return rest.point
-        on_way = {at: np.array(point) for move in self.moves for at, point in move.path}
+        on_way = {
+            int(at): point
+            for at, point in zip(self.spots.frames, self.spots.centres, strict=True)
+            if int(at) in self.carried_in
+        }
+        on_way |= {at: np.array(point) for move in self.moves for at, point in move.path}
         if frame in on_way:
             return on_way[frame]
         known = {rest.last: rest.point for rest in self.rests if rest.last < frame} | {
@@ -142,6 +161,9 @@ class Thing:
             if after - before <= _HIDDEN:
                 states[before : after + 1] = "rests"
         states[self.frames] = "rests"
+        for before, after in pairwise(self.frames):
+            if before in self.carried_in and after in self.carried_in and after - before <= _HIDDEN:
+                states[before : after + 1] = "carried"
         for move in self.moves:
             states[move.start + 1 : move.end] = "carried"
         edges = [0, *(i for i in range(1, count) if states[i] != states[i - 1]), count]

@@ -31,7 +31,7 @@ class Whereabouts:
     rest: Rest | None
     """Where it lies, as far as is known; None: it is carried, or has not been seen yet."""
     before: Rest | None
-    """Where it lay before that; of what is carried, where it comes from."""
+    """Where it lay before that; of what is carried, where it comes from, if it lay anywhere."""
     after: Rest | None
     """Where it lies next, if anywhere."""
 
@@ -40,7 +40,7 @@ class Whereabouts:
         """Whether it rests, is carried, or has not been seen yet."""
         if self.rest is not None:
             return "rests"
-        return "carried" if self.before is not None else "not seen yet"
+        return "not seen yet" if self.last_seen is None else "carried"
 
     @property
     def last_seen(self) -> int | None:
@@ -52,7 +52,7 @@ class Whereabouts:
         """Points of its surface where it is now, world coordinates; none before it is seen."""
         if self.rest is not None:
             return self.rest.points
-        if self.before is None:
+        if self.last_seen is None:
             return np.zeros((0, 3), np.float32)
         nearest = int(np.abs(self.thing.spots.frames - self.frame).argmin())
         return self.thing.spots[nearest : nearest + 1].points
@@ -91,8 +91,12 @@ class Whereabouts:
 
     def _on_the_way(self, things: Things, clock: Clock, pose: Float[np.ndarray, "3 4"]) -> str:
         """The words for what lies nowhere."""
-        if self.before is None or self.after is None:
+        if self.last_seen is None:
             return f"not seen before {clock.told(self.thing.frames[0])}"
+        if self.before is None or self.after is None:
+            begin = clock.told(self.thing.frames[0] if self.before is None else self.before.last)
+            end = "" if self.after is None else f" to {clock.told(self.after.first)}"
+            return f"carried from {begin}{end}, last seen at {clock.told(self.last_seen)}"
         where = self._from_here(things, pose, self.after.point, self.before.point)
         return f"carried from {clock.told(self.before.last)} to {clock.told(self.after.first)}, {where}"
 
@@ -120,8 +124,11 @@ def whereabouts(thing: Thing, frame: int) -> Whereabouts:
     rest = next((each for each in thing.rests if each.first <= frame <= each.last), None)
     before = [each for each in thing.rests if each.last < frame]
     after = [each for each in thing.rests if each.first > frame]
-    if rest is None and before and not after:
+    if rest is None and before and not after and not any(before[-1].last < at <= frame for at in thing.carried_in):
         rest, before = before[-1], before[:-1]
+    come = not any(at < after[0].first for at in thing.carried_in) if after else False
+    if rest is None and not before and come and frame >= thing.frames[0]:
+        rest, after = after[0], after[1:]
     return Whereabouts(thing, frame, rest, before[-1] if before else None, after[0] if after else None)
 
 
