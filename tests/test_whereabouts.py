@@ -61,8 +61,33 @@ def test_what_is_seen_late_or_no_more():
     early, late = whereabouts(mug, 0), whereabouts(mug, FRAMES - 1)
     assert (early.state, early.last_seen, len(early.points), early.sighting.frame) == ("not seen yet", None, 0, 3)
     assert early.told(things, clock(), cameras()[0].pose) == "not seen before 3.0 s"
-    assert late.state == "rests" and late.told(things, clock(), cameras()[0].pose).endswith("; last seen at 8.0 s")
+    # Two frames show it at its new place, too few to say that it rests there; it has left its old one.
+    assert late.state == "carried" and late.told(things, clock(), cameras()[0].pose).endswith(", last seen at 8.0 s")
     assert whereabouts(mug, 4).told(things, clock(), cameras()[0].pose).startswith("here since 3.0 s, when it is first")
+
+
+@pytest.fixture
+def never_put_down(monkeypatch):
+    """The mug comes in the hand and is put down in frame 7; the bowl is taken in frame 10 and held to the end."""
+    motions = {MUG: [[0, 70]], BOWL: [[100, 150]]}
+    instances = [{**each, "motion": motions.get(each["id"], [])} for each in moved_scene.INSTANCES]
+    monkeypatch.setattr(moved_scene, "INSTANCES", instances)
+    return things_in(looks())
+
+
+def test_what_comes_in_the_hand_or_stays_there_is_carried(never_put_down):
+    mug, bowl = (named(never_put_down, name) for name in ("mug", "bowl"))
+    coming, there = whereabouts(mug, 2), whereabouts(mug, 12)
+    told = coming.told(never_put_down, clock(), cameras()[2].pose)
+    assert coming.state == "carried" and told.startswith("carried from 0.0 s to ") and len(coming.points)
+    assert there.state == "rests"
+    held = whereabouts(bowl, FRAMES - 2)
+    told = held.told(never_put_down, clock(), cameras()[FRAMES - 2].pose)
+    assert held.state == "carried" and told.startswith("carried from 1") and told.endswith("last seen at 14.0 s")
+    for thing, instance, frame in ((mug, MUG, 2), (bowl, BOWL, FRAMES - 2)):
+        true = moved_scene.pose(instance, STEP * frame)[:, 3]
+        assert np.linalg.norm(thing.place(frame) - true) < 0.4
+        assert thing.state(frame, FRAMES) == "carried"
 
 
 def test_spans_are_told_around_a_moment(found):
