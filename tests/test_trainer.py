@@ -251,6 +251,23 @@ def test_a_finished_run_is_not_overwritten_by_resuming(start: Start):
     assert not again.checkpoint_dir.exists()
 
 
+def test_more_steps_do_not_let_trained_heads_rest(start: Start, tiny_scene: Path, tmp_path: Path):
+    first = start("first")
+    first.train()
+    config = tiny_run.config(tiny_scene, tmp_path, 10 * STEPS)
+    config.load_dir = first.checkpoint_dir
+    longer = tiny_run.trainer_of(config)
+    with pytest.raises(TrainingError, match=f"heads-start-step {STEPS} --pipeline.model.joint-start-step {STEPS},"):
+        longer.setup()
+    config = tiny_run.config(tiny_scene, tmp_path, STEPS + 2)
+    config.load_dir = first.checkpoint_dir
+    config.pipeline.model.heads_start_step = config.pipeline.model.joint_start_step = STEPS
+    longer = tiny_run.trainer_of(config)
+    longer.setup()
+    longer.train()
+    assert longer.step == STEPS + 1 and longer.pipeline.model.features_trained
+
+
 def test_checkpoint_is_whole_safe_and_alone(start: Start, monkeypatch):
     trainer = start("run")
     folder = trainer.checkpoint_dir
