@@ -17,7 +17,7 @@ from PIL import Image
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.evidence import labels as labels_module
-from divff_nerfstudio.evidence.labels import labels
+from divff_nerfstudio.evidence.labels import _voting, labels
 from divff_nerfstudio.evidence.shadows import shadowed
 from divff_nerfstudio.evidence.sightings import Asked, Movers, Sweep, Views, longest, settle_tolerance, sweep
 from divff_nerfstudio.evidence.votes import Kinds, alike, count, decide, nearest_distances
@@ -278,6 +278,18 @@ def test_what_is_carried_for_most_of_the_video_is_no_hand():
     found = Kinds(looks[mixed], votes[mixed], 0.1).votes(np.stack((mug, hand, room)))
     assert found == pytest.approx(np.array([[80, 80, 72], [80, 80, 24], [10, 0, 0]]), abs=1e-6)
     assert np.array_equal(Kinds(looks[:0], votes[:0], 0.1).votes(looks), np.zeros((17, 3)))
+
+
+def test_what_has_the_colours_of_a_hand_is_none_for_an_encoder_that_knows_it():
+    """A hand and a mug of one colour, which features tell apart; a bowl and a wall that are one to the encoder."""
+    features = np.array([[0.0, 0], [4, 0], [0, 4], [0, 4]])
+    colours = np.array([[0.0], [0], [0], [40]])
+    hand, mug, bowl, wall = range(4)
+    by_features, together = (alike(looks, looks, 1.0) for looks in _voting((features, 10 * colours), (1.0, 10.0)))
+    assert max(by_features[hand, mug], together[hand, mug], together[bowl, wall]) < 0.03
+    assert by_features[bowl, wall] == 1
+    (alone,) = _voting((colours,), (2.0,))
+    assert np.array_equal(alone, colours / 2)
 
 
 def test_a_rest_outlives_hands_and_ends_where_something_else_is_for_long():
