@@ -10,7 +10,7 @@ from nerfstudio.cameras.rays import RayBundle
 from pytorch_msssim import ssim
 
 from divff_nerfstudio.models.base import feature_loss
-from divff_nerfstudio.models.rays import proposal_loss
+from divff_nerfstudio.models.rays import distortion_loss, proposal_loss
 from divff_nerfstudio.models.separation import persistence_loss, shadow_loss, structural_loss, uncertain_photometric
 from divff_nerfstudio.rendering import ProposalSamples, sample_rays
 
@@ -108,6 +108,13 @@ def test_proposal_is_taught_to_bound_the_weights_and_nothing_else():
     behind = proposal_loss(proposal, samples, nothing, peak)
     behind.backward()
     assert behind.item() > 0 and level.grad in (None, torch.tensor(0.0)) and room.grad.abs() > 0
+    fog = torch.full((3, 6), 1 / 6, requires_grad=True)
+    split = torch.zeros(3, 6)
+    split[:, 0] = split[:, 5] = 0.5
+    spread = [distortion_loss(samples, weights).item() for weights in (nothing, peak, fog, split)]
+    assert spread[0] == 0 and sorted(spread) == spread and spread[3] > 3 * spread[1]
+    distortion_loss(samples, fog).backward()
+    assert fog.grad is not None and (fog.grad[:, 0] > fog.grad[:, 2]).all()
     ones = torch.ones_like(proposal.weights)
     bounded = ProposalSamples(proposal.samples, ones, ones)
     assert proposal_loss(bounded, samples, peak, peak).item() == pytest.approx(0.0, abs=1e-6)

@@ -23,7 +23,7 @@ from divff_nerfstudio.former_names import formerly
 from divff_nerfstudio.generators import weighted_draw
 from divff_nerfstudio.models.base import LayeredModelConfig
 from divff_nerfstudio.models.moved import moved_mask
-from divff_nerfstudio.models.rays import RayModel, proposal_loss
+from divff_nerfstudio.models.rays import RayModel, distortion_loss, proposal_loss
 from divff_nerfstudio.models.schedule import PhasesConfig, Schedule
 from divff_nerfstudio.models.separation import (
     SeparationConfig,
@@ -74,6 +74,8 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Where rays start, in units of their frame's near: the actor is closer than the room."""
     far_scale: Annotated[Positive, formerly("--pipeline.model.farthest")] = 1.25
     """Where rays end, in units of their frame's far, which is measured along the optical axis."""
+    distortion_weight: Weight = 0.1
+    """Weight of `distortion_loss` of the static layer."""
     proposal_weight: Weight = 10.0
     """Weight of the proposal's loss."""
     dynamic_density_weight: Weight = 0.01
@@ -287,6 +289,8 @@ class DivFFModel(RayModel):
     def _geometry_losses(self, outputs: dict[str, Any], target: Tensor) -> dict[str, Tensor]:
         config = self.config
         losses = {"proposal": config.proposal_weight * proposal_loss(*outputs["proposal"])}
+        _, samples, _, alone = outputs["proposal"]
+        losses["distortion"] = config.distortion_weight * distortion_loss(samples, alone)
         losses["enclosure"] = config.enclosure_weight * (1 - outputs["enclosed"]).mean()
         evidence, hints = outputs.get("evidence"), outputs.get("hints")
         if self.static_only:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.data.scene_box import OrientedBox
-from nerfstudio.model_components.losses import lossfun_outer, ray_samples_to_sdist
+from nerfstudio.model_components.losses import lossfun_distortion, lossfun_outer, ray_samples_to_sdist
 from torch import Tensor
 
 from divff_nerfstudio.card import free_bytes
@@ -150,3 +150,14 @@ def proposal_loss(
         (lossfun_outer(drawn, found.detach(), proposed, bound[..., 0]).mean() for found, bound in bounds),
         torch.zeros(()),
     )
+
+
+def distortion_loss(samples: RaySamples, weights: Float[Tensor, "rays samples"]) -> Float[Tensor, ""]:
+    """Wants what a ray meets to be at one place: no fog before the room, where few frames look (mip-NeRF 360, equation
+    15).
+
+    Args:
+        samples: The samples; distances count as their spacing does.
+        weights: Weights of what shall be at one place.
+    """
+    return lossfun_distortion(ray_samples_to_sdist(samples).detach(), weights).mean()
