@@ -29,6 +29,7 @@ class Pictures:
         self._frame_of_number = {int(number): i for i, number in enumerate(scene.video_numbers)}
         self._decoded: OrderedDict[int, Future[np.ndarray]] = OrderedDict()
         self._lock = Lock()
+        self._video_shape: tuple[int, ...] | None = None
 
     @cached_property
     def has_video(self) -> bool:
@@ -56,11 +57,6 @@ class Pictures:
         files = (self.scene.video_frame_path(int(number)) for number in self.scene.video_numbers_available)
         told = "".join(f"\0{file.name}\0{file.stat().st_size}" for file in files if file is not None)
         return hashlib.sha256((self.frames_digest + told).encode()).hexdigest()
-
-    @cached_property
-    def _video_shape(self) -> tuple[int, ...]:
-        """That of the first of the video's frames, which all must have."""
-        return self.scene.video_frame(int(self.numbers[0])).shape
 
     def sharpest(self, i: int) -> UInt8[np.ndarray, "height width 3"]:
         """Picture of the frame with index `i`: the video's, which is larger as a rule, if it has all of them."""
@@ -111,8 +107,10 @@ class Pictures:
     def _decode(self, number: int) -> UInt8[np.ndarray, "height width 3"]:
         if self.has_video:
             picture = self.scene.video_frame(number)
-            if picture.shape != self._video_shape:
-                (height, width, _), (usual_height, usual_width, _) = picture.shape, self._video_shape
+            with self._lock:
+                self._video_shape = usual = self._video_shape or picture.shape
+            if picture.shape != usual:
+                (height, width, _), (usual_height, usual_width, _) = picture.shape, usual
                 raise SceneError(
                     f"{self.scene.video_frame_path(number)} is {width}x{height}, and other frames of the video are "
                     f"{usual_width}x{usual_height}: cut all of them at one size (`divff convert video-frames`)."
