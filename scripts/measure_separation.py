@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "six octaves": {"model.fields.actor_octaves": 6},
     "shadow of eight octaves": {"model.fields.shadow_octaves": 8},
     "shadow of four octaves": {"model.fields.shadow_octaves": 4},
+    "with fog": {"model.distortion_weight": 0.0},
     "not placed": {"model.elsewhere_share": 1.0, "model.resting_weight": 0.0, "model.left_weight": 0.0},
     "drawn alike": {"datamanager.contested_weight": 0.0},
     "not carried": {"model.evidence": "on"},

@@ -127,7 +127,7 @@ class PoseFit:
     points: int
     """Points that were found again."""
     share: float
-    """Of them, how many lie where the poses let them lie; 1 where there are too few to tell."""
+    """Of them, how many lie where the poses let them lie, beyond chance; 1 where there are too few to tell."""
     meaning: str | None = None
     """What the poses fit as, where they do not fit as what they should be."""
 

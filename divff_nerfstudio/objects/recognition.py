@@ -73,10 +73,12 @@ class Recognition:
         """What features of pixels say for things beside them: of each pair, some thousand at a time."""
         likeness = self._things.likeness
         assert likeness is not None
-        own, centred = self._things.centred, likeness.centred(features.astype(np.float64))
-        parts = (slice(start, start + _PAIRS) for start in range(0, len(pixels), _PAIRS))
-        products = [np.einsum("pd,pd->p", centred[pixels[part]], own[owners[part]]) for part in parts]
-        return _FEATURES_SPEAK * likeness.graded(np.concatenate([np.zeros(0), *products]))
+        products = np.zeros(len(pixels))
+        for start in range(0, len(pixels), _PAIRS):
+            part = slice(start, start + _PAIRS)
+            centred = likeness.centred(features[pixels[part]].astype(np.float64))
+            products[part] = np.einsum("pd,pd->p", centred, self._things.centred[owners[part]])
+        return _FEATURES_SPEAK * likeness.graded(products)
 
 
 def _thinned(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "m 3"]:

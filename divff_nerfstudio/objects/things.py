@@ -128,22 +128,23 @@ class Thing:
         alone = found & ~np.append(found[1:], False) & ~np.append(False, found[:-1])
         return frozenset(spots.frames[found & ~alone].tolist())
 
+    @cached_property
+    def _on_the_way(self) -> dict[int, Float[np.ndarray, "3"]]:
+        """Where frames show it that show it carried, by their indices."""
+        shown = zip(self.spots.frames.tolist(), self.spots.centres, strict=True)
+        carried = {frame: centre for frame, centre in shown if frame in self.carried_in}
+        return carried | {at: np.array(point) for move in self.moves for at, point in move.path}
+
     def place(self, frame: int) -> Float[np.ndarray, "3"]:
         """Where it is in a frame: at its resting place, on its way between two, or where it was last (or will first
         be) seen."""
         for rest in self.rests:
             if rest.first <= frame <= rest.last:
                 return rest.point
-        on_way = {
-            int(at): point
-            for at, point in zip(self.spots.frames, self.spots.centres, strict=True)
-            if int(at) in self.carried_in
-        }
-        on_way |= {at: np.array(point) for move in self.moves for at, point in move.path}
-        if frame in on_way:
-            return on_way[frame]
+        if frame in self._on_the_way:
+            return self._on_the_way[frame]
         known = {rest.last: rest.point for rest in self.rests if rest.last < frame} | {
-            at: point for at, point in on_way.items() if at < frame
+            at: point for at, point in self._on_the_way.items() if at < frame
         }
         return known[max(known)] if known else self.rests[0].point
 
