@@ -187,6 +187,26 @@ def test_an_interrupted_conversion_goes_on_and_another_starts_clean(tmp_path, fr
     assert not (tmp_path / "other" / "leftover.txt").exists() and not partial.exists()
 
 
+def test_pictures_that_were_replaced_meanwhile_are_read_anew(tmp_path, monkeypatch):
+    """The user mends the pictures of a conversion that was stopped; the folder itself says nothing of that."""
+    data, save = room.write_transforms(tmp_path / "data"), layout._save
+    words = ["nerfstudio", str(data)]
+
+    def stopping(path: Path, picture: np.ndarray) -> None:
+        save(path, picture)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(layout, "_save", stopping)
+    assert convert(words, tmp_path / "scene", "--no-check-poses") == 130
+    for path in (data / "images").iterdir():
+        with Image.open(path) as picture:
+            black = Image.new("RGB", picture.size)
+        black.save(path)
+    monkeypatch.setattr(layout, "_save", save)
+    assert convert(words, tmp_path / "scene", "--no-check-poses") == 0
+    assert not np.array(load_scene(tmp_path / "scene").frames).any()
+
+
 def test_two_conversions_into_one_folder(tmp_path):
     output = tmp_path / "scene"
     with staged(output, {}), pytest.raises(ConvertError, match="another process"), staged(output, {}):
