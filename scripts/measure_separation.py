@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "not carried": {"model.evidence": "on"},
     "neither": {"model.evidence": "off"},
     "without hints": {"model.hints": "off"},
+    "two windows": {"datamanager.windows": 2},
 }
 """Overrides; by default there are evidence and carried objects, and hints where those are stored (`divff extract
 --sources hints`)."""

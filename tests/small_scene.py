@@ -6,6 +6,7 @@ import json
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,9 +106,9 @@ def write(root: Path) -> Path:
     return root
 
 
-def datamanager(root: Path, split: str = "test") -> SimpleNamespace:
-    """What evaluation uses of the data manager, from the real dataparser and dataset."""
-    parser = EpicDiffDataParserConfig(data=root).setup()
+def datamanager(root: Path, split: str = "test", **options: Any) -> SimpleNamespace:
+    """What evaluation uses of the data manager, from the real dataparser, with its options, and dataset."""
+    parser = EpicDiffDataParserConfig(data=root, **options).setup()
     train = SceneDataset(parser.get_dataparser_outputs("train"))
     evaluated = SceneDataset(parser.get_dataparser_outputs(split))
     return SimpleNamespace(

@@ -217,7 +217,7 @@ def trained(tmp_path) -> TrainedScene:
 )
 def test_single_cameras_that_are_wrong_are_named(content, said, trained, tmp_path):
     with pytest.raises(CameraFileError, match=said):
-        read_camera(written(tmp_path, content), trained.scene)
+        read_camera(written(tmp_path, content), trained.cameras[:1])
 
 
 def test_a_camera_keeps_what_it_sees_at_another_size(tmp_path):

@@ -19,6 +19,7 @@ from divff_nerfstudio.cli.query import QueryCommandConfig, file_name
 from divff_nerfstudio.cli.video import VideoConfig
 from divff_nerfstudio.data.scene import SceneError, SceneFolder, load_scene
 from divff_nerfstudio.evaluation.consistency import consistency, static_classes
+from divff_nerfstudio.evaluation.looks import look_cameras, ray_directions
 from divff_nerfstudio.evaluation.options import CloudOptions, EvaluationError, asked_kind
 from divff_nerfstudio.evaluation.pointcloud import _Fused, reliable, write_cloud
 from divff_nerfstudio.evaluation.surroundings import in_picture, surroundings, true_points
@@ -202,14 +203,29 @@ def test_a_video_of_a_camera_path(config, trained, tmp_path):
 
 
 def test_cameras_in_files(trained, tmp_path):
-    scene, path = trained.scene, tmp_path / "camera.json"
+    path = tmp_path / "camera.json"
     path.write_text(json.dumps({"camera_to_world": np.eye(4)[:3].tolist(), "time": 0.25}))
-    camera = read_camera(path, scene)
+    camera = read_camera(path, trained.cameras[:1])
     assert camera.times.tolist() == [[0.25]] and float(camera.fx[0]) == 30 and int(camera.width[0]) == 40
     for content in ("", "[]", "{}", '{"camera_to_world": [[1, 2]]}', '{"camera_path": []}'):
         path.write_text(content)
         with pytest.raises(CameraFileError, match=r"camera\.json"):
-            read_camera(path, scene)
+            read_camera(path, trained.cameras[:1])
+
+
+@pytest.mark.parametrize("pixel_centres", [True, False])
+def test_rays_are_those_that_the_model_was_trained_with(pixel_centres, tmp_path):
+    """Of a camera that a file leaves to the scene, and where things are looked for."""
+    root = small_scene.write(tmp_path / "scene")
+    manager = small_scene.datamanager(root, pixel_centres=pixel_centres)
+    trained = TrainedScene(small_scene.KnowingModel(), manager, small_scene.make_query())
+    rays = manager.train_dataset.cameras.generate_rays(0).directions
+    path = tmp_path / "camera.json"
+    path.write_text(json.dumps({"camera_to_world": manager.train_dataset.cameras.camera_to_worlds[0].tolist()}))
+    camera = read_camera(path, trained.cameras[:1])
+    torch.testing.assert_close(camera.generate_rays(0).directions, rays)
+    look = look_cameras(trained)[int(trained.scene.splits["train"][0])]
+    assert np.allclose(ray_directions(look, (trained.scene.height, trained.scene.width)), rays.numpy(), atol=1e-6)
 
 
 def test_the_published_viewpoints_are_taken_by_the_scenes_name(trained):

@@ -106,7 +106,7 @@ class QueryCommandConfig:
 
         camera = None
         if self.camera is not None:
-            camera = read_camera(self.camera, trained.scene)
+            camera = read_camera(self.camera, trained.cameras[:1])
         elif self.fixed is not None:
             camera = trained.camera_at(trained.scene.index_of(self.fixed), 0.0)
         view = trained.view(frame=self.frame, time=self.time, camera=camera, hide=self.hide)

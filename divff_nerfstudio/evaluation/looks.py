@@ -23,6 +23,7 @@ from divff_nerfstudio.data.rays import camera_directions, pixel_grid
 from divff_nerfstudio.data.scene import SceneError, SceneFolder
 from divff_nerfstudio.evaluation.options import THINGS, EvaluationError
 from divff_nerfstudio.evaluation.trained_scene import TrainedScene
+from divff_nerfstudio.evaluation.viewpoints import intrinsics_of
 from divff_nerfstudio.features.store.reader import FeatureStore
 from divff_nerfstudio.objects.sightings import Look
 from divff_nerfstudio.objects.things import LookCamera, Things, find_things
@@ -46,7 +47,7 @@ def things_of(trained: TrainedScene, kept: Path | None = None, looked: Looked | 
         EvaluationError: If there are no stored segments to group, or no room for what is looked up meanwhile.
     """
     store = segments_of(trained)
-    cameras = look_cameras(trained.scene)
+    cameras = look_cameras(trained)
     size = look_size(trained.scene)
     folder = _folder_beside(kept)
     try:
@@ -98,11 +99,12 @@ def look_size(scene: SceneFolder) -> tuple[int, int]:
     return height, max(1, round(scene.width * height / scene.height))
 
 
-def look_cameras(scene: SceneFolder) -> list[LookCamera]:
-    """The frames' cameras, at the size of the looks."""
+def look_cameras(trained: TrainedScene) -> list[LookCamera]:
+    """The frames' cameras, at the size of the looks, with the rays that the model was trained with."""
+    scene = trained.scene
     height, width = look_size(scene)
     scale = np.array([[width / scene.width], [height / scene.height], [1.0]])
-    intrinsics = scene.intrinsics.astype(np.float64) * scale
+    intrinsics = intrinsics_of(trained.cameras) * scale
     return [LookCamera(pose.astype(np.float64), intrinsics) for pose in scene.camera_to_worlds]
 
 

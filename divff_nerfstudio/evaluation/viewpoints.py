@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -96,14 +97,14 @@ class _Camera(Record, extra="forbid"):
         return self
 
 
-def read_camera(path: Path, scene: SceneFolder) -> Cameras:
+def read_camera(path: Path, like: Cameras) -> Cameras:
     """Reads a camera from a file.
 
     Args:
         path: A camera path as nerfstudio's viewer saves it, of which the first one is taken, or one camera: an object
             of "camera_to_world" (3x4 or 4x4, columns right, up, back, position) and, if they are not the scene's,
             "intrinsics" (3x3), "width", "height"; "time" (0 to 1) if it has one.
-        scene: Gives what a single camera leaves out.
+        like: A camera of the scene, which gives what a single camera leaves out.
 
     Returns:
         The camera, with a time if it has one.
@@ -117,8 +118,8 @@ def read_camera(path: Path, scene: SceneFolder) -> Cameras:
         return read_camera_path(path).cameras[:1]
     content = read_json(path, _Camera, what, remedy, CameraFileError)
     pose = torch.tensor(content.camera_to_world, dtype=torch.float32).reshape(-1, 4)[:3]
-    K = np.array(scene.intrinsics if content.intrinsics is None else content.intrinsics, np.float64).reshape(3, 3)
-    width, height = content.width or scene.width, content.height or scene.height
+    K = intrinsics_of(like) if content.intrinsics is None else np.array(content.intrinsics, np.float64).reshape(3, 3)
+    width, height = content.width or int(like.width[0]), content.height or int(like.height[0])
     try:
         require_size(width, height)
     except ValueError as error:
@@ -138,6 +139,16 @@ def read_camera(path: Path, scene: SceneFolder) -> Cameras:
         height=height,
         times=None if content.time is None else torch.tensor([[content.time]]),
     )
+
+
+def intrinsics_of(camera: Cameras) -> Float[np.ndarray, "3 3"]:
+    """The pinhole camera of one or several alike, in pixels, as rays are sent through it.
+
+    Args:
+        camera: At least one camera.
+    """
+    fx, fy, cx, cy = (float(each.reshape(-1)[0]) for each in (camera.fx, camera.fy, camera.cx, camera.cy))
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 
 
 def at_size(camera: Cameras, size: tuple[int, int]) -> Cameras:
