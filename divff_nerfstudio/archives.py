@@ -24,6 +24,9 @@ DAMAGE = (
 )  # fmt: skip
 """What the standard library raises where an archive is damaged."""
 
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
+"""How files begin that gzip, bzip2 and xz have compressed."""
+
 
 class ArchiveError(DivffError):
     """An archive is damaged, or wants something that no data set needs."""
@@ -99,6 +102,12 @@ def open_archive(archive: Path, max_bytes: int) -> Iterator[list[Member]]:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
         said = f"{archive} is truncated or no archive ({reason}): delete it and fetch it anew."
         raise ArchiveError(stand_in(archive) or said) from None
+
+
+def is_compressed_tar(path: Path) -> bool:
+    """Whether an archive can only be read from its beginning on."""
+    with path.open("rb") as file:
+        return file.read(6).startswith(_COMPRESSED)
 
 
 def check_archive(archive: Path, max_bytes: int) -> None:

@@ -275,7 +275,7 @@ class DivFFTrainer(Trainer):
             "optimizers": {name: _plain(each.state_dict()) for name, each in self.optimizers.optimizers.items()},
             "schedulers": {name: _plain(each.state_dict()) for name, each in self.optimizers.schedulers.items()},
             "scalers": self.grad_scaler.state_dict(),
-            "random": random_state(),
+            "random": random_state(self.pipeline.datamanager.resident),
         }
         self._require_finite(self._watch.look_now(step, _tensors(state)))
         path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
@@ -331,7 +331,7 @@ class DivFFTrainer(Trainer):
         if self.config.load_scheduler:
             self.optimizers.load_schedulers(schedulers)
         self.grad_scaler.load_state_dict(state["scalers"])
-        restore_random_state(state["random"])
+        restore_random_state(state["random"], self.pipeline.datamanager.resident)
 
     def _require_heads_go_on(self, path: Path, trained: bool) -> None:
         """Refuses a longer schedule that would leave heads alone that have been trained already.

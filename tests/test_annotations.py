@@ -125,6 +125,30 @@ def test_shapes_of_the_annotator(tiny_scene: Path, shape: list[float], expected:
     np.testing.assert_array_equal(found.masks[0][..., 1], expected)
 
 
+def test_outlines_may_refer_to_other_pictures_than_the_published_ones(tiny_scene: Path) -> None:
+    """Whoever draws on small frames of their own is asked which size is meant."""
+    width, height = TINY_WIDTH, TINY_HEIGHT
+
+    def drawn(size: list[int] | None, *shapes: list[float]) -> None:
+        regions = {str(i): {"vid": "1", "xy": shape, "av": {"1": "2"}} for i, shape in enumerate(shapes)}
+        edit_json(tiny_scene / VIA, lambda p: p.update(metadata=regions, picture_size=size))
+
+    own, far = [2, 2, 2, 4, 2], [3, 300, 100, 5]
+    drawn(None, own, own, own, own)
+    with pytest.raises(SceneError, match=rf'te\.json.* add "picture_size": \[{width}, {height}\]'):
+        object_annotations(load_scene(tiny_scene))
+    drawn([width, height], own, own, own, own)
+    found = object_annotations(load_scene(tiny_scene))
+    assert found is not None
+    np.testing.assert_array_equal(found.masks[0][..., 1], box(slice(2, 4), slice(2, 6)))
+    for shapes in ([own, own, own, own, far], [own, own]):
+        drawn(None, *shapes)
+        assert object_annotations(load_scene(tiny_scene)) is not None
+    drawn([0, 5], own)
+    with pytest.raises(SceneError, match="picture_size"):
+        object_annotations(load_scene(tiny_scene))
+
+
 def test_frames_are_found_by_number_and_through_views(tiny_scene: Path) -> None:
     def change(project: dict) -> None:
         project["file"] = {"7": {"fname": "folder/frame_0000000120.png"}}

@@ -20,7 +20,7 @@ from batch_scenes import FAULTS, OFTEN, eight, scene, starts
 from divff_nerfstudio.batch import engines, run
 from divff_nerfstudio.batch.engines import Engine, EngineError, Room, this_machine
 from divff_nerfstudio.batch.entries import Needs
-from divff_nerfstudio.batch.processes import Patience
+from divff_nerfstudio.batch.processes import Patience, watch
 from divff_nerfstudio.batch.records import HEARTBEAT, LOG, Heartbeat, read_record
 from divff_nerfstudio.batch.run import BatchOptions, run_batch
 from divff_nerfstudio.batch.status import batch_status
@@ -229,6 +229,16 @@ def test_room_is_what_files_kept_in_memory_leave(tmp_path: Path, monkeypatch: py
     assert this_machine().gigabytes == pytest.approx(1e9 / 2**30, rel=1e-6)
     monkeypatch.setattr(run, "this_machine", lambda: Room(4, float("inf"), ()))
     assert run._places(BatchOptions(), [scene(tmp_path, "one", "slow")]) == 4
+
+
+@pytest.mark.parametrize(("done", "hung"), [(2, False), (1, True)])
+def test_who_has_counted_to_the_end_may_still_compute(tmp_path: Path, done: int, hung: bool):
+    """As an extraction, which puts its features together behind the last frame; who has not is to count on."""
+    code = f"import time; from divff_nerfstudio.heartbeat import beat; beat({done}, 2); begun = time.monotonic()\n"
+    code += "while time.monotonic() < begun + 7: pass"
+    patience, command = Patience(silence=3, grace=1), [sys.executable, "-c", code]
+    ended = watch(command, tmp_path, tmp_path / "log", tmp_path / "signs", patience, lambda *_: None, {})
+    assert ended.hung is hung and (ended.status == 0) is not hung
 
 
 def test_two_batches_in_one_folder_are_refused(tmp_path: Path, local: Engine):

@@ -27,7 +27,7 @@ from divff_nerfstudio.convert.layout import SceneOptions, ray_bounds, splits_of
 from divff_nerfstudio.convert.names import ConvertError
 from divff_nerfstudio.convert.pictures import FolderFrames
 from divff_nerfstudio.convert.posed import PosedFrames, opengl_poses, rigid_poses
-from divff_nerfstudio.convert.staging import staged
+from divff_nerfstudio.convert.staging import fingerprint, staged
 from divff_nerfstudio.data.scene import SceneFolder, load_scene
 
 
@@ -205,6 +205,23 @@ def test_pictures_that_were_replaced_meanwhile_are_read_anew(tmp_path, monkeypat
     monkeypatch.setattr(layout, "_save", save)
     assert convert(words, tmp_path / "scene", "--no-check-poses") == 0
     assert not np.array(load_scene(tmp_path / "scene").frames).any()
+
+
+def test_a_folder_is_known_by_its_files(tmp_path):
+    """Its own entry says nothing of what is mended in place; what is being made there, hidden, does not count."""
+    (tmp_path / "masks" / "a").mkdir(parents=True)
+    mask = tmp_path / "masks" / "a" / "1.png"
+    mask.write_text("old")
+    before = fingerprint(tmp_path / "masks")
+    (tmp_path / "masks" / ".scene.partial").mkdir()
+    (tmp_path / "masks" / ".scene.partial" / "1.bmp").write_text("half")
+    (tmp_path / "masks" / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "masks" / "gone").unlink()
+    assert fingerprint(tmp_path / "masks") == before
+    mask.write_text("better")
+    assert fingerprint(tmp_path / "masks") != before
+    with pytest.raises(ConvertError, match="is missing"):
+        fingerprint(tmp_path / "none")
 
 
 def test_two_conversions_into_one_folder(tmp_path):

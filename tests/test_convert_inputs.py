@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -21,6 +22,7 @@ from test_convert import as_colmap, convert
 
 from divff_nerfstudio.archives import ArchiveError
 from divff_nerfstudio.checkpoints import read_checkpoint
+from divff_nerfstudio.convert import pictures
 from divff_nerfstudio.convert.cameras import CameraError
 from divff_nerfstudio.convert.colmap import find_model, posed_by, read_model
 from divff_nerfstudio.convert.epic_fields import read_epic_fields
@@ -336,6 +338,11 @@ def _scale(meta):
         (lambda m: m["frames"][1].update(fl_x=45.0), "fl_x for itself and fl_y for all frames"),
         (lambda m: m["frames"][1].update(w=320, h=180), "w for itself and fl_x for all frames"),
         (lambda m: m["frames"][1].update(w=320, fl_x=180.0, fl_y=180.0), "w for itself and h for all frames"),
+        (
+            lambda m: m["frames"][1].update(w=320, h=180, fl_x=180.0, fl_y=180.0),
+            "w for itself and cx for all frames",
+        ),
+        (lambda m: m["frames"][1].update(cx=81.0), "cx for itself and cy for all frames"),
         (lambda m: m["frames"][1].update(file_path="a" * 4000 + ".png"), "missing"),
         (lambda m: m["frames"][1].update(file_path="a\0.png"), "missing"),
         (lambda m: m.update(camera_model="EQUIRECTANGULAR"), "EQUIRECTANGULAR, which is not known"),
@@ -527,8 +534,11 @@ def test_times_that_cannot_be_used_and_lists_that_lack_some():
     assert "differ" in str(usable_times(np.array([0.0, 1e-9, 1])))
     assert named_splits({"train": [1, 2], "val": [3, 4]}, HERE)[0] == {1: "train", 2: "train", 3: "val", 4: "test"}
     assert named_splits({"train": [1, 2], "val": [3]}, HERE)[0] is None
-    with pytest.raises(ConvertError, match="leave it in one"):
-        named_splits({"train": [1], "val": [1]}, HERE)
+    same = named_splits({"train": [1, 2], "val": [3, 4], "test": [4, 3]}, HERE)  # as many scripts write it
+    assert same[0] == {1: "train", 2: "train", 3: "test", 4: "val"} and "every other frame" in same[1][0]
+    for listed in ({"train": [1], "val": [1]}, {"train": [1, 2], "val": [3, 4], "test": [4, 5]}):
+        with pytest.raises(ConvertError, match="leave it in one"):
+            named_splits(listed, HERE)
 
 
 @pytest.mark.parametrize(("size", "said"), [((90, 90), "cropped"), ((90, 160), "shown turned by a quarter")])
@@ -539,6 +549,41 @@ def test_pictures_of_another_shape_are_refused_before_anything_is_written(tmp_pa
     found = " ".join(capsys.readouterr().err.split())
     assert said in found and f"Frame {room.numbers()[-1]} of" in found
     assert not list((tmp_path).rglob("IMG_*")) and not (tmp_path / "scene").exists()
+
+
+def test_pictures_of_another_shape_without_a_pose_are_left_out_and_told(tmp_path, capsys):
+    frames = room.write_frames(tmp_path / "images")
+    odd = next(n for n in sorted(room.every_pose()) if n not in room.numbers() and n > room.numbers()[0])
+    Image.new("RGB", (90, 160)).save(frames / f"frame_{odd:010d}.png")
+    assert convert(as_colmap(tmp_path, frames), tmp_path / "scene") == 0
+    assert f"frame {odd} first, and are left out" in " ".join(capsys.readouterr().out.split())
+    scene = load_scene(tmp_path / "scene")
+    assert odd not in scene.video_numbers_available and len(scene.video_numbers_available) > len(scene)
+
+
+def test_frames_of_a_video_are_numbered_from_one(tmp_path):
+    """A frame 0 would leave all poses off by one."""
+    model = read_model(room.write_colmap(tmp_path / "m", name="{:05d}.png"))
+    names = [f"{number - room.numbers()[0]:05d}.png" for number in room.numbers()]
+    numbered = replace(model, images=replace(model.images, names=names))
+    with pytest.raises(ConvertError, match=r"frame 0, where the first of .*clip\.mp4 is 1"):
+        posed_by(numbered, VideoFrames(tmp_path / "clip.mp4"), "number")
+
+
+def test_a_compressed_archive_in_another_order_is_refused_where_it_would_take_hours(tmp_path, monkeypatch):
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 6), (9, 8, 7)).save(picture, "PNG")
+    for kind in ("tar", "tar.gz"):
+        with tarfile.open(tmp_path / f"frames.{kind}", "w:gz" if kind.endswith("gz") else "w") as archive:
+            for number in (3, 1, 2):
+                info = tarfile.TarInfo(f"{number:05d}.png")
+                info.size = len(picture.getvalue())
+                archive.addfile(info, io.BytesIO(picture.getvalue()))
+    assert ArchiveFrames(tmp_path / "frames.tar.gz").numbers == [1, 2, 3]
+    monkeypatch.setattr(pictures, "_FEW", 2)
+    assert ArchiveFrames(tmp_path / "frames.tar").numbers == [1, 2, 3]
+    with pytest.raises(ConvertError, match=r"in another order .*: unpack it"):
+        ArchiveFrames(tmp_path / "frames.tar.gz")
 
 
 def test_compression_keeps_hues_and_what_is_below_the_knee():

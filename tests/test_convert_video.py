@@ -246,7 +246,7 @@ def test_a_scene_of_a_video_is_opened_before_it_takes_its_place(tmp_path, video,
     posed = SimpleNamespace(numbers=[1], selected=lambda *_: posed)
     monkeypatch.setattr(command, "StructureFromMotion", lambda *_: SimpleNamespace(run=lambda say: None))
     monkeypatch.setattr(command, "read_colmap", lambda *_: posed)
-    monkeypatch.setattr(command, "write_scene", lambda folder, *_: (folder / "meta.json").write_text("{"))
+    monkeypatch.setattr(command, "write_scene", lambda folder, *_: ["a"][(folder / "meta.json").write_text("{") :])
     assert convert(["video", str(video)], tmp_path / "scene") == 1
     assert "meta.json" in capsys.readouterr().err
     assert not (tmp_path / "scene").exists()
@@ -439,6 +439,21 @@ def test_steps_are_done_once_and_the_largest_model_is_taken(tmp_path, monkeypatc
     assert steps.done == ["features", "features", "all", "all", "map", "map"]
     motion.run(lambda text: None)
     assert len(steps.done) == 6
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [("E20261130 ERROR: failed to create sparse model", "give more or sharper frames"), ("bad_alloc", "mapper failed")],
+)
+def test_what_the_program_cannot_reconstruct_is_told_with_what_may_help(tmp_path, monkeypatch, told, said):
+    program = tmp_path / "colmap"
+    program.write_text(f'#!/bin/sh\ncase "$1" in mapper) echo "{told}"; exit 1;; esac\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "images").mkdir()
+    motion = StructureFromMotion(tmp_path, tmp_path / "images", None, "OPENCV", "colmap", "auto")
+    with pytest.raises(ConvertError, match=said):
+        motion.run(lambda text: None)
 
 
 def test_a_missing_program_is_one_sentence(tmp_path, monkeypatch):

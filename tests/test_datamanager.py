@@ -22,6 +22,7 @@ from divff_nerfstudio.evidence.labels import Labels
 from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader, store_root
+from divff_nerfstudio.pipeline import random_state, restore_random_state
 
 
 def manager(root: Path, test_mode: str = "val", **options: object) -> DivFFDataManager:
@@ -150,6 +151,16 @@ def test_the_saved_random_state_restores_the_batches(tiny_scene: Path) -> None:
             batch["image"], other_batch["image"]
         )
         assert torch.equal(rays.directions, other_rays.directions)
+
+
+def test_a_resumption_says_that_batches_are_drawn_elsewhere(capsys) -> None:
+    state = random_state(resident=True)
+    restore_random_state(state, resident=True)
+    assert not capsys.readouterr().out
+    restore_random_state(state, resident=False)
+    assert "--pipeline.datamanager.resident on" in capsys.readouterr().out
+    restore_random_state({"cpu": state["cpu"]}, resident=False)  # of an earlier version: nobody knows
+    assert not capsys.readouterr().out
 
 
 def test_the_video_is_never_copied(tiny_scene: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,13 +17,14 @@ import numpy as np
 import open_clip
 import pytest
 from huggingface_hub import constants
+from PIL import Image, ImageOps
 from plain_source import PlainSource
 from rich.progress import Progress
 from test_feature_encoders import write_scene
 from waiting import PATIENCE
 
 from divff_nerfstudio import cli
-from divff_nerfstudio.data.scene import SceneError, SceneFolder
+from divff_nerfstudio.data.scene import SceneError, SceneFolder, load_scene
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.patches import DinoSourceConfig
@@ -51,6 +54,23 @@ def unbroken(tmp_path: Path) -> list[tuple[bytes, bytes]]:
     root = write_scene(tmp_path / "unbroken", frames=FRAMES, video=20)
     config(root).main()
     return contents(root)
+
+
+def test_features_of_pictures_that_were_replaced_are_told(scene_root):
+    """Under the same ids and in the same size; frames of the video that were taken away since tell nothing."""
+    config(scene_root).main()
+    store = FeatureStore.open(scene_root / "features" / "image")
+    assert store.other_frames(load_scene(scene_root)) is None
+    header = json.loads((store.directory / "header.json").read_text())
+    (store.directory / "header.json").write_text(json.dumps({**header, "pictures": "0" * 64}))
+    of_video = FeatureStore.open(store.directory)
+    assert "other pictures" in str(of_video.other_frames(load_scene(scene_root)))
+    frame = load_scene(scene_root).image_paths[2]
+    with Image.open(frame) as picture:
+        ImageOps.invert(picture.convert("RGB")).save(frame)
+    assert "other pictures" in str(store.other_frames(load_scene(scene_root)))
+    shutil.rmtree(scene_root / "high_res_video")
+    assert of_video.other_frames(load_scene(scene_root)) is None
 
 
 @pytest.mark.parametrize(("source", "variable"), [("PlainSource", "KILLED_IN"), ("TornSource", "TORN_IN")])

@@ -202,6 +202,21 @@ scenes:
     assert anew.runs[0] != plan.runs[0]  # what was trained on other pictures is no run of these
 
 
+def test_a_scene_that_was_mended_is_trained_anew(tmp_path: Path):
+    """Where it is not converted by the batch, which would tell by the options."""
+    (tmp_path / "A").mkdir()
+    meta, text = tmp_path / "A" / "meta.json", "scenes: [{scene: A, steps: train, methods: [divff]}]"
+    runs = []
+    for content in ("poses", "poses", "better poses"):
+        meta.write_text(content)
+        runs.append(plans(tmp_path, text)[0].runs)
+    assert runs[0] == runs[1] != runs[2]
+    text = "scenes: [{scene: A, steps: convert train, methods: [divff], convert: video a.mp4}]"
+    before = plans(tmp_path, text)[0].runs
+    meta.write_text("what was converted")
+    assert plans(tmp_path, text)[0].runs == before
+
+
 def test_plans_are_commands_that_one_could_type(tmp_path: Path):
     first, second, third = plans(tmp_path, YAML)
     assert [step.name for step in first.steps] == ["extract", "train-divff", "evaluate-divff"]

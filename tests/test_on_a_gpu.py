@@ -104,9 +104,9 @@ def test_a_resumed_training_draws_what_the_unbroken_one_draws(scene, tmp_path, m
         # Sums of gradients are made in any order on a card.
         assert found.shape == value.shape and torch.allclose(found, value, rtol=1e-2, atol=1e-3), name
     data = unbroken.pipeline.datamanager
-    state, batches = random_state(), []
+    state, batches = random_state(data.resident), []
     for _ in range(2):
-        restore_random_state(state)
+        restore_random_state(state, data.resident)
         batches.append(data.next_train(STEPS)[1])
     place = "pixels" if method == "divff-splat" else "indices"
     assert torch.equal(batches[0][place], batches[1][place]) and torch.equal(batches[0]["image"], batches[1]["image"])

@@ -184,7 +184,7 @@ def _extract(entry: SceneEntry, base: Path, needs: Needs, after: tuple[str, ...]
 def _train(entry: SceneEntry, method: str, needs: Needs, output: Path, after: tuple[str, ...]) -> Step:
     """A training; with other options it has another folder, so that no foreign checkpoint is resumed."""
     own = entry.options("train", method)
-    stamp = _stamp(str(entry.scene), _deciding(entry, "convert"), _deciding(entry, "extract"), own)
+    stamp = _stamp(str(entry.scene), _origin(entry), _deciding(entry, "extract"), own)
     run = output / "runs" / entry.name / method / stamp
     words = (
         *(method, "--data", str(entry.scene), "--output-dir", str(output / "runs")),
@@ -201,7 +201,7 @@ def _import(entry: SceneEntry, method: str, needs: Needs, base: Path, output: Pa
     own = entry.imported(method)
     file = base / own[0]
     state = [file.stat().st_size, file.stat().st_mtime_ns] if file.is_file() else []
-    run = output / "runs" / entry.name / method / _stamp(str(entry.scene), _deciding(entry, "convert"), own, state)
+    run = output / "runs" / entry.name / method / _stamp(str(entry.scene), _origin(entry), own, state)
     words = ("import", *own, "--scene", str(entry.scene), "--output", str(run))
     check, leaves = TrainingIsWhole(run, imported=True), run / "config.yml"
     name, purpose, scene = f"import-{method}", f"a run of the checkpoint of {method}", SceneIsWhole(entry.scene)
@@ -213,6 +213,14 @@ def _import(entry: SceneEntry, method: str, needs: Needs, base: Path, output: Pa
 def _deciding(entry: SceneEntry, step: StepName) -> list[str]:
     """Options of a step, if it is among the steps, that change what it gives: what is made of that has other runs."""
     return [word for word in entry.words[step] if word not in PASSING] if step in entry.steps else []
+
+
+def _origin(entry: SceneEntry) -> list[str]:
+    """What a scene comes from: how it is converted, or, where it is there before, what its meta.json holds."""
+    words, meta = _deciding(entry, "convert"), entry.scene / "meta.json"
+    if (words and words[0] != VIDEO_FRAMES) or not meta.is_file():
+        return words
+    return [*words, hashlib.sha256(meta.read_bytes()).hexdigest()]
 
 
 def _stamp(*parts: object) -> str:

@@ -59,8 +59,8 @@ def watch(
 ) -> Ended:
     """Runs a program until it ends, or is ended.
 
-    A sign of life is what it writes by `heartbeat.beat`. Before the first one, and where it never writes any, it is
-    enough that it computes or prints.
+    A sign of life is what it writes by `heartbeat.beat`. Before the first one, behind the last of those that it counts,
+    and where it never writes any, it is enough that it computes or prints.
 
     Args:
         command: The program and its words.
@@ -129,7 +129,7 @@ class _Life:
             seen = (state.st_ino, state.st_mtime_ns)
             if seen != self._seen:
                 self._seen, self.beat, self._last = seen, read_beat(self.signs) or self.beat, now
-        if self.beat is None:
+        if self.beat is None or self.beat.done == self.beat.of:
             cpu, printed = cpu_seconds(self.process), self.log.stat().st_size
             if cpu > self._cpu + _BUSY or printed > self._printed:
                 self._cpu, self._printed, self._last = cpu, printed, now

@@ -29,6 +29,7 @@ from divff_nerfstudio.convert.pictures import (
     FrameSource,
     VideoFrames,
     open_frames,
+    require_from_one,
 )
 from divff_nerfstudio.convert.posed import PosedFrames
 from divff_nerfstudio.convert.staging import fingerprint, staged
@@ -79,7 +80,7 @@ def _convert(
 
 def _write(folder: Path, posed: PosedFrames, source: FrameSource, options: SceneOptions) -> None:
     """Writes a scene and opens it, so that a fault is found before it takes its place, and not in training."""
-    notes = [write_scene(folder, posed, source, options)]
+    notes: list[str | None] = [*write_scene(folder, posed, source, options)]
     scene = load_scene(folder)
     if options.check_poses:
         notes.append(require_fitting(scene, posed.path, "--no-check-poses"))
@@ -184,6 +185,8 @@ class EpicFieldsToScene:
         self.scene.check()
         posed, names = read_epic_fields(self.reconstruction)
         source = open_frames(self.frames, named=names)
+        if isinstance(source, VideoFrames):
+            require_from_one(posed.numbers.tolist(), self.reconstruction, source)
         settings = _settings("epic-fields", self.scene, self.reconstruction, self.frames)
         _convert(posed, source, self.output, self.scene, settings, (self.reconstruction, self.frames))
 

@@ -28,7 +28,7 @@ from divff_nerfstudio.convert.names import (
     shortened,
     told_of_folders,
 )
-from divff_nerfstudio.convert.pictures import SUFFIXES, FrameSource, VideoFrames
+from divff_nerfstudio.convert.pictures import SUFFIXES, FrameSource, VideoFrames, require_from_one
 from divff_nerfstudio.convert.posed import PosedFrames, opengl_poses, posed_frames
 from divff_nerfstudio.errors import stand_in
 
@@ -162,6 +162,7 @@ def posed_by(model: Model, source: FrameSource, order: Order) -> PosedFrames:
                 "folder of the images as --images."
             )
         numbers = list(number_names(images.names, order, model.path).values())
+        require_from_one(numbers, model.path, source)
     else:
         numbers = _numbers_in(source, model)
     poses = np.array(images.poses, np.float64).reshape(-1, 7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,6 +38,8 @@ MAX_SIDE = 16384
 """Pixels that a frame may be wide."""
 _MAX_POINTS = 200_000
 _FEWEST_POINTS = 10
+_VIEWS = 8
+"""Cameras whose sampling is kept; data sets may have one for each frame."""
 
 
 @dataclass
@@ -122,7 +125,7 @@ def splits_of(count: int, every: int) -> dict[str, list[int]]:
     return {"train": sorted(set(range(count)) - set(held)), "val": val, "test": test}
 
 
-def write_scene(folder: Path, posed: PosedFrames, source: FrameSource, options: SceneOptions) -> str | None:
+def write_scene(folder: Path, posed: PosedFrames, source: FrameSource, options: SceneOptions) -> list[str]:
     """Writes the pictures and, last, ``meta.json``; pictures that are there already are not written again.
 
     Args:
@@ -132,7 +135,7 @@ def write_scene(folder: Path, posed: PosedFrames, source: FrameSource, options: 
         options: Sizes and splits.
 
     Returns:
-        What the user is told of the view, if anything.
+        What the user is told.
 
     Raises:
         ConvertError: If frames are missing, or near and far cannot be found.
@@ -149,7 +152,8 @@ def write_scene(folder: Path, posed: PosedFrames, source: FrameSource, options: 
             "are missing: give the frames that were reconstructed."
         )
     _check_sizes(posed, source)
-    pinhole = _Pictures(folder, posed, source, options).write()
+    pictures = _Pictures(folder, posed, source, options)
+    pinhole = pictures.write()
     ids = ids_of(posed.times, len(posed.numbers)).tolist()
     meta = {
         "ids_all": ids,
@@ -169,7 +173,13 @@ def write_scene(folder: Path, posed: PosedFrames, source: FrameSource, options: 
         **{f"ids_{split}": [ids[i] for i in found] for split, found in _held(posed, options).items()},
     }
     write_text(folder / "meta.json", json.dumps(meta))
-    return told_of_view(posed.cameras, pinhole, options.widest, posed.path)
+    notes = [told_of_view(posed.cameras, pinhole, options.widest, posed.path)]
+    if pictures.odd:
+        notes.append(
+            f"{source.path}: {len(pictures.odd)} pictures without a pose have another shape than those with one, frame "
+            f"{pictures.odd[0]} first, and are left out."
+        )
+    return list(filter(None, notes))
 
 
 def _held(posed: PosedFrames, options: SceneOptions) -> dict[str, list[int]]:
@@ -219,7 +229,8 @@ class _Pictures:
         self.posed = posed
         self.source = source
         self.options = options
-        self.views: dict[tuple[SourceCamera, int, tuple[int, int]], Undistorter] = {}
+        self.odd: list[int] = []
+        self._view = lru_cache(_VIEWS)(_view)
 
     def write(self) -> Pinhole:
         """Writes all that is not there yet; returns the frames' camera."""
@@ -238,7 +249,14 @@ class _Pictures:
             if number in posed and not is_written(self._frame_path(number)):
                 _save(self._frame_path(number), self._seen(number, picture, pinhole))
             if video_width:
-                _save(self.video / video_name(number), self._seen(number, picture, pinhole.resized(video_width)))
+                try:
+                    seen = self._seen(number, picture, pinhole.resized(video_width))
+                except CameraError:
+                    if number in posed:
+                        raise
+                    self.odd.append(number)
+                    continue
+                _save(self.video / video_name(number), seen)
         return pinhole
 
     def _video_numbers(self) -> Sequence[int]:
@@ -253,10 +271,11 @@ class _Pictures:
         """A frame as the pinhole sees it; one without a pose has the camera of the next that has one."""
         nearest = min(int(np.searchsorted(self.posed.numbers, number)), len(self.posed.numbers) - 1)
         size = (picture.shape[1], picture.shape[0])
-        key = (self.posed.cameras[nearest], pinhole.width, size)
-        if key not in self.views:
-            self.views[key] = Undistorter(key[0].scaled(*size), pinhole)
-        return self.views[key](picture)
+        return self._view(self.posed.cameras[nearest], size, pinhole)(picture)
+
+
+def _view(camera: SourceCamera, size: tuple[int, int], pinhole: Pinhole) -> Undistorter:
+    return Undistorter(camera.scaled(*size), pinhole)
 
 
 def _save(path: Path, picture: np.ndarray) -> None:

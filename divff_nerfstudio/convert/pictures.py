@@ -15,7 +15,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from divff_nerfstudio.archives import DAMAGE, open_archive
+from divff_nerfstudio.archives import DAMAGE, is_compressed_tar, open_archive
 from divff_nerfstudio.convert.names import (
     ConvertError,
     FrameNames,
@@ -35,6 +35,8 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _MAX_BYTES = 100 * 10**9
 """Bytes that an archive of frames may unpack to; each picture is read by itself, where it lies."""
 _MAX_PICTURE = 2**29
+_FEW = 200
+"""So many frames may be unpacked from an archive's beginning each."""
 
 
 class FrameSource(Protocol):
@@ -164,6 +166,12 @@ class ArchiveFrames:
         self._names = FrameNames(numbers)
         self._members = {number: pictures[name] for name, number in numbers.items()}
         self.numbers = sorted(self._members)
+        places = [numbers[name] for name in pictures if name in numbers]
+        if len(places) > _FEW and places != self.numbers and is_compressed_tar(path):
+            raise ConvertError(
+                f"{path} is compressed and holds its frames in another order than that of their numbers, so that each "
+                "would be unpacked from the beginning: unpack it, and give the folder."
+            )
 
     def number_of(self, name: str) -> int | None:
         """Number of the picture of this name in the archive, if it is there."""
@@ -339,3 +347,18 @@ def resized(picture: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8
         return picture
     smaller = size[0] <= picture.shape[1]
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+
+
+def require_from_one(numbers: Iterable[int], path: Path, video: VideoFrames) -> None:
+    """Raises ConvertError where frames of a video are numbered from 0 by what was reconstructed.
+
+    Args:
+        numbers: All that have a pose.
+        path: The reconstruction.
+        video: The video.
+    """
+    if 0 in numbers:
+        raise ConvertError(
+            f"{path} has a frame 0, where the first of {video.path} is 1, so that all would be off by one: give the "
+            "folder of the pictures that were reconstructed."
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,11 +19,27 @@ _MARKER = "conversion.json"
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """What tells one file from another, or a folder from one that something was added to, without reading it."""
+    """What tells a file, or the files of a folder, from others, without reading them."""
     if not path.exists():
         raise ConvertError(f"{path} is missing: give the path of what is to be converted.")
-    status = path.stat()
-    return {"path": str(path.resolve()), "size": status.st_size, "changed": status.st_mtime_ns}
+    told: dict[str, Any] = {"path": str(path.resolve())}
+    if not path.is_dir():
+        return told | dict(zip(("size", "changed"), _stamp(path), strict=True))
+    files = []
+    for folder, inner, names in os.walk(path):
+        inner[:] = (name for name in inner if not name.startswith("."))  # what is being made may lie there, too
+        files += [Path(folder, name) for name in names]
+    there = [(str(file.relative_to(path)), *_stamp(file)) for file in sorted(files)]
+    return told | {"files": hashlib.sha256(json.dumps(there).encode()).hexdigest()}
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Size and time of a file, of the one that a link leads to; of one that is gone, none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
 @contextmanager

@@ -20,6 +20,11 @@ FEW = 250
 OVERLAP = 12
 """Neighbours that each frame of a long video is matched with."""
 
+_NOTHING = "failed to create sparse model"
+"""What the program's mapper says at its end where nothing can be reconstructed."""
+_LAST_WORDS = 2000
+"""Letters."""
+
 
 class _Steps(Protocol):
     """What an engine does; each step writes into the database or the model folder."""
@@ -81,8 +86,15 @@ class Command:
         )  # fmt: skip
 
     def map(self, images: Path, database: Path, output: Path) -> None:
-        """Reconstructs poses and points; several models where the images fall apart."""
-        self._run("mapper", "--database_path", str(database), "--image_path", str(images), "--output_path", str(output))
+        """Reconstructs poses and points; several models where the images fall apart, none where nothing can be."""
+        try:
+            self._run(
+                *("mapper", "--database_path", str(database), "--image_path", str(images)),
+                *("--output_path", str(output)),
+            )
+        except ConvertError:
+            if _NOTHING not in self.log.read_text("utf-8", errors="replace")[-_LAST_WORDS:].lower():
+                raise
 
 
 class Library:

@@ -63,6 +63,8 @@ def named_splits(listed: Mapping[str, Sequence[int] | None], path: Path) -> tupl
         ConvertError: If a frame is in two lists, or twice in one.
     """
     known = {split: list(frames) for split in SPLITS if (frames := listed.get(split))}
+    if sorted(known.get("val", ())) == sorted(known.get("test", ())):
+        known.pop("val", None)  # many scripts write one list twice: it is shared below
     if not known:
         return None, []
     found: dict[int, str] = {}

@@ -20,6 +20,12 @@ _RIGID_TOLERANCE = 1e-3
 _ONE_VIEW = 0.05
 """How far a focal length and an angle of view may be apart, as a share of it."""
 
+_TOGETHER = (
+    *(("fl_x", "fl_y"), ("fl_y", "fl_x"), ("w", "h"), ("h", "w"), ("cx", "cy"), ("cy", "cx")),
+    *(("w", "fl_x"), ("h", "fl_x"), ("w", "cx"), ("h", "cy")),
+)
+"""Who says the first for a frame cannot leave the second to the whole file."""
+
 _Pixels = Annotated[float, Field(ge=1, le=65536)]
 
 
@@ -73,8 +79,8 @@ class Frame(Intrinsics):
     transform_matrix: Matrix
     """Camera to world: right, up, back, position."""
     time: Number | None = None
-    mask_path: Text | None = None
-    depth_file_path: Text | None = None
+    mask_path: str | None = None
+    depth_file_path: str | None = None
 
     @field_validator("transform_matrix")
     @classmethod
@@ -170,7 +176,7 @@ def camera_of(whole: Transforms, frame: Frame, size: tuple[int, int] | None) -> 
 
 def _require_whole(whole: Transforms, frame: Frame) -> None:
     """Raises ValueError where a frame says half of what the whole file says otherwise."""
-    for mine, other in (("fl_x", "fl_y"), ("fl_y", "fl_x"), ("w", "h"), ("h", "w"), ("w", "fl_x"), ("h", "fl_x")):
+    for mine, other in _TOGETHER:
         differs = getattr(frame, mine) is not None and getattr(frame, mine) != getattr(whole, mine)
         angled = other == "fl_x" and (frame.camera_angle_x is not None or whole.fl_x is None)
         if differs and getattr(frame, other) is None and getattr(whole, other) is not None and not angled:

@@ -96,8 +96,8 @@ def require_upright(path: Path, image: Image.Image) -> None:
         orientation = 1
     if orientation in range(2, 9):
         raise SceneError(
-            f"{path} is stored turned or mirrored (EXIF orientation {orientation}): turn the picture itself and take "
-            "the entry away, so that its rows are those of the camera's pose."
+            f"{path} is stored turned or mirrored (EXIF orientation {orientation}): take the entry away where the pose "
+            "is of the picture as it is stored, as COLMAP reads it; otherwise turn the picture itself, too."
         )
 
 

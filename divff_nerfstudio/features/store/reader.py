@@ -16,6 +16,7 @@ from torch import Tensor
 from divff_nerfstudio.arrays import ArrayFaultError, open_array
 from divff_nerfstudio.cache_dirs import features_dir
 from divff_nerfstudio.features.autoencoder import Autoencoder, load_autoencoder
+from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.store.checks import (
     check_hints,
     check_index,
@@ -165,6 +166,11 @@ class FeatureStore:
             return f"from frames of {width}x{height} where those of {scene.root} are {scene.width}x{scene.height}"
         if self.header.frame_ids != scene.frame_ids.tolist():
             return f"from other frames than {scene.root / 'meta.json'} names"
+        pictures = Pictures(scene)
+        if self.header.pictures in (None, pictures.frames_digest):
+            return None
+        if pictures.has_video and self.header.pictures != pictures.video_digest:  # one taken away tells nothing
+            return f"from other pictures than those that lie in {scene.root} now"
         return None
 
     @property
