@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "neither": {"model.evidence": "off"},
     "without hints": {"model.hints": "off"},
     "two windows": {"datamanager.windows": 2},
+    "four windows": {"datamanager.windows": 4},
 }
 """Overrides; by default there are evidence and carried objects, and hints where those are stored (`divff extract
 --sources hints`)."""
