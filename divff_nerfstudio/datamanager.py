@@ -23,7 +23,6 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from divff_nerfstudio.cache_dirs import features_dir
 from divff_nerfstudio.card import free_bytes, sent
 from divff_nerfstudio.data.annotations import check_annotations
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
@@ -32,8 +31,8 @@ from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import SceneError, SceneFolder, load_scene
 from divff_nerfstudio.data.windows import MAX_OVERLAP, Windows, cut_windows
 from divff_nerfstudio.evidence.labels import Labels, labels
-from divff_nerfstudio.features.hints.stored import has_hints, open_hints
-from divff_nerfstudio.features.store import HINTS, FeatureStore, ResidentStore
+from divff_nerfstudio.features.hints.stored import open_hints
+from divff_nerfstudio.features.store import HINTS, FeatureStore, ResidentStore, stores_of
 from divff_nerfstudio.features.stored import StoredFeatures
 from divff_nerfstudio.option_ranges import Rays
 from divff_nerfstudio.pixels import FeatureTables, FrameTable, PixelBatches
@@ -129,7 +128,7 @@ class DivFFDataManagerConfig(VanillaDataManagerConfig):
     def has_hints(self) -> bool:
         """Whether the scene has hints of what moves and what is hand; not if there is no scene, which is told later."""
         root = (self.data or self.dataparser.data).resolve()
-        return has_hints((self.feature_dir or features_dir(root)) / HINTS)
+        return HINTS in stores_of(root, self.feature_dir)
 
 
 class DivFFDataManager(VanillaDataManager[SceneDataset]):
@@ -242,7 +241,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         """
         if self.test_mode == "val":
             stored = self.config.stored(self.train_dataset.scene)
-            self._hint_store = open_hints(stored.scene, stored.root / HINTS, shlex.join(stored.command([HINTS])))
+            self._hint_store = open_hints(stored.scene, stored.hints, shlex.join(stored.command([HINTS])))
 
     @cached_property
     def _hints(self) -> FeatureTables:
@@ -295,7 +294,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         if config.resident == "on" or free is None:
             return config.resident == "on"
         stores = [*self.feature_stores.values(), *(() if self._hotspots is None else (self._hotspots,))]
-        hints = config.stored(self.train_dataset.scene).root / HINTS  # they are opened later, if at all
+        hints = config.stored(self.train_dataset.scene).hints  # they are opened later, if at all
         size = sum(path.stat().st_size for path in hints.glob("*.npy"))
         size += frames.nbytes * 3  # what was found to move has six channels
         size += sum(map(ResidentStore.bytes_of, stores))

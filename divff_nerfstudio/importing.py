@@ -30,8 +30,7 @@ from divff_nerfstudio.features.store import (
     FeatureWriter,
     FrameFeatures,
     StoreHeader,
-    finished_stores,
-    store_root,
+    stores_of,
 )
 from divff_nerfstudio.fields.published_checkpoint import PublishedCheckpoint, read_published
 from divff_nerfstudio.fields.published_heads import HIDDEN_LAYERS
@@ -251,12 +250,11 @@ def _place(name: str) -> str:
 
 def _has_targets(scene: SceneFolder, headers: dict[str, StoreHeader]) -> bool:
     """Whether the scene's own features are what the heads were trained on: kinds, lengths and text encoders."""
-    root = store_root(scene)
-    found = {folder.name for folder in finished_stores(root)}
-    if found & HIDDEN_LAYERS.keys() != headers.keys():
+    found = stores_of(scene.root)
+    if found.keys() & HIDDEN_LAYERS.keys() != headers.keys():
         return False
     for kind, header in headers.items():
-        own = FeatureStore.open(root / kind).header
+        own = FeatureStore.open(found[kind]).header
         if own.dimension != header.dimension or own.decoder is not None:
             return False
         wanted, given = header.text_encoder or {}, own.text_encoder or {}

@@ -196,9 +196,24 @@ def told(error: ValidationError) -> str:
     """The first fault that a schema found, with its place: ``frames.3.fps: should be greater than 0``."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
-    message = re.sub(r"^(Value error, |Input |(List|Tuple|Dictionary) (?=should))", "", first["msg"])
-    message = message.replace(" after validation", "")
+    message = _worded_as(first)
     return f"{place}: {message}" if place else message
+
+
+_WORDS = {
+    "extra_forbidden": "there is no such key",
+    "string_pattern_mismatch": "has letters or a form that it should not have",
+    "int_parsing": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_parsing": "should be a number",
+}
+"""What pydantic calls faults that it words for programmers."""
+
+
+def _worded_as(fault: Mapping[str, Any]) -> str:
+    """What a value should be, or what is wrong with it."""
+    message = re.sub(r"^(Value error, |Input |[A-Z][a-z]+ (?=should))", "", fault["msg"])
+    return _WORDS.get(fault["type"], message.replace(" after validation", ""))
 
 
 Ranges = Mapping[type, Mapping[str, Any]]
@@ -344,5 +359,6 @@ def _is_understood(hint: Any) -> bool:
 
 def _wanted(error: ValidationError) -> str:
     """What a value should be: of alternatives, all."""
-    messages = (re.sub("^(Value error, |Input |[A-Z][a-z]+ (?=should))", "", each["msg"]) for each in error.errors())
-    return " or ".join(list(dict.fromkeys(messages))[:4])
+    faults = error.errors()
+    own = [each for each in faults if "after validation" not in each["msg"]] or faults  # the rest comes of these
+    return " or ".join(list(dict.fromkeys(map(_worded_as, own)))[:4])

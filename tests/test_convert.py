@@ -26,7 +26,7 @@ from divff_nerfstudio.convert.colmap import read_colmap
 from divff_nerfstudio.convert.layout import SceneOptions, ray_bounds, splits_of
 from divff_nerfstudio.convert.names import ConvertError
 from divff_nerfstudio.convert.pictures import FolderFrames
-from divff_nerfstudio.convert.posed import PosedFrames, opengl_poses, rigid_poses
+from divff_nerfstudio.convert.posed import PosedFrames, opengl_poses, posed_frames, rigid_poses
 from divff_nerfstudio.convert.staging import fingerprint, staged
 from divff_nerfstudio.data.scene import SceneFolder, load_scene
 
@@ -460,8 +460,17 @@ def test_a_camera_that_sees_no_points_takes_its_neighbours_bounds():
     nears, fars = ray_bounds(poses[[0, 1, 2]], points, Path("x"))
     assert nears[2] == nears[1] and fars[2] == fars[1]
     assert nears[0] == pytest.approx(1, abs=0.01) and fars[0] == pytest.approx(2, abs=0.01)
-    with pytest.raises(ConvertError, match="--near"):
+    with pytest.raises(ConvertError, match=r"50 points .* no camera has 10 or more, .* OpenCV's axes.* --near"):
         ray_bounds(poses[[2]], points, Path("x"))
+    with pytest.raises(ConvertError, match=r"has 5 points of the room where it needs 10 or more"):
+        ray_bounds(poses[[0]], points[:5], Path("x"))
+
+
+def test_positions_that_their_numbers_do_not_tell_apart_are_refused():
+    far = room.poses(4)
+    far[:, :, 3] += 1e15
+    with pytest.raises(ConvertError, match="so far from the origin"):
+        posed_frames(range(4), far, [SourceCamera("PINHOLE", 8, 8, (8, 8, 4, 4))] * 4, np.zeros((0, 3)), Path("x"))
 
 
 def test_without_pycolmap_it_is_said_what_to_install(tmp_path, frames, monkeypatch):

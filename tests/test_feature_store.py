@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import bounded
 
+from divff_nerfstudio.cache_dirs import features_dir
 from divff_nerfstudio.features.autoencoder import Autoencoder, AutoencoderConfig, save_autoencoder
 from divff_nerfstudio.features.store import (
     NO_FEATURE,
@@ -29,6 +30,7 @@ from divff_nerfstudio.features.store import (
     ResidentStore,
     StoreHeader,
     store_root,
+    stores_of,
 )
 from divff_nerfstudio.features.store import reader as store_module
 
@@ -464,3 +466,20 @@ def test_store_root_leaves_a_protected_scene_alone(tmp_path, monkeypatch):
     FakeScene.root.chmod(0o555)
     assert tmp_path / "cache" in store_root(FakeScene).parents  # pyright: ignore[reportArgumentType]
     assert store_root(FakeScene, tmp_path / "own") == tmp_path / "own"  # pyright: ignore[reportArgumentType]
+
+
+def test_a_protected_scene_keeps_its_own_features(tmp_path, monkeypatch):
+    """As on a disk that a group shares; what its user has extracted since comes first."""
+    monkeypatch.setenv("DIVFF_CACHE_DIR", str(tmp_path / "cache"))
+    scene = tmp_path / "scene"
+    for kind in ("image", "video"):
+        (scene / "features" / kind).mkdir(parents=True)
+        (scene / "features" / kind / "header.json").touch()
+    assert stores_of(scene) == {kind: scene / "features" / kind for kind in ("image", "video")}
+    scene.chmod(0o555)
+    assert stores_of(scene) == {kind: scene / "features" / kind for kind in ("image", "video")}
+    own = features_dir(scene) / "video"
+    own.mkdir(parents=True)
+    (own / "header.json").touch()
+    assert stores_of(scene) == {"image": scene / "features" / "image", "video": own}
+    assert stores_of(scene, tmp_path) == {}

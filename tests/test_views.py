@@ -202,6 +202,20 @@ def test_a_video_of_a_camera_path(config, trained, tmp_path):
         VideoConfig(load_config=config, camera_path=path, fixed=3).main()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "--time .* --frame .* --over-time or --when"),
+        ({"when": True, "threshold": 0.5}, "--when takes no --threshold"),
+        ({"when": True, "hide": ("actor",)}, "leave --threshold and --hide out"),
+        ({"fixed": 3}, "No moment"),
+    ],
+)
+def test_questions_that_name_no_moment_or_too_much_are_told_at_once(tmp_path, options, said):
+    with pytest.raises(EvaluationError, match=said):
+        QueryCommandConfig(tmp_path / "none.yml", text=("mug",), output=tmp_path / "q", **options).main()
+
+
 def test_cameras_in_files(trained, tmp_path):
     path = tmp_path / "camera.json"
     path.write_text(json.dumps({"camera_to_world": np.eye(4)[:3].tolist(), "time": 0.25}))
@@ -305,6 +319,10 @@ def test_a_cloud_has_true_places_colours_layers_and_relevancies(trained, config,
     features = np.load(tmp_path / "cloud_image_features.npy")
     assert features.shape == (len(place), small_scene.DIMENSION) and features.dtype == np.float16
     assert b"comment relevancy_0: mug (image features)" in path.read_bytes()[:300]
+    ExportConfig(load_config=config, output=path, cloud=CloudOptions(views=1)).main()
+    assert not list(tmp_path.glob("cloud_*")), "features of other points"
+    with pytest.raises(EvaluationError, match="of point clouds"):
+        ExportConfig(load_config=config, what="gaussians", queries=("mug",)).main()
 
 
 def test_other_views_leave_the_actor_out_and_fuse(trained, tmp_path):
@@ -326,12 +344,23 @@ def test_pixels_between_two_depths_give_no_point(trained):
     assert kept[:, [0, 1, 4, 5]].all() and not kept[:, [2, 3]].any()
 
 
+def test_cells_are_counted_from_amid_the_scene():
+    """However far it lies from the origin; cells too small to be counted are refused, and not put together."""
+    points = np.array([[0.0, 0, 0], [0.6, 0, 0], [2, 0, 0]])
+    for away in (0.0, 1e6):
+        fused = _Fused(1.0, np.full(3, away))
+        fused.add(points + away, {"value": np.ones((3, 1))})
+        assert len(fused) == 2
+    with pytest.raises(EvaluationError, match=r"raise --cloud\.cell"):
+        _Fused(1e-8, np.zeros(3)).add(points, {"value": np.ones((3, 1))})
+
+
 @given(st.integers(1, 60), st.integers(0, 1000))
 @settings(max_examples=30)
 def test_fusing_gives_the_mean_of_each_cell(count, seed):
     random = np.random.default_rng(seed)
     points, values = random.normal(size=(count, 3)), random.random((count, 2)).astype(np.float32)
-    fused = _Fused(0.7)
+    fused = _Fused(0.7, np.zeros(3))
     for part in np.array_split(np.arange(count), 3):
         fused.add(points[part], {"value": values[part]})
     cells, where = np.unique(np.floor(points / 0.7), axis=0, return_inverse=True)

@@ -62,14 +62,14 @@ class FeaturesAreWhole:
         from divff_nerfstudio.arrays import ArrayFaultError
         from divff_nerfstudio.data.scene import load_scene
         from divff_nerfstudio.features.store.header import HeaderRecord
-        from divff_nerfstudio.features.store.reader import finished_stores
+        from divff_nerfstudio.features.store.reader import stores_of
 
         root = features_dir(self.scene) if self.root is None else self.root
         try:
             ids = load_scene(self.scene, check_frames=False).frame_ids.tolist()
             headers = {
                 folder: read_json(folder / "header.json", HeaderRecord, "a store's header", "extract anew")
-                for folder in finished_stores(root)
+                for folder in stores_of(self.scene, self.root).values()
             }
             there = {name for header in headers.values() for name in (header.kind, header.source)}
             lacking = [name for name in self.wanted if ":" not in name and name not in there]

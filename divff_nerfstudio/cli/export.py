@@ -11,7 +11,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 
 from divff_nerfstudio.cli.opening import open_scene
-from divff_nerfstudio.evaluation.options import CloudOptions, Features, asked_kind
+from divff_nerfstudio.evaluation.options import CloudOptions, EvaluationError, Features, asked_kind
 from divff_nerfstudio.outputs import check_output_file, check_output_folder
 from divff_nerfstudio.run_folder import RunError
 from divff_nerfstudio.schema import Share, Words
@@ -46,6 +46,10 @@ class ExportConfig:
         """Runs the command."""
         folder = self.load_config.resolve().parent
         if self.what == "gaussians":
+            if self.queries or self.features != "image" or self.cloud != CloudOptions():
+                raise EvaluationError(
+                    "--queries, --features and --cloud are of point clouds: leave them out, or give --what pointcloud."
+                )
             return self._gaussians(check_output_folder(self.output or folder / "gaussians"))
         queries = [asked_kind(typed, self.features) for typed in self.queries]
         path = check_output_file(self.output or folder / "pointcloud.ply", ".ply")

@@ -85,6 +85,10 @@ class QueryCommandConfig:
             )
         if self.camera is not None and self.fixed is not None:
             raise EvaluationError("--camera and --fixed both name a viewpoint: leave one of them out.")
+        if not self.over_time and all(each is None for each in (self.time, self.frame, self.camera)):
+            raise EvaluationError(
+                "No moment is named: give --time (0 to 1) or --frame (an id), --over-time or --when for all of them."
+            )
         if self.fixed is not None and not self.over_time and self.time is None and self.frame is None:
             raise EvaluationError("--fixed is a viewpoint, not a moment: give --time or --frame as well.")
         if not self.text:
@@ -134,6 +138,8 @@ class QueryCommandConfig:
             raise EvaluationError(
                 "--when looks at all frames: leave --over-time, --time, --frame, --camera and --fixed out."
             )
+        if self.threshold is not None or self.hide:
+            raise EvaluationError("--when takes no --threshold and hides no layer: leave --threshold and --hide out.")
         asked = list(dict.fromkeys(asked_kind(typed, self.features) for typed in self.text))
         if any(kind != THINGS for kind, _ in asked):
             raise EvaluationError(f"--when tells of things, which are found by {THINGS} features: ask these.")

@@ -285,8 +285,9 @@ def common_pinhole(cameras: Sequence[SourceCamera], width: int, widest: float = 
         half *= _SHRINK
         if half < _MIN_SHARE * start:
             raise CameraError(
-                f"The distortion of a camera of model {first.model} {first.params} folds the picture over itself: "
-                "calibrate it anew, or with fewer parameters."
+                f"The distortion of a camera of model {first.model} "
+                f"({', '.join(f'{value:g}' for value in first.params)}) folds the picture over itself: calibrate it "
+                "anew, or with fewer parameters."
             )
 
 

@@ -104,9 +104,15 @@ def ray_bounds(
             bounds[i] = np.quantile(distances, QUANTILES)
     known = np.isfinite(bounds).all(1) & (bounds[:, 0] > 0) & (bounds[:, 0] < bounds[:, 1])
     if not known.any():
+        needed = f"{_FEWEST_POINTS} or more, by which near and far are found"
+        remedy = "give --near and --far in its units, or a reconstruction with points"
+        found = f"{path} has {len(points) or 'no'} points of the room"
+        if len(points) < _FEWEST_POINTS:
+            raise ConvertError(f"{found} where it needs {needed}: {remedy}.")
         raise ConvertError(
-            f"{path} has no points of the room by which near and far are found: give --near and --far in its units, "
-            "or a reconstruction with points."
+            f"{found}, and no camera has {needed}, ahead: negate the second and third columns of the poses if they are "
+            "in OpenCV's axes (right, down, forward), invert them if they are world-to-camera matrices, otherwise "
+            f"{remedy}."
         )
     source = np.maximum.accumulate(np.where(known, np.arange(len(poses)), -1))
     source[source < 0] = np.flatnonzero(known)[0]
@@ -236,7 +242,10 @@ class _Pictures:
         """Writes all that is not there yet; returns the frames' camera."""
         from rich.progress import track
 
-        pinhole = common_pinhole(self.posed.cameras, self.options.width, self.options.widest)
+        try:
+            pinhole = common_pinhole(self.posed.cameras, self.options.width, self.options.widest)
+        except CameraError as error:
+            raise CameraError(f"{self.posed.path}: {str(error)[:1].lower()}{str(error)[1:]}") from None
         video_width = 2 * pinhole.width if self.options.video_width is None else self.options.video_width
         video_width = min(video_width, *(camera.width for camera in self.posed.cameras))
         self.frames.mkdir(exist_ok=True)

@@ -110,6 +110,12 @@ def posed_frames(
     if origin.any():
         told = ", ".join(f"{value:.0f}" for value in origin)
         notes = [*notes, f"{path}: its poses lie far from the origin; ({told}) is subtracted from them and its points."]
+    step, spread = np.spacing(np.abs(rigid[:, :, 3]).max()), np.ptp(rigid[:, :, 3], axis=0).max()
+    if step > _FINENESS * spread > 0:
+        raise ConvertError(
+            f"{path} has positions so far from the origin that they are told to {step:.2g} where the cameras are "
+            f"{spread:.2g} apart: write them nearer to it."
+        )
     rigid[:, :, 3] -= origin
     posed = PosedFrames(
         found,

@@ -29,7 +29,7 @@ class CloudOptions:
     """What a point cloud holds."""
 
     views: Count = 16
-    """How many of the training frames' viewpoints, evenly spaced over the video."""
+    """How many viewpoints: that of the frame next to the moment, and training frames' evenly spaced over the video."""
     cell: Annotated[float, Field(gt=0, le=1)] = 0.005
     """Edge of the cube whose points become one, as a share of the median distance of what the views see."""
     opaque: Share = 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.ply import write_ply
 
 _COORDINATES = 1 << 20
-"""Cells on each side of the origin along an axis: three coordinates fit into one 63-bit number."""
+"""Cells on each side of the middle along an axis: three coordinates fit into one 63-bit number."""
 
 
 def write_cloud(
@@ -49,15 +50,17 @@ def write_cloud(
         The number of points.
 
     Raises:
-        EvaluationError: If no view has a point.
+        EvaluationError: If no view has a point, or cells are too small for the scene.
         QueryError: If a query cannot be answered.
     """
     options = options or CloudOptions()
     own = trained.frame_at(time)
-    frames = [trained.trained[i] for i in evenly_spaced(len(trained.trained), options.views)]
+    others = [frame for frame in trained.trained if frame != own]
+    chosen = evenly_spaced(len(others), options.views - 1) if options.views > 1 else []
+    frames = [own, *(others[i] for i in chosen)]
     fused: _Fused | None = None
     basis = None
-    for frame in track([own, *(i for i in frames if i != own)], "Fusing views ...", console=CONSOLE, transient=True):
+    for frame in track(frames, "Fusing views ...", console=CONSOLE, transient=True):
         hide: tuple[MovingLayer, ...] = options.hide if frame == own else (*options.hide, "actor")
         view = trained.render(trained.camera_at(frame, time), hide)
         kept = reliable(view, options.opaque, options.edge)
@@ -73,7 +76,7 @@ def write_cloud(
             depth = view.pictures["depth"].numpy()[kept]
             if not depth.size:
                 continue
-            fused = _Fused(options.cell * float(np.median(depth)))
+            fused = _Fused(options.cell * float(np.median(depth)), np.median(view.points.numpy()[kept], axis=0))
         fused.add(view.points.numpy()[kept], {name: value[kept] for name, value in values.items()})
     if fused is None or not len(fused):
         raise EvaluationError(f"{path} would have no point: lower --cloud.opaque or raise --cloud.edge.")
@@ -81,6 +84,8 @@ def write_cloud(
     full = values.pop("full", None)
     comments = [f"relevancy_{i}: {phrase} ({features} features)" for i, (features, phrase) in enumerate(queries)]
     write_ply(path, _columns(points, values), comments)
+    for left in path.parent.glob(f"{glob.escape(path.stem)}_*_features.npy"):
+        left.unlink()  # of an earlier export: its rows are not those of these points
     if full is not None:
         with atomic_path(path.with_name(f"{path.stem}_{kind}_features.npy")) as temporary:
             np.save(temporary, full.astype(np.float16))
@@ -122,10 +127,11 @@ class _Fused:
 
     Args:
         cell: Edge of a cell, scene units.
+        middle: A point of the scene, from which cells are counted.
     """
 
-    def __init__(self, cell: float):
-        self.cell = cell
+    def __init__(self, cell: float, middle: Float[np.ndarray, "3"]):
+        self.cell, self.middle = cell, middle.astype(np.float64)
         self._keys: Int[np.ndarray, "cells"] = np.empty(0, np.int64)
         self._sums: dict[str, np.ndarray] = {}
 
@@ -135,8 +141,17 @@ class _Fused:
     def add(
         self, points: Float[np.ndarray, "points 3"], values: Mapping[str, Float[np.ndarray, "points channels"]]
     ) -> None:
-        """Adds a view's points."""
-        cells = np.clip(np.floor(points / self.cell), -_COORDINATES, _COORDINATES - 1).astype(np.int64) + _COORDINATES
+        """Adds a view's points.
+
+        Raises:
+            EvaluationError: If one lies too many cells away.
+        """
+        places = np.floor((points - self.middle) / self.cell)
+        if len(points) and np.abs(places).max() >= _COORDINATES:
+            raise EvaluationError(
+                f"Cells of {self.cell:.3g} scene units are too small for the scene: raise --cloud.cell."
+            )
+        cells = places.astype(np.int64) + _COORDINATES
         keys = (cells[:, 0] << 42) | (cells[:, 1] << 21) | cells[:, 2]
         new = {"point": points, "count": np.ones((len(points), 1)), **values}
         order = np.argsort(keys, kind="stable")

@@ -11,7 +11,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from divff_nerfstudio.data.scene import SceneError, SceneFolder
 from divff_nerfstudio.features.sources import DEFAULT_SOURCES
-from divff_nerfstudio.features.store import HINTS, FeatureStore, FeatureStoreError, finished_stores, store_root
+from divff_nerfstudio.features.store import HINTS, FeatureStore, FeatureStoreError, store_root, stores_of
 from divff_nerfstudio.schema import split_words
 
 EXTRACT_OPTIONS = "--pipeline.datamanager.extract-options"
@@ -30,12 +30,17 @@ class StoredFeatures:
 
     @property
     def root(self) -> Path:
-        """Where the stores are."""
+        """Where new stores are put."""
         return store_root(self.scene, self.folder)
+
+    @property
+    def hints(self) -> Path:
+        """Folder of the hints, if there are any."""
+        return stores_of(self.scene.root, self.folder).get(HINTS, self.root / HINTS)
 
     def folders(self) -> list[Path]:
         """Those of the finished stores."""
-        return [folder for folder in finished_stores(self.root) if folder.name != HINTS]
+        return [folder for name, folder in stores_of(self.scene.root, self.folder).items() if name != HINTS]
 
     def found(self) -> dict[str, FeatureStore]:
         """The finished stores by kind.

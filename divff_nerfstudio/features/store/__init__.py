@@ -14,7 +14,7 @@ from divff_nerfstudio.features.store.header import (
     FeatureStoreError,
     StoreHeader,
 )
-from divff_nerfstudio.features.store.reader import FeatureStore, finished_stores, store_root
+from divff_nerfstudio.features.store.reader import FeatureStore, finished_stores, store_root, stores_of
 from divff_nerfstudio.features.store.resident import ResidentStore
 from divff_nerfstudio.features.store.writer import FeatureWriter, FrameFeatures
 
@@ -31,4 +31,5 @@ __all__ = [
     "StoreHeader",
     "finished_stores",
     "store_root",
+    "stores_of",
 ]

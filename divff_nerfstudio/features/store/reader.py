@@ -63,6 +63,18 @@ def finished_stores(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob("*/header.json") if not path.parent.name.startswith("."))
 
 
+def stores_of(scene_root: Path, override: Path | None = None) -> dict[str, Path]:
+    """Folders of a scene's finished stores by name.
+
+    Args:
+        scene_root: Folder of the scene.
+        override: The only folder that is looked in; None: ``SCENE/features`` and, before it where the scene's folder
+            may not be written to, the one in the user's cache.
+    """
+    roots = (scene_root / "features", features_dir(scene_root)) if override is None else (override,)
+    return {folder.name: folder for root in roots for folder in finished_stores(root)}
+
+
 _Places = TypeVar("_Places", np.ndarray, Tensor)
 
 
