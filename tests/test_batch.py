@@ -83,6 +83,7 @@ def test_eight_scenes_by_ray(tmp_path: Path):
     from divff_nerfstudio.batch.ray_engine import RayEngine
 
     engine = RayEngine(tmp_path / "jobs", room=Room(4, 4.0, ()))
+    engine.settle = 1.0
     try:
         check_eight(tmp_path, engine)
     finally:
