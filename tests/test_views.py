@@ -202,6 +202,12 @@ def test_a_video_of_a_camera_path(config, trained, tmp_path):
         VideoConfig(load_config=config, camera_path=path, fixed=3).main()
 
 
+def test_a_video_of_answers_needs_questions(config, trained):
+    trained.query.ask(text="")
+    with pytest.raises(EvaluationError, match="nothing is asked: give --queries"):
+        VideoConfig(load_config=config, layout="relevancy").main()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -90,6 +90,8 @@ class VideoConfig:
             viewpoint = fixed_viewpoint(trained.scene, self.fixed)
             moments = fixed_moments(trained, evenly_spaced(len(trained.scene), wanted).tolist(), viewpoint)
         queries = asked or trained.standing_queries
+        if self.layout == "relevancy" and not queries:
+            raise EvaluationError("--layout relevancy shows answers, and nothing is asked: give --queries.")
         pictures = video_pictures(trained, moments, layout, queries, hide, cell_size(*shape, self.cell_height))
         shown = track(pictures, "Rendering the video ...", total=len(moments), console=CONSOLE, transient=True)
         count = write_video(file, shown, fps or FPS)
