@@ -344,6 +344,17 @@ def test_another_video_is_recognised_before_it_is_read_to_its_end(tmp_path, monk
     assert "does not show" in shown.err and not (scene / "high_res_video").exists()
 
 
+def test_frames_of_one_number_are_no_frames_of_a_video(tmp_path, capsys):
+    """Here numbers are the video's: another order is no remedy."""
+    scene = scene_of_strip(tmp_path / "P01_01")
+    (tmp_path / "frames").mkdir()
+    for name in ("a_1.png", "b_1.png"):
+        Image.fromarray(shift(1)).save(tmp_path / "frames" / name)
+    assert cut(tmp_path / "frames", scene) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "two frames of number 1" in told and "name each by its number" in told and "--order" not in told
+
+
 def test_gaps_and_ends_are_counted(tmp_path, capsys):
     scene = scene_of_strip(tmp_path / "P01_01")
     gap = write_tar(tmp_path / "gap.tar", [n for n in range(1, 90) if n not in (31, 32)], (228, 128))

@@ -21,7 +21,7 @@ from divff_nerfstudio.convert.layout import (
     QUALITY,
     is_written,
 )
-from divff_nerfstudio.convert.names import MAX_NUMBER, ConvertError
+from divff_nerfstudio.convert.names import MAX_NUMBER, ConvertError, NumberingError
 from divff_nerfstudio.convert.pictures import (
     ArchiveFrames,
     FrameSource,
@@ -66,7 +66,10 @@ class VideoFramesOfScene:
             DivffError: Frames are missing, damaged or not those of the scene.
         """
         scene = load_scene(self.data)
-        source = open_frames(self.source)
+        try:
+            source = open_frames(self.source)
+        except NumberingError as error:
+            raise ConvertError(f"{error.fault}: name each by its number in the video.") from None
         first = max(0, int(scene.video_numbers.min()) - self.margin)
         last = int(scene.video_numbers.max()) + self.margin
         settings = {

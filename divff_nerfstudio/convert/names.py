@@ -27,6 +27,18 @@ class ConvertError(DivffError):
     """Something cannot be converted; the message names the file and the remedy in one sentence."""
 
 
+class NumberingError(ConvertError):
+    """Names do not tell frames' numbers.
+
+    Attributes:
+        fault: What is wrong, without what to do.
+    """
+
+    def __init__(self, fault: str):
+        super().__init__(f"{fault}: give --order name if the order of the names is that of the video.")
+        self.fault = fault
+
+
 def trailing_number(name: str) -> int | None:
     """The digits at the end of a file name without its suffix; None where there are none, or too many for a number."""
     match = re.search(r"(\d+)$", decoded(Path(name).stem), re.ASCII)
@@ -114,15 +126,12 @@ def number_names(names: Sequence[str], order: Order, where: Path) -> dict[str, i
     values: dict[Decimal, str] = {}
     for name, stamp in stamps.items():
         if stamp is None:
-            raise ConvertError(
-                f"{where} has a frame {printable(name)}, which ends in no number: give --order name if the order of "
-                "the names is that of the video."
-            )
+            raise NumberingError(f"{where} has a frame {printable(name)}, which ends in no number")
         value = stamp.value(counted)
         if value in values:
-            raise ConvertError(
+            raise NumberingError(
                 f"{where} has two frames of number {value.normalize():f}, {printable(values[value])} and "
-                f"{printable(name)}: give --order name if the order of the names is that of the video."
+                f"{printable(name)}"
             )
         values[value] = name
     _require_one_order([values[value] for value in sorted(values)], stamps, where)
@@ -148,10 +157,9 @@ def _require_one_order(names: Sequence[str], stamps: Mapping[str, _Stamp | None]
             continue
         alike = stamp.before != other.before and _shape(stamp.before) == _shape(other.before)
         if alike and natural_key(other.before) < natural_key(stamp.before):
-            raise ConvertError(
+            raise NumberingError(
                 f"{where} has the frames {printable(name)} and {printable(later)}, in this order by their last "
-                "numbers, and in the other by those before: give --order name if the order of the names is that of the "
-                "video."
+                "numbers, and in the other by those before"
             )
 
 
