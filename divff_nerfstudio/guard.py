@@ -24,6 +24,7 @@ from divff_nerfstudio.faults import tell_uncaught
 from divff_nerfstudio.process import prepare_process
 from divff_nerfstudio.run_config import UnsafeConfigError, names_one_of, ours_among, parse_config
 from divff_nerfstudio.run_folder import RunError, last_checkpoint, relocate
+from divff_nerfstudio.typed_options import take_typed
 
 TRUST = "DIVFF_TRUST_CONFIGS"
 """Environment variable: 1 lets nerfstudio read files of other methods unseen."""
@@ -110,7 +111,10 @@ def _opened(text: str, caller: FrameType, configs: Sequence[Any]) -> Any:
         with contextlib.suppress(RunError):  # another scene may still be told
             relocate(config, place)
         if begins_with is not None:
-            config.run_dir = folder
+            config.run_dir, typed = folder, caller.f_locals["config"]
+            usual = next((each for each in configs if each.method_name == typed.method_name), None)
+            if usual is not None:
+                take_typed(config, typed, usual, begins_with)
     return config
 
 

@@ -206,11 +206,18 @@ class DivFFPipeline(VanillaPipeline):
             hint = " (the scene's features are missing or others: see `divff extract`)" if _semantic(wrong) else ""
             raise CheckpointError(
                 f"The checkpoint does not fit this configuration and scene: {what} differ{hint}; "
-                "use the config.yml that was written beside it (--load-config)."
+                f"{self._otherwise(state, own)}."
             )
         self._require_same_scene(state, own)
         self.model.update_to_step(step)
         self.load_state_dict(dict(state), strict=True)
+
+    @staticmethod
+    def _otherwise(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+        """What to do where a checkpoint does not fit."""
+        if len(state.keys() & own.keys()) < len(own) / 2:
+            return "it is of another method or of other options: use the config.yml beside it (--load-config)"
+        return "use the config.yml that was written beside it (--load-config), or the options that it was trained with"
 
     def _present_name(self, key: str) -> str:
         """Name of a parameter in this version, whether it was trained on one card or several."""

@@ -15,6 +15,7 @@ from nerfstudio.scripts import train
 from nerfstudio.utils.eval_utils import eval_setup
 
 from divff_nerfstudio.run_config import UnsafeConfigError
+from divff_nerfstudio.run_folder import RunError
 
 MINIMAL = "!!python/object:nerfstudio.data.dataparsers.minimal_dataparser.MinimalDataParserConfig"
 EXTERNAL = "!!python/object:nerfstudio.configs.external_methods.ExternalMethodTrainerConfig"
@@ -89,12 +90,24 @@ def test_a_training_with_the_options_of_a_run_finds_its_scene(tmp_path: Path, mo
     begun = []
     monkeypatch.setattr(train, "launch", lambda **named: begun.append(named["config"]))
     monkeypatch.chdir("/")
-    asked = copy.deepcopy(config)
+    asked = copy.deepcopy(all_methods["divff"])
     asked.load_config, asked.output_dir = path, tmp_path / "out"
     monkeypatch.setattr(type(config), "save_config", lambda self: None)
-    train.main(asked)
+    train.main(copy.deepcopy(asked))
     assert begun[0].pipeline.datamanager.data == tmp_path / "tiny"
     assert begun[0].get_base_dir() != path.parent and begun[0].run_dir is None
+    # What is typed beside it: where the run is gone on with, and no more than that.
+    asked.timestamp, asked.load_dir, asked.max_num_iterations = "earlier", path.parent, 77
+    train.main(copy.deepcopy(asked))
+    assert begun[1].get_base_dir().name == "earlier"
+    assert (begun[1].load_dir, begun[1].max_num_iterations) == (path.parent, 77)
+    asked.pipeline.model.mask_weight = 0.2
+    with pytest.raises(RunError, match=r"--pipeline\.model\.mask-weight is typed beside it"):
+        train.main(copy.deepcopy(asked))
+    other = copy.deepcopy(all_methods["divff-paper"])
+    other.load_config = path
+    with pytest.raises(RunError, match="type `ns-train divff`"):
+        train.main(other)
 
 
 def test_other_yaml_is_none_of_its_business() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import xml.etree.ElementTree as ET
@@ -38,11 +39,11 @@ def test_markdown_shows_text_literally():
 
 
 @settings(max_examples=100)
-@given(st.text(alphabet="`\n ab{<"))
-def test_code_stays_within_its_fence(text):
-    first, *lines, last = as_code(text).split("\n")
-    assert lines == [one_line(text, 4000)] and first == last and set(first) == {"`"}
-    assert first not in lines[0] and len(first) >= 3
+@given(st.text(alphabet='`\n ab{}<>"\\\u2028é'))
+def test_code_stays_within_its_quotes(text):
+    found = re.fullmatch(r'<code style=\{\{wordBreak: "break-all"\}\}>\{(".*")\}</code>', as_code(text))
+    assert found is not None and not set(found[1]) & set("{}<>`\n") and found[1].isascii()
+    assert json.loads(found[1]) == one_line(text, 4000)
 
 
 @settings(max_examples=100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
@@ -40,10 +41,12 @@ def as_markdown(text: str, max_length: int = _MAX_LINE) -> str:
 
 
 def as_code(text: str) -> str:
-    """Markdown that shows `text` as code, on one line that can be copied."""
-    line = one_line(text, _MAX_CODE)
-    fence = "`" * (1 + max(2, *map(len, re.findall("`*", line))))
-    return f"{fence}\n{line}\n{fence}"
+    """Markdown that shows `text` as code that can be copied as one line; it is broken where the panel ends.
+
+    As a text of JavaScript, in which all that MDX could take for something else is written by its number.
+    """
+    line = re.sub("[{}<>`]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(one_line(text, _MAX_CODE)))
+    return f'<code style={{{{wordBreak: "break-all"}}}}>{{{line}}}</code>'
 
 
 def as_image(svg: str) -> str:

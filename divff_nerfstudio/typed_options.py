@@ -1,0 +1,59 @@
+"""Options that are typed beside ``ns-train --load-config FILE``, which takes the file's in place of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from divff_nerfstudio.run_folder import RunError
+
+_KEPT = ("load_dir", "load_step", "load_checkpoint", "timestamp", "experiment_name", "output_dir", "max_num_iterations")
+"""What another training may have otherwise: from where it goes on, where it is written, and how long it is."""
+_OTHERWISE = ("load_config", "data", "pipeline.datamanager.data", "pipeline.datamanager.dataparser.data")
+"""What names the file, and the scene, which nerfstudio writes in two places."""
+
+
+def take_typed(config: Any, typed: Any, usual: Any, path: Path) -> None:
+    """Has a configuration that was read from a file keep what was typed beside it.
+
+    Args:
+        config: The one that was read; it is changed.
+        typed: The one that was typed.
+        usual: What the latter is where nothing is typed: its method as it is registered.
+        path: The file, for errors.
+
+    Raises:
+        RunError: If another method is typed, or an option that the file decides.
+    """
+    if typed.method_name != config.method_name:
+        raise RunError(
+            f"{path} is of a run of {config.method_name}, and {typed.method_name} was typed: type `ns-train "
+            f"{config.method_name}`."
+        )
+    others = [name for name in differing(typed, usual) if name not in _KEPT and name not in _OTHERWISE]
+    if others:
+        option = others[0].replace("_", "-")
+        raise RunError(
+            f"--load-config takes the options of {path}, and --{option} is typed beside it: leave it out, or type all "
+            "options without --load-config."
+        )
+    for name in _KEPT:
+        value = getattr(typed, name)
+        if value != getattr(usual, name):
+            setattr(config, name, value)
+    if typed.timestamp != usual.timestamp:
+        config.read_from_file = False  # its folder is chosen
+    if typed.data is not None:
+        config.data = config.pipeline.datamanager.data = typed.data
+
+
+def differing(typed: Any, usual: Any, prefix: str = "") -> Iterator[str]:
+    """Names of the options in which two configurations differ, with dots between."""
+    for entry in fields(typed):
+        one, other = getattr(typed, entry.name), getattr(usual, entry.name, None)
+        if is_dataclass(one) and not isinstance(one, type) and type(one) is type(other):
+            yield from differing(one, other, f"{prefix}{entry.name}.")
+        elif one != other:
+            yield f"{prefix}{entry.name}"
