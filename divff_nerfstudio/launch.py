@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+import torch
 import tyro
 import yaml
 from nerfstudio.engine.trainer import TrainerConfig
@@ -104,13 +105,14 @@ class RunConfig(TrainerConfig):
 
         Raises:
             TrainingError: If the folder cannot be written, or what was trained before would be lost, or scenes shall be
-                read in another layout, or by several processes.
+                read in another layout, or by several processes, or the device is not there.
         """
         if self.machine.num_devices * self.machine.num_machines != 1:
             raise TrainingError(
                 f"{self.method_name} trains a scene in one process: leave --machine.num-devices and "
                 "--machine.num-machines out, and give each card a scene of its own with `divff batch`."
             )
+        self._check_device()
         parser: Any = self.pipeline.datamanager.dataparser  # pyright: ignore[reportAttributeAccessIssue]
         if not isinstance(parser, EpicDiffDataParserConfig):
             raise TrainingError(
@@ -124,6 +126,17 @@ class RunConfig(TrainerConfig):
         end_in_order()
         if not self.claim().resumed:
             self.write_config()
+
+    def _check_device(self) -> None:
+        """Refuses a device that is not there, or on which nothing of this runs."""
+        kind = self.machine.device_type
+        if kind not in ("cpu", "cuda"):
+            raise TrainingError(f"--machine.device-type {kind}: {self.method_name} trains on cuda or cpu, give one.")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise TrainingError(
+                "--machine.device-type cuda: torch finds no CUDA card here (none, no driver, or a torch without CUDA): "
+                "see to it with nvidia-smi, or give --machine.device-type cpu."
+            )
 
     def claim(self) -> RunFolder:
         """Takes the run's folder for this process.

@@ -30,7 +30,9 @@ def respelled(phrase: str, known: Sequence[str]) -> str | None:
         plural = set() if word.endswith("s") else {f"{word}s"}
         if len(word) < _SHORTEST or (singular | plural) & words:
             return found[0]
-        near = difflib.get_close_matches(word, candidates, n=1, cutoff=_ALIKE)
+        # A slip seldom is in the first letter, and a word with more or fewer of them is another one.
+        alike = [other for other in candidates if other[0] == word[0] and abs(len(other) - len(word)) <= 1]
+        near = difflib.get_close_matches(word, alike, n=1, cutoff=_ALIKE)
         return near[0] if near else found[0]
 
     meant = _WORD.sub(mended, phrase)

@@ -207,13 +207,14 @@ def iterate(trainer: Trainer, step: int) -> None:
 
 def flop_of_step(trainer: Trainer, step: int) -> int:
     """Arithmetic of a training step, forward and backward; it is not taken, and nothing is drawn for it."""
-    state = random_state()
+    resident = trainer.pipeline.datamanager.resident  # pyright: ignore[reportAttributeAccessIssue]
+    state = random_state(resident)
     trainer.pipeline.train()
     with flop_counter() as counter:
         _, losses, _ = trainer.pipeline.get_train_loss_dict(step=step)
         functools.reduce(torch.add, losses.values()).backward()
     trainer.optimizers.zero_grad_all()
-    restore_random_state(state)
+    restore_random_state(state, resident)
     return counter.get_total_flops()
 
 

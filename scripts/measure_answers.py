@@ -129,7 +129,7 @@ def of_scene(root: Path, folder: Path | None) -> dict[str, Any]:
     fitted = calibration(query, KIND, store)
     assert fitted is not None
     start = time.process_time()
-    size, cameras = look_size(scene), look_cameras(scene)
+    size, cameras = look_size(scene), look_cameras(scene, scene.intrinsics)
     looks = []
     for i, camera in enumerate(cameras):
         # Along the ray, as a model renders it; ground truth is along the optical axis.

@@ -18,7 +18,7 @@ from divff_nerfstudio.spelling import respelled
 from divff_nerfstudio.viewer.judging import Judging
 from divff_nerfstudio.viewer.signals import Signal
 
-KNOWN = ("a red mug", "bowl", "cutting boards", "glass")
+KNOWN = ("a red mug", "bowl", "cutting boards", "glass", "a jacket", "wash")
 
 
 class Panel:
@@ -99,6 +99,8 @@ def test_the_scene_is_read_before_anybody_asks_and_without_words_nothing_is_said
         ("mugs", None),
         ("bowl", None),
         ("xylophone", None),
+        ("tennis racket", None),
+        ("dish washer", None),
         ("", None),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+import torch
 import yaml
 
 from divff_nerfstudio.registry import divff  # installs the guard of configurations
@@ -59,6 +60,16 @@ def test_the_second_training_is_refused_before_it_writes(tiny_scene, tmp_path):
         second.save_config()
     assert "\n" not in str(error.value) and names(first.get_base_dir()) == before
     assert (first.get_base_dir() / "config.yml").read_bytes() == text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+@pytest.mark.parametrize(("kind", "said"), [("cuda", "no CUDA card here"), ("mps", "trains on cuda or cpu")])
+def test_a_device_that_is_not_there_is_told(tiny_scene: Path, tmp_path: Path, kind: str, said: str) -> None:
+    asked = config(tiny_scene, tmp_path / "runs")
+    asked.machine.device_type = kind
+    with pytest.raises(TrainingError, match=said):
+        asked.save_config()
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("machine", [{"num_devices": 2}, {"num_machines": 2}, {"num_devices": 0}])

@@ -29,6 +29,7 @@ from divff_nerfstudio.evaluation.viewpoints import (
     CameraFileError,
     central_frame,
     fixed_viewpoint,
+    intrinsics_of,
     published_viewpoints,
     read_camera,
 )
@@ -244,7 +245,7 @@ def test_rays_are_those_that_the_model_was_trained_with(pixel_centres, tmp_path)
     path.write_text(json.dumps({"camera_to_world": manager.train_dataset.cameras.camera_to_worlds[0].tolist()}))
     camera = read_camera(path, trained.cameras[:1])
     torch.testing.assert_close(camera.generate_rays(0).directions, rays)
-    look = look_cameras(trained)[int(trained.scene.splits["train"][0])]
+    look = look_cameras(trained.scene, intrinsics_of(trained.cameras))[int(trained.scene.splits["train"][0])]
     assert np.allclose(ray_directions(look, (trained.scene.height, trained.scene.width)), rays.numpy(), atol=1e-6)
 
 

@@ -47,7 +47,7 @@ def things_of(trained: TrainedScene, kept: Path | None = None, looked: Looked | 
         EvaluationError: If there are no stored segments to group, or no room for what is looked up meanwhile.
     """
     store = segments_of(trained)
-    cameras = look_cameras(trained)
+    cameras = look_cameras(trained.scene, intrinsics_of(trained.cameras))
     size = look_size(trained.scene)
     folder = _folder_beside(kept)
     try:
@@ -99,13 +99,16 @@ def look_size(scene: SceneFolder) -> tuple[int, int]:
     return height, max(1, round(scene.width * height / scene.height))
 
 
-def look_cameras(trained: TrainedScene) -> list[LookCamera]:
-    """The frames' cameras, at the size of the looks, with the rays that the model was trained with."""
-    scene = trained.scene
+def look_cameras(scene: SceneFolder, intrinsics: Float[np.ndarray, "3 3"]) -> list[LookCamera]:
+    """The frames' cameras, at the size of the looks.
+
+    Args:
+        scene: The scene.
+        intrinsics: Of its frames; those of the rays that a model was trained with.
+    """
     height, width = look_size(scene)
-    scale = np.array([[width / scene.width], [height / scene.height], [1.0]])
-    intrinsics = intrinsics_of(trained.cameras) * scale
-    return [LookCamera(pose.astype(np.float64), intrinsics) for pose in scene.camera_to_worlds]
+    small = intrinsics.astype(np.float64) * [[width / scene.width], [height / scene.height], [1.0]]
+    return [LookCamera(pose.astype(np.float64), small) for pose in scene.camera_to_worlds]
 
 
 def look_of(
