@@ -207,7 +207,7 @@ def iterate(trainer: Trainer, step: int) -> None:
 
 def flop_of_step(trainer: Trainer, step: int) -> int:
     """Arithmetic of a training step, forward and backward; it is not taken, and nothing is drawn for it."""
-    resident = trainer.pipeline.datamanager.resident  # pyright: ignore[reportAttributeAccessIssue]
+    resident = bool(trainer.pipeline.datamanager.resident)
     state = random_state(resident)
     trainer.pipeline.train()
     with flop_counter() as counter:
