@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from divff_nerfstudio.run_folder import RunError
 
-_KEPT = ("load_dir", "load_step", "load_checkpoint", "timestamp", "experiment_name", "output_dir", "max_num_iterations")
-"""What another training may have otherwise: from where it goes on, where it is written, and how long it is."""
+_KEPT = re.compile(
+    r"load_(dir|step|checkpoint)|timestamp|experiment_name|output_dir|max_num_iterations|steps_per_\w+|vis|"
+    r"save_only_latest_checkpoint|machine\.device_type|(viewer|logging)\..+"
+)
+"""What another training may have otherwise: from where it goes on, where and how often it is written, how long it is,
+who looks on, and what computes it."""
 _OTHERWISE = ("load_config", "data", "pipeline.datamanager.data", "pipeline.datamanager.dataparser.data")
 """What names the file, and the scene, which nerfstudio writes in two places."""
 
@@ -32,17 +38,17 @@ def take_typed(config: Any, typed: Any, usual: Any, path: Path) -> None:
             f"{path} is of a run of {config.method_name}, and {typed.method_name} was typed: type `ns-train "
             f"{config.method_name}`."
         )
-    others = [name for name in differing(typed, usual) if name not in _KEPT and name not in _OTHERWISE]
+    given = [name for name in differing(typed, usual) if name not in _OTHERWISE]
+    others = [name for name in given if not _KEPT.fullmatch(name)]
     if others:
         option = others[0].replace("_", "-")
         raise RunError(
             f"--load-config takes the options of {path}, and --{option} is typed beside it: leave it out, or type all "
             "options without --load-config."
         )
-    for name in _KEPT:
-        value = getattr(typed, name)
-        if value != getattr(usual, name):
-            setattr(config, name, value)
+    for name in given:
+        *parts, last = name.split(".")
+        setattr(reduce(getattr, parts, config), last, reduce(getattr, [*parts, last], typed))
     if typed.timestamp != usual.timestamp:
         config.read_from_file = False  # its folder is chosen
     if typed.data is not None:

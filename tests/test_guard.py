@@ -98,8 +98,10 @@ def test_a_training_with_the_options_of_a_run_finds_its_scene(tmp_path: Path, mo
     assert begun[0].get_base_dir() != path.parent and begun[0].run_dir is None
     # What is typed beside it: where the run is gone on with, and no more than that.
     asked.timestamp, asked.load_dir, asked.max_num_iterations = "earlier", path.parent, 77
+    asked.vis, asked.viewer.websocket_port = "tensorboard", 7123
     train.main(copy.deepcopy(asked))
     assert begun[1].get_base_dir().name == "earlier"
+    assert (begun[1].vis, begun[1].viewer.websocket_port) == ("tensorboard", 7123)
     assert (begun[1].load_dir, begun[1].max_num_iterations) == (path.parent, 77)
     asked.pipeline.model.mask_weight = 0.2
     with pytest.raises(RunError, match=r"--pipeline\.model\.mask-weight is typed beside it"):
