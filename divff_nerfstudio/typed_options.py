@@ -17,8 +17,8 @@ _KEPT = re.compile(
 )
 """What another training may have otherwise: from where it goes on, where and how often it is written, how long it is,
 who looks on, and what computes it."""
-_OTHERWISE = ("load_config", "data", "pipeline.datamanager.data", "pipeline.datamanager.dataparser.data")
-"""What names the file, and the scene, which nerfstudio writes in two places."""
+_SCENE = ("data", "pipeline.datamanager.data", "pipeline.datamanager.dataparser.data")
+"""Where the scene may be typed; nerfstudio lets each before the next decide."""
 
 
 def take_typed(config: Any, typed: Any, usual: Any, path: Path) -> None:
@@ -38,21 +38,21 @@ def take_typed(config: Any, typed: Any, usual: Any, path: Path) -> None:
             f"{path} is of a run of {config.method_name}, and {typed.method_name} was typed: type `ns-train "
             f"{config.method_name}`."
         )
-    given = [name for name in differing(typed, usual) if name not in _OTHERWISE]
-    others = [name for name in given if not _KEPT.fullmatch(name)]
+    given = [name for name in differing(typed, usual) if name != "load_config"]
+    others = [name for name in given if not _KEPT.fullmatch(name) and name not in _SCENE]
     if others:
         option = others[0].replace("_", "-")
         raise RunError(
             f"--load-config takes the options of {path}, and --{option} is typed beside it: leave it out, or type all "
             "options without --load-config."
         )
-    for name in given:
+    scene = next((name for name in _SCENE if name in given), None)
+    taken = {name: name for name in given} | ({} if scene is None else dict.fromkeys(_SCENE, scene))
+    for name, source in taken.items():
         *parts, last = name.split(".")
-        setattr(reduce(getattr, parts, config), last, reduce(getattr, [*parts, last], typed))
+        setattr(reduce(getattr, parts, config), last, reduce(getattr, source.split("."), typed))
     if typed.timestamp != usual.timestamp:
         config.read_from_file = False  # its folder is chosen
-    if typed.data is not None:
-        config.data = config.pipeline.datamanager.data = typed.data
 
 
 def differing(typed: Any, usual: Any, prefix: str = "") -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,11 @@ def test_a_training_with_the_options_of_a_run_finds_its_scene(tmp_path: Path, mo
     assert begun[1].get_base_dir().name == "earlier"
     assert (begun[1].vis, begun[1].viewer.websocket_port) == ("tensorboard", 7123)
     assert (begun[1].load_dir, begun[1].max_num_iterations) == (path.parent, 77)
+    for scene in ("pipeline.datamanager", "pipeline.datamanager.dataparser"):
+        moved = copy.deepcopy(asked)
+        operator.attrgetter(scene)(moved).data = tmp_path / "moved"
+        train.main(moved)
+        assert begun[-1].pipeline.datamanager.data == tmp_path / "moved"
     asked.pipeline.model.mask_weight = 0.2
     with pytest.raises(RunError, match=r"--pipeline\.model\.mask-weight is typed beside it"):
         train.main(copy.deepcopy(asked))

@@ -87,10 +87,9 @@ class QueryCommandConfig:
             raise EvaluationError("--camera and --fixed both name a viewpoint: leave one of them out.")
         if not self.over_time and all(each is None for each in (self.time, self.frame, self.camera)):
             raise EvaluationError(
-                "No moment is named: give --time (0 to 1) or --frame (an id), --over-time or --when for all of them."
+                "No moment is named, which --fixed does not either: give --time (0 to 1) or --frame (an id), or "
+                "--over-time or --when for all of them."
             )
-        if self.fixed is not None and not self.over_time and self.time is None and self.frame is None:
-            raise EvaluationError("--fixed is a viewpoint, not a moment: give --time or --frame as well.")
         if not self.text:
             raise EvaluationError("--text names nothing: say what to look for.")
         asked = list(dict.fromkeys(asked_kind(typed, self.features) for typed in self.text))

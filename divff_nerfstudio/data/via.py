@@ -23,7 +23,7 @@ _OUTSIDE = 2.0
 
 
 _FEW = 4
-"""So few outlines may all lie in a corner."""
+"""So many outlines do not all lie in a corner by chance."""
 _ROUND: dict[float, int] = {3: 3, 4: 4}
 """How many numbers circles and ellipses have, by what the annotator calls their shapes."""
 

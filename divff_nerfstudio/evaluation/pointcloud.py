@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
 
 from divff_nerfstudio.atomic import atomic_path
-from divff_nerfstudio.evaluation.options import CloudOptions, EvaluationError, MovingLayer
+from divff_nerfstudio.evaluation.options import CloudOptions, EvaluationError, Features, MovingLayer
 from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
 from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.features.pca import fit_feature_basis, project
@@ -29,7 +29,7 @@ def write_cloud(
     trained: TrainedScene,
     time: float,
     queries: Sequence[tuple[str, str]] = (),
-    kind: str = "image",
+    kind: Features = "image",
     options: CloudOptions | None = None,
 ) -> int:
     """Renders views of one moment, fuses their points, and writes them as PLY.
@@ -84,10 +84,11 @@ def write_cloud(
     full = values.pop("full", None)
     comments = [f"relevancy_{i}: {phrase} ({features} features)" for i, (features, phrase) in enumerate(queries)]
     write_ply(path, _columns(points, values), comments)
-    for left in path.parent.glob(f"{glob.escape(path.stem)}_*_features.npy"):
-        left.unlink()  # of an earlier export: its rows are not those of these points
+    files = {each: path.with_name(f"{path.stem}_{each}_features.npy") for each in get_args(Features)}
+    for left in files.values():
+        left.unlink(missing_ok=True)  # of an earlier export: its rows are not those of these points
     if full is not None:
-        with atomic_path(path.with_name(f"{path.stem}_{kind}_features.npy")) as temporary:
+        with atomic_path(files[kind]) as temporary:
             np.save(temporary, full.astype(np.float16))
     return len(points)
 
