@@ -22,6 +22,7 @@ from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfi
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.pca import fit_feature_basis
 from divff_nerfstudio.features.text import text_encoder
+from divff_nerfstudio.host_memory import keep_freed_memory
 from divff_nerfstudio.models.base import LayeredModel, LayeredModelConfig
 from divff_nerfstudio.models.divff import DivFFModelConfig
 from divff_nerfstudio.models.separation import SeparationConfig
@@ -96,6 +97,7 @@ class DivFFPipeline(VanillaPipeline):
             check_render_options(sys.argv)
             check_eval_options(sys.argv)
             check_viewer_options(sys.argv)
+        keep_freed_memory()
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)  # pyright: ignore
         if config.model.hotspot_weight > 0 and test_mode == "val":
             self.datamanager.use_hotspots()

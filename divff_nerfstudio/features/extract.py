@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -45,6 +43,7 @@ from divff_nerfstudio.features.sources import DEFAULT_SOURCES, SOURCES, FeatureS
 from divff_nerfstudio.features.store import HINTS, FeatureWriter, store_root
 from divff_nerfstudio.features.xclip import XClipSourceConfig, load_xclip
 from divff_nerfstudio.heartbeat import beat
+from divff_nerfstudio.host_memory import return_freed_memory
 from divff_nerfstudio.schema import Words, check_options
 
 
@@ -262,5 +261,4 @@ def _free(remembered: bool = False) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)  # glibc keeps freed pages otherwise
+    return_freed_memory()

@@ -162,7 +162,7 @@ def rows_gradient(gradients: Tensor, rows: Tensor, shares: Tensor, count: int) -
         shares: Their weights.
         count: How many rows the table has.
     """
-    starts = np.arange(0, rows.numel() + 1, rows.shape[1])
+    starts = np.arange(0, rows.numel() + 1, rows.shape[1], dtype=np.int32)
     matrix = csc_array((shares.numpy().ravel(), rows.numpy().ravel(), starts), shape=(count, len(rows)))
     return torch.from_numpy(matrix @ gradients.numpy())
 
