@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 DEPTHS = 40
@@ -128,9 +128,14 @@ class Sweep:
     def kept(self) -> Float[Tensor, "rows columns"]:
         """Largest share, over the depths, of the frames seeing the place in which it looks the same; 1 where too few
         do."""
-        count = self.seen.sum(0)
+        count = self._count
         share = torch.where(count >= MIN_FRAMES, self.same.sum(0) / (count + self.doubt).clamp_min(1), 0.0)
-        return torch.where((count >= MIN_FRAMES).any(-1), share.amax(-1), 1.0)
+        return torch.where(self.known, share.amax(-1), 1.0)
+
+    @property
+    def known(self) -> Bool[Tensor, "rows columns"]:
+        """Whether enough frames see a place that the pixel may show."""
+        return (self._count >= MIN_FRAMES).any(-1)
 
     @property
     def rests(self) -> Float[Tensor, "rows columns"]:
@@ -159,11 +164,18 @@ class Sweep:
         total = later + earlier
         best = total.argmax(-1, keepdim=True)
         ends = [steps.gather(-1, best)[:, 0] for steps in (first, last)]
+        looks = self._looks(segments, best[:, 0])
+        ends = [_until_looked_at(part, end) for part, end in zip(self._around(looks)[::-1], ends, strict=True)]
         numbers = torch.tensor([*self.others, self.number], device=total.device)  # an empty interval is the frame's own
         since = numbers[torch.where(ends[0] > 0, self._before - ends[0], -1)]
         until = numbers[torch.where(ends[1] > 0, self._before + ends[1] - 1, -1)]
         support = total.gather(-1, best)[:, 0] / (pixels * max(1, len(self.others))).clamp_min(1)
         return Stays(support, self._between(total, best), since, until)
+
+    @cached_property
+    def _count(self) -> Float[Tensor, "rows columns depths"]:
+        """How many frames see each place."""
+        return self.seen.sum(0)
 
     @cached_property
     def _ratios(self) -> Float[Tensor, "others rows columns depths"]:
@@ -182,6 +194,21 @@ class Sweep:
     def _around(self, ratios: Float[Tensor, "others *places"]) -> tuple[Tensor, Tensor]:
         """Those of the frames behind this one, and of those before it, both leading away from it."""
         return ratios[self._before :], ratios[: self._before].flip(0)
+
+    def _looks(
+        self, segments: Int[Tensor, "rows columns"], planes: Int[Tensor, "segments"]
+    ) -> Bool[Tensor, "others segments"]:
+        """Whether each frame sees the place of a segment: a half of its pixels.
+
+        Args:
+            segments: See `stays`.
+            planes: On which plane each segment is.
+        """
+        inside = segments >= 0
+        theirs = segments[inside]
+        seen = self.seen[:, inside].gather(-1, planes[theirs].expand(len(self.seen), -1)[..., None])[..., 0]
+        sums = seen.new_zeros(len(seen), len(planes)).index_add_(1, theirs, seen)
+        return 2 * sums >= torch.bincount(theirs, minlength=len(planes))
 
     def _between(self, total: Float[Tensor, "segments depths"], best: Int[Tensor, "segments 1"]) -> Tensor:
         """Depth of the top of a parabola through the best plane and its neighbours."""
@@ -285,6 +312,17 @@ def project(
     met = inside.nonzero()[:, 0]
     pixels = row.index_select(0, met).long() * width + column.index_select(0, met).long()
     return met, pixels, depth.index_select(0, met)
+
+
+def _until_looked_at(looks: Bool[Tensor, "frames segments"], ends: Int[Tensor, "segments"]) -> Int[Tensor, "segments"]:
+    """Ends of rests, put off to the frame before the next that sees the place: what nobody looks at stays as it is.
+
+    Args:
+        looks: Whether frames that lead away from one see the place.
+        ends: In how many of these frames the segments rest.
+    """
+    frames = torch.arange(len(looks), device=ends.device)[:, None]
+    return torch.where(looks & (frames >= ends), frames, len(looks)).amin(0) if len(looks) else ends
 
 
 def longest(

@@ -28,6 +28,7 @@ from divff_nerfstudio.features.agglomeration import regions_of
 from divff_nerfstudio.features.encoder_loading import DEMO_ENCODER
 from divff_nerfstudio.features.pretrained import weights_fingerprint
 from divff_nerfstudio.features.segments import Segmenter
+from divff_nerfstudio.generators import DrawingFrom
 from divff_nerfstudio.schema import Share
 
 OUTLINES = DEMO_ENCODER / "outlines.safetensors"
@@ -111,7 +112,8 @@ class OutlineSegmenter(Segmenter):
 
         self.config = config
         self.device = torch.device("cpu")
-        self.network = OutlineNetwork().eval()
+        with DrawingFrom(torch.Generator()):  # a training may look for evidence whose draws must not depend on that
+            self.network = OutlineNetwork().eval()
         self.network.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
         self.network.to(memory_format=torch.channels_last)
 
