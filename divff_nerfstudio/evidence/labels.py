@@ -33,10 +33,10 @@ from divff_nerfstudio.evidence.sightings import (
     settle_tolerance,
     sweep,
 )
-from divff_nerfstudio.evidence.votes import Chances, Kinds, count, decide, nearest_distances
+from divff_nerfstudio.evidence.votes import Kinds, count, decide, nearest_distances
 from divff_nerfstudio.features.store import FeatureStore
 
-_VERSION = 14
+_VERSION = 15
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2
@@ -156,19 +156,19 @@ def _write(
     tried = [asked((2 * i + 1) * len(indices) // (2 * _TRIED)) for i in range(_TRIED)]
     tolerance = settle_tolerance(views, tried, _STRIDE)
     size, (rows, columns) = (scene.height, scene.width), ((side + _STRIDE - 1) // _STRIDE for side in views.size)
-    seen = scratch_array(folder, np.float32, (len(indices), 3, rows, columns))
+    seen = scratch_array(folder, np.float32, (len(indices), 2, rows, columns))
     segments = scratch_array(folder, np.int32, (len(indices), *size))
     numbers: list[int] = []
     with get_progress("Looking for what moves") as progress:
         for k in progress.track(range(len(indices))):
             looked = sweep(views, asked(k), _STRIDE, tolerance)
-            seen[k] = torch.stack((looked.kept, looked.rests, looked.known)).cpu().numpy()
+            seen[k] = torch.stack((looked.kept, looked.rests)).cpu().numpy()
             segments[k], number = things.split(scene, int(indices[k]))
             numbers.append(number)
             coarse = torch.from_numpy(resize_nearest(segments[k], *views.size)[::_STRIDE, ::_STRIDE].astype(np.int64))
             stays = looked.stays(coarse.to(looked.same.device), number)
             found[k, ..., 2:5] = _rest_codes(segments[k], stays, len(indices), plane_bounds(views.near, views.far))
-            found[k, ..., 5] = np.round(255 * _chances(seen[k], size).moves)
+            found[k, ..., 5] = np.round(255 * _chances(seen[k], size)[0])
     spreads = _spreads(scene, indices, segments, things)
     movers = _movers(views, _voted(scene, indices, things, segments, numbers, seen, spreads), found)
     with get_progress("Looking behind what moves") as progress:
@@ -211,7 +211,7 @@ def _voted(
     things: Segments,
     segments: Int[np.ndarray, "frames height width"],
     numbers: Sequence[int],
-    seen: Float[np.ndarray, "frames 3 rows columns"],
+    seen: Float[np.ndarray, "frames 2 rows columns"],
     spreads: Sequence[float],
 ) -> Iterator[Float[np.ndarray, "height width 2"]]:
     """Chances of dynamic layer and actor in one frame after the other, by the votes of all.
@@ -230,14 +230,14 @@ def _voted(
         spreads: How far apart looks of one thing are, of each sort.
     """
     size = scene.height, scene.width
-    votes = [count(segments[k], number, _chances(seen[k], size)) for k, number in enumerate(numbers)]
+    votes = [count(segments[k], number, *_chances(seen[k], size)) for k, number in enumerate(numbers)]
     looks, asked = _asked_segments(scene, indices, segments, things, votes)
     kinds = [Kinds(each, asked, 1.0) for each in _voting(looks, spreads)]
     for k, own in enumerate(votes):
         frame = _chances(seen[k], size)
         looks = _voting(things.looks(scene, int(indices[k]), segments[k]), spreads)
         theirs = [kind.votes(each) for kind, each in zip(kinds, looks, strict=True)]
-        moves, resting = np.mean([decide(segments[k], own, each, frame, (_SURE, _OBJECT)) for each in theirs], 0)
+        moves, resting = np.mean([decide(segments[k], own, each, *frame) for each in theirs], 0)
         moves, resting = _logistic((moves - _SURE) / _SURE_WIDTH), _logistic((resting - _OBJECT) / _OBJECT_WIDTH)
         yield np.stack((moves * resting, moves * (1 - resting)), -1)
 
@@ -300,10 +300,12 @@ def _rest_codes(
     return codes[segments].astype(np.uint8)
 
 
-def _chances(seen: Float[np.ndarray, "3 rows columns"], size: tuple[int, int]) -> Chances:
-    """What a frame's sightings say of its pixels."""
-    kept, rests, known = F.interpolate(torch.from_numpy(seen)[None], size=size, mode="nearest")[0].numpy()
-    return Chances(_logistic((_KEPT - kept) / _KEPT_WIDTH), _logistic((rests - _RESTS) / _RESTS_WIDTH), known)
+def _chances(
+    seen: Float[np.ndarray, "2 rows columns"], size: tuple[int, int]
+) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
+    """Chance of each pixel of a frame that it moves, and that it rests if so, from its sightings."""
+    kept, rests = F.interpolate(torch.from_numpy(seen)[None], size=size, mode="nearest")[0].numpy()
+    return _logistic((_KEPT - kept) / _KEPT_WIDTH), _logistic((rests - _RESTS) / _RESTS_WIDTH)
 
 
 def _asked_segments(

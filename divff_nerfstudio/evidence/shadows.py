@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from divff_nerfstudio.evidence.sightings import DEPTHS, MIN_FRAMES, Asked, Movers, Views, places, project
+from divff_nerfstudio.evidence.sightings import DEPTHS, Asked, Movers, Views, min_seen, places, project
 
 _ALIKE = 0.03
 """How far colours may be from a multiple of the room's, relative to them (at exp(-1/2))."""
@@ -60,7 +60,7 @@ def _room(
         squares[:, met] += clear * colours.square().sum(0)
     means = sums / weights.clamp_min(1e-6)
     spread = squares / weights.clamp_min(1e-6) - means.square().sum(0)
-    spread = torch.where(weights >= MIN_FRAMES, spread, torch.inf).view(-1, DEPTHS)
+    spread = torch.where(weights >= min_seen(len(views.numbers)), spread, torch.inf).view(-1, DEPTHS)
     best = spread.argmin(-1, keepdim=True)
     colours = means.view(3, -1, DEPTHS).gather(2, best.expand(3, -1, -1))[..., 0].T
     return torch.where(spread.gather(1, best).isfinite(), colours, 0.0)

@@ -17,7 +17,10 @@ DEPTHS = 40
 NEARER, FARTHER = 0.75, 1.05
 """Where the sweep begins and ends, in units of near and far."""
 MIN_FRAMES = 10
-"""A place that fewer other frames see is known too little: nothing is said of it."""
+"""A video of no more is too short."""
+_MIN_SHARE, _MIN_SEEN = 1 / 7, 5
+"""A place that a smaller share of the other frames sees, or fewer of them, is known too little: nothing is said of
+it."""
 _TOLERANCES = (0.03, 0.04, 0.06, 0.09, 0.13)
 _SETTLED = 0.95
 _KEEPS_LOOKING = 0.85
@@ -28,8 +31,8 @@ _PATIENCE = 12.0
 frames in a row that look otherwise. Else what leaves a place and later lies on the same ray seems to have stayed."""
 _BEHIND = 1.05
 """How many times as far as an object something must be to be hidden by it: depths of the sweep are that uncertain."""
-_DOUBT = 2.0
-"""How many frames are held against each place where some are not counted, so that no few decide."""
+_DOUBT = 1 / 36
+"""What share of the frames is held against each place where some are not counted, so that no few decide."""
 
 
 class Stays(NamedTuple):
@@ -128,14 +131,10 @@ class Sweep:
     def kept(self) -> Float[Tensor, "rows columns"]:
         """Largest share, over the depths, of the frames seeing the place in which it looks the same; 1 where too few
         do."""
-        count = self._count
-        share = torch.where(count >= MIN_FRAMES, self.same.sum(0) / (count + self.doubt).clamp_min(1), 0.0)
-        return torch.where(self.known, share.amax(-1), 1.0)
-
-    @property
-    def known(self) -> Bool[Tensor, "rows columns"]:
-        """Whether enough frames see a place that the pixel may show."""
-        return (self._count >= MIN_FRAMES).any(-1)
+        count = self.seen.sum(0)
+        known = count >= min_seen(len(self.others))
+        share = torch.where(known, self.same.sum(0) / (count + self.doubt).clamp_min(1), 0.0)
+        return torch.where(known.any(-1), share.amax(-1), 1.0)
 
     @property
     def rests(self) -> Float[Tensor, "rows columns"]:
@@ -171,11 +170,6 @@ class Sweep:
         until = numbers[torch.where(ends[1] > 0, self._before + ends[1] - 1, -1)]
         support = total.gather(-1, best)[:, 0] / (pixels * max(1, len(self.others))).clamp_min(1)
         return Stays(support, self._between(total, best), since, until)
-
-    @cached_property
-    def _count(self) -> Float[Tensor, "rows columns depths"]:
-        """How many frames see each place."""
-        return self.seen.sum(0)
 
     @cached_property
     def _ratios(self) -> Float[Tensor, "others rows columns depths"]:
@@ -256,7 +250,8 @@ def sweep(
         seen[row, met] = torch.ones_like(alike) if movers is None else (1 - movers.hide(view, at, depth)).maximum(alike)
     shape = (-1, rows, columns, DEPTHS)
     numbers = [views.numbers[view] for view in others]
-    return Sweep(asked.number, numbers, depths, same.view(shape), seen.view(shape), 0 if movers is None else _DOUBT)
+    doubt = 0 if movers is None else _DOUBT * len(others)
+    return Sweep(asked.number, numbers, depths, same.view(shape), seen.view(shape), doubt)
 
 
 def settle_tolerance(views: Views, tried: Sequence[Asked], stride: int) -> float:
@@ -272,6 +267,11 @@ def settle_tolerance(views: Views, tried: Sequence[Asked], stride: int) -> float
         if float(kept.median()) >= _SETTLED:
             return tolerance
     return _TOLERANCES[-1]
+
+
+def min_seen(frames: int) -> float:
+    """How many of so many frames have to see a place that something is said of."""
+    return max(_MIN_SEEN, _MIN_SHARE * frames)
 
 
 def plane_bounds(near: float, far: float) -> tuple[float, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -14,17 +12,6 @@ _RESTING = 0.8
 """Which quantile of resting counts, of all that looks alike and moves: an object may be carried for most of the video,
 but it rests at some time; a hand hardly ever does."""
 _BLOCK = 512
-
-
-class Chances(NamedTuple):
-    """What is known of a frame's pixels before segments vote."""
-
-    moves: Float[np.ndarray, "height width"]
-    """Chance that they show something that is not always there."""
-    rests: Float[np.ndarray, "height width"]
-    """Of what so moves, the chance that it rests around that time."""
-    known: Float[np.ndarray, "height width"]
-    """1 where enough frames see the place for that; 0 where nothing is known."""
 
 
 def alike(
@@ -55,20 +42,21 @@ def nearest_distances(
 def count(
     segments: Int[np.ndarray, "height width"],
     number: int,
-    pixels: Chances,
+    moves: Float[np.ndarray, "height width"],
+    rests: Float[np.ndarray, "height width"],
 ) -> Float[np.ndarray, "segments 3"]:
     """Counts a frame's votes.
 
     Args:
         segments: Number of each pixel's segment in the frame; -1 where there is none.
         number: How many there are.
-        pixels: What is known of each pixel.
+        moves: Chance of each pixel that it shows something that is not always there.
+        rests: Of what so moves, the chance that it rests around that time.
 
     Returns:
-        For each segment the pixels of which something is known, those that move, and those that move and rest.
+        For each segment the pixels, those that move, and those that move and rest.
     """
-    moving = pixels.known * pixels.moves
-    inside, parts = segments >= 0, (pixels.known, moving, moving * pixels.rests)
+    inside, parts = segments >= 0, (np.ones_like(moves), moves, moves * rests)
     return np.stack([np.bincount(segments[inside], part[inside], number) for part in parts], -1)
 
 
@@ -111,37 +99,21 @@ def decide(
     segments: Int[np.ndarray, "height width"],
     own: Float[np.ndarray, "segments 3"],
     kinds: Float[np.ndarray, "segments 3"],
-    pixels: Chances,
-    unknown: tuple[float, float],
+    moves: Float[np.ndarray, "height width"],
+    rests: Float[np.ndarray, "height width"],
 ) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
-    """What becomes of a frame's pixels by the votes of its segments (`count`) and of their `Kinds`.
+    """What becomes of a frame's `moves` and `rests` by the votes of its segments (`count`) and of their `Kinds`.
 
-    Those of whom nothing is known have no vote. Pixels without a segment stand alone.
-
-    Args:
-        segments: Number of each pixel's segment; -1 where there is none.
-        own: The segments' votes.
-        kinds: Those of all that looks like them.
-        pixels: What is known of each pixel.
-        unknown: What is said of both where nobody has a vote.
-
-    Returns:
-        By each pixel the share of the votes on that it moves, and, if it does, on that it rests.
+    Pixels without a segment stand alone.
     """
     inside = segments >= 0
-    own, kinds = (np.concatenate((votes, np.zeros((1, 3))))[segments] for votes in (own, kinds))  # -1 is the last
-    weights = np.stack((np.where(inside, _PIXEL, 1) * pixels.known, _SEGMENT * _any(own), _KIND * _any(kinds)))
-    votes = np.stack((pixels.moves, _ratio(own[..., 1], own[..., 0]), _ratio(kinds[..., 1], kinds[..., 0])))
-    total = weights.sum(0)
+    if not inside.any():
+        return moves, rests
+    voted = _SEGMENT * _ratio(own[:, 1], own[:, 0]) + _KIND * _ratio(kinds[:, 1], kinds[:, 0])
     # What is carried now rests at other times.
-    voted = (_ratio(own[..., 2], own[..., 1]) + 4 * _ratio(kinds[..., 2], kinds[..., 1])) / 5
-    moves, resting = _ratio((weights * votes).sum(0), total), np.where(inside, voted, pixels.rests)
-    return np.where(total > 0, moves, unknown[0]), np.where(total > 0, resting, unknown[1])
-
-
-def _any(votes: Float[np.ndarray, "*places 3"]) -> Float[np.ndarray, "*places"]:
-    """1 where at least one pixel has a vote, else 0."""
-    return (votes[..., 0] >= 1).astype(float)
+    resting = (_ratio(own[:, 2], own[:, 1]) + 4 * _ratio(kinds[:, 2], kinds[:, 1])) / 5
+    place = np.where(inside, segments, 0)
+    return np.where(inside, _PIXEL * moves + voted[place], moves), np.where(inside, resting[place], rests)
 
 
 def _squared_distances(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
