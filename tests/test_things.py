@@ -395,6 +395,7 @@ def test_a_scene_without_segments_has_no_things(tmp_path):
     ]  # fmt: skip
     found = find_things(empty, lambda _: np.zeros((0, 8)), cameras()[:3])
     assert found.things == [] and diary(found) == [] and found.at(0, 1, 1) is None
+    assert table(found.things, clock()) == "Nothing is found that several frames show.\n"
     frame = np.zeros((4, 6, 3), np.uint8)
     assert contact_sheet(tmp_path / "things.png", found, lambda _: frame).is_file()
     assert plan(tmp_path / "plan.png", found, [], clock()).is_file()

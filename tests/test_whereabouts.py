@@ -90,6 +90,17 @@ def test_what_comes_in_the_hand_or_stays_there_is_carried(never_put_down):
         assert thing.state(frame, FRAMES) == "carried"
 
 
+def test_two_tellings_of_one_frame_agree(found, never_put_down):
+    """The strip of a thing's spans and the words above it; also where frames show the held bowl between two places."""
+    bowl = named(never_put_down, "bowl")
+    bowl.__dict__["carried_in"] = frozenset(sorted(bowl.carried_in)[:2])
+    for things in (found, never_put_down):
+        for thing in things.things:
+            told = [whereabouts(thing, frame).state for frame in thing.frames]
+            assert told == [thing.state(frame, FRAMES) for frame in thing.frames]
+    assert whereabouts(bowl, FRAMES - 1).state == "carried"
+
+
 def test_spans_are_told_around_a_moment(found):
     mug = named(found, "mug")
     assert spans_told(mug, clock(), 6) == "rests 0.0 s to 5.0 s, carried 6.0 s to 6.0 s, rests 7.0 s to 15.0 s"

@@ -126,6 +126,8 @@ def thing_data(thing: Thing, clock: Clock) -> dict[str, Any]:
 
 def table(things: list[Thing], clock: Clock) -> str:
     """Things as a table in plain text."""
+    if not things:
+        return "Nothing is found that several frames show.\n"
     lines = [f"{'thing':>5}  {'name':<22}{'frames':>7}{'size':>8}{'moved':>7}  rests"]
     for thing in things:
         spans = ", ".join(f"{clock.told(rest.first)} to {clock.told(rest.last)}" for rest in thing.rests)

@@ -128,6 +128,27 @@ class Thing:
         alone = found & ~np.append(found[1:], False) & ~np.append(False, found[:-1])
         return frozenset(spots.frames[found & ~alone].tolist())
 
+    def rest_at(self, frame: int) -> Rest | None:
+        """Where it lies in a frame, as far as is known; None: it is carried, or has not been seen yet.
+
+        Before its first rest, and after its last, it lies there as long as no frame shows it carried.
+        """
+        found = next((rest for rest in self.rests if rest.first <= frame <= rest.last), None)
+        if found is not None or not self.rests:
+            return found
+        come, taken_at = self._come_and_taken
+        if frame > self.rests[-1].last:
+            return self.rests[-1] if frame < taken_at else None
+        return self.rests[0] if come <= frame < self.rests[0].first else None
+
+    @cached_property
+    def _come_and_taken(self) -> tuple[float, float]:
+        """From which frame on it lies at its first place, the first that shows it unless it is carried there; and the
+        first that shows it carried after its last rest."""
+        first, last = self.rests[0].first, self.rests[-1].last
+        come = first if any(at < first for at in self.carried_in) else int(self.spots.frames[0])
+        return come, min((at for at in self.carried_in if at > last), default=np.inf)
+
     @cached_property
     def _on_the_way(self) -> dict[int, Float[np.ndarray, "3"]]:
         """Where frames show it that show it carried, by their indices."""
@@ -158,13 +179,12 @@ class Thing:
             Each with the indices of its first and last frame, in the order of time, without gaps.
         """
         states = np.full(count, "out of sight", dtype=object)
+        shown = set(self.frames)
         for before, after in pairwise(self.frames):
             if after - before <= _HIDDEN:
-                states[before : after + 1] = "rests"
-        states[self.frames] = "rests"
-        for before, after in pairwise(self.frames):
-            if before in self.carried_in and after in self.carried_in and after - before <= _HIDDEN:
-                states[before : after + 1] = "carried"
+                shown.update(range(before, after))
+        for frame in shown:
+            states[frame] = "carried" if self.rest_at(frame) is None else "rests"
         for move in self.moves:
             states[move.start + 1 : move.end] = "carried"
         edges = [0, *(i for i in range(1, count) if states[i] != states[i - 1]), count]

@@ -121,14 +121,10 @@ def whereabouts(thing: Thing, frame: int) -> Whereabouts:
         thing: The thing.
         frame: Index of the frame.
     """
-    rest = next((each for each in thing.rests if each.first <= frame <= each.last), None)
-    before = [each for each in thing.rests if each.last < frame]
-    after = [each for each in thing.rests if each.first > frame]
-    if rest is None and before and not after and not any(before[-1].last < at <= frame for at in thing.carried_in):
-        rest, before = before[-1], before[:-1]
-    come = not any(at < after[0].first for at in thing.carried_in) if after else False
-    if rest is None and not before and come and frame >= thing.frames[0]:
-        rest, after = after[0], after[1:]
+    rest = thing.rest_at(frame)
+    others = [each for each in thing.rests if each is not rest]
+    before = [each for each in others if each.last < frame]
+    after = [each for each in others if each.first > frame]
     return Whereabouts(thing, frame, rest, before[-1] if before else None, after[0] if after else None)
 
 
