@@ -266,6 +266,15 @@ def test_other_settings_are_named(tmp_path, finished):
         assert writer.finish().header == other
 
 
+def test_the_first_of_many_differences_are_told(tmp_path):
+    """Another model brings hundreds of other settings with it."""
+    with FeatureWriter(tmp_path / "image", header()) as writer:
+        writer.append(FrameFeatures(np.zeros((6, 8), np.uint16), np.ones((1, 4), np.float16)))
+    other = replace(header(), source="clip", settings={f"word {i}": str(i) for i in range(300)})
+    with pytest.raises(FeatureStoreError, match=r"settings \(source: test -> clip; ([^;]*; ){3}and \d+ more\): choose"):
+        FeatureWriter(tmp_path / "image", other)
+
+
 def test_weights_that_were_moved_are_the_same_and_other_pictures_are_not(tmp_path):
     first = replace(header(), model="a.pt", text_encoder={"family": "egovideo", "fingerprint": "7", "weights": "/a"})
     moved = replace(first, model="b.pt", text_encoder={**(first.text_encoder or {}), "weights": "/b"})

@@ -21,6 +21,8 @@ from divff_nerfstudio.features.store.reader import FeatureStore
 from divff_nerfstudio.locks import take_lock
 
 _ROWS = "rows.npy"
+_MAX_TOLD = 4
+"""So many differing settings are named."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,10 @@ class FeatureWriter:
     def _refuse_differences(self, where: Path) -> None:
         differences = StoreHeader.read(where / HEADER).differences(self.header)
         if differences:
+            told = sorted(differences, key=lambda each: not each.startswith(("source: ", "model: ")))
+            more = f"; and {len(told) - _MAX_TOLD} more" if len(told) > _MAX_TOLD else ""
             raise FeatureStoreError(
-                f"The features in {where} were extracted with other settings ({'; '.join(differences)}): "
+                f"The features in {where} were extracted with other settings ({'; '.join(told[:_MAX_TOLD])}{more}): "
                 "choose another folder with --output, or replace them with --overwrite."
             )
 
