@@ -23,7 +23,7 @@ from divff_nerfstudio.former_names import formerly
 from divff_nerfstudio.generators import weighted_draw
 from divff_nerfstudio.models.base import LayeredModelConfig
 from divff_nerfstudio.models.moved import moved_mask
-from divff_nerfstudio.models.rays import RayModel, distortion_loss, proposal_loss
+from divff_nerfstudio.models.rays import RayModel, clear_space_loss, distortion_loss, proposal_loss
 from divff_nerfstudio.models.schedule import PhasesConfig, Schedule
 from divff_nerfstudio.models.separation import (
     SeparationConfig,
@@ -76,6 +76,8 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Where rays end, in units of their frame's far, which is measured along the optical axis."""
     distortion_weight: Weight = 0.1
     """Weight of `distortion_loss` of the static layer."""
+    clear_weight: Weight = 0.1
+    """Weight of `clear_space_loss` of the static layer."""
     proposal_weight: Weight = 10.0
     """Weight of the proposal's loss."""
     dynamic_density_weight: Weight = 0.01
@@ -291,6 +293,8 @@ class DivFFModel(RayModel):
         losses = {"proposal": config.proposal_weight * proposal_loss(*outputs["proposal"])}
         _, samples, _, alone = outputs["proposal"]
         losses["distortion"] = config.distortion_weight * distortion_loss(samples, alone)
+        nears = outputs["rays"].nears / config.near_scale
+        losses["clear_space"] = config.clear_weight * clear_space_loss(outputs["distances"], alone, nears)
         losses["enclosure"] = config.enclosure_weight * (1 - outputs["enclosed"]).mean()
         evidence, hints = outputs.get("evidence"), outputs.get("hints")
         if self.static_only:

@@ -25,6 +25,8 @@ from divff_nerfstudio.rendering import ProposalSamples
 _CROP = "crop"
 CUT = "cut"
 """Key of a ray bundle's metadata: which rays end where a crop does, before their frame's far."""
+_CLEAR = 0.5
+"""Up to where the room is surely not, in units of its frame's near."""
 _BYTES_OF_A_RAY = 2**18
 """What the activations of a ray take at most while it is rendered."""
 UNSEEN_WEARER: tuple[Layer, ...] = ("static", "dynamic")
@@ -150,6 +152,19 @@ def proposal_loss(
         (lossfun_outer(drawn, found.detach(), proposed, bound[..., 0]).mean() for found, bound in bounds),
         torch.zeros(()),
     )
+
+
+def clear_space_loss(
+    distances: Float[Tensor, "rays samples"], weights: Float[Tensor, "rays samples"], nears: Float[Tensor, "rays 1"]
+) -> Float[Tensor, ""]:
+    """Wants the air around the head to be clear: behind arms, nothing else keeps the room from being there.
+
+    Args:
+        distances: Of the samples, scene units.
+        weights: The room's.
+        nears: Where the room begins in the rays' frames; what is nearer than half of that counts.
+    """
+    return (weights * (distances < _CLEAR * nears)).sum(-1).mean()
 
 
 def distortion_loss(samples: RaySamples, weights: Float[Tensor, "rays samples"]) -> Float[Tensor, ""]:
