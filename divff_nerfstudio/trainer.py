@@ -79,6 +79,11 @@ class DivFFTrainerConfig(RunConfig):
             TrainingError: If the options make no sense.
         """
         check_config(self)
+        if unknown := sorted(self.gradient_accumulation_steps.keys() - self.optimizers.keys()):
+            raise TrainingError(
+                f"--gradient-accumulation-steps names {', '.join(unknown)}, which nothing trains: give one of "
+                f"{', '.join(self.optimizers)}."
+            )
         model, device = self.pipeline.model, "cuda" if self.machine.device_type == "cuda" else "cpu"
         self.max_num_iterations = model.settle(device, self.max_num_iterations, self.pipeline.datamanager)  # pyright: ignore[reportIncompatibleVariableOverride]
         for group in self.optimizers.values():
@@ -133,10 +138,10 @@ class DivFFTrainer(Trainer):
                 super().setup(test_mode)
             have_patience()
         except BaseException:
-            self._let_go()
+            self._let_go(begun=False)
             raise
         if self._signals:  # something has swallowed the exception
-            self._let_go()
+            self._let_go(begun=False)
             raise SystemExit(exit_status(self._signals[0]))
 
     def train(self) -> None:
@@ -184,10 +189,10 @@ class DivFFTrainer(Trainer):
             return None
         return CapturedSteps(self)
 
-    def _let_go(self) -> None:
-        """Lets other trainings into the run's folder."""
+    def _let_go(self, begun: bool = True) -> None:
+        """Lets other trainings into the run's folder, in which nothing is left of one that has not begun."""
         if self.config.folder is not None:
-            self.config.folder.release()
+            self.config.folder.release() if begun else self.config.folder.abandon()
             self.config.folder = None
 
     # Interruptions.

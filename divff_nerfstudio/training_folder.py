@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,8 @@ class TrainingError(DivffError):
 class RunFolder:
     """A folder that this process alone trains into."""
 
+    path: Path
+    """The folder."""
     lock: Lock
     """Keeps other trainings out."""
     kept: frozenset[Path]
@@ -29,6 +33,18 @@ class RunFolder:
     def release(self) -> None:
         """Lets other trainings in."""
         self.lock.release()
+
+    def abandon(self) -> None:
+        """Takes back what was written before a training that did not begin, and lets other trainings in: a folder
+        without a checkpoint opens nowhere."""
+        if not self.resumed:
+            (self.path / "config.yml").unlink(missing_ok=True)
+            if sys.platform != "win32":  # which removes no open file
+                Path(self.lock.lock_file).unlink(missing_ok=True)
+        self.release()
+        with contextlib.suppress(OSError):  # something else lies there
+            for folder in (self.path, *self.path.parents[:2]):  # of its method and of its experiment
+                folder.rmdir()
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -108,7 +124,7 @@ def claim(folder: Path, checkpoints: Path, begins_with: Path | None) -> RunFolde
     except BaseException:
         lock.release()
         raise
-    return RunFolder(lock, frozenset(found) if kept_all else frozenset(), bool(found))
+    return RunFolder(folder, lock, frozenset(found) if kept_all else frozenset(), bool(found))
 
 
 def _refuse_loss(checkpoints: Path, last: Path, begins_with: Path | None) -> None:

@@ -12,6 +12,7 @@ import tiny_run
 import torch
 import yaml
 
+from divff_nerfstudio.data.frames import SceneError
 from divff_nerfstudio.registry import divff  # installs the guard of configurations
 from divff_nerfstudio.trainer import DivFFTrainerConfig, TrainingError
 
@@ -80,6 +81,42 @@ def test_several_cards_for_one_scene_are_refused_before_anything_is_written(tiny
     with pytest.raises(TrainingError, match=r"in one process: leave --machine.num-devices .*`divff batch`"):
         several.save_config()
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_nothing_is_left_of_a_training_that_does_not_begin(tiny_scene: Path, tmp_path: Path, beside: bool) -> None:
+    """Neither config.yml, which nothing could open, nor empty folders; what somebody else has put there stays."""
+    chosen = config(tiny_scene, tmp_path / "runs")
+    chosen.set_timestamp()
+    chosen.save_config()
+    if beside:
+        (chosen.get_base_dir() / "notes.txt").write_text("why")
+    (tiny_scene / "meta.json").unlink()
+    with pytest.raises(SceneError, match=r"meta\.json is missing"):
+        tiny_run.trainer_of(chosen).setup()
+    left = [path.relative_to(chosen.get_base_dir()) for path in chosen.get_base_dir().rglob("*")]
+    assert left == ([Path("notes.txt")] if beside else []) and chosen.get_base_dir().exists() == beside
+    assert (tmp_path / "runs").exists() and any((tmp_path / "runs").iterdir()) == beside
+
+
+def test_a_run_that_cannot_go_on_is_left_alone(tiny_scene: Path, tmp_path: Path) -> None:
+    done = train(config(tiny_scene, tmp_path, timestamp="one"))
+    before = {path: path.read_bytes() for path in done.parent.rglob("*") if path.is_file()}
+    again = config(tiny_scene, tmp_path, timestamp="one", load_dir=done)
+    again.set_timestamp()
+    again.save_config()
+    (tiny_scene / "meta.json").unlink()
+    with pytest.raises(SceneError, match=r"meta\.json is missing"):
+        tiny_run.trainer_of(again).setup()
+    assert {path: path.read_bytes() for path in done.parent.rglob("*") if path.is_file()} == before
+
+
+def test_steps_are_gathered_for_what_is_trained(tiny_scene: Path, tmp_path: Path) -> None:
+    chosen = config(tiny_scene, tmp_path, gradient_accumulation_steps={"field": 2})
+    with pytest.raises(
+        TrainingError, match="names field, .* give one of grids, networks, actor, heads"
+    ):
+        chosen.save_config()
 
 
 def test_two_that_begin_in_one_second_get_folders_of_their_own(tiny_scene, tmp_path, monkeypatch):
