@@ -10,7 +10,7 @@ from nerfstudio.cameras.rays import RayBundle
 from pytorch_msssim import ssim
 
 from divff_nerfstudio.models.base import feature_loss
-from divff_nerfstudio.models.rays import distortion_loss, proposal_loss
+from divff_nerfstudio.models.rays import clear_space_loss, distortion_loss, proposal_loss
 from divff_nerfstudio.models.separation import persistence_loss, shadow_loss, structural_loss, uncertain_photometric
 from divff_nerfstudio.rendering import ProposalSamples, sample_rays
 
@@ -118,6 +118,16 @@ def test_proposal_is_taught_to_bound_the_weights_and_nothing_else():
     ones = torch.ones_like(proposal.weights)
     bounded = ProposalSamples(proposal.samples, ones, ones)
     assert proposal_loss(bounded, samples, peak, peak).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_air_around_the_head_is_to_be_clear():
+    """Of the room, what lies nearer than half of its near is pushed away; the worktop behind it is left alone."""
+    distances, nears = torch.tensor([[0.1, 0.4, 0.6, 1.0]] * 2), torch.tensor([[1.0], [0.2]])
+    weights = torch.tensor([[0.3, 0.2, 0.1, 0.4]] * 2, requires_grad=True)
+    loss = clear_space_loss(distances, weights, nears)
+    loss.backward()
+    assert loss.item() == pytest.approx((0.3 + 0.2) / 2)  # the second ray's room begins nearer than any sample's half
+    assert weights.grad is not None and weights.grad.tolist() == [[0.5, 0.5, 0, 0], [0, 0, 0, 0]]
 
 
 def test_shadow_is_found_where_the_target_is_a_darker_multiple():

@@ -240,7 +240,7 @@ def test_a_crop_box_shows_what_is_in_it():
 def test_static_first():
     model = make_model()
     losses = losses_at(model, MOVING_START - 1)
-    assert set(losses) == {"proposal", "photometric", "enclosure", "distortion"}
+    assert set(losses) == {"proposal", "photometric", "enclosure", "distortion", "clear_space"}
     assert {"field.static", "field.proposal"} <= taught(model)
     assert not any(part.startswith(("field.dynamic", "semantic")) for part in taught(model))
     moving = {name for name, p in model.field.actor.named_parameters() if p.grad is not None and p.grad.any()}

@@ -113,9 +113,7 @@ def test_a_run_that_cannot_go_on_is_left_alone(tiny_scene: Path, tmp_path: Path)
 
 def test_steps_are_gathered_for_what_is_trained(tiny_scene: Path, tmp_path: Path) -> None:
     chosen = config(tiny_scene, tmp_path, gradient_accumulation_steps={"field": 2})
-    with pytest.raises(
-        TrainingError, match="names field, .* give one of grids, networks, actor, heads"
-    ):
+    with pytest.raises(TrainingError, match=r"names field, .* give one of grids, networks, actor, heads"):
         chosen.save_config()
 
 
