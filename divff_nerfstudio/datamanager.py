@@ -34,6 +34,7 @@ from divff_nerfstudio.evidence.labels import Labels, labels
 from divff_nerfstudio.features.hints.stored import open_hints
 from divff_nerfstudio.features.store import HINTS, FeatureStore, ResidentStore, stores_of
 from divff_nerfstudio.features.stored import StoredFeatures
+from divff_nerfstudio.host_memory import return_freed_memory
 from divff_nerfstudio.option_ranges import Rays
 from divff_nerfstudio.pixels import FeatureTables, FrameTable, PixelBatches
 from divff_nerfstudio.schema import Positive, Weight
@@ -255,7 +256,9 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         if not self._uses_evidence:
             return None
         dataset, store = self.train_dataset, self.feature_stores.get("image")
-        return labels(dataset.scene, dataset.scene_indices.numpy(), store, self.device)
+        found = labels(dataset.scene, dataset.scene_indices.numpy(), store, self.device)
+        return_freed_memory()  # it takes more than the training does
+        return found
 
     @cached_property
     def _codes(self) -> FrameTable:
@@ -313,7 +316,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
         Returns:
             The rays (with times, nears, fars, and "camera_directions" in their metadata), and a batch of "image"
             (R x 3, 0..1), "indices" (R x 3: camera, row, column), after `use_evidence` "evidence" (R x 2: chances of
-            dynamic layer and actor) and "resting" (R x 3, see `Labels.resting`), after `use_hints` "hints" (R x 2: what
+            dynamic layer and actor) and "resting" (R x 5, see `Labels.resting`), after `use_hints` "hints" (R x 2: what
             moves and what is hand, 1 yes, -1 no, 0 unknown), and, from `feature_start_step` on, "features".
         """
         assert self.train_pixel_sampler is not None

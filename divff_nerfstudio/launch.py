@@ -188,3 +188,5 @@ class RunConfig(TrainerConfig):
         CONSOLE.log(f"Saving config to: {path}")
         with self._folder_written():
             write_text(path, yaml.dump(self))
+        if self.folder is not None:
+            self.folder.written.append(path)

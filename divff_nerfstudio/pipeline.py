@@ -17,6 +17,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
+from divff_nerfstudio.card import is_card
 from divff_nerfstudio.checkpoints import CheckpointError, require_sound
 from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfig
 from divff_nerfstudio.errors import DivffError
@@ -97,7 +98,8 @@ class DivFFPipeline(VanillaPipeline):
             check_render_options(sys.argv)
             check_eval_options(sys.argv)
             check_viewer_options(sys.argv)
-        keep_freed_memory()
+        if not is_card(device):
+            keep_freed_memory()
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)  # pyright: ignore
         if config.model.hotspot_weight > 0 and test_mode == "val":
             self.datamanager.use_hotspots()

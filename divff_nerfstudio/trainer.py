@@ -79,6 +79,8 @@ class DivFFTrainerConfig(RunConfig):
             TrainingError: If the options make no sense.
         """
         check_config(self)
+        gathered = self.gradient_accumulation_steps
+        self.gradient_accumulation_steps = {OPTIMIZERS.get(name, name): steps for name, steps in gathered.items()}
         if unknown := sorted(self.gradient_accumulation_steps.keys() - self.optimizers.keys()):
             raise TrainingError(
                 f"--gradient-accumulation-steps names {', '.join(unknown)}, which nothing trains: give one of "
@@ -159,12 +161,14 @@ class DivFFTrainer(Trainer):
             self._require_steps_left(total)
             self._captured = self._capturing()
             self.config.max_num_iterations = total - self._start_step  # nerfstudio counts from where it starts
+            if self.config.folder is not None:
+                self.config.folder.written.append(self.base_dir / "dataparser_transforms.json")
             with self._catching:
                 self._catching.enter_context(handled(self._end_training))
                 super().train()
         finally:
             self.config.max_num_iterations = total
-            self._let_go()
+            self._let_go(begun=self._trained is not None)
 
     def _require_steps_left(self, total: int) -> None:
         if self._start_step >= total:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from divff_nerfstudio.atomic import remove_unfinished
@@ -29,6 +29,8 @@ class RunFolder:
     """Checkpoints of an earlier training that kept all of its checkpoints: they stay."""
     resumed: bool
     """Whether there are checkpoints, the last of which is gone on from."""
+    written: list[Path] = field(default_factory=list)
+    """What this process has written there before the first step."""
 
     def release(self) -> None:
         """Lets other trainings in."""
@@ -37,14 +39,15 @@ class RunFolder:
     def abandon(self) -> None:
         """Takes back what was written before a training that did not begin, and lets other trainings in: a folder
         without a checkpoint opens nowhere."""
-        if not self.resumed:
-            (self.path / "config.yml").unlink(missing_ok=True)
-            if sys.platform != "win32":  # which removes no open file
-                Path(self.lock.lock_file).unlink(missing_ok=True)
-        self.release()
+        lock = [] if sys.platform == "win32" else [Path(self.lock.lock_file)]  # which removes no open file
+        try:
+            with contextlib.suppress(OSError):  # why it has not begun is what counts
+                for path in [] if self.resumed else [*self.written, *lock]:
+                    path.unlink(missing_ok=True)
+        finally:
+            self.release()
         with contextlib.suppress(OSError):  # something else lies there
-            for folder in (self.path, *self.path.parents[:2]):  # of its method and of its experiment
-                folder.rmdir()
+            self.path.rmdir()
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -320,7 +320,7 @@ def test_what_lies_on_the_device_gives_the_same_batches(tiny_scene: Path) -> Non
     for resident in ("off", "on"):
         data = manager(tiny_scene, resident=resident)
         assert data.resident == (resident == "on")
-        shape = (len(data.train_dataset), TINY_HEIGHT, TINY_WIDTH, 6)
+        shape = (len(data.train_dataset), TINY_HEIGHT, TINY_WIDTH, 8)
         codes = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         data.__dict__["_labels"] = Labels(codes, (1.0, 4.0))
         torch.manual_seed(0)

@@ -19,7 +19,7 @@ from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.evidence import labels as labels_module
 from divff_nerfstudio.evidence.labels import _voting, labels
 from divff_nerfstudio.evidence.shadows import shadowed
-from divff_nerfstudio.evidence.sightings import Asked, Movers, Sweep, Views, longest, settle_tolerance, sweep
+from divff_nerfstudio.evidence.sightings import Asked, Movers, Sweep, Views, longest, min_seen, settle_tolerance, sweep
 from divff_nerfstudio.evidence.votes import Kinds, alike, count, decide, nearest_distances
 from divff_nerfstudio.models.separation import (
     SeparationConfig,
@@ -242,18 +242,39 @@ def test_a_segment_stays_where_and_as_long_as_most_of_its_pixels_agree(first: in
         assert found.support[0] > 0 and found.depth[0] == pytest.approx(float(depths[plane]), rel=1e-4)
 
 
-@pytest.mark.parametrize("seen", ["....sss.....xxss", "xx..sss.....xxss", "xxxxsssxxxxxxxss", "....sss........."])
-def test_what_nobody_looks_at_stays_as_it_is(seen: str):
-    """Seen to rest (s), to be gone (x), or not at all (.): a rest ends when somebody sees the place otherwise, not when
-    nobody sees it any more."""
+@pytest.mark.parametrize(
+    "seen", ["....sss.....xxss", "xx..sss.....xxss", "xxxxsssxxxxxxxss", "....sss.........", "s...sss....-----"]
+)
+def test_what_nobody_looks_at_may_stay_as_it_is(seen: str):
+    """Seen to rest (s), to be gone (x), by a fourth of its pixels to be gone (-), or not at all (.): it may rest there
+    until somebody sees the place otherwise, and does as long as it is seen."""
     own, others = 5, [frame for frame in range(16) if frame != 5]
-    same, visible = torch.zeros(15, 1, 2, 3), torch.zeros(15, 1, 2, 3)
+    same, visible = torch.zeros(15, 1, 4, 3), torch.zeros(15, 1, 4, 3)
     for row, frame in enumerate(others):
-        visible[row, :, :, 1] = seen[frame] != "."
+        visible[row, :, : 1 if seen[frame] == "-" else 4, 1] = seen[frame] != "."
         same[row, :, :, 1] = seen[frame] == "s"
-    found = Sweep(own, others, 1 / torch.linspace(1.0, 0.2, 3), same, visible).stays(torch.zeros(1, 2).long(), 1)
-    assert found.since.tolist() == [max(0, seen.rfind("x", 0, own) + 1)]
-    assert found.until.tolist() == [seen.find("x", own) - 1 if "x" in seen[own:] else 15]
+    found = Sweep(own, others, 1 / torch.linspace(1.0, 0.2, 3), same, visible).stays(torch.zeros(1, 4).long(), 1)
+    gone = [frame for frame in range(16) if seen[frame] in "x-"]
+    earliest, latest = max([-1, *(f for f in gone if f < own)]) + 1, min([16, *(f for f in gone if f > own)]) - 1
+    rests = [frame for frame in range(earliest, latest + 1) if seen[frame] == "s"]
+    assert (found.earliest.tolist(), found.latest.tolist()) == ([earliest], [latest])
+    assert (found.since.tolist(), found.until.tolist()) == ([rests[0]], [rests[-1]])
+
+
+def test_of_a_short_video_less_is_asked():
+    """Of 72 frames ten have to see a place, of few ones five, and as large a share is held against it."""
+    assert [min_seen(frames) for frames in (10, 35, 72)] == [5, 5, 10]
+    views, _ = film(0, FRAMES)
+    hidden = torch.zeros(FRAMES, HEIGHT * WIDTH)
+    nothing = Movers(hidden, hidden, torch.full_like(hidden, torch.inf))
+    few = some(views, range(0, FRAMES, 3))
+    asked = ask(views, 1)
+    doubts = [
+        sweep(each, asked, 8, 0.04, Movers(*(part[: len(each.numbers)] for part in nothing))).doubt
+        for each in (views, few)
+    ]
+    assert doubts == pytest.approx([(FRAMES - 1) / 36, len(few.numbers) / 36])
+    assert sweep(views, asked, 8, 0.04).doubt == 0
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -388,12 +409,13 @@ def test_labels_of_a_scene(filmed: tuple[Path, np.ndarray]):
     train = scene.splits["train"]
     times = scene.times()[train]
     found = labels(scene, train, None)
-    assert found is not None and found.codes.shape == (len(train), HEIGHT, WIDTH, 6) and found.codes.dtype == np.uint8
+    assert found is not None and found.codes.shape == (len(train), HEIGHT, WIDTH, 8) and found.codes.dtype == np.uint8
     codes = torch.from_numpy(np.array(found.codes)).float().flatten(1, 2) / 255
     shape, when = (len(train), HEIGHT, WIDTH, -1), torch.from_numpy(times)
     what, (dynamic, actor) = shows[train], found.chances(codes.flatten(0, 1)).view(shape).numpy().transpose(3, 0, 1, 2)
     placed = [found.resting(codes[frame], torch.tensor([frame]), when) for frame in range(len(train))]
-    depth, since, until = torch.stack(placed).view(shape).numpy().transpose(3, 0, 1, 2)
+    depth, since, until, earliest, latest = torch.stack(placed).view(shape).numpy().transpose(3, 0, 1, 2)
+    assert (earliest <= since + 1e-6).all() and (until <= latest + 1e-6).all()
     assert (dynamic + actor <= 1.01).all()
     assert ((since <= times[:, None, None]) & (times[:, None, None] <= until)).all()
     assert np.median((dynamic + actor)[what == ROOM]) < 0.1
@@ -463,9 +485,9 @@ def test_an_encoder_that_takes_everything_for_one_thing_is_not_believed_alone(fi
     assert np.median(actor[what == HAND]) > 0.4 > np.median(dynamic[what == HAND])
 
 
-def test_looking_for_what_moves_leaves_the_training_its_random_numbers(filmed: tuple[Path, np.ndarray]):
+def test_looking_for_what_moves_leaves_the_training_its_random_numbers(tmp_path: Path):
     """Else a training whose labels lie in the cache would draw other rays than the first one of the scene."""
-    scene = load_scene(filmed[0])
+    scene = load_scene(written(tmp_path / "scene", film(0, 18)[0]))
     expected = torch.get_rng_state()
     assert labels(scene, scene.splits["train"], None) is not None
     assert torch.equal(torch.get_rng_state(), expected)

@@ -6,12 +6,47 @@ import sys
 
 import pytest
 
+from divff_nerfstudio import host_memory
+
 glibc = pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"),
     reason="another C library has its own ways",
 )
 BLOCK = 2**26
 """Bytes; more than glibc keeps by itself."""
+
+
+def mallopts(monkeypatch: pytest.MonkeyPatch, largest: int) -> list[tuple[int, int]]:
+    """What is asked of a glibc that takes no larger threshold, in a machine without wishes of its user."""
+    asked = []
+
+    def mallopt(parameter: int, value: int) -> int:
+        asked.append((parameter, value))
+        return int(parameter != -3 or value <= largest)
+
+    monkeypatch.setattr(host_memory, "_in_glibc", lambda name: mallopt if name == "mallopt" else None)
+    for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    return asked
+
+
+@pytest.mark.parametrize(("largest", "taken"), [(2**31, 2**30), (2**25, 2**25), (0, None)])
+def test_an_older_glibc_takes_less_or_is_left_alone(monkeypatch: pytest.MonkeyPatch, largest: int, taken: int | None):
+    """One that takes nothing goes on adjusting by itself, which another parameter would end."""
+    asked = mallopts(monkeypatch, largest)
+    host_memory.keep_freed_memory()
+    thresholds = [value for parameter, value in asked if parameter == -3]
+    assert (thresholds[-1] if len(asked) > len(thresholds) else None) == taken
+
+
+@pytest.mark.parametrize(("name", "value"), [("MALLOC_ARENA_MAX", "2"), ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")])
+def test_what_the_user_has_settled_stays(monkeypatch: pytest.MonkeyPatch, name: str, value: str):
+    asked = mallopts(monkeypatch, 2**31)
+    monkeypatch.setenv(name, value)
+    host_memory.keep_freed_memory()
+    assert asked == []
+
+
 COUNT = """
 import resource
 import torch

@@ -85,7 +85,7 @@ def test_several_cards_for_one_scene_are_refused_before_anything_is_written(tiny
 
 @pytest.mark.parametrize("beside", [False, True])
 def test_nothing_is_left_of_a_training_that_does_not_begin(tiny_scene: Path, tmp_path: Path, beside: bool) -> None:
-    """Neither config.yml, which nothing could open, nor empty folders; what somebody else has put there stays."""
+    """Neither config.yml, which nothing could open, nor its folder; what somebody else has put there stays."""
     chosen = config(tiny_scene, tmp_path / "runs")
     chosen.set_timestamp()
     chosen.save_config()
@@ -96,7 +96,42 @@ def test_nothing_is_left_of_a_training_that_does_not_begin(tiny_scene: Path, tmp
         tiny_run.trainer_of(chosen).setup()
     left = [path.relative_to(chosen.get_base_dir()) for path in chosen.get_base_dir().rglob("*")]
     assert left == ([Path("notes.txt")] if beside else []) and chosen.get_base_dir().exists() == beside
-    assert (tmp_path / "runs").exists() and any((tmp_path / "runs").iterdir()) == beside
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, TrainingError])
+def test_nor_of_one_that_ends_in_its_first_step(
+    tiny_scene, tmp_path, monkeypatch, stopped: type[BaseException]
+) -> None:
+    def broken(*_: object) -> None:
+        raise stopped
+
+    chosen = config(tiny_scene, tmp_path / "runs")
+    chosen.set_timestamp()
+    chosen.save_config()
+    trainer = tiny_run.trainer_of(chosen)
+    trainer.setup()
+    monkeypatch.setattr(trainer.pipeline.datamanager, "next_train", broken)
+    with pytest.raises(stopped):
+        trainer.train()
+    assert not (chosen.get_base_dir() / "config.yml").exists() and chosen.folder is None
+
+
+def test_a_disk_that_goes_away_hides_no_reason(tiny_scene: Path, tmp_path: Path, monkeypatch) -> None:
+    chosen = config(tiny_scene, tmp_path / "runs")
+    chosen.set_timestamp()
+    chosen.save_config()
+    (tiny_scene / "meta.json").unlink()
+    trainer = tiny_run.trainer_of(chosen)
+
+    def gone(*_: object, **__: object) -> None:
+        raise OSError("read-only")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", gone)
+        with pytest.raises(SceneError, match=r"meta\.json is missing"):
+            trainer.setup()
+    assert chosen.folder is None
+    chosen.claim()  # nobody else holds it
 
 
 def test_a_run_that_cannot_go_on_is_left_alone(tiny_scene: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from divff_nerfstudio.evidence.sightings import (
 from divff_nerfstudio.evidence.votes import Kinds, count, decide, nearest_distances
 from divff_nerfstudio.features.store import FeatureStore
 
-_VERSION = 15
+_VERSION = 16
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2
@@ -65,24 +65,24 @@ _PAIRED_FRAMES = 64
 class Labels(NamedTuple):
     """What was found of training frames' pixels."""
 
-    codes: UInt8[np.ndarray, "frames height width 6"]
+    codes: UInt8[np.ndarray, "frames height width 8"]
     """In 1/255 of what there can be, memory-mapped: the chances of dynamic layer and actor; of what rests there
     1 / depth, from the farthest plane looked at (1) to the nearest (255), 0 where it is not known, and between
-    which frames it rests there, from the first (0) to the last (255); and the chance that something else is seen at
-    the pixel's place at other times."""
+    which frames it rests there, from the first (0) to the last (255), and between which at most, since nobody looks;
+    and the chance that something else is seen at the pixel's place at other times."""
     depths: tuple[float, float]
     """Depths of the nearest and the farthest plane, along the optical axis, scene units."""
 
-    def chances(self, codes: Float[Tensor, "pixels 6"]) -> Float[Tensor, "pixels 2"]:
+    def chances(self, codes: Float[Tensor, "pixels 8"]) -> Float[Tensor, "pixels 2"]:
         """Chances of dynamic layer and actor from codes in [0, 1]."""
         return codes[:, :2]
 
     def resting(
         self,
-        codes: Float[Tensor, "pixels 6"],
+        codes: Float[Tensor, "pixels 8"],
         frames: Int[Tensor, "#pixels"],
         times: Float[Tensor, "frames"],
-    ) -> Float[Tensor, "pixels 3"]:
+    ) -> Float[Tensor, "pixels 5"]:
         """Where and how long what pixels show rests.
 
         Args:
@@ -91,16 +91,18 @@ class Labels(NamedTuple):
             times: Of all training frames.
 
         Returns:
-            Depth along the optical axis in scene units, 0 where it is not known, and the times between which it rests
-            there, the frame's own included.
+            Depth along the optical axis in scene units, 0 where it is not known; the times between which it rests
+            there, the frame's own included; and those between which it may.
         """
         depth = _depth(codes[:, 2], self.depths, 0.0)
-        own, (since, until) = times[frames], times[(codes[:, 3:5] * (len(times) - 1)).round().long()].unbind(-1)
-        return torch.stack((depth, since.minimum(own), until.maximum(own)), -1)
+        own = times[frames]
+        since, until, earliest, latest = times[(codes[:, 3:7] * (len(times) - 1)).round().long()].unbind(-1)
+        starts, ends = (since.minimum(own), earliest.minimum(own)), (until.maximum(own), latest.maximum(own))
+        return torch.stack((depth, starts[0], ends[0], starts[1], ends[1]), -1)
 
-    def contested(self, codes: Float[Tensor, "pixels 6"]) -> Float[Tensor, "pixels"]:
+    def contested(self, codes: Float[Tensor, "pixels 8"]) -> Float[Tensor, "pixels"]:
         """Chance that a pixel shows what moves, or a place where something else is at other times."""
-        return torch.maximum(codes[:, :2].sum(-1), codes[:, 5])
+        return torch.maximum(codes[:, :2].sum(-1), codes[:, 7])
 
 
 def labels(
@@ -125,7 +127,7 @@ def labels(
     """
     if len(indices) <= MIN_FRAMES:
         return None
-    shape = (len(indices), scene.height, scene.width, 6)
+    shape = (len(indices), scene.height, scene.width, 8)
     path = cache_folder(scene.root) / f"evidence-{_fingerprint(scene, indices, store)}.npy"
     if (kept := open_cache(path, shape)) is None:
         try:
@@ -142,7 +144,7 @@ def labels(
 
 
 def _write(
-    found: UInt8[np.ndarray, "frames height width 6"],
+    found: UInt8[np.ndarray, "frames height width 8"],
     scene: SceneFolder,
     indices: np.ndarray,
     store: FeatureStore | None,
@@ -167,8 +169,8 @@ def _write(
             numbers.append(number)
             coarse = torch.from_numpy(resize_nearest(segments[k], *views.size)[::_STRIDE, ::_STRIDE].astype(np.int64))
             stays = looked.stays(coarse.to(looked.same.device), number)
-            found[k, ..., 2:5] = _rest_codes(segments[k], stays, len(indices), plane_bounds(views.near, views.far))
-            found[k, ..., 5] = np.round(255 * _chances(seen[k], size)[0])
+            found[k, ..., 2:7] = _rest_codes(segments[k], stays, len(indices), plane_bounds(views.near, views.far))
+            found[k, ..., 7] = np.round(255 * _chances(seen[k], size)[0])
     spreads = _spreads(scene, indices, segments, things)
     movers = _movers(views, _voted(scene, indices, things, segments, numbers, seen, spreads), found)
     with get_progress("Looking behind what moves") as progress:
@@ -184,7 +186,7 @@ def _write(
 def _movers(
     views: Views,
     voted: Iterable[Float[np.ndarray, "height width 2"]],
-    found: UInt8[np.ndarray, "frames height width 6"],
+    found: UInt8[np.ndarray, "frames height width 8"],
 ) -> Movers:
     """What moves in the views.
 
@@ -289,14 +291,17 @@ def _depth(codes: Float[Tensor, "*bs"], depths: tuple[float, float], unknown: fl
 
 def _rest_codes(
     segments: Int[np.ndarray, "height width"], stays: Stays, frames: int, depths: tuple[float, float]
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Codes of depth and interval of each pixel's segment, see `Labels`; an interval's ends are rounded inward."""
+) -> UInt8[np.ndarray, "height width 5"]:
+    """Codes of depth and intervals of each pixel's segment, see `Labels`; the ends of that in which it rests are
+    rounded inward, those between which it may outward."""
     near, far = (1 / depth for depth in depths)
     nearness = 1 + 254 * (1 / stays.depth.cpu().numpy() - far) / (near - far)
     known = stays.support.cpu().numpy() >= _KNOWN
-    since, until = (255 * end.cpu().numpy() / max(1, frames - 1) for end in (stays.since, stays.until))
-    codes = np.stack((np.where(known, nearness.round().clip(1, 255), 0), np.ceil(since), np.floor(until)), -1)
-    codes = np.concatenate((codes, np.zeros((1, 3))))  # the last is that of pixels in no segment, -1
+    ends = (stays.since, stays.until, stays.earliest, stays.latest)
+    rounded = zip((np.ceil, np.floor, np.floor, np.ceil), ends, strict=True)
+    whens = [rounding(255 * end.cpu().numpy() / max(1, frames - 1)) for rounding, end in rounded]
+    codes = np.stack((np.where(known, nearness.round().clip(1, 255), 0), *whens), -1)
+    codes = np.concatenate((codes, np.zeros((1, 5))))  # the last is that of pixels in no segment, -1
     return codes[segments].astype(np.uint8)
 
 

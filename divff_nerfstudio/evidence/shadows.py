@@ -60,7 +60,8 @@ def _room(
         squares[:, met] += clear * colours.square().sum(0)
     means = sums / weights.clamp_min(1e-6)
     spread = squares / weights.clamp_min(1e-6) - means.square().sum(0)
-    spread = torch.where(weights >= min_seen(len(views.numbers)), spread, torch.inf).view(-1, DEPTHS)
+    others = len(views.numbers) - (asked.number in views.numbers)
+    spread = torch.where(weights >= min_seen(others), spread, torch.inf).view(-1, DEPTHS)
     best = spread.argmin(-1, keepdim=True)
     colours = means.view(3, -1, DEPTHS).gather(2, best.expand(3, -1, -1))[..., 0].T
     return torch.where(spread.gather(1, best).isfinite(), colours, 0.0)

@@ -18,7 +18,7 @@ NEARER, FARTHER = 0.75, 1.05
 """Where the sweep begins and ends, in units of near and far."""
 MIN_FRAMES = 10
 """A video of no more is too short."""
-_MIN_SHARE, _MIN_SEEN = 1 / 7, 5
+_MIN_SHARE, _MIN_SEEN = 10 / 72, 5
 """A place that a smaller share of the other frames sees, or fewer of them, is known too little: nothing is said of
 it."""
 _TOLERANCES = (0.03, 0.04, 0.06, 0.09, 0.13)
@@ -46,6 +46,10 @@ class Stays(NamedTuple):
     """The first of the frames around its own in which they look the same there, by its place in the order of time."""
     until: Int[Tensor, "segments"]
     """The last."""
+    earliest: Int[Tensor, "segments"]
+    """The first before that up to which nobody sees the place otherwise: they may rest there as long, unseen."""
+    latest: Int[Tensor, "segments"]
+    """The last after it."""
 
 
 @dataclass(frozen=True)
@@ -163,13 +167,14 @@ class Sweep:
         total = later + earlier
         best = total.argmax(-1, keepdim=True)
         ends = [steps.gather(-1, best)[:, 0] for steps in (first, last)]
-        looks = self._looks(segments, best[:, 0])
-        ends = [_until_looked_at(part, end) for part, end in zip(self._around(looks)[::-1], ends, strict=True)]
+        against = sums.gather(-1, best.expand(len(sums), -1, -1))[..., 0] < 0
+        looks = self._looks(segments, best[:, 0]) | against
+        unseen = [_until_looked_at(part, end) for part, end in zip(self._around(looks)[::-1], ends, strict=True)]
         numbers = torch.tensor([*self.others, self.number], device=total.device)  # an empty interval is the frame's own
-        since = numbers[torch.where(ends[0] > 0, self._before - ends[0], -1)]
-        until = numbers[torch.where(ends[1] > 0, self._before + ends[1] - 1, -1)]
+        since, earliest = (numbers[torch.where(end > 0, self._before - end, -1)] for end in (ends[0], unseen[0]))
+        until, latest = (numbers[torch.where(end > 0, self._before + end - 1, -1)] for end in (ends[1], unseen[1]))
         support = total.gather(-1, best)[:, 0] / (pixels * max(1, len(self.others))).clamp_min(1)
-        return Stays(support, self._between(total, best), since, until)
+        return Stays(support, self._between(total, best), since, until, earliest, latest)
 
     @cached_property
     def _ratios(self) -> Float[Tensor, "others rows columns depths"]:
@@ -270,7 +275,7 @@ def settle_tolerance(views: Views, tried: Sequence[Asked], stride: int) -> float
 
 
 def min_seen(frames: int) -> float:
-    """How many of so many frames have to see a place that something is said of."""
+    """How many of so many other frames have to see a place that something is said of."""
     return max(_MIN_SEEN, _MIN_SHARE * frames)
 
 

@@ -77,7 +77,8 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     distortion_weight: Weight = 0.1
     """Weight of `distortion_loss` of the static layer."""
     clear_weight: Weight = 0.1
-    """Weight of `clear_space_loss` of the static layer."""
+    """Weight of `clear_space_loss` of the static layer; 0 where the scene's near is only a guess, and the room may be
+    nearer than half of it."""
     proposal_weight: Weight = 10.0
     """Weight of the proposal's loss."""
     dynamic_density_weight: Weight = 0.01
@@ -338,15 +339,14 @@ class DivFFModel(RayModel):
         sure = (2 * outputs["evidence"][:, 0] - 1).clamp_min(0) * (at > 0)
         drawn = weighted_draw(sure + 1e-6, min(config.resting_points, len(sure)))
         positions = rays.origins[drawn] + at[drawn, None] * rays.directions[drawn]
-        since, until = outputs["resting"][drawn, 1:].unbind(-1)
         first, last = self.field.span
-        since, until = since.clamp(first, last), until.clamp(first, last)
+        since, until, earliest, latest = outputs["resting"][drawn, 1:].clamp(first, last).unbind(-1)
         then, any_time = torch.lerp(since, until, torch.rand_like(since)), torch.rand_like(since)
         any_time = first + (last - first) * any_time
         density = self.field.dynamic_density(positions, torch.stack((then, any_time), -1))
         there, other = (1 - torch.exp(-density * self._thickness)).unbind(-1)
         frame = max(1 / self.num_train_data, ENDS_KNOWN)
-        away = (any_time < since - frame) | (any_time > until + frame)
+        away = (any_time < earliest - frame) | (any_time > latest + frame)
         resting, left = resting_loss(there, sure[drawn]), resting_loss(1 - other, sure[drawn] * away)
         return config.resting_weight * resting + config.left_weight * left
 

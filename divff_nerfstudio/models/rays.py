@@ -26,7 +26,7 @@ _CROP = "crop"
 CUT = "cut"
 """Key of a ray bundle's metadata: which rays end where a crop does, before their frame's far."""
 _CLEAR = 0.5
-"""Up to where the room is surely not, in units of its frame's near."""
+"""Up to where the room is hardly ever, in units of its frame's near (a low quantile of sparse points, mostly)."""
 _BYTES_OF_A_RAY = 2**18
 """What the activations of a ray take at most while it is rendered."""
 UNSEEN_WEARER: tuple[Layer, ...] = ("static", "dynamic")

@@ -178,6 +178,16 @@ class Thing:
         Returns:
             Each with the indices of its first and last frame, in the order of time, without gaps.
         """
+        if count not in self._spans:
+            self._spans[count] = self._spans_of(count)
+        return self._spans[count]
+
+    @cached_property
+    def _spans(self) -> dict[int, list[tuple[str, int, int]]]:
+        """What `spans` has told."""
+        return {}
+
+    def _spans_of(self, count: int) -> list[tuple[str, int, int]]:
         states = np.full(count, "out of sight", dtype=object)
         shown = set(self.frames)
         for before, after in pairwise(self.frames):

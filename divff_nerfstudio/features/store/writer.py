@@ -23,6 +23,8 @@ from divff_nerfstudio.locks import take_lock
 _ROWS = "rows.npy"
 _MAX_TOLD = 4
 """So many differing settings are named."""
+_MAX_LENGTH = 100
+"""Characters of each."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class FeatureWriter:
         differences = StoreHeader.read(where / HEADER).differences(self.header)
         if differences:
             told = sorted(differences, key=lambda each: not each.startswith(("source: ", "model: ")))
+            told = [each if len(each) <= _MAX_LENGTH else f"{each[:_MAX_LENGTH]}..." for each in told]
             more = f"; and {len(told) - _MAX_TOLD} more" if len(told) > _MAX_TOLD else ""
             raise FeatureStoreError(
                 f"The features in {where} were extracted with other settings ({'; '.join(told[:_MAX_TOLD])}{more}): "
