@@ -73,6 +73,8 @@ class QueryCommandConfig:
         """Runs the command."""
         if self.over_time and (self.time is not None or self.frame is not None or self.camera is not None):
             raise EvaluationError("--over-time looks at all times: leave --time, --frame and --camera out.")
+        if self.over_time and self.threshold is not None:
+            raise EvaluationError("--over-time says at each moment how sure it is: leave --threshold out.")
         if self.when:
             if self.before is not None and self.fps is None and self.before > 1:
                 raise EvaluationError("--before without --fps is a time from 0 to 1: give --fps to say it in seconds.")
@@ -164,7 +166,9 @@ class QueryCommandConfig:
                 "csv": str(write_csv(self.output / f"{name}_over_time.csv", followed.rows())),
                 "plot": str(save_plot(self.output / f"{name}_over_time.png", followed)),
             }
-            answers.append(followed.summary() | {"files": files})
+            calibration = trained.calibration(followed.kind)
+            verdict = None if calibration is None else calibration.verdicts([followed.phrase])[0].in_scene
+            answers.append(followed.summary() | {"in_scene": verdict, "files": files})
         return {"scene": trained.scene.name, "fixed": int(trained.scene.frame_ids[viewpoint]), "over_time": answers}
 
 

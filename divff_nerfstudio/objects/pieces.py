@@ -98,7 +98,8 @@ def join_over_time(groups: Sequence[Group], seen: SightingTable, likeness: Liken
         similar = directions @ directions[one]
         speaks, graded = likeness.evidence(similar), likeness.graded(similar)
         for other in sorted((i for i in kept if i != one and graded[i] > 0), key=lambda i: -similar[i]):
-            if len(np.intersect1d(own, shown[other], assume_unique=True)) > _MEANWHILE * len(own):
+            both = len(np.intersect1d(own, shown[other], assume_unique=True))
+            if both > _MEANWHILE * min(len(own), len(shown[other])):
                 continue
             brief, moving = len(own) <= _BRIEF * len(shown[other]), dynamic[one] and dynamic[other]
             if (

@@ -117,15 +117,18 @@ class Thing:
     @cached_property
     def carried_in(self) -> frozenset[int]:
         """Indices of frames, outside of its rests, that show it away from where it rests before and after them, two
-        in a row at least."""
+        in a row at least; none of what the static layer shows, of which another part may have come into view."""
         spots, found = self.spots, np.zeros(len(self.spots), bool)
+        if self.dynamic < MIN_DYNAMIC:
+            return frozenset()
         for i, frame in enumerate(spots.frames):
             if any(rest.first <= frame <= rest.last for rest in self.rests):
                 continue
             nearest = [rest for rest in self.rests if rest.last < frame][-1:]
             nearest += [rest for rest in self.rests if rest.first > frame][:1]
             found[i] = all(spots[i : i + 1].off(rest.point)[0] > AWAY * self.size for rest in nearest)
-        alone = found & ~np.append(found[1:], False) & ~np.append(False, found[:-1])
+        row = np.diff(spots.frames) <= _HIDDEN
+        alone = found & ~np.append(found[1:] & row, False) & ~np.append(False, found[:-1] & row)
         return frozenset(spots.frames[found & ~alone].tolist())
 
     def rest_at(self, frame: int) -> Rest | None:
@@ -150,6 +153,15 @@ class Thing:
         return come, min((at for at in self.carried_in if at > last), default=np.inf)
 
     @cached_property
+    def shown(self) -> frozenset[int]:
+        """Indices of the frames that show it, and of the few between two of them."""
+        found = set(self.frames)
+        for before, after in pairwise(self.frames):
+            if after - before <= _HIDDEN:
+                found.update(range(before, after))
+        return frozenset(found)
+
+    @cached_property
     def _on_the_way(self) -> dict[int, Float[np.ndarray, "3"]]:
         """Where frames show it that show it carried, by their indices."""
         shown = zip(self.spots.frames.tolist(), self.spots.centres, strict=True)
@@ -170,7 +182,7 @@ class Thing:
         return known[max(known)] if known else self.rests[0].point
 
     def spans(self, count: int) -> list[tuple[str, int, int]]:
-        """What happens to it from the first frame to the last: "rests", "carried" or "out of sight".
+        """What happens to it from the first frame to the last: "rests", "carried", "moved unseen" or "out of sight".
 
         Args:
             count: How many frames there are.
@@ -189,14 +201,10 @@ class Thing:
 
     def _spans_of(self, count: int) -> list[tuple[str, int, int]]:
         states = np.full(count, "out of sight", dtype=object)
-        shown = set(self.frames)
-        for before, after in pairwise(self.frames):
-            if after - before <= _HIDDEN:
-                shown.update(range(before, after))
-        for frame in shown:
-            states[frame] = "carried" if self.rest_at(frame) is None else "rests"
         for move in self.moves:
-            states[move.start + 1 : move.end] = "carried"
+            states[move.start + 1 : move.end] = "moved unseen"
+        for frame in self.shown:
+            states[frame] = "carried" if self.rest_at(frame) is None else "rests"
         edges = [0, *(i for i in range(1, count) if states[i] != states[i - 1]), count]
         return [(str(states[a]), a, b - 1) for a, b in pairwise(edges)]
 

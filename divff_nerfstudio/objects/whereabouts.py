@@ -13,7 +13,7 @@ from divff_nerfstudio.objects.sightings import Sighting
 from divff_nerfstudio.objects.spans import Rest
 from divff_nerfstudio.objects.things import Thing, Things
 
-State = Literal["rests", "carried", "not seen yet"]
+State = Literal["rests", "carried", "moved unseen", "not seen yet"]
 _SAME_PLACE = 0.5
 _ASIDE = 0.4
 _WORDS = (("to the right", "to the left"), ("higher", "lower"), ("nearer", "farther away"))
@@ -29,7 +29,7 @@ class Whereabouts:
     frame: int
     """Index of the frame."""
     rest: Rest | None
-    """Where it lies, as far as is known; None: it is carried, or has not been seen yet."""
+    """Where it lies, as far as is known; None: it is carried, is moved unseen, or has not been seen yet."""
     before: Rest | None
     """Where it lay before that; of what is carried, where it comes from, if it lay anywhere."""
     after: Rest | None
@@ -37,10 +37,13 @@ class Whereabouts:
 
     @property
     def state(self) -> State:
-        """Whether it rests, is carried, or has not been seen yet."""
+        """Whether it rests, is carried, is moved while nobody sees it, or has not been seen yet."""
         if self.rest is not None:
             return "rests"
-        return "not seen yet" if self.last_seen is None else "carried"
+        if self.last_seen is None:
+            return "not seen yet"
+        between = self.before is not None and self.after is not None
+        return "moved unseen" if between and self.frame not in self.thing.shown else "carried"
 
     @property
     def last_seen(self) -> int | None:
@@ -77,12 +80,14 @@ class Whereabouts:
         if self.rest is None:
             return self._on_the_way(things, clock, pose)
         since = self.rest.first
-        if self.before is None:
+        if self.before is None and since > self.thing.frames[0]:
+            told = f"here since {clock.told(since)}, when it is put down"
+        elif self.before is None:
             told = "here from the beginning" if since == 0 else f"here since {clock.told(since)}, when it is first seen"
         else:
             where = self._from_here(things, pose, self.before.point, self.rest.point)
             told = f"here since {clock.told(since)}; before that {where}, until {clock.told(self.before.last)}"
-        if self.after is not None:
+        if self.after is not None or any(at > self.rest.last for at in self.thing.carried_in):
             told += f"; taken at {clock.told(self.rest.last)}"
         last = self.last_seen
         if last is None or self.thing.state(self.frame, len(clock.frame_ids)) != "out of sight":
@@ -98,7 +103,7 @@ class Whereabouts:
             end = "" if self.after is None else f" to {clock.told(self.after.first)}"
             return f"carried from {begin}{end}, last seen at {clock.told(self.last_seen)}"
         where = self._from_here(things, pose, self.after.point, self.before.point)
-        return f"carried from {clock.told(self.before.last)} to {clock.told(self.after.first)}, {where}"
+        return f"{self.state} from {clock.told(self.before.last)} to {clock.told(self.after.first)}, {where}"
 
     def _from_here(
         self,
@@ -143,7 +148,7 @@ def direction(offset: Float[np.ndarray, "3"], pose: Float[np.ndarray, "3 4"]) ->
 
 
 def spans_told(thing: Thing, clock: Clock, frame: int, max_spans: int = 6) -> str:
-    """When a thing rests, is carried and is out of sight, in words.
+    """When a thing rests, is carried, is moved unseen and is out of sight, in words.
 
     Args:
         thing: The thing.

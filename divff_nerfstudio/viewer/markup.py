@@ -162,17 +162,18 @@ def strip(spans: Sequence[tuple[str, int, int]], now: int) -> str:
     """What happens to a thing over time, with the present moment.
 
     Args:
-        spans: "rests", "carried" or "out of sight", each with the indices of its first and last frame, in the order of
-            time and without gaps.
+        spans: "rests", "carried", "moved unseen" or "out of sight", each with the indices of its first and last frame,
+            in the order of time and without gaps.
         now: Index of the frame that is shown.
 
     Returns:
         An SVG drawing; each place at which the thing rests has a shade of its own, next to the one before.
     """
     count = spans[-1][2] + 1
-    scale, places, parts = (_WIDTH - 4) / count, 0, []
+    scale, places, moved, parts = (_WIDTH - 4) / count, 0, False, []
     for state, first, last in spans:
-        places += state == "carried"
+        places += moved and state == "rests"
+        moved = state in ("carried", "moved unseen") or (moved and state != "rests")
         colour = {"carried": PALETTE[0], "rests": _PLACES[places % len(_PLACES)]}.get(state, _FAINT)
         width = max(scale * (last + 1 - first), 1.5)
         parts.append(f'<rect x="{2 + scale * first:.1f}" y="2" width="{width:.1f}" height="8" fill="{colour}"/>')
