@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_run
 import torch
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from plyfile import PlyData
 
 from divff_nerfstudio.cli.export import ExportConfig
@@ -19,7 +21,7 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.former_names import OPTIMIZERS
 from divff_nerfstudio.models.splat import gaussians, rasterise
-from divff_nerfstudio.models.splat.densification import give_durations
+from divff_nerfstudio.models.splat.densification import depths_of_room, give_durations
 from divff_nerfstudio.models.splat.density_control import discard, row_optimizers
 from divff_nerfstudio.models.splat.drawing import Drawing
 from divff_nerfstudio.models.splat.gaussians import HARMONIC_0
@@ -361,7 +363,7 @@ def test_what_a_card_puts_behind_the_camera_is_left_out(start: Start, monkeypatc
     splat, data = model_of(trainer), trainer.pipeline.datamanager
     splat.gaussian_layer("dynamic").rows["opacities"].data[::2] = -9.0  # not to be seen
     camera, batch = data.next_train(0)
-    found = []
+    found, exported = [], []
     for on_card in (False, True):
         monkeypatch.setattr(gaussians, "is_card", lambda device, on_card=on_card: on_card)
         splat.update_to_step(splat.schedule.heads_start_step)
@@ -376,7 +378,10 @@ def test_what_a_card_puts_behind_the_camera_is_left_out(start: Start, monkeypatc
         splat.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         gradients = {name: row.grad.clone() for name, row in splat.named_parameters() if row.grad is not None}
+        splat.eval()
         found.append((view, losses, gradients))
+        exported.append({layer: len(each) for layer, each in splat.gaussians_at(camera).items()})
+    assert exported[0] == exported[1] and exported[0]["dynamic"] < len(splat.gaussian_layer("dynamic"))
     for one, other in zip(*found, strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
@@ -428,3 +433,36 @@ def test_points_beyond_their_file_are_refused_at_once(tmp_path):
     )
     with pytest.raises(SceneError, match="more entries than it has"):
         read_points(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"use_grad_scaler": True}, "leave --mixed-precision"), ({}, r"--optimizers\.means\.optimizer\.max-norm")],
+)
+def test_gradients_that_are_scaled_or_clipped_are_refused(start: Start, changes: dict[str, bool], said: str):
+    trainer = start("run")
+    optimizers = trainer.optimizers
+    scaler = SimpleNamespace(is_enabled=lambda: bool(changes))
+    if not changes:
+        optimizers.config["means"]["optimizer"] = replace(optimizers.config["means"]["optimizer"], max_norm=1.0)
+    attributes = TrainingCallbackAttributes(optimizers, scaler, trainer.pipeline, trainer)  # pyright: ignore
+    with pytest.raises(TrainingError, match=said):
+        model_of(trainer).get_training_callbacks(attributes)
+
+
+def test_a_pixel_without_room_is_at_no_camera():
+    """A Gaussian seeded there would be where the camera is, where nothing has a place in a picture."""
+    depths, alpha = torch.tensor([0.0, 2.0, 3.0, 4.0]), torch.tensor([0.0, 1.0, 1.0, 1.0])
+    assert depths_of_room(depths, alpha).tolist() == [3, 2, 3, 4]
+    assert depths_of_room(depths, torch.zeros(4)).tolist() == [1, 1, 1, 1]
+
+
+def test_an_export_leaves_no_layer_of_an_earlier_one(start: Start, tmp_path: Path):
+    trainer = start("run")
+    trainer.train()
+    model, camera = model_of(trainer), trainer.pipeline.datamanager.next_train(0)[0]
+    model.eval()
+    assert set(write_layers(model, tmp_path, camera)) == set(LAYERS)
+    model.gaussian_layer("dynamic").rows["opacities"].data[:] = -9.0
+    assert set(write_layers(model, tmp_path, camera)) == {"static", "actor"}
+    assert {path.stem for path in tmp_path.glob("*.ply")} == {"static", "actor"}

@@ -47,8 +47,7 @@ def load_run(load_config: Path, data: Path | None = None) -> Run:
     checkpoint = last_checkpoint(folder / config.relative_model_dir)
     state = read_run_checkpoint(checkpoint)
     relocate(config, load_config, data)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline = config.pipeline.setup(device=device, test_mode="test")
+    pipeline = config.pipeline.setup(device=config.pipeline.model.opened_on(), test_mode="test")
     pipeline.eval()
     try:
         pipeline.load_pipeline(state["pipeline"], state["step"])

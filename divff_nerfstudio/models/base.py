@@ -100,6 +100,10 @@ class LayeredModelConfig(ModelConfig):
             TrainingError: If the options make no sense.
         """
 
+    def opened_on(self) -> torch.device:
+        """Where a run is opened: on a card, if there is one on which the method runs."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
     def settle_scheduler(self, scheduler: Any, steps: int) -> None:
         """Settles the options of a learning rate's course for a training of so many steps."""
         scheduler.max_steps = steps

@@ -22,6 +22,9 @@ from divff_nerfstudio.models.splat.seeds import Residuals, actor_seeds, dynamic_
 if TYPE_CHECKING:
     from divff_nerfstudio.models.splat.model import SplatModel
 
+_COVERED = 0.05
+"""Share of a pixel from which on its room has a depth."""
+
 
 class Densification:
     """Changes the number of a model's Gaussians after each training step.
@@ -120,7 +123,19 @@ class Densification:
         # The derivative by a Gaussian's value is its weight in each pixel.
         (sums,) = torch.autograd.grad(weighed, probes, looked_at)
         sightings.add(view.moment.time, static.ids, len(self._model.gaussian_layer("static")), sums)
-        return room[:, 3]
+        return depths_of_room(room[:, 3], alpha)
+
+
+def depths_of_room(depths: Float[Tensor, "rays"], alpha: Float[Tensor, "rays"]) -> Float[Tensor, "rays"]:
+    """Depths of a view's room; where it has none, that of the middle of what it has: nothing is ever at the camera.
+
+    Args:
+        depths: Of its Gaussians, in lengths of the scene, where there are any.
+        alpha: How much of it is there.
+    """
+    there = alpha > _COVERED
+    middle = depths[there].median() if bool(there.any()) else torch.ones((), device=depths.device)
+    return torch.where(there, depths, middle)
 
 
 def give_durations(model: SplatModel, sightings: Sightings, optimizers: list[torch.optim.Optimizer]) -> None:

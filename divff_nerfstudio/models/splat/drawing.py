@@ -33,13 +33,13 @@ class Drawing:
     min_uncertainty: float
     """Standard deviation of the colours of the static layer."""
     darken: Callable[[Float[Tensor, "places 3"], Float[Tensor, "places 1"]], Float[Tensor, "places"]] | None
-    """Share of its light that the actor takes from a place before the camera at a time; None: no shadow is modelled."""
+    """Share of its light that the actor takes from a place before the camera at a time; None: no shadow is seen."""
 
     @cached_property
     def shadow(self) -> Float[Tensor, "gaussians"] | None:
         """Share of its light that the actor takes from each static Gaussian; None where there is no shadow."""
         static = self.splats["static"]
-        if self.darken is None or not len(self.splats.get("actor", ())) or not len(static):
+        if self.darken is None or not len(static):
             return None
         places = self.view.in_camera(static.means.detach())
         return self.darken(places, self.view.moment.time.view(1, 1).expand(len(places), 1))

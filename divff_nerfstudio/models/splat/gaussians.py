@@ -82,6 +82,12 @@ class Splats:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def without_hidden(self) -> Splats:
+        """Those that are to be seen, the others taken away, which makes the host wait."""
+        if self.seen is None:
+            return self
+        return Splats(**{name: value[self.seen] for name, value in vars(self).items() if value is not None})
+
     def select(self, chosen: Bool[Tensor, "gaussians"], moment: Moment) -> Splats:
         """Some of the Gaussians.
 

@@ -48,7 +48,7 @@ from divff_nerfstudio.models.splat.gaussians import (
 )
 from divff_nerfstudio.models.splat.heads import SplatHeads, SplatHeadsConfig
 from divff_nerfstudio.models.splat.points import first_points, place
-from divff_nerfstudio.models.splat.rasterise import require_kernels
+from divff_nerfstudio.models.splat.rasterise import KernelsError, require_kernels
 from divff_nerfstudio.models.splat.views import RasterCamera, pixel_cameras
 from divff_nerfstudio.models.view import PICTURES, RenderError
 from divff_nerfstudio.schema import Amount, Count, Octaves, Positive, Size, Weight
@@ -122,6 +122,14 @@ class SplatModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     regulariser_weight: Weight = 0.3
     """Weight of the regulariser's loss."""
 
+    def opened_on(self) -> torch.device:
+        """On the CPU also where gsplat cannot run on the card."""
+        try:
+            require_kernels()
+        except KernelsError:
+            return torch.device("cpu")
+        return super().opened_on()
+
     def settle(self, device: Literal["cuda", "cpu"], steps: int | None, data: DivFFDataManagerConfig) -> int:
         """Settles steps and numbers of Gaussians by device; see `LayeredModelConfig`.
 
@@ -191,7 +199,8 @@ class SplatModel(LayeredModel):
 
     def gaussians_at(self, camera: Cameras) -> dict[Layer, Splats]:
         """The Gaussians of each layer that live at a camera's time, in the world, in lengths of the scene."""
-        splats = self.drawing(self.seen_by(camera), LAYERS).splats
+        drawn = self.drawing(self.seen_by(camera), LAYERS).splats
+        splats: dict[Layer, Splats] = {layer: each.without_hidden() for layer, each in drawn.items()}
         return {layer: each for layer, each in splats.items() if len(each)}
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
@@ -221,7 +230,23 @@ class SplatModel(LayeredModel):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """Changes the number of Gaussians after each step."""
+        """Changes the number of Gaussians after each step.
+
+        Raises:
+            TrainingError: If gradients are scaled or clipped, by which that number is decided.
+        """
+        scaler, optimizers = training_callback_attributes.grad_scaler, training_callback_attributes.optimizers
+        if scaler is not None and scaler.is_enabled():
+            raise TrainingError(
+                "divff-splat decides by gradients where Gaussians are added, and takes them as they are: leave "
+                "--mixed-precision and --use-grad-scaler out."
+            )
+        made = {} if optimizers is None else optimizers.config
+        if clipped := [name for name, group in made.items() if group["optimizer"].max_norm is not None]:
+            raise TrainingError(
+                f"--optimizers.{clipped[0]}.optimizer.max-norm: gradients of Gaussians, whose number changes, are not "
+                "clipped: leave it out, and give a smaller --optimizers.*.optimizer.lr where training is to be calmer."
+            )
         adapt = Densification(self, training_callback_attributes).adapt
         return [TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], adapt, update_every_num_iters=1)]
 
@@ -266,12 +291,14 @@ class SplatModel(LayeredModel):
     def drawing(self, view: RasterCamera, layers: tuple[Layer, ...]) -> Drawing:
         """The Gaussians of layers in a view."""
         actor, shadow = self.gaussian_layer("actor"), self.actor_shadow
+        # By the layer's own number: what of it can be seen is not known on a card.
+        unshadowed = shadow is None or "actor" not in layers or len(actor) == 0
         return Drawing(
             view,
             {layer: self.gaussian_layer(layer).at(view.moment) for layer in layers},
             self.config.near_scale * self._near(view),
             self.config.min_uncertainty,
-            None if shadow is None else partial(shadow, actor),  # pyright: ignore[reportArgumentType]
+            None if unshadowed else partial(shadow, actor),  # pyright: ignore
         )
 
     def _near(self, view: RasterCamera) -> float:
@@ -300,6 +327,8 @@ class SplatModel(LayeredModel):
         if self.geometry_frozen:
             for name, each in splats.items():
                 splats[name] = replace(each, codes=self.gaussian_layer(name).rows["codes"][each.ids])
+        if self.geometry_frozen and drawing.shadow is not None:
+            drawing.shadow = drawing.shadow.detach()
         parts, facts = drawing.together(codes, None if codes else self._lasting)
         rgb, alpha, masks = parts["rgb"], parts["accumulation"], parts["masks"]
         outputs: dict[str, Any] = {

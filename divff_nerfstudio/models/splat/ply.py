@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float32
 from nerfstudio.cameras.cameras import Cameras
 
-from divff_nerfstudio.fields.layers import Layer
+from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.models.splat.gaussians import GaussianLayer, Splats
 from divff_nerfstudio.models.splat.model import SplatModel
 from divff_nerfstudio.ply import write_ply
@@ -35,6 +35,9 @@ def write_layers(model: SplatModel, folder: Path, camera: Cameras) -> dict[Layer
         path = folder / f"{name}.ply"
         write_ply(path, ply_rows(model.gaussian_layer(name), splats, float(model.space.length)))
         written[name] = path
+    for name in LAYERS:
+        if name not in written:
+            (folder / f"{name}.ply").unlink(missing_ok=True)  # of an earlier export
     return written
 
 

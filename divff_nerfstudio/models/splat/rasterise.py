@@ -76,7 +76,8 @@ def require_kernels() -> None:
         version = f" {torch.version.cuda}" if torch.version.cuda else ""
         raise KernelsError(
             f"gsplat compiles its kernels at the first call, for which {' and '.join(missing)} must be on PATH: "
-            f"install NVIDIA's CUDA toolkit{version} and `pip install ninja`, or give --machine.device-type cpu."
+            f"install NVIDIA's CUDA toolkit{version} and `pip install ninja`, or give --machine.device-type cpu "
+            "(to commands without that option: CUDA_VISIBLE_DEVICES= before them)."
         )
 
 
@@ -161,6 +162,7 @@ def harmonics(
     if directions.is_cuda:
         from gsplat import spherical_harmonics
 
+        require_kernels()
         colours = spherical_harmonics(degree, directions, coefficients)
     else:
         from gsplat.cuda._torch_impl import _spherical_harmonics
