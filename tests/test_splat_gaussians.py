@@ -19,14 +19,9 @@ from divff_nerfstudio.models.splat.density_control import (
     refine,
     row_optimizers,
 )
-from divff_nerfstudio.models.splat.gaussians import (
-    ActorGaussians,
-    DynamicGaussians,
-    GaussianLayer,
-    Moment,
-    StaticGaussians,
-)
+from divff_nerfstudio.models.splat.gaussians import ActorGaussians, DynamicGaussians, GaussianLayer, StaticGaussians
 from divff_nerfstudio.models.splat.rotations import product
+from divff_nerfstudio.models.splat.splats import Moment
 
 FRAMES, CODE = 41, 4
 

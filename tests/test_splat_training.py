@@ -20,7 +20,7 @@ from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.former_names import OPTIMIZERS
-from divff_nerfstudio.models.splat import gaussians, rasterise
+from divff_nerfstudio.models.splat import rasterise, splats
 from divff_nerfstudio.models.splat.densification import depths_of_room, give_durations
 from divff_nerfstudio.models.splat.density_control import discard, row_optimizers
 from divff_nerfstudio.models.splat.drawing import Drawing
@@ -365,7 +365,7 @@ def test_what_a_card_puts_behind_the_camera_is_left_out(start: Start, monkeypatc
     camera, batch = data.next_train(0)
     found, exported = [], []
     for on_card in (False, True):
-        monkeypatch.setattr(gaussians, "is_card", lambda device, on_card=on_card: on_card)
+        monkeypatch.setattr(splats, "is_card", lambda device, on_card=on_card: on_card)
         splat.update_to_step(splat.schedule.heads_start_step)
         view = splat.get_outputs_for_camera(camera)
         splat.train()
@@ -391,7 +391,7 @@ def test_what_a_card_puts_behind_the_camera_is_left_out(start: Start, monkeypatc
 def test_a_gpu_without_a_compiler_is_told_before_training(start: Start, monkeypatch):
     monkeypatch.setattr(rasterise.shutil, "which", lambda program: None)
     monkeypatch.setattr(rasterise, "find_spec", lambda name: None)
-    rasterise.require_kernels.cache_clear()
+    rasterise.missing_for_kernels.cache_clear()
     config = SplatModelConfig()
     with pytest.raises(DivffError, match=r"nvcc and ninja must be on PATH: install .* toolkit") as error:
         config.settle("cuda", 10, DivFFDataManagerConfig(features="none"))
@@ -399,7 +399,7 @@ def test_a_gpu_without_a_compiler_is_told_before_training(start: Start, monkeypa
     config.settle("cpu", 10, DivFFDataManagerConfig(features="none"))
     monkeypatch.setattr(rasterise, "find_spec", lambda name: object())  # a build with its kernels needs none
     config.settle("cuda", 10, DivFFDataManagerConfig(features="none"))
-    rasterise.require_kernels.cache_clear()
+    rasterise.missing_for_kernels.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -466,3 +466,10 @@ def test_an_export_leaves_no_layer_of_an_earlier_one(start: Start, tmp_path: Pat
     model.gaussian_layer("dynamic").rows["opacities"].data[:] = -9.0
     assert set(write_layers(model, tmp_path, camera)) == {"static", "actor"}
     assert {path.stem for path in tmp_path.glob("*.ply")} == {"static", "actor"}
+
+
+@pytest.mark.parametrize("missing", [(), ("nvcc",)])
+def test_a_run_is_opened_where_its_kernels_run(monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("divff_nerfstudio.models.splat.model.missing_for_kernels", lambda: missing)
+    assert SplatModelConfig().opened_on() == torch.device("cpu" if missing else "cuda")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from divff_nerfstudio.cli.things import last_seen, table, thing_data, told
 from divff_nerfstudio.features.oracle import phrase_code
-from divff_nerfstudio.objects import grouping, likeness, pieces, spans
+from divff_nerfstudio.objects import grouping, likeness, moved, pieces, spans
 from divff_nerfstudio.objects import things as things_module
 from divff_nerfstudio.objects.diary import Clock, diary, landmark
 from divff_nerfstudio.objects.grouping import Group, Grouping
@@ -121,7 +121,7 @@ def test_noise_moves_nothing_and_hides_no_move(noise, depth_noise):
 def test_a_part_of_a_long_video_tells_the_same(found, monkeypatch):
     for module, name, most in (
         (spans, "MAX_SPOTS", 6),
-        (things_module, "_MAX_LOOKS", 4),
+        (moved, "_MAX_LOOKS", 4),
         (things_module, "_MAX_PIXELS", 4 * HEIGHT * WIDTH),
         (likeness, "_MAX_FRAMES", 6),
     ):

@@ -18,6 +18,7 @@ from divff_nerfstudio.models.splat.drawing import Drawing
 from divff_nerfstudio.models.splat.gaussians import DynamicGaussians
 from divff_nerfstudio.models.splat.permanence import Sightings
 from divff_nerfstudio.models.splat.seeds import Residuals, actor_seeds, dynamic_seeds
+from divff_nerfstudio.training_folder import TrainingError
 
 if TYPE_CHECKING:
     from divff_nerfstudio.models.splat.model import SplatModel
@@ -32,10 +33,24 @@ class Densification:
     Args:
         model: The model.
         attributes: Its optimizers, and the pipeline that has the training frames.
+
+    Raises:
+        TrainingError: If gradients are scaled or clipped, by which the number is decided.
     """
 
     def __init__(self, model: SplatModel, attributes: TrainingCallbackAttributes):
         self._model, self._attributes = model, attributes
+        if attributes.grad_scaler is not None and attributes.grad_scaler.is_enabled():
+            raise TrainingError(
+                "divff-splat decides by gradients where Gaussians are added, and takes them as they are: leave "
+                "--mixed-precision and --use-grad-scaler out."
+            )
+        made = {} if attributes.optimizers is None else attributes.optimizers.config
+        if clipped := [name for name, group in made.items() if group["optimizer"].max_norm is not None]:
+            raise TrainingError(
+                f"--optimizers.{clipped[0]}.optimizer.max-norm: gradients of Gaussians, whose number changes, are not "
+                "clipped: leave it out, and give a smaller --optimizers.*.optimizer.lr where training is to be calmer."
+            )
 
     def adapt(self, step: int) -> None:
         """Refines the layers, and puts moving Gaussians where the picture is wrong.

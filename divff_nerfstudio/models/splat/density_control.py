@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from divff_nerfstudio.fields.layers import Layer
 from divff_nerfstudio.former_names import formerly
-from divff_nerfstudio.models.splat.gaussians import GaussianLayer, Splats
+from divff_nerfstudio.models.splat.gaussians import GaussianLayer
+from divff_nerfstudio.models.splat.splats import Splats
 from divff_nerfstudio.schema import Count, Positive, Share, Weight
 
 _NEVER = 1 << 30

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from divff_nerfstudio.fields.layers import Layer
-from divff_nerfstudio.models.splat.gaussians import Splats
 from divff_nerfstudio.models.splat.rasterise import rasterization
+from divff_nerfstudio.models.splat.splats import Splats
 from divff_nerfstudio.models.splat.views import RasterCamera
 
 MOVING: tuple[Layer, Layer] = ("dynamic", "actor")

@@ -6,21 +6,20 @@ All lengths are in lengths of the scene (`SceneSpace.length`), whatever the unit
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from nerfstudio.field_components.mlp import MLP
 from torch import Tensor, nn
 
-from divff_nerfstudio.card import is_card
 from divff_nerfstudio.fields.encodings import positional_encoding
 from divff_nerfstudio.fields.time_code import LowRankTimeCode, octaves_for
 from divff_nerfstudio.models.splat.compositing import MIN_ALPHA
 from divff_nerfstudio.models.splat.rasterise import harmonics
-from divff_nerfstudio.models.splat.rotations import product, turn_of
+from divff_nerfstudio.models.splat.rotations import product
+from divff_nerfstudio.models.splat.splats import Moment, Splats, counts_at_once
 
 FADING = 5.0
 """Factor of what an actor's network adds to logits of opacities: arms come and go within few frames."""
@@ -33,72 +32,6 @@ ROW_GROUPS = {
     "turns": "motions",
 }
 """Groups of optimizers of rows that do not have one of their own name."""
-
-
-@dataclass
-class Moment:
-    """When and from where Gaussians are looked at."""
-
-    time: Float[Tensor, ""]
-    """In [0, 1]."""
-    rotation: Float[Tensor, "3 3"]
-    """Columns right, up and back of the camera, in the world."""
-    origin: Float[Tensor, "3"]
-    """Position of the camera, in lengths of the scene."""
-    turn: Float[Tensor, "4"]
-    """The rotation as a quaternion, w first."""
-    known_time: float
-    """The time as a number on the host."""
-
-    @classmethod
-    def at(cls, time: Float[Tensor, ""], rotation: Float[Tensor, "3 3"], origin: Float[Tensor, "3"]) -> Moment:
-        """A moment from what it is looked at with."""
-        return cls(time, rotation, origin, turn_of(rotation), float(time))
-
-
-@dataclass
-class Splats:
-    """Gaussians of a layer that live at a moment, in the world."""
-
-    means: Float[Tensor, "gaussians 3"]
-    """Centres, in lengths of the scene."""
-    quats: Float[Tensor, "gaussians 4"]
-    """Rotations, w first, of any length."""
-    scales: Float[Tensor, "gaussians 3"]
-    """Standard deviations, in lengths of the scene."""
-    opacities: Float[Tensor, "gaussians"]
-    """In [0, 1], at this moment."""
-    colours: Float[Tensor, "gaussians 3"]
-    """As seen from the camera, not below 0."""
-    codes: Float[Tensor, "gaussians code"]
-    """What features are decoded from."""
-    uncertainties: Float[Tensor, "gaussians"]
-    """Standard deviation of the colour; 0 for what is static."""
-    ids: Int[Tensor, "gaussians"]
-    """Rows of the layer's parameters."""
-    seen: Bool[Tensor, "gaussians"] | None = None
-    """Which of them are to be seen, where the others could not be taken away; None: all."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def without_hidden(self) -> Splats:
-        """Those that are to be seen, the others taken away, which makes the host wait."""
-        if self.seen is None:
-            return self
-        return Splats(**{name: value[self.seen] for name, value in vars(self).items() if value is not None})
-
-    def select(self, chosen: Bool[Tensor, "gaussians"], moment: Moment) -> Splats:
-        """Some of the Gaussians.
-
-        Where counting them would keep the host waiting, all stay, and the others are put behind the camera, where the
-        rasteriser leaves them out.
-        """
-        if counts_at_once(chosen):
-            return Splats(**{name: value[chosen] for name, value in vars(self).items() if value is not None})
-        behind = moment.origin + moment.rotation[:, 2]
-        seen = chosen if self.seen is None else chosen & self.seen
-        return replace(self, means=torch.where(chosen[:, None], self.means, behind), seen=seen)
 
 
 class GaussianLayer(nn.Module):
@@ -287,6 +220,12 @@ class DynamicGaussians(GaussianLayer):
         born, alive = torch.sigmoid((offset + half) / ramps), torch.sigmoid((half - offset) / ramps)
         return born * alive / torch.sigmoid(half / ramps).square()
 
+    def lasting(self, moments: int) -> Float[Tensor, "gaussians"]:
+        """How much of each there is at the one of some moments, drawn all over the video, at which there is least."""
+        device = self.rows["means"].device
+        times = (torch.rand(moments, device=device) + torch.arange(moments, device=device)) / moments
+        return self.temporal_opacity(times).amin(0)
+
     def rows_of_spans(
         self, starts: Float[Tensor, "gaussians"], ends: Float[Tensor, "gaussians"]
     ) -> dict[str, Float[Tensor, "gaussians"]]:
@@ -374,23 +313,6 @@ class ActorGaussians(GaussianLayer):
             (rows["opacities"] + FADING * change[:, 7]).sigmoid(),
             bounded(rows["uncertainties"], self.max_uncertainty),
         )
-
-
-def mean_opacity(layers: Iterable[Splats]) -> Float[Tensor, ""] | None:
-    """Mean opacity of the Gaussians of several layers that are to be seen; None if there are none."""
-    layers = [each for each in layers if len(each)]
-    if not layers:
-        return None
-    opacities = torch.cat([each.opacities for each in layers])
-    if all(each.seen is None for each in layers):
-        return opacities.mean()
-    seen = torch.cat([each.ids >= 0 if each.seen is None else each.seen for each in layers])
-    return (opacities * seen).sum() / seen.sum().clamp_min(1)
-
-
-def counts_at_once(values: Tensor) -> bool:
-    """Whether it is known at once how many of some values there are: not on a card, for which one has to wait."""
-    return not is_card(values.device)
 
 
 def bounded(raw: Float[Tensor, "gaussians"], bound: float) -> Float[Tensor, "gaussians"]:

@@ -42,13 +42,12 @@ from divff_nerfstudio.models.splat.gaussians import (
     ActorGaussians,
     DynamicGaussians,
     GaussianLayer,
-    Splats,
     StaticGaussians,
-    mean_opacity,
 )
 from divff_nerfstudio.models.splat.heads import SplatHeads, SplatHeadsConfig
 from divff_nerfstudio.models.splat.points import first_points, place
-from divff_nerfstudio.models.splat.rasterise import KernelsError, require_kernels
+from divff_nerfstudio.models.splat.rasterise import missing_for_kernels, require_kernels
+from divff_nerfstudio.models.splat.splats import Splats, mean_opacity
 from divff_nerfstudio.models.splat.views import RasterCamera, pixel_cameras
 from divff_nerfstudio.models.view import PICTURES, RenderError
 from divff_nerfstudio.schema import Amount, Count, Octaves, Positive, Size, Weight
@@ -124,11 +123,7 @@ class SplatModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
 
     def opened_on(self) -> torch.device:
         """On the CPU also where gsplat cannot run on the card."""
-        try:
-            require_kernels()
-        except KernelsError:
-            return torch.device("cpu")
-        return super().opened_on()
+        return torch.device("cpu") if missing_for_kernels() else super().opened_on()
 
     def settle(self, device: Literal["cuda", "cpu"], steps: int | None, data: DivFFDataManagerConfig) -> int:
         """Settles steps and numbers of Gaussians by device; see `LayeredModelConfig`.
@@ -230,23 +225,7 @@ class SplatModel(LayeredModel):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """Changes the number of Gaussians after each step.
-
-        Raises:
-            TrainingError: If gradients are scaled or clipped, by which that number is decided.
-        """
-        scaler, optimizers = training_callback_attributes.grad_scaler, training_callback_attributes.optimizers
-        if scaler is not None and scaler.is_enabled():
-            raise TrainingError(
-                "divff-splat decides by gradients where Gaussians are added, and takes them as they are: leave "
-                "--mixed-precision and --use-grad-scaler out."
-            )
-        made = {} if optimizers is None else optimizers.config
-        if clipped := [name for name, group in made.items() if group["optimizer"].max_norm is not None]:
-            raise TrainingError(
-                f"--optimizers.{clipped[0]}.optimizer.max-norm: gradients of Gaussians, whose number changes, are not "
-                "clipped: leave it out, and give a smaller --optimizers.*.optimizer.lr where training is to be calmer."
-            )
+        """Changes the number of Gaussians after each step."""
         adapt = Densification(self, training_callback_attributes).adapt
         return [TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], adapt, update_every_num_iters=1)]
 
@@ -307,12 +286,10 @@ class SplatModel(LayeredModel):
         return float(nears[nearest_frame(times, torch.tensor([view.moment.known_time]))] / self.space.known_length())
 
     def _lasting(self, splats: Splats) -> Float[Tensor, "gaussians"]:
-        """How much of each dynamic Gaussian there is at the one of some moments at which there is least."""
+        """How much of each dynamic Gaussian that is seen there is at all times."""
         layer = self.gaussian_layer("dynamic")
         assert isinstance(layer, DynamicGaussians)
-        moments = self.config.persistence_moments
-        times = (torch.rand(moments, device=self.device) + torch.arange(moments, device=self.device)) / moments
-        return layer.temporal_opacity(times).amin(0)[splats.ids]
+        return layer.lasting(self.config.persistence_moments)[splats.ids]
 
     def _training_outputs(self, view: RasterCamera) -> dict[str, Any]:
         codes = self.semantic is not None and self.features_trained

@@ -10,8 +10,9 @@ from jaxtyping import Float32
 from nerfstudio.cameras.cameras import Cameras
 
 from divff_nerfstudio.fields.layers import LAYERS, Layer
-from divff_nerfstudio.models.splat.gaussians import GaussianLayer, Splats
+from divff_nerfstudio.models.splat.gaussians import GaussianLayer
 from divff_nerfstudio.models.splat.model import SplatModel
+from divff_nerfstudio.models.splat.splats import Splats
 from divff_nerfstudio.ply import write_ply
 
 

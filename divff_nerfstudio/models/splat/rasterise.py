@@ -65,14 +65,19 @@ def rasterization(
 
 
 @cache
+def missing_for_kernels() -> tuple[str, ...]:
+    """What gsplat needs to compile its kernels for CUDA at its first call, and has not; nothing if it has them."""
+    missing = tuple(program for program in ("nvcc", "ninja") if shutil.which(program) is None)
+    return missing if find_spec("gsplat.csrc") is None else ()
+
+
 def require_kernels() -> None:
-    """Looks whether gsplat has its kernels for CUDA, or can compile them at its first call.
+    """Looks whether gsplat has its kernels for CUDA, or can compile them.
 
     Raises:
         KernelsError: If not.
     """
-    missing = [program for program in ("nvcc", "ninja") if shutil.which(program) is None]
-    if missing and find_spec("gsplat.csrc") is None:
+    if missing := missing_for_kernels():
         version = f" {torch.version.cuda}" if torch.version.cuda else ""
         raise KernelsError(
             f"gsplat compiles its kernels at the first call, for which {' and '.join(missing)} must be on PATH: "

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from divff_nerfstudio.card import sent
 from divff_nerfstudio.data.rays import camera_directions, pixel_grid
-from divff_nerfstudio.models.splat.gaussians import Moment
 from divff_nerfstudio.models.splat.rotations import turn_of
+from divff_nerfstudio.models.splat.splats import Moment
 
 _FAR_SIGHT = 500.0
 """Focal length, in pixels, of a camera whose one pixel is a ray."""
