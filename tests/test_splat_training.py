@@ -391,7 +391,7 @@ def test_what_a_card_puts_behind_the_camera_is_left_out(start: Start, monkeypatc
 def test_a_gpu_without_a_compiler_is_told_before_training(start: Start, monkeypatch):
     monkeypatch.setattr(rasterise.shutil, "which", lambda program: None)
     monkeypatch.setattr(rasterise, "find_spec", lambda name: None)
-    rasterise.missing_for_kernels.cache_clear()
+    rasterise.require_kernels.cache_clear()
     config = SplatModelConfig()
     with pytest.raises(DivffError, match=r"nvcc and ninja must be on PATH: install .* toolkit") as error:
         config.settle("cuda", 10, DivFFDataManagerConfig(features="none"))
@@ -399,7 +399,7 @@ def test_a_gpu_without_a_compiler_is_told_before_training(start: Start, monkeypa
     config.settle("cpu", 10, DivFFDataManagerConfig(features="none"))
     monkeypatch.setattr(rasterise, "find_spec", lambda name: object())  # a build with its kernels needs none
     config.settle("cuda", 10, DivFFDataManagerConfig(features="none"))
-    rasterise.missing_for_kernels.cache_clear()
+    rasterise.require_kernels.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -64,13 +64,13 @@ def rasterization(
     )
 
 
-@cache
 def missing_for_kernels() -> tuple[str, ...]:
     """What gsplat needs to compile its kernels for CUDA at its first call, and has not; nothing if it has them."""
     missing = tuple(program for program in ("nvcc", "ninja") if shutil.which(program) is None)
     return missing if find_spec("gsplat.csrc") is None else ()
 
 
+@cache
 def require_kernels() -> None:
     """Looks whether gsplat has its kernels for CUDA, or can compile them.
 
