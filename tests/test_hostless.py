@@ -13,7 +13,7 @@ from nerfstudio.engine.optimizers import Optimizers
 from torch import Tensor
 
 from divff_nerfstudio.fields.space import SceneSpace
-from divff_nerfstudio.models.splat import density_control, drawing, gaussians, model
+from divff_nerfstudio.models.splat import density_control, drawing, model, splats
 from divff_nerfstudio.models.splat.model import SplatModel
 
 METHODS = {"divff": tiny_run.config, "divff-paper": tiny_run.published_config, "divff-splat": tiny_run.splat_config}
@@ -76,7 +76,7 @@ def test_a_step_of_gaussians_waits_for_nothing_but_their_kernels(tiny_scene, tmp
         for row in splat.gaussian_layer(layer).rows.values():
             row.data = row.data.to(DEVICE)
     monkeypatch.setattr(drawing, "rasterization", rasterised)
-    for module in (gaussians, model):
+    for module in (splats, model):
         monkeypatch.setattr(module, "is_card", lambda device: True)
     schedule = splat.schedule
     for step in sorted({0, schedule.moving_start_step, schedule.heads_start_step, schedule.joint_start_step, 39}):

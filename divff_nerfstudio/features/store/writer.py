@@ -27,6 +27,11 @@ _MAX_LENGTH = 100
 """Characters of each."""
 
 
+def _least_telling(difference: str) -> tuple[bool, bool]:
+    """Orders differences of settings: what source and model, then plain values, then what is long, as digests are."""
+    return not difference.startswith(("source: ", "model: ")), len(difference) > _MAX_LENGTH
+
+
 @dataclass(frozen=True)
 class FrameFeatures:
     """Features of one frame: a table of distinct features and, for every place, the row that holds there."""
@@ -139,7 +144,7 @@ class FeatureWriter:
     def _refuse_differences(self, where: Path) -> None:
         differences = StoreHeader.read(where / HEADER).differences(self.header)
         if differences:
-            told = sorted(differences, key=lambda each: not each.startswith(("source: ", "model: ")))
+            told = sorted(differences, key=_least_telling)
             told = [each if len(each) <= _MAX_LENGTH else f"{each[:_MAX_LENGTH]}..." for each in told]
             more = f"; and {len(told) - _MAX_TOLD} more" if len(told) > _MAX_TOLD else ""
             raise FeatureStoreError(
