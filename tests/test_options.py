@@ -52,6 +52,7 @@ def refused(words: tuple[str, ...], capsys) -> str:
         ((*QUERY, "--time", "-0.5"), "--time"),
         ((*QUERY, "--threshold", "nan"), "--threshold"),
         ((*QUERY, "--over-time", "--moments", "0"), "--moments"),
+        ((*QUERY, "--over-time", "--threshold", "0.6"), "--threshold"),
         ((*QUERY[:-1], ""), "--text"),
         ((*QUERY[:-1], "mug", "  "), "--text"),
         (QUERY[:-1], "--text"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import moved_scene
 import numpy as np
 import pytest
@@ -10,7 +13,8 @@ from test_things import NAMES, cameras, clock, looks, named, things_in
 
 from divff_nerfstudio.features.oracle import phrase_code
 from divff_nerfstudio.objects.recognition import Recognition
-from divff_nerfstudio.objects.things import Things
+from divff_nerfstudio.objects.spans import Rest
+from divff_nerfstudio.objects.things import Move, Things
 from divff_nerfstudio.objects.whereabouts import direction, spans_told, whereabouts
 
 CODES = np.stack([phrase_code(name) for name in NAMES])
@@ -80,7 +84,10 @@ def test_what_comes_in_the_hand_or_stays_there_is_carried(never_put_down):
     coming, there = whereabouts(mug, 2), whereabouts(mug, 12)
     told = coming.told(never_put_down, clock(), cameras()[2].pose)
     assert coming.state == "carried" and told.startswith("carried from 0.0 s to ") and len(coming.points)
-    assert there.state == "rests"
+    words = there.told(never_put_down, clock(), cameras()[12].pose)
+    assert there.state == "rests" and words.startswith("here since ") and "when it is put down" in words
+    lying = whereabouts(bowl, 2).told(never_put_down, clock(), cameras()[2].pose)
+    assert lying.startswith("here from the beginning; taken at ")
     held = whereabouts(bowl, FRAMES - 2)
     told = held.told(never_put_down, clock(), cameras()[FRAMES - 2].pose)
     assert held.state == "carried" and told.startswith("carried from 1") and told.endswith("last seen at 14.0 s")
@@ -88,6 +95,28 @@ def test_what_comes_in_the_hand_or_stays_there_is_carried(never_put_down):
         true = moved_scene.pose(instance, STEP * frame)[:, 3]
         assert np.linalg.norm(thing.place(frame) - true) < 0.4
         assert thing.state(frame, FRAMES) == "carried"
+
+
+def test_what_the_static_layer_shows_is_never_carried(never_put_down):
+    """Another part of it has come into view."""
+    bowl = named(never_put_down, "bowl")
+    assert bowl.carried_in
+    still = replace(bowl, sightings=SimpleNamespace(column=lambda name: np.zeros(len(bowl.sightings))))  # pyright: ignore
+    still.__dict__["spots"] = bowl.spots
+    assert still.carried_in == frozenset()
+
+
+def test_what_moves_while_nobody_looks_is_not_in_a_hand(found):
+    """The mug is put elsewhere in frame 6; of the frames around it nobody has seen any."""
+    mug = named(found, "mug")
+    (move,) = mug.moves
+    mug = replace(mug, moves=(Move(2, 11, move.source, move.target),))
+    near, far = (np.isin(mug.spots.frames, frames) for frames in (range(3), range(11, FRAMES)))
+    mug.__dict__["spots"] = mug.spots[near | far]
+    mug.rests = tuple(Rest(mug.spots[np.isin(mug.spots.frames, frames)]) for frames in (range(3), range(11, FRAMES)))
+    assert mug.spans(FRAMES) == [("rests", 0, 2), ("moved unseen", 3, 10), ("rests", 11, FRAMES - 1)]
+    told = whereabouts(mug, 6).told(found, clock(), cameras()[6].pose)
+    assert whereabouts(mug, 6).state == "moved unseen" and told.startswith("moved unseen from 2.0 s to 11.0 s, ")
 
 
 def test_two_tellings_of_one_frame_agree(found, never_put_down):

@@ -277,7 +277,7 @@ class SplatModel(LayeredModel):
             {layer: self.gaussian_layer(layer).at(view.moment) for layer in layers},
             self.config.near_scale * self._near(view),
             self.config.min_uncertainty,
-            None if unshadowed else partial(shadow, actor),  # pyright: ignore
+            None if unshadowed else partial(shadow, actor),  # pyright: ignore[reportArgumentType]
         )
 
     def _near(self, view: RasterCamera) -> float:
