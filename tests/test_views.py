@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,15 +160,18 @@ def test_names_of_files_keep_phrases_apart():
     assert len(names) == 6 and not any("/" in name or name.startswith(".") for name in names)
 
 
-def test_over_time_follows_what_moves(config, trained, tmp_path):
+def test_over_time_follows_what_moves(config, trained, tmp_path, monkeypatch):
     (mug,) = follow(trained, [("image", "mug")], [0, 3, 6, 9, 11], 5)
     middle = [np.argwhere(small_scene.layers(i) == 1).mean(0)[1] for i in (0, 3, 6, 9, 11)]
     assert np.corrcoef(mug.points[:, 0], middle)[0, 1] > 0.99
     assert all(hidden for _, hidden, _ in trained.model.seen)
+    judged = SimpleNamespace(verdicts=lambda phrases: [SimpleNamespace(in_scene=phrase == "mug") for phrase in phrases])
+    monkeypatch.setattr(type(trained), "calibration", lambda *_: judged)
     content = QueryCommandConfig(
         load_config=config, text=("mug",), over_time=True, moments=4, fixed=5, output=tmp_path / "out"
     ).main()
     (answer,) = content["over_time"]
+    assert answer["in_scene"] is True
     assert answer["sighted"] == 4 and content["fixed"] == 5
     table = Path(answer["files"]["csv"]).read_text().splitlines()
     assert table[0].startswith("frame,time,score,found,x,y,z,layer") and len(table) == 5
