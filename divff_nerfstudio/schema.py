@@ -194,10 +194,16 @@ def fitted(value: Any, kind: type[Value]) -> Value:
 
 def told(error: ValidationError) -> str:
     """The first fault that a schema found, with its place: ``frames.3.fps: should be greater than 0``."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    message = _worded_as(first)
-    return f"{place}: {message}" if place else message
+    return next(iter(all_told(error).values()))
+
+
+def all_told(error: ValidationError) -> dict[tuple[int | str, ...], str]:
+    """What `told` says, of all faults, by their places; of one place the first."""
+    found: dict[tuple[int | str, ...], str] = {}
+    for fault in error.errors(include_url=False):
+        place, message = ".".join(str(part) for part in fault["loc"]), _worded_as(fault)
+        found.setdefault(fault["loc"], f"{place}: {message}" if place else message)
+    return found
 
 
 _WORDS = {

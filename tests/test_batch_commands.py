@@ -38,7 +38,7 @@ from divff_nerfstudio.batch.records import (
 )
 from divff_nerfstudio.batch.status import batch_status, summary, told_duration
 from divff_nerfstudio.cli import batch_options
-from divff_nerfstudio.cli.batch import check_options_of
+from divff_nerfstudio.cli.batch import option_faults
 from divff_nerfstudio.cli.batch_options import Checked, OptionReader
 
 SMALL = (
@@ -79,7 +79,7 @@ def test_scenes_are_trained_and_scored_and_a_broken_one_stops_none(tmp_path: Pat
 def test_faults_of_options_are_told_before_anything_is_done(tmp_path: Path):
     (tmp_path / "all.csv").write_text("scene,evaluate\nA,\nB,--tasks masks --frmes 3\nC,--frames x\n")
     with pytest.raises(ManifestError) as told:
-        check_options_of(read_manifest(tmp_path / "all.csv"))
+        read_manifest(tmp_path / "all.csv", look=option_faults)
     assert re.search(r"line 3: evaluate .*frmes", str(told.value)) and "line 4: evaluate" in str(told.value)
 
 
@@ -98,7 +98,7 @@ def test_faults_of_options_are_told_before_anything_is_done(tmp_path: Path):
 def test_options_that_would_fail_or_lead_elsewhere_are_told(tmp_path: Path, row: str, said: str):
     (tmp_path / "all.yaml").write_text(f"scenes: [{{scene: A, {row}}}]\n")
     with pytest.raises(ManifestError, match=said) as told:
-        check_options_of(read_manifest(tmp_path / "all.yaml"))
+        read_manifest(tmp_path / "all.yaml", look=option_faults)
     assert "line 1: " in str(told.value)
 
 
@@ -107,20 +107,28 @@ def test_options_of_training_are_tried_with_each_method_that_gets_them(tmp_path:
     text = f"steps: train\ntrain: --pipeline.model.num-proposal-samples 6\nscenes: {rows}\n"
     (tmp_path / "all.yaml").write_text(text)
     with pytest.raises(ManifestError, match=r"num-proposal-samples") as told:
-        check_options_of(read_manifest(tmp_path / "all.yaml"))
-    assert str(told.value).count("\n- ") == 1
+        read_manifest(tmp_path / "all.yaml", look=option_faults)
+    assert "faults" not in str(told.value)
 
 
 def test_a_method_of_ones_own_is_one_where_it_is_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "all.yaml").write_text("steps: train\nscenes: [A, {scene: B, methods: [divff, divff-crisp]}]\n")
-    manifest = read_manifest(tmp_path / "all.yaml")
-    with pytest.raises(ManifestError, match="there is no method divff-crisp, choose from divff, ") as told:
-        check_options_of(manifest)
-    assert str(told.value).count("\n- ") == 1
+    entries = read_manifest(tmp_path / "all.yaml").entries
+    (fault,) = option_faults(entries)
+    assert "there is no method divff-crisp, choose from divff, " in fault
     crisp = copy.deepcopy(all_methods["divff"])
     crisp.method_name = "divff-crisp"
     monkeypatch.setitem(all_methods, "divff-crisp", crisp)
-    check_options_of(manifest)
+    assert not option_faults(entries)
+
+
+def test_faults_of_lines_and_of_options_are_told_at_once(tmp_path: Path):
+    rows = "A,x,\nB,1,--frmes 3\nC,2,--frames 0\nB,1,\n"
+    (tmp_path / "all.csv").write_text("scene,gpus,evaluate\n" + rows)
+    with pytest.raises(ManifestError, match="has 4 faults") as told:
+        read_manifest(tmp_path / "all.csv", look=option_faults)
+    lines = str(told.value).splitlines()[1:]
+    assert [line[:9] for line in lines] == ["- line 2:", "- line 3:", "- line 4:", "- line 5:"]
 
 
 def test_a_dry_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -253,9 +261,8 @@ def test_lines_of_one_form_are_judged_as_if_each_were_read_by_itself(
 def test_a_manifest_of_thousands_needs_few_parsers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rows = "".join(f'"convert train",S{i},video v/{i}.mp4,--machine.seed {i}\n' for i in range(1000))
     (tmp_path / "all.csv").write_text("steps,scene,convert,train\n" + rows + "train,last,,--machine.seed -1\n")
-    manifest, built = read_manifest(tmp_path / "all.csv"), []
+    entries, built = read_manifest(tmp_path / "all.csv").entries, []
     parse = batch_options.tyro.cli
     monkeypatch.setattr(batch_options.tyro, "cli", lambda *given, **named: built.append(1) or parse(*given, **named))
-    with pytest.raises(ManifestError, match=r"line 1002: train is not .*seed") as told:
-        check_options_of(manifest)
-    assert len(built) == 5 and str(told.value).count("\n- ") == 1
+    (fault,) = option_faults(entries)
+    assert len(built) == 5 and re.match(r"line 1002: train is not .*seed", fault)

@@ -143,6 +143,19 @@ def test_all_faults_are_said_at_once(tmp_path: Path):
     assert "3 faults" in lines[0] and [line[:9] for line in lines[1:]] == ["- line 2:", "- line 4:", "- line 5:"]
 
 
+def test_faults_of_all_scenes_and_of_one_are_said_together(tmp_path: Path):
+    text = "steps: trian\ntrain: [x]\nscenes:\n  - {scene: A, gpus: -1}\n  - name: b/c\n    minutes: 0\n  - C\n"
+    with pytest.raises(ManifestError) as told:
+        read(tmp_path, "a.yaml", text)
+    lines = str(told.value).splitlines()[1:]
+    assert [line[:9] for line in lines] == [f"- line {n}:" for n in (1, 2, 4, 5, 5, 6)]
+
+
+@pytest.mark.parametrize("text", ["scene,name,,\nA,x,,\nB,,\n", "scene,name\nA,x, ,\nB,,,,\n"])
+def test_blank_columns_at_the_end_are_none(tmp_path: Path, text: str):
+    assert [entry.name for entry in read(tmp_path, "a.csv", text).entries] == ["x", "B"]
+
+
 def test_classes_of_others_are_named_on_the_command_line_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for said in ("extract: --sources evil:X", "own: {divff: {evaluate: '--baselines=nearest,evil:X'}}"):
         with pytest.raises(ManifestError, match=r"line \d: it names the class evil:X, which files may not"):

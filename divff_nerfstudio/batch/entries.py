@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.plugins import ALLOWED, classes_named, is_allowed
-from divff_nerfstudio.schema import Record, Words, split_words, told
+from divff_nerfstudio.schema import Record, Words, all_told, split_words
 
 Kind = TypeVar("Kind", bound=Record)
 StepName = Literal["convert", "extract", "train", "evaluate", "export"]
@@ -159,12 +159,12 @@ class Fault(NamedTuple):
     """What it is."""
 
 
-def read_as(kind: type[Kind], said: Mapping[str, Any]) -> Kind | Fault:
-    """What is said, by its schema, or the first fault in it."""
+def read_as(kind: type[Kind], said: Mapping[str, Any]) -> Kind | list[Fault]:
+    """What is said, by its schema, or the faults in it."""
     try:
         return kind.model_validate(said)
     except ValidationError as error:
-        return Fault(tuple(error.errors(include_url=False)[0]["loc"]), told(error))
+        return [Fault(place, words) for place, words in all_told(error).items()]
 
 
 def entry_of(row: SaidOfScene, common: SaidOfAll, base: Path, defaults: Defaults, place: str) -> SceneEntry:
@@ -240,7 +240,7 @@ def _needs(step: StepName, row: SaidOfScene, common: SaidOfAll, defaults: Defaul
 
 
 def _check_entry(name: str, given: bool, steps: Sequence[StepName], words: Mapping[StepName, Sequence[str]]) -> None:
-    if not given and isinstance(read_as(SaidOfScene, {"scene": ".", "name": name}), Fault):
+    if not given and isinstance(read_as(SaidOfScene, {"scene": ".", "name": name}), list):
         raise ManifestError(
             f"the folder's name {name!r:.80} is none for a scene of a batch, give it a name of letters, digits, dots "
             "and dashes (name)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import Any
 
 from divff_nerfstudio.batch.entries import (
     Defaults,
-    Fault,
     ManifestError,
     SaidOfAll,
     SaidOfScene,
@@ -45,13 +45,18 @@ class Manifest:
         return (self.path if self.path.is_dir() else self.path.parent).resolve()
 
 
-def read_manifest(path: Path, defaults: Defaults | None = None) -> Manifest:
+Look = Callable[[Sequence[SceneEntry]], Sequence[str]]
+"""Tells further faults of scenes, each beginning with the place of its scene."""
+
+
+def read_manifest(path: Path, defaults: Defaults | None = None, look: Look | None = None) -> Manifest:
     """Reads a manifest.
 
     Args:
         path: A .csv file, one scene a row, with the columns' names in its first line; a .yaml or .yml file; or a
             folder, in which each folder with a meta.json is a scene and each video is to become one.
         defaults: What holds where it says nothing.
+        look: What else the scenes are looked at by, so that all faults are told at once.
 
     Raises:
         ManifestError: If it cannot be read, or anything in it is wrong: a sentence for each fault, with its line.
@@ -68,9 +73,11 @@ def read_manifest(path: Path, defaults: Defaults | None = None) -> Manifest:
         raise ManifestError(f"{path} is no manifest: give a .csv or a .yaml file, or a folder of scenes.")
     faults = [*scenes.faults, *_twins(scenes.entries)]
     trained = {method for entry in scenes.entries for method in entry.methods}
-    if not scenes.faults and (idle := sorted({*scenes.common.own} - trained)):
+    if scenes.common and not scenes.faults and (idle := sorted({*scenes.common.own} - trained)):
         faults.append(_idle(idle[0], sorted(trained)))
+    faults += () if look is None else look(scenes.entries)
     if faults:
+        faults.sort(key=_line)
         if len(faults) == 1:
             raise ManifestError(f"{path}, {faults[0]}: mend that line.")
         shown = [f"\n- {fault}" for fault in faults[:50]] + ["\n- ..."] * (len(faults) > 50)
@@ -98,12 +105,12 @@ class _Scenes:
 
     def __init__(self, base: Path, defaults: Defaults):
         self.base, self.defaults = base, defaults
-        self.common = SaidOfAll()
+        self.common: SaidOfAll | None = SaidOfAll()  # None: it has faults, and what follows from it is not known
         self.entries: list[SceneEntry] = []
         self.faults: list[str] = []
 
     def take(self, said: Mapping[str, Any], line: Callable[[tuple[str | int, ...]], str]) -> None:
-        """Adds a scene, or the first of its faults.
+        """Adds a scene, or its faults.
 
         Args:
             said: What is said of it.
@@ -115,8 +122,10 @@ class _Scenes:
                 self.faults.append(f"{at}: {_TOO_MANY}")
             return
         row = read_as(SaidOfScene, said)
-        if isinstance(row, Fault):
-            self.faults.append(f"{line(row.place)}: {row.words}")
+        if isinstance(row, list):
+            self.faults += [f"{line(fault.place)}: {fault.words}" for fault in row]
+            return
+        if self.common is None:
             return
         try:
             self.entries.append(entry_of(row, self.common, self.base, self.defaults, at))
@@ -136,20 +145,23 @@ def _from_csv(text: str, scenes: _Scenes) -> None:
             if not any(cell.strip() for cell in cells) or cells[0].lstrip().startswith("#"):
                 continue
             if not names:
-                names = [cell.strip().lower() for cell in cells]
+                names = [cell.strip().lower() for cell in _without_blank_end(cells)]
                 if fault := _columns(names):
                     scenes.faults.append(f"{at}: {fault}")
                     return
                 continue
-            if len(cells) > len(names):
-                scenes.faults.append(
-                    f"{at}: it has {len(cells)} cells where there are {len(names)} columns, quote texts"
-                )
+            if (count := len(_without_blank_end(cells))) > len(names):
+                scenes.faults.append(f"{at}: it has {count} cells where there are {len(names)} columns, quote texts")
                 continue
             row = {name: cell.strip() for name, cell in zip(names, cells, strict=False) if cell.strip()}
             scenes.take(row, lambda _, at=at: at)
     except csv.Error as error:
         scenes.faults.append(f"line {reader.line_num}: it is no CSV ({error})")
+
+
+def _without_blank_end(cells: list[str]) -> list[str]:
+    """Cells up to the last one that says something; spreadsheets leave blank ones behind it."""
+    return cells[: max((i for i, cell in enumerate(cells, 1) if cell.strip()), default=0)]
 
 
 def _columns(names: Sequence[str]) -> str | None:
@@ -175,10 +187,9 @@ def _from_yaml(text: str, scenes: _Scenes) -> None:
         scenes.faults.append("line 1: it has no list of scenes (scenes: and below it a line `- FOLDER` for each)")
         return
     common = read_as(SaidOfAll, {key: value for key, value in content.items() if key != "scenes"})
-    if isinstance(common, Fault):
-        scenes.faults.append(f"line {lined.line(common.place)}: {common.words}")
-        return
-    scenes.common = common
+    if isinstance(common, list):
+        scenes.faults += [f"line {lined.line(fault.place)}: {fault.words}" for fault in common]
+    scenes.common = None if isinstance(common, list) else common
     for number, said in enumerate(content["scenes"]):
 
         def line(place: tuple[str | int, ...], scene: tuple[str | int, ...] = (*above, number)) -> str:
@@ -202,6 +213,12 @@ def _from_folder(path: Path, scenes: _Scenes) -> None:
             steps = ["convert", *(step for step in scenes.defaults.steps if step != "convert")]
             row = {"scene": child.stem, "steps": steps, "convert": f"video {shlex.quote(child.name)}"}
             scenes.take(row, lambda _, name=child.name: name)
+
+
+def _line(fault: str) -> int:
+    """The line that a fault is told of; those that are of no line come first."""
+    found = re.match(r"line (\d+)", fault)
+    return int(found[1]) if found else 0
 
 
 def _idle(method: str, methods: Sequence[str]) -> str:

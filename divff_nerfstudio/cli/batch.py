@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from divff_nerfstudio.batch.entries import USUAL_STEPS, Defaults, ManifestError, Method, Needs, StepName
-from divff_nerfstudio.batch.manifest import Manifest, read_manifest
+from divff_nerfstudio.batch.entries import USUAL_STEPS, Defaults, Method, Needs, SceneEntry, StepName
+from divff_nerfstudio.batch.manifest import read_manifest
 from divff_nerfstudio.batch.plans import plans_of
 from divff_nerfstudio.batch.run import BatchOptions, run_batch, say
 from divff_nerfstudio.cli.batch_options import Checked, OptionReader, registered_methods
@@ -62,8 +63,8 @@ class BatchConfig:
         }
         if not self.steps or not self.methods:
             raise DivffError("--steps and --methods name nothing: name some, or leave the options out.")
-        manifest = read_manifest(self.manifest, Defaults(tuple(self.steps), tuple(self.methods), words))
-        check_options_of(manifest)
+        defaults = Defaults(tuple(self.steps), tuple(self.methods), words)
+        manifest = read_manifest(self.manifest, defaults, option_faults)
         output = check_output_folder(self.output).resolve()
         if self.dry_run:
             for plan in plans_of(manifest, output, Needs()):
@@ -76,14 +77,17 @@ class BatchConfig:
             engine.close()
 
 
-def check_options_of(manifest: Manifest) -> None:
+def option_faults(entries: Sequence[SceneEntry]) -> list[str]:
     """Has each command read its options before hours are spent, each different line of them once.
 
-    Raises:
-        ManifestError: With a sentence for each that a command does not take, and for each method that there is not.
+    Args:
+        entries: Scenes of a manifest.
+
+    Returns:
+        What is wrong, with its place: of options that a command does not take, and of methods that there are not.
     """
     first: dict[tuple[Checked, str, tuple[str, ...]], str] = {}
-    for entry in manifest.entries:
+    for entry in entries:
         for step in entry.steps:
             for method in entry.methods:
                 if step == "train" and (words := entry.imported(method)):
@@ -98,7 +102,4 @@ def check_options_of(manifest: Manifest) -> None:
             continue
         if words and (fault := reader.fault_of(step, method, words)) is not None:
             faults.append(f"{place}: {step} is not as its command wants it ({fault})")
-    if faults:
-        raise ManifestError(
-            f"{manifest.path} has options or methods that are none, mend them:\n- " + "\n- ".join(faults)
-        )
+    return faults
