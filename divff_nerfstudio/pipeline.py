@@ -29,8 +29,15 @@ from divff_nerfstudio.models.divff import DivFFModelConfig
 from divff_nerfstudio.models.separation import SeparationConfig
 from divff_nerfstudio.option_ranges import check_config
 from divff_nerfstudio.query import QueryConfig, build_query
-from divff_nerfstudio.render_options import check_eval_options, check_render_options, check_viewer_options
+from divff_nerfstudio.render_options import (
+    check_eval_options,
+    check_render_options,
+    check_viewer_options,
+    path_to_render,
+)
 from divff_nerfstudio.training_folder import TrainingError
+from divff_nerfstudio.viewer.camera_paths import positions_of
+from divff_nerfstudio.viewer.camera_reach import require_in_reach
 from divff_nerfstudio.viewer.panel import QueryPanel
 from divff_nerfstudio.viewer.presets import scene_presets
 from divff_nerfstudio.viewer.views import Visibility
@@ -114,6 +121,8 @@ class DivFFPipeline(VanillaPipeline):
         if "image" in stores and len(stores["image"].table) > 0:
             self.model.feature_basis = fit_feature_basis(stores["image"].table)
         scene = self.datamanager.train_dataset.scene
+        if test_mode != "val" and (path := path_to_render(sys.argv)) is not None:
+            require_in_reach(path, positions_of(path), scene)
         rows = config.datamanager.dataparser.time_rows  # pyright: ignore[reportAttributeAccessIssue]
         self.panel = QueryPanel(
             self.query,

@@ -103,6 +103,21 @@ def check_render_options(arguments: Sequence[str]) -> None:
         raise OptionError("rgba is not rendered of a camera path with a crop: leave one of them out.")
 
 
+def path_to_render(arguments: Sequence[str]) -> Path | None:
+    """The camera path that ``ns-render`` was asked for; None: none, or another program was typed.
+
+    Args:
+        arguments: The program's name and what stands behind it, as in `sys.argv`.
+    """
+    if not _is_program(arguments, "render"):
+        return None
+    import tyro
+    from nerfstudio.scripts import render
+
+    asked = tyro.cli(render.Commands, args=arguments[1:])  # pyright: ignore
+    return asked.camera_path_filename if isinstance(asked, render.RenderCameraPath) else None
+
+
 def _ranges() -> Ranges:
     from nerfstudio.scripts import render
     from nerfstudio.utils.colormaps import ColormapOptions

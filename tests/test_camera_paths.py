@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from pathlib import Path
@@ -23,9 +24,11 @@ from divff_nerfstudio.models.view import EVERYTHING, Features, RenderedView
 from divff_nerfstudio.viewer.camera_paths import (
     CameraFileError,
     check_path_to_render,
+    positions_of,
     read_camera_path,
     write_still_path,
 )
+from divff_nerfstudio.viewer.camera_reach import require_in_reach
 
 
 def viewers_path(count: int = 4, size: tuple[int, int] = (36, 24)) -> dict[str, Any]:
@@ -212,12 +215,31 @@ def trained(tmp_path) -> TrainedScene:
         ({"camera_to_world": np.eye(4).tolist(), "width": 16384, "height": 16384}, "pixels"),
         ({"camera_to_world": np.eye(4).tolist(), "tme": 0.5}, "tme"),
         ({"camera_to_world": "eye"}, "camera_to_world"),
+        ({"camera_to_world": [0] * 13}, "3 or 4 rows of 4 numbers"),
+        ({"camera_to_world": np.eye(4).tolist(), "intrinsics": [[1e-6, 0, 20], [0, 1e-6, 12], [0, 0, 1]]}, "no camera"),
+        ({"camera_to_world": np.eye(4).tolist(), "intrinsics": [[1e9, 0, 20], [0, 1e9, 12], [0, 0, 1]]}, "no camera"),
+        ({"camera_to_world": np.eye(4).tolist(), "intrinsics": [[30, 0, 20], [0, 900, 12], [0, 0, 1]]}, "in pixels"),
         ({"camera_path": 3}, "path.json is not a camera path"),
     ],
 )
 def test_single_cameras_that_are_wrong_are_named(content, said, trained, tmp_path):
     with pytest.raises(CameraFileError, match=said):
         read_camera(written(tmp_path, content), trained.cameras[:1])
+
+
+def test_cameras_that_are_nowhere_near_the_scene_are_named(trained, tmp_path):
+    """So are crops with nothing in them; a view of all of it from far above is taken."""
+    content = viewers_path()
+    for far, taken in ((1e12, False), (-1e6, False), (100, True), (0, True)):
+        content["camera_path"][2]["camera_to_world"][7] = far
+        file = written(tmp_path, content)
+        for positions in (positions_of(file), read_camera_path(file).cameras.camera_to_worlds[:, :3, 3].numpy()):
+            with contextlib.nullcontext() if taken else pytest.raises(CameraFileError, match="its camera 3 at a dist"):
+                require_in_reach(file, positions, trained.scene)
+    for centre, taken in (([1e4, 0, 0], False), (CROP["crop_center"], True)):
+        path = read_camera_path(written(tmp_path, content | {"crop": CROP | {"crop_center": centre}}))
+        with contextlib.nullcontext() if taken else pytest.raises(CameraFileError, match="a crop in which nothing"):
+            require_in_reach(path.file, np.zeros((1, 3)), trained.scene, path.crop)
 
 
 def test_a_camera_keeps_what_it_sees_at_another_size(tmp_path):

@@ -108,10 +108,12 @@ class QueryCommandConfig:
         from divff_nerfstudio.evaluation.figures import save_picture
         from divff_nerfstudio.evaluation.tiles import as_picture
         from divff_nerfstudio.evaluation.viewpoints import read_camera
+        from divff_nerfstudio.viewer.camera_reach import require_in_reach
 
         camera = None
         if self.camera is not None:
             camera = read_camera(self.camera, trained.cameras[:1])
+            require_in_reach(self.camera, camera.camera_to_worlds[:, :3, 3].numpy(), trained.scene)
         elif self.fixed is not None:
             camera = trained.camera_at(trained.scene.index_of(self.fixed), 0.0)
         view = trained.view(frame=self.frame, time=self.time, camera=camera, hide=self.hide)

@@ -75,7 +75,10 @@ class VideoConfig:
             write_video,
         )
         from divff_nerfstudio.evaluation.viewpoints import fixed_viewpoint
+        from divff_nerfstudio.viewer.camera_reach import require_in_reach
 
+        if path is not None:
+            require_in_reach(path.file, path.cameras.camera_to_worlds[:, :3, 3].numpy(), trained.scene, path.crop)
         layout = LAYOUTS[self.layout]
         wanted, fps = None if self.frames == "all" else int(self.frames), self.fps
         shape = trained.scene.height, trained.scene.width

@@ -57,10 +57,12 @@ class Meta(Record):
 
 def read_meta(path: Path) -> Meta:
     """Reads the index of a scene."""
+    root = path.parent
     if not path.exists():
-        raise SceneError(
-            f"{path} is missing: give the folder of an EPIC-Diff scene (--data, or --scene of `divff import`)."
-        )
+        what = f"{path} is missing"
+        if not root.is_dir():
+            what = f"{root} {'is a file' if root.exists() else 'does not exist'}"
+        raise SceneError(f"{what}: give the folder of an EPIC-Diff scene (--data, or --scene of `divff import`).")
     return read_json(
         path, Meta, "the index of an EPIC-Diff scene", "mend it, or copy it anew from its source", SceneError
     )
@@ -207,17 +209,8 @@ def intrinsics_of(path: Path, meta: Meta, image: Path, width: int, height: int) 
                 f"{image} is {width}x{height} where {path} has {key} = {getattr(meta, key):g}: scale the frames to the "
                 "size of the intrinsics, or the intrinsics (and image_w, image_h) to the frames."
             )
-    max_side = max(width, height)
-    if not all(_FOCAL_RANGE[0] * max_side <= focal <= _FOCAL_RANGE[1] * max_side for focal in (K[0, 0], K[1, 1])):
-        raise SceneError(
-            f"{path} has focal lengths {K[0, 0]:g} and {K[1, 1]:g} for frames of {width}x{height}, which no camera "
-            "has: write them in pixels."
-        )
-    if max(K[0, 0], K[1, 1]) > WIDEST_PIXEL * min(K[0, 0], K[1, 1]):
-        raise SceneError(
-            f"{path} has focal lengths {K[0, 0]:g} and {K[1, 1]:g}, which are of one camera only if both are in "
-            "pixels: write them so."
-        )
+    if fault := focal_fault(float(K[0, 0]), float(K[1, 1]), (width, height)):
+        raise SceneError(f"{path} has {fault}: write them in pixels.")
     offset = np.abs(K[:2, 2] - (width / 2, height / 2)) / (width, height)
     if (offset > _PRINCIPAL_POINT_TOLERANCE).any():
         raise SceneError(
@@ -225,3 +218,12 @@ def intrinsics_of(path: Path, meta: Meta, image: Path, width: int, height: int) 
             f"{K[0, 2]:g}, {K[1, 2]:g}): scale the frames to the intrinsics, or the intrinsics to the frames."
         )
     return K.astype(np.float32)
+
+
+def focal_fault(fx: float, fy: float, size: tuple[int, int]) -> str | None:
+    """Why no camera has focal lengths, in pixels, for pictures of a width and height; None where one may."""
+    if not all(_FOCAL_RANGE[0] <= focal / max(size) <= _FOCAL_RANGE[1] for focal in (fx, fy)):
+        return f"focal lengths {fx:g} and {fy:g} for frames of {size[0]}x{size[1]}, which no camera has"
+    if max(fx, fy) > WIDEST_PIXEL * min(fx, fy):
+        return f"focal lengths {fx:g} and {fy:g}, which are of one camera only if both are in pixels"
+    return None

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from divff_nerfstudio.data.meta import focal_fault
 from divff_nerfstudio.data.scene import SceneFolder
 from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.schema import Amount, Number, Record, Share, parse_json, read_json
@@ -124,6 +125,8 @@ def read_camera(path: Path, like: Cameras) -> Cameras:
         require_size(width, height)
     except ValueError as error:
         raise CameraFileError(f"{path} cannot be drawn ({error}): give another width and height.") from None
+    if fault := focal_fault(K[0, 0], K[1, 1], (width, height)):
+        raise CameraFileError(f"{path} has {fault}: write them in pixels of its width and height.")
     if not (0 <= K[0, 2] <= width and 0 <= K[1, 2] <= height):
         raise CameraFileError(
             f"{path} has a camera whose principal point ({K[0, 2]:g}, {K[1, 2]:g}) is outside of its picture of "

@@ -53,6 +53,8 @@ def rigid(pose: Sequence[float]) -> Sequence[float]:
     Raises:
         ValueError: If it is scaled, mirrored or no such matrix.
     """
+    if len(pose) not in (12, 16):
+        raise ValueError("should have 3 or 4 rows of 4 numbers")
     matrix = np.array(pose, np.float64).reshape(-1, 4)
     rotation = matrix[:3, :3]
     if np.abs(rotation.T @ rotation - np.eye(3)).max() > _RIGID or np.linalg.det(rotation) < 0:
@@ -210,6 +212,15 @@ def check_path_to_render(path: Path) -> bool:
     if content.seconds is None:
         raise CameraFileError(f'{path} does not say how long the film is: write "seconds" into it.')
     return content.crop is not None
+
+
+def positions_of(path: Path) -> Float[np.ndarray, "cameras 3"]:
+    """Where the cameras of a path are, whatever their type.
+
+    Raises:
+        CameraFileError: If it is none.
+    """
+    return np.array([each.camera_to_world for each in _read(path).camera_path], np.float64)[:, 3:12:4]
 
 
 def _read(path: Path) -> _Path:
