@@ -231,7 +231,9 @@ def test_a_broken_meta_json_is_named(tiny_scene: Path, content: str) -> None:
 
 def test_no_scene_at_all(tmp_path: Path) -> None:
     refused(tmp_path, "meta.json is missing", "--data")
-    refused(tmp_path / "nowhere", "meta.json is missing")
+    refused(tmp_path / "nowhere", "nowhere does not exist", "--data")
+    (tmp_path / "meta.json").touch()
+    refused(tmp_path / "meta.json", "meta.json is a file", "--data")
 
 
 @settings(max_examples=25)
@@ -262,7 +264,7 @@ def test_frames_are_not_touched_before_they_are_needed_if_so_asked(tiny_scene: P
         _ = scene.frames
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA"])
 def test_pictures_that_mean_colours_are_converted(tmp_path: Path, mode: str) -> None:
     picture = Image.new("RGB", (4, 3), (200, 0, 0)).convert(mode)
     picture.save(tmp_path / "a.png")
@@ -276,6 +278,19 @@ def test_other_pictures_are_refused(tmp_path: Path, mode: str, suffix: str) -> N
     Image.new(mode, (4, 3)).save(tmp_path / f"a.{suffix}")
     with pytest.raises(SceneError, match=f"image mode {mode}"):
         decode_frame(tmp_path / f"a.{suffix}")
+
+
+@given(place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
+def test_a_damaged_png_is_refused(tmp_path_factory: pytest.TempPathFactory, place: float, change: int) -> None:
+    """Where decoding gives other colours, too."""
+    path = tmp_path_factory.mktemp("png") / "a.png"
+    colours = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    Image.fromarray(colours).save(path)
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 12))] ^= change  # all but the mark of the end
+    path.write_bytes(content)
+    with pytest.raises(SceneError):
+        decode_frame(path)
 
 
 def test_a_transparent_picture_is_refused(tmp_path: Path) -> None:

@@ -107,8 +107,8 @@ def decode_frame(
     """Decodes a picture into RGB.
 
     Grey and palette pictures are converted, an opaque alpha channel is dropped, of 16 bits a colour the upper 8 are
-    kept. Transparent pictures, CMYK, single channels of 16 bits or floats, and pictures whose EXIF entry says that they
-    are to be turned are refused: what they show would be a guess.
+    kept. Check sums are looked at where a format has them. Transparent pictures, CMYK, single channels of 16 bits or
+    floats, and pictures whose EXIF entry says that they are to be turned are refused: what they show would be a guess.
 
     Args:
         path: The file, or what a picture elsewhere is called.
@@ -119,9 +119,12 @@ def decode_frame(
         SceneError: As `open_picture`, or if it does not have red, green and blue in 8 bits.
     """
     with open_picture(path, content, formats) as image:
+        if image.format == "PNG":
+            image.verify()  # its check sums, which decoding leaves out; what was verified cannot be decoded
+    with open_picture(path, content, formats) as image:
         require_upright(path, image)
         image.load()
-        if image.mode not in ("RGB", "L", "P", "RGBA"):
+        if image.mode not in ("RGB", "L", "P", "RGBA", "LA"):
             raise SceneError(f"{path} has image mode {image.mode}, which is not read: save it as 8-bit RGB.")
         if not _is_opaque(image):
             raise SceneError(f"{path} has image mode {image.mode} with transparent places: save it as 8-bit RGB.")
@@ -129,7 +132,7 @@ def decode_frame(
 
 
 def _is_opaque(image: Image.Image) -> bool:
-    if image.mode != "RGBA" and "transparency" not in image.info:
+    if image.mode not in ("RGBA", "LA") and "transparency" not in image.info:
         return True
     return image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
 
