@@ -144,6 +144,9 @@ def test_outlines_may_refer_to_other_pictures_than_the_published_ones(tiny_scene
     for shapes in ([own, own, own, own, far], [own, own]):
         drawn(None, *shapes)
         assert object_annotations(load_scene(tiny_scene)) is not None
+    drawn([3 * width, height], own)
+    with pytest.raises(SceneError, match=r'te\.json has "picture_size" 72x16, which is not the shape of the frames'):
+        object_annotations(load_scene(tiny_scene))
     drawn([0, 5], own)
     with pytest.raises(SceneError, match="picture_size"):
         object_annotations(load_scene(tiny_scene))

@@ -226,9 +226,17 @@ def test_hands_are_masked_by_boxes_and_by_pictures(tmp_path):
     assert not mask(8, 912, 512).any() and not mask(99, 912, 512).any()
     folder = tmp_path / "masks"
     folder.mkdir()
-    Image.fromarray(np.array([[0, 9]], np.uint8).repeat(4, 0)).save(folder / "mask_0000000007.png")
+    Image.fromarray(np.array([[0, 9]], np.uint8)).save(folder / "mask_0000000007.png")
     assert open_hands(folder)(7, 8, 4).tolist() == [[False] * 4 + [True] * 4] * 4
     assert not open_hands(folder)(8, 8, 4).any()
+    drawn = np.zeros((64, 128), np.uint8)
+    drawn[:, 64:] = 255
+    Image.fromarray(drawn).convert("1").save(folder / "mask_0000000008.png")
+    Image.fromarray(drawn).save(folder / "mask_0000000009.jpg", quality=30)  # with noise around the edge
+    for number in (8, 9):
+        assert np.array_equal(open_hands(folder)(number, 128, 64), drawn > 0)
+    with pytest.raises(ConvertError, match=r"mask_0000000008\.png is 128x64, which is not the shape .*64x128"):
+        open_hands(folder)(8, 64, 128)
     for wrong, said in (
         ([1, 2], "left_hand"),
         ([*detections, detections[0]], "frame 7 twice"),

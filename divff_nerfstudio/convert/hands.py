@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image
 
 from divff_nerfstudio.convert.names import ConvertError
 from divff_nerfstudio.convert.pictures import FolderFrames
 from divff_nerfstudio.data.detections import read_detections
-from divff_nerfstudio.data.frames import decode_frame
+from divff_nerfstudio.data.masks import is_of_shape, mask_values, resize_nearest
 
 DETECTION_SIZE = (456, 256)
 """Width and height of the frames that boxes of ``hand_obj_detections.json`` refer to."""
+_JPEG = (".jpg", ".jpeg")
+_BLACK_IN_JPEG = 127
+"""What is darker is black: JPEG blurs edges, and makes black noisy around them."""
 _GROWN = 8
 """Pixels, of 456, by which boxes are grown: they cut off fingers and shadows."""
 
@@ -31,7 +33,7 @@ def open_hands(path: Path) -> HandMask:
             ``hand_obj_detections.json``, whose boxes of hands are masked.
 
     Raises:
-        ConvertError: If it does not exist.
+        ConvertError: If it does not exist; the masks themselves are looked at, and refused, one by one.
         DetectionsError: If it is a file of another form.
     """
     if path.is_dir():
@@ -47,8 +49,15 @@ def _of_folder(masks: FolderFrames) -> HandMask:
     def mask(number: int, width: int, height: int) -> np.ndarray:
         if number not in masks.files:
             return np.zeros((height, width), bool)
-        picture = Image.fromarray(decode_frame(masks.files[number]).max(2))
-        return np.asarray(picture.resize((width, height), Image.Resampling.NEAREST)) > 0
+        path = masks.files[number]
+        values = mask_values(path).max(2)
+        if not is_of_shape((values.shape[1], values.shape[0]), (width, height)):
+            raise ConvertError(
+                f"{path} is {values.shape[1]}x{values.shape[0]}, which is not the shape of the video's frames ({width}x"
+                f"{height}): give masks of whole frames."
+            )
+        black = _BLACK_IN_JPEG if path.suffix.lower() in _JPEG else 0
+        return resize_nearest(values, height, width) > black
 
     return mask
 

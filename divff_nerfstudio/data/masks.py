@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,12 @@ def mask_values(path: Path, named: bool = False) -> Integer[np.ndarray, "h w cha
     return numbers.reshape(*numbers.shape[:2], -1)
 
 
+def is_of_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether a picture can show the same view as another one, by their widths and heights, which are whole numbers."""
+    (width, height), (other_width, other_height) = (tuple(max(1, side) for side in each) for each in (size, other))
+    return abs(math.log(width * other_height / (height * other_width))) <= 0.03 + 1 / min(width, height)
+
+
 def fitted_mask(place: Path | str, values: np.ndarray, scene: SceneFolder) -> Bool[np.ndarray, "height width channels"]:
     """A mask at the size of the scene's frames.
 
@@ -92,9 +99,8 @@ def fitted_mask(place: Path | str, values: np.ndarray, scene: SceneFolder) -> Bo
         SceneError: If it holds other numbers, or is of another shape than the frames.
     """
     height, width = values.shape[:2]
-    tolerance = 0.03 + 1 / max(1, min(height, width))
-    across = abs(np.log(max(1, width) * scene.height / (max(1, height) * scene.width)))
-    if min(height / scene.height, width / scene.width) < _MIN_SHARE or across > tolerance:
+    small = min(height / scene.height, width / scene.width) < _MIN_SHARE
+    if small or not is_of_shape((width, height), (scene.width, scene.height)):
         raise SceneError(
             f"{place} is {width}x{height}, which is not the shape of the frames ({scene.width}x{scene.height}): write "
             "the mask of the whole frame."

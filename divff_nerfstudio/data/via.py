@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from divff_nerfstudio.data.masks import LabelledMasks, frame_finder, require_match, require_names
+from divff_nerfstudio.data.masks import LabelledMasks, frame_finder, is_of_shape, require_match, require_names
 from divff_nerfstudio.data.scene import SceneError, SceneFolder
 from divff_nerfstudio.schema import Number, Record, read_json
 
@@ -92,6 +92,8 @@ def via_masks(scene: SceneFolder, path: Path) -> LabelledMasks:
                 "lacks: export it anew."
             )
         regions.append((entry.fname, region.xy, _number(path, region.av.get(key) or 0)))
+    if project.picture_size is not None:
+        _require_shape(path, scene, project.picture_size)
     size = project.picture_size or VIA_SIZE
     if regions and all(abs(number) <= 1 for _, outline, _ in regions for number in outline[1:]):
         raise SceneError(
@@ -139,6 +141,15 @@ def _points(path: Path, outline: list[float]) -> Float[np.ndarray, "corners 2"]:
         angles = np.linspace(0, 2 * math.pi, 64, endpoint=False)
         return np.array((x, y)) + np.array((radii[0], radii[-1])) * np.stack((np.cos(angles), np.sin(angles)), -1)
     raise SceneError(f"{path} has a region of shape {shape:g} with {len(numbers)} numbers: draw it as a polygon.")
+
+
+def _require_shape(path: Path, scene: SceneFolder, size: tuple[int, int]) -> None:
+    """Raises SceneError where pictures that were drawn on cannot show the same view as the scene's frames."""
+    if not is_of_shape(size, (scene.width, scene.height)):
+        raise SceneError(
+            f'{path} has "picture_size" {size[0]}x{size[1]}, which is not the shape of the frames ({scene.width}x'
+            f"{scene.height}): write the width and height of the pictures that were drawn on, uncropped."
+        )
 
 
 def _require_known_size(path: Path, scene: SceneFolder, outlines: Sequence[list[float]]) -> None:
