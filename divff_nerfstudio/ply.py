@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def read_vertices(path: Path) -> Any:
         path: The file.
 
     Raises:
-        ValueError: If its header asks for more entries than the file has bytes; before any memory is asked for.
+        ValueError: If it is no ordinary file, or its header asks for more entries than the file has bytes; before any
+            memory is asked for.
         Exception: What plyfile and the disk raise.
     """
     from plyfile import PlyData
@@ -46,8 +48,11 @@ def read_vertices(path: Path) -> Any:
 
 
 def _check_counts(path: Path) -> None:
-    """Raises ValueError where a header asks for more entries than the file has bytes."""
-    size = path.stat().st_size
+    """Raises ValueError where a file is none, such as a pipe, or a header asks for more entries than it has bytes."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no ordinary file")
+    size = found.st_size
     with path.open("rb") as file:
         for line in file.read(1 << 16).split(b"\n"):
             words = line.split()

@@ -146,6 +146,7 @@ def test_a_binary_file_cut_short_or_too_long_is_named(tmp_path, model, name, cha
         ("images.txt", "1 0.", "1 9.", "no rotation"),
         ("points3D.txt", "0.5 \n", "0.5 99 0\n", "image 99"),
         ("points3D.txt", "1 ", "1 inf ", "point"),
+        ("cameras.txt", "90.0 90.0", "9_0.0 9_0.0", "something else than numbers"),
     ],
 )
 def test_what_does_not_fit_in_a_text_model_is_named(tmp_path, file, old, new, said):
@@ -345,6 +346,9 @@ def _scale(meta):
         (lambda m: m["frames"][1].update(cx=81.0), "cx for itself and cy for all frames"),
         (lambda m: m["frames"][1].update(file_path="a" * 4000 + ".png"), "missing"),
         (lambda m: m["frames"][1].update(file_path="a\0.png"), "missing"),
+        (lambda m: m["frames"][1].update(file_path="a\nb\x1b.png"), r"a\\nb\\x1b\.png is missing"),
+        (lambda m: m.update(distortion_params=[0.3, 0, 0, 0, 0, 0]), "another distortion than k1"),
+        (lambda m: m.update(distortion_params=[0.3, 0]), "distortion_params: should have at least 6"),
         (lambda m: m.update(camera_model="EQUIRECTANGULAR"), "EQUIRECTANGULAR, which is not known"),
         (lambda m: m.update(ply_file_path="../../none.ply"), "none.ply is missing"),
         (lambda m: m.update(ply_file_path="transforms.json"), "is no PLY file"),
@@ -353,6 +357,25 @@ def _scale(meta):
 def test_what_is_wrong_in_a_transforms_file_is_named(data, change, said):
     with pytest.raises((ConvertError, CameraError), match=said):
         read_nerfstudio(edited(data, change), "number")
+
+
+def test_distortion_in_one_list_is_distortion(data):
+    plain = read_nerfstudio(data, "number")[0].cameras[3]
+
+    def change(meta):
+        meta["distortion_params"] = [meta.pop("k1"), meta.pop("k2"), 0, 0, meta.pop("p1"), meta.pop("p2")]
+        meta["frames"][0]["distortion_params"] = [0.1, 0, 0, 0, 0, 0]
+        meta["frames"][1]["k1"] = 0.2
+
+    cameras = read_nerfstudio(edited(data, change), "number")[0].cameras
+    assert cameras[3] == plain and cameras[-1].params[4:] == (0.1, 0, 0, 0)
+    assert cameras[-2].params[4:] == (0.2, *plain.params[5:])
+
+
+def test_a_pipe_for_points_is_not_waited_for(data):
+    os.mkfifo(data / "pipe.ply")
+    with pytest.raises(ConvertError, match="no ordinary file"):
+        read_nerfstudio(data, "number", data / "pipe.ply")
 
 
 def test_fisheye_paths_of_windows_and_files_beside_the_frames(data):

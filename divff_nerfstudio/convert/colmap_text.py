@@ -33,9 +33,16 @@ def _whole(words: list[str], number: int) -> list[int]:
     return [int(word) for word in words]
 
 
+def _without_grouping(word: str) -> str:
+    """A number as programs write it; Python would take 9_0 for 90."""
+    if "_" in word:
+        raise ValueError(word)
+    return word
+
+
 def _floats(words: list[str], number: int) -> list[float]:
     try:
-        return [float(word) for word in words]
+        return [float(_without_grouping(word)) for word in words]
     except ValueError:
         raise ModelFault(f"its line {number} has something else than numbers where these should be") from None
 

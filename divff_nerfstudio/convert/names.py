@@ -52,8 +52,9 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 
 
 def printable(name: str) -> str:
-    """A name for a message, also where it is no text that a terminal can show."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+    """A name for a message, also where it is no text of one line that a terminal can show."""
+    plain = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
+    return plain.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ _RIGID_TOLERANCE = 1e-3
 _ONE_VIEW = 0.05
 """How far a focal length and an angle of view may be apart, as a share of it."""
 
+_LISTED = ("k1", "k2", "k3", "k4", "p1", "p2")
+"""What stands in distortion_params."""
 _TOGETHER = (
     *(("fl_x", "fl_y"), ("fl_y", "fl_x"), ("w", "h"), ("h", "w"), ("cx", "cy"), ("cy", "cx")),
     *(("w", "fl_x"), ("h", "fl_x"), ("w", "cx"), ("h", "cy")),
@@ -63,6 +65,16 @@ class Intrinsics(Record):
     k6: Number | None = None
     p1: Number | None = None
     p2: Number | None = None
+    distortion_params: Annotated[list[Number], Field(min_length=6, max_length=6)] | None = None
+    """k1, k2, k3, k4, p1, p2 in one list, which nerfstudio takes, too."""
+
+    @model_validator(mode="after")
+    def _say_distortion_once(self) -> Intrinsics:
+        listed = self.distortion_params
+        single = [getattr(self, name) for name in _LISTED]
+        if listed is not None and any(value not in (None, known) for value, known in zip(single, listed, strict=True)):
+            raise ValueError("distortion_params says another distortion than k1, k2, k3, k4, p1, p2; keep one")
+        return self
 
     @field_validator("w", "h")
     @classmethod
@@ -133,10 +145,7 @@ def camera_of(whole: Transforms, frame: Frame, size: tuple[int, int] | None) -> 
         ValueError: With what is wrong with it, in words.
     """
     _require_whole(whole, frame)
-    values = {
-        name: own if (own := getattr(frame, name)) is not None else getattr(whole, name)
-        for name in Intrinsics.model_fields
-    }
+    values: dict[str, Any] = dict.fromkeys(Intrinsics.model_fields) | _said(whole) | _said(frame)
     model = _model(values["camera_model"], values["is_fisheye"])
     width, height = values["w"] or (size or (0, 0))[0], values["h"] or (size or (0, 0))[1]
     if model != "OPENCV_FISHEYE":
@@ -172,6 +181,12 @@ def camera_of(whole: Transforms, frame: Frame, size: tuple[int, int] | None) -> 
     if k3:
         return SourceCamera("FULL_OPENCV", *size, (*pinhole, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0))
     return SourceCamera("OPENCV", *size, (*pinhole, k1, k2, p1, p2))
+
+
+def _said(by: Intrinsics) -> dict[str, Any]:
+    """What the file or a frame says of its camera, by name."""
+    values = {name: value for name in Intrinsics.model_fields if (value := getattr(by, name)) is not None}
+    return values | dict(zip(_LISTED, values.pop("distortion_params", ()), strict=False))
 
 
 def _require_whole(whole: Transforms, frame: Frame) -> None:
