@@ -363,6 +363,7 @@ def test_by_default_the_boxes_that_there_are_and_flow_if_it_is_asked_for(tiny_sc
         ({"moving": "no_such:Plane"}, r"plane of hints for --hints\.moving no_such:Plane cannot be imported"),
         ({"hands": "pathlib:Path"}, "is no HintPlane"),
         ({"hands": "gone.json"}, r"gone\.json is missing.*--hints\.hands"),
+        ({"hands": "GONE.JSON"}, r"GONE\.JSON is missing.*--hints\.hands"),
         (
             {"moving": "flow", "moving_values": (1,)},
             r"--hints\.moving-values are of masks, but .* is flow",

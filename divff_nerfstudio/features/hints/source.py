@@ -119,7 +119,7 @@ class HintSource(FeatureSource):
         path = Path(name)
         if path.is_dir():
             return MaskPlane(pictures, path, option, getattr(config, f"{which}_values"))
-        if which == "hands" and path.suffix == ".json":
+        if which == "hands" and path.suffix.lower() == ".json":
             return BoxPlane(pictures, path, config.box_size)
         if ":" in name:
             return _described(plugin_class(name, HintPlane, f"plane of hints for {option}", {})(pictures))  # pyright: ignore
