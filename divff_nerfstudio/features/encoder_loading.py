@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.encoders import Encoder
+from divff_nerfstudio.features.hub_cache import how_to_go_on
 from divff_nerfstudio.features.pretrained import EncoderError, cached_file, unreachable_hub
 from divff_nerfstudio.features.text_towers import (
     TOKENIZER,
@@ -232,9 +233,10 @@ def _from_open_clip(name: str) -> Encoder:
         reason = absent or " ".join(str(error).split())[:200] or type(error).__name__
         if weights and Path(weights).is_file():
             raise EncoderError(f"{weights} does not fit {architecture} ({reason}): give its own weights.") from error
+        first = how_to_go_on(_repository(architecture, weights), error)
         raise EncoderError(
-            f"The weights of {name} cannot be had ({reason}): fetch {_where(architecture, weights)} where there is a "
-            f"network, put it anywhere on this machine, and give --encoder {architecture}/PATH_OF_THE_FILE."
+            f"The weights of {name} cannot be had ({reason}): {first}fetch {_where(architecture, weights)} where there "
+            f"is a network, put it anywhere on this machine, and give --encoder {architecture}/PATH_OF_THE_FILE."
         ) from error
     visual: Any = model.visual
     mean = getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
@@ -311,6 +313,14 @@ def _known(architecture: str, tag: str | None) -> dict[str, Any]:
     from open_clip.pretrained import get_pretrained_cfg
 
     return get_pretrained_cfg(architecture, tag) if tag else {}
+
+
+def _repository(architecture: str, tag: str | None) -> str | None:
+    """Name of the hub's repository that weights are in; None: they are elsewhere."""
+    if architecture.startswith("hf-hub:"):
+        return architecture.removeprefix("hf-hub:").partition("@")[0]
+    hub = _known(architecture, tag).get("hf_hub")
+    return hub.rpartition("/")[0] if hub else None
 
 
 def _where(architecture: str, tag: str | None) -> str:

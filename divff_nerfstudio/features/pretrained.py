@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from divff_nerfstudio.errors import DivffError, install_extra
+from divff_nerfstudio.features.hub_cache import how_to_go_on
 
 _PATIENCE = 10.0
 """Seconds to wait for the hub's first answer."""
@@ -96,7 +97,7 @@ def load_pretrained(model_class: str, name: str, option: str) -> Any:
         )
     except Exception as error:  # whatever a download, a hub or a reader of weights may raise
         reason = absent or " ".join(str(error).split())[:200] or type(error).__name__
-        raise EncoderError(_remedy(place, name, reason, option)) from error
+        raise EncoderError(_remedy(place, name, reason, option, error)) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
     lacking = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"])
@@ -125,10 +126,11 @@ def load_companions(classes: Sequence[str], name: str, option: str) -> list[Any]
         return [getattr(transformers, each).from_pretrained(str(place or name), **options) for each in classes]
     except Exception as error:  # whatever a download or a hub may raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        first = how_to_go_on(name if place is None else None, error)
         raise EncoderError(
-            f"What belongs to {name} cannot be had ({reason}): fetch preprocessor_config.json, vocab.json, merges.txt "
-            f"and tokenizer_config.json from https://huggingface.co/{name}, put them beside its weights, and give "
-            f"{option} FOLDER."
+            f"What belongs to {name} cannot be had ({reason}): {first}fetch preprocessor_config.json, vocab.json, "
+            f"merges.txt and tokenizer_config.json from https://huggingface.co/{name}, put them beside its weights, "
+            f"and give {option} FOLDER."
         ) from error
 
 
@@ -138,13 +140,14 @@ def _folder(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _remedy(place: Path | None, name: str, reason: str, option: str) -> str:
+def _remedy(place: Path | None, name: str, reason: str, option: str, error: Exception | None = None) -> str:
     files = "config.json and model.safetensors"
     if place is None and name.startswith(("/", ".", "~")):
         return f"{name} is no folder: give {option} the folder with the model's {files}, or its name on the hub."
     if place is not None:
         return f"The weights in {place} cannot be used ({reason}): put the model's own {files} there."
+    first = "" if error is None else how_to_go_on(name, error)
     return (
-        f"The weights {name} cannot be had ({reason}): fetch {files} from https://huggingface.co/{name} where there is "
-        f"a network, put both in one folder on this machine, and give {option} FOLDER."
+        f"The weights {name} cannot be had ({reason}): {first}fetch {files} from https://huggingface.co/{name} where "
+        f"there is a network, put both in one folder on this machine, and give {option} FOLDER."
     )
