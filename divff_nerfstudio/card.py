@@ -8,10 +8,21 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from divff_nerfstudio.errors import DivffError
+
 
 def is_card(device: torch.device | str) -> bool:
     """Whether a device is a CUDA card."""
     return torch.device(device).type == "cuda"
+
+
+def require_card(device: str, option: str) -> None:
+    """Raises DivffError where a device is asked for by an option, is a CUDA card, and there is none."""
+    if is_card(device) and not torch.cuda.is_available():
+        raise DivffError(
+            f"{option} {device}: torch finds no CUDA card here (none, no driver, or a torch without CUDA): see to it "
+            f"with nvidia-smi, or give {option} cpu."
+        )
 
 
 def free_bytes(device: torch.device | str) -> int | None:

@@ -6,15 +6,18 @@ import hashlib
 import json
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional
 
+import tyro
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 
 from divff_nerfstudio import __version__
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evenly import evenly_spaced
 from divff_nerfstudio.heartbeat import peak_memory
 from divff_nerfstudio.schema import Count, Words, split_words
@@ -46,8 +49,32 @@ class DemoConfig:
     """Further options of ns-train, quoted and with an equals sign: --train-options="--max-num-iterations 500"."""
 
     def main(self) -> None:
-        """Runs the demo."""
-        Demo(self).run()
+        """Runs the demo.
+
+        Raises:
+            DivffError: If something fails that a user can mend; options of the training are looked at first.
+        """
+        demo = Demo(self)
+        if demo.train_words:
+            check_train_words(demo.train_words)
+        demo.run()
+
+
+def check_train_words(words: Sequence[str]) -> None:
+    """Has ns-train read its options before a scene is drawn and features are extracted.
+
+    Raises:
+        DivffError: If it does not take them.
+    """
+    from divff_nerfstudio.option_ranges import check_config
+    from divff_nerfstudio.registry import divff
+
+    usual = divff.config
+    try:
+        typed = tyro.cli(tyro.conf.FlagConversionOff[type(usual)], args=words, default=usual, prog="ns-train divff")
+    except SystemExit:
+        raise DivffError("`ns-train divff` does not understand --train-options: see above, and mend it.") from None
+    check_config(typed)
 
 
 class Demo:

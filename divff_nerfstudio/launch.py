@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
 import tyro
 import yaml
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from divff_nerfstudio.atomic import write_text
+from divff_nerfstudio.card import require_card
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.interrupts import end_in_order
 from divff_nerfstudio.process import prepare_process
@@ -132,11 +132,7 @@ class RunConfig(TrainerConfig):
         kind = self.machine.device_type
         if kind not in ("cpu", "cuda"):
             raise TrainingError(f"--machine.device-type {kind}: {self.method_name} trains on cuda or cpu, give one.")
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise TrainingError(
-                "--machine.device-type cuda: torch finds no CUDA card here (none, no driver, or a torch without CUDA): "
-                "see to it with nvidia-smi, or give --machine.device-type cpu."
-            )
+        require_card(kind, "--machine.device-type")
 
     def claim(self) -> RunFolder:
         """Takes the run's folder for this process.

@@ -12,6 +12,7 @@ import tyro
 
 from divff_nerfstudio import demo
 from divff_nerfstudio.demo import Demo, DemoConfig
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.runs import Run
 
 
@@ -42,6 +43,15 @@ def made(tmp_path, monkeypatch):
     typed = ["--output", str(tmp_path / "out"), "--video-frames", "2", "--train-options=--max-num-iterations 11"]
     demonstration = Demo(tyro.cli(DemoConfig, args=typed))
     return demonstration, called
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [("--nonsense 3", "see above, and mend it"), ("--machine.seed -1", "--machine.seed is -1")]
+)
+def test_options_of_the_training_are_looked_at_before_anything_is_made(tmp_path, options, said, capsys):
+    with pytest.raises(DivffError, match=said):
+        DemoConfig(output=tmp_path / "out", train_options=options).main()
+    assert ("nonsense" in capsys.readouterr().err) == ("nonsense" in options) and not (tmp_path / "out").exists()
 
 
 def test_the_demo_makes_a_scene_features_a_model_a_video_and_a_report(made, capsys):

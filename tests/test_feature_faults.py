@@ -228,6 +228,12 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(scene_root, monkeypatch, s
     assert constants.HF_HUB_OFFLINE is False, "what others in this process fetch is theirs to say"
 
 
+def test_a_card_that_is_not_there_is_told(scene_root, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(DivffError, match=r"--device cuda: torch finds no CUDA card here .* give --device cpu\."):
+        ExtractConfig(scene_root, "demo", device="cuda").main()
+
+
 def test_no_source_at_all(scene_root):
     with pytest.raises(DivffError, match="--sources names nothing"):
         ExtractConfig(data=scene_root, encoder="demo", sources=()).main()

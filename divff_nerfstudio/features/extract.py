@@ -26,6 +26,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from divff_nerfstudio.card import require_card
 from divff_nerfstudio.data.remarks import video_remarks
 from divff_nerfstudio.data.scene import load_scene
 from divff_nerfstudio.errors import DivffError
@@ -104,6 +105,7 @@ class ExtractConfig:
         Raises:
             DivffError: If the scene, a model or a store is not usable; the message says what to do.
         """
+        require_card(self.device.replace("auto", "cpu"), "--device")
         pictures = Pictures(load_scene(self.data, video_dir=self.video_dir))
         for sentence in video_remarks(pictures.scene):
             CONSOLE.print(sentence, soft_wrap=True, markup=False)
