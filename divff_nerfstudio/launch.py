@@ -20,6 +20,7 @@ from divff_nerfstudio.card import require_card
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.interrupts import end_in_order
 from divff_nerfstudio.process import prepare_process
+from divff_nerfstudio.run_config import leading_out
 from divff_nerfstudio.run_folder import resolve_places
 from divff_nerfstudio.training_folder import RunFolder, TrainingError, checkpoint_to_load, claim
 from divff_nerfstudio.viewer.listening import require_listening
@@ -95,6 +96,9 @@ class RunConfig(TrainerConfig):
                     f"--{option} {name!r} leads out of the folder for runs: give a plain name, and the folder by "
                     "--output-dir."
                 )
+        if outside := leading_out(self):
+            option = outside.replace("_", "-")
+            raise TrainingError(f"--{option} leads out of the run's folder, which then opens nowhere: leave it out.")
 
     def save_config(self) -> None:
         """Takes the run's folder and writes config.yml with everything settled, so that a checkpoint opens everywhere.

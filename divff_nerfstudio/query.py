@@ -20,7 +20,7 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.text import WhenAsked
 from divff_nerfstudio.overlays import OVERLAY_OFFSET, outlined, overlay, overlay_several
 from divff_nerfstudio.relevancy import EXAMPLE_NAME, PUBLISHED_NEGATIVES, Example, relevancy
-from divff_nerfstudio.schema import Positive, Share, Words
+from divff_nerfstudio.schema import Positive, Share, Text, Words
 
 if TYPE_CHECKING:
     from divff_nerfstudio.features.store import FeatureStore
@@ -48,7 +48,7 @@ class QueryConfig(InstantiateConfig):
 
     _target: type = field(default_factory=lambda: Query)
     """target class to instantiate"""
-    text: str = ""
+    text: Text = ""
     """Phrase to look for; several are separated by ";" and the most relevant counts. Empty: nothing is asked."""
     features: AskedKind = "image"
     """Which features answer: image-language ("what is it") or video-language ("what is done with it")."""
@@ -56,7 +56,7 @@ class QueryConfig(InstantiateConfig):
     """Phrases that image queries are held against. Empty: those of the scene's features, else DIV-FF's four."""
     negatives_video: tuple[Words, ...] = ()
     """Phrases that video queries are held against. Empty: those of the scene's features, else DIV-FF's four."""
-    prefix_video: str = ""
+    prefix_video: Text = ""
     """Put before every phrase asked of the video features ("#C C " as in EgoVideo's captions); negatives stay bare."""
     unit_video_text: bool = True
     """Whether embeddings of phrases asked of the video features have unit length; DIV-FF leaves theirs as they are."""

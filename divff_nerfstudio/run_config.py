@@ -170,6 +170,16 @@ def _composed(text: str) -> yaml.Node:
     return node
 
 
+def leading_out(config: Any) -> str | None:
+    """Name of the option of a run by which something would be written outside of its folder; None if there is none."""
+    places = {
+        "relative_model_dir": config.relative_model_dir,
+        "logging.relative_log_dir": config.logging.relative_log_dir,
+        "viewer.relative_log_filename": Path(config.viewer.relative_log_filename),
+    }
+    return next((name for name, place in places.items() if place.is_absolute() or ".." in place.parts), None)
+
+
 def _check_meaning(config: Any) -> None:
     """Refuses numbers out of range, and what would name code or open this machine to others."""
     try:
@@ -180,13 +190,8 @@ def _check_meaning(config: Any) -> None:
         raise FaultError(str(error).rstrip(".")) from None
     if config.viewer.make_share_url:
         raise FaultError("viewer.make_share_url would open the viewer to the world, which only a command line may")
-    for name, place in (
-        ("relative_model_dir", config.relative_model_dir),
-        ("logging.relative_log_dir", config.logging.relative_log_dir),
-        ("viewer.relative_log_filename", Path(config.viewer.relative_log_filename)),
-    ):
-        if place.is_absolute() or ".." in place.parts:
-            raise FaultError(f"{name} leads out of the run")
+    if name := leading_out(config):
+        raise FaultError(f"{name} leads out of the run")
     options = config.pipeline.datamanager.extract_options
     if foreign := [name for name in classes_named([options]) if not is_allowed(name)]:
         raise FaultError(

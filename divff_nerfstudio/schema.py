@@ -60,12 +60,16 @@ Resolutions = Annotated[tuple[Annotated[int, Field(ge=2, le=8192)], ...], Field(
 """Cells along the sides of grids."""
 
 
-def _worded(text: str) -> str:
-    if not text.strip():
-        raise ValueError("should say something")
+def _encodable(text: str) -> str:
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError("should be a text, in the encoding of the terminal")
     return text
+
+
+def _worded(text: str) -> str:
+    if not text.strip():
+        raise ValueError("should say something")
+    return _encodable(text)
 
 
 MAX_LABEL = 1000
@@ -85,6 +89,10 @@ def _labelled(text: str) -> str:
 
 Label = Annotated[str, AfterValidator(_labelled)]
 """A name of a thing, a class or an action."""
+MAX_TEXT = 10_000
+"""Longest question, of all its phrases."""
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_encodable)]
+"""A text that may be blank, of letters alone."""
 Words = Annotated[str, AfterValidator(_worded)]
 """A text that is not blank, and of letters alone: bytes that are none in the terminal's encoding cannot be written."""
 

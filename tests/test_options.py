@@ -145,6 +145,8 @@ BROKEN = {
     "pipeline.datamanager.dataparser.time-rows": 0,
     "pipeline.query.temperature": 0.0,
     "pipeline.query.threshold": float("inf"),
+    "pipeline.query.text": "mug \udcff",
+    "pipeline.query.prefix-video": "x" * 10_001,
     "optimizers.grids.optimizer.lr": -1e-3,
     "optimizers.grids.optimizer.betas": (0.9, 1.0),
     "optimizers.grids.scheduler.lr-final": 0.0,

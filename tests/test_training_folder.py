@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from divff_nerfstudio.data.frames import SceneError
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.registry import divff  # installs the guard of configurations
 from divff_nerfstudio.trainer import DivFFTrainerConfig, TrainingError
 
@@ -51,6 +52,13 @@ def test_names_that_lead_out_of_the_folder_for_runs_are_refused(option, name, ti
     assert names(tmp_path) == ["tiny"]
 
 
+@pytest.mark.parametrize("place", ["../..", "/elsewhere"])
+def test_places_that_lead_out_of_a_run_are_refused_as_they_are_when_it_is_opened(place, tiny_scene, tmp_path):
+    chosen = config(tiny_scene, tmp_path / "runs", relative_model_dir=Path(place))
+    with pytest.raises(TrainingError, match="--relative-model-dir leads out of the run's folder"):
+        chosen.set_timestamp()
+
+
 def test_the_second_training_is_refused_before_it_writes(tiny_scene, tmp_path):
     first = config(tiny_scene, tmp_path)
     first.save_config()
@@ -68,7 +76,7 @@ def test_the_second_training_is_refused_before_it_writes(tiny_scene, tmp_path):
 def test_a_device_that_is_not_there_is_told(tiny_scene: Path, tmp_path: Path, kind: str, said: str) -> None:
     asked = config(tiny_scene, tmp_path / "runs")
     asked.machine.device_type = kind
-    with pytest.raises(TrainingError, match=said):
+    with pytest.raises(DivffError, match=said):
         asked.save_config()
     assert not (tmp_path / "runs").exists()
 

@@ -29,7 +29,7 @@ from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.query import MAX_NEGATIVES, AskedKind, Query, QueryConfig, QueryError, split_phrases
 from divff_nerfstudio.relevancy import EXAMPLE_NAME, Example
-from divff_nerfstudio.schema import MAX_LABEL, Number, Positive, Record, Share, Words, read_json
+from divff_nerfstudio.schema import MAX_LABEL, Number, Positive, Record, Share, Text, Words, read_json
 
 FORMAT, VERSION = "divff-panel-state", 1
 
@@ -114,7 +114,7 @@ _Negatives = Annotated[tuple[Words, ...], Field(max_length=MAX_NEGATIVES)]
 class _Question(Record, extra="forbid"):
     """Fields of `QueryConfig`; those that are missing keep their defaults."""
 
-    text: Annotated[str, Field(max_length=10_000)] = ""
+    text: Text = ""
     features: AskedKind = "image"
     negatives_image: _Negatives = ()
     negatives_video: _Negatives = ()
