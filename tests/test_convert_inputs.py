@@ -194,6 +194,17 @@ def test_the_largest_of_several_models_is_taken(tmp_path):
     assert find_model(tmp_path / "sparse" / "0") == (tmp_path / "sparse" / "0", None)
 
 
+@pytest.mark.parametrize(("name", "what", "count"), [("images", "images", 12), ("points3D", "points", 600)])
+def test_text_files_that_end_between_two_lines_too_early_are_told(tmp_path, name, what, count):
+    folder = room.write_colmap(tmp_path / "m")
+    path = folder / f"{name}.txt"
+    path.write_text(f"# A list\n# Number of {what}: {count}, mean observations per image: 0\n" + path.read_text())
+    assert not read_model(folder).images.notes
+    path.write_text("\n".join(path.read_text().splitlines()[:-4]) + "\n")
+    (note,) = read_model(folder).images.notes
+    assert f"{name}.txt says that it has {count} {what}, and" in note
+
+
 def test_a_model_without_points_asks_for_near_and_far(tmp_path, capsys):
     folder = room.write_colmap(tmp_path / "sparse" / "0")
     room.write_frames(tmp_path / "images", only=room.numbers())

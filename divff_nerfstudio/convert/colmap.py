@@ -134,6 +134,10 @@ def read_model(folder: Path) -> Model:
     with _told(path):
         points = reader.read_points(path)
         check_points(points, images)
+    if suffix == "txt":
+        for name, count in (("cameras", len(cameras)), ("images", len(images.keys)), (_POINTS, len(points.keys))):
+            if note := colmap_text.told_of_lack(folder / f"{name}.txt", count):
+                images.notes.append(note)
     return Model(folder, cameras, images, points.positions)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from divff_nerfstudio.convert.colmap_model import MODEL_PARAMS, ColmapCamera, Images, ModelFault, Points
 
+_COUNT = re.compile(rb"^# Number of (cameras|images|points): (\d{1,18})\b", re.MULTILINE)
+_HEAD = 4096
+"""Bytes in which a file's first comments are."""
 _POSE_WORDS = 9
 """Words of an image's line before its name: id, quaternion, position, id of the camera."""
 
@@ -25,6 +29,25 @@ def _lines(path: Path) -> list[tuple[int, str]]:
         if not text.startswith("#"):
             found.append((number, text))
     return found
+
+
+def told_of_lack(path: Path, count: int) -> str | None:
+    """What the user is told of a file with fewer entries than it says at its beginning; None where it has them.
+
+    It need not be cut short: who takes images out by hand leaves the comment as it is.
+
+    Args:
+        path: The file.
+        count: How many entries it has.
+    """
+    with path.open("rb") as file:
+        said = _COUNT.search(file.read(_HEAD))
+    if said is None or int(said[2]) <= count:
+        return None
+    return (
+        f"{path.name} says that it has {int(said[2])} {said[1].decode()}, and {count} are there: if none were taken "
+        "out on purpose, it is cut short, so copy it anew."
+    )
 
 
 def _whole(words: list[str], number: int) -> list[int]:
