@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -210,6 +211,32 @@ def test_videos_of_cameras_are_known_by_their_names(tmp_path, video, name):
     path.write_bytes(video.read_bytes())
     source = open_frames(path)
     assert isinstance(source, VideoFrames) and source.size_of(1) == VideoFrames(video).size_of(1)
+
+
+def test_what_is_no_whole_video_of_one_size_is_told(tmp_path):
+    """Lists of other files, drawings, Matroska that was cut short, and pictures that change their size."""
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i"]
+
+    def made(name: str, size: str = "160x90") -> Path:
+        source, codec = f"testsrc=size={size}:rate=10:duration=6", ("-c:v", "mpeg2video", "-g", "5")
+        subprocess.run([*ffmpeg, source, *codec, str(tmp_path / name)], check=True)
+        return tmp_path / name
+
+    def told(path: Path) -> str:
+        with pytest.raises(ConvertError) as error:
+            list(VideoFrames(path).read_until_end(range(1, 1000)))
+        return str(error.value)
+
+    part, other, matroska = made("part.ts"), made("other.ts", "320x180"), made("film.mkv")
+    assert len(list(VideoFrames(matroska).read_until_end(range(1, 1000)))) == 60
+    matroska.write_bytes(matroska.read_bytes()[: matroska.stat().st_size // 2])
+    assert re.search(r"film\.mkv says that it is 6\.0 s long, and its pictures end at [123]\.\d s", told(matroska))
+    part.write_bytes(part.read_bytes() + other.read_bytes())
+    assert "changes from 160x90 to 320x180 at its frame" in told(part)
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile other.ts\n")
+    assert "a list of others" in told(tmp_path / "list.mp4")
+    (tmp_path / "drawing.mp4").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    assert "no pictures in it that can be decoded" in told(tmp_path / "drawing.mp4")
 
 
 def test_hands_are_masked_by_boxes_and_by_pictures(tmp_path):

@@ -15,6 +15,8 @@ from divff_nerfstudio.convert.names import ConvertError
 
 _STILLS = frozenset(("bmp", "gif", "mjpeg", "png", "webp"))
 """Codecs of covers and previews, where another stream is there."""
+_LISTS = frozenset(("concat", "dash", "hls", "imf", "sdp"))
+"""Formats of texts that name other files, by which somebody else's file would decide what is read here."""
 _LONGEST_PIXEL = 4
 """Times that a pixel of a video is wider than high, or higher than wide, at most."""
 _WHOLE = 0.95
@@ -31,11 +33,13 @@ def stream_of(container: Any, path: Path) -> Any:
         path: What is named in errors.
 
     Raises:
-        ConvertError: If there is none.
+        ConvertError: If there is none that can be decoded, or the file is a list of others.
     """
-    found = list(container.streams.video)
+    if container.format.name in _LISTS:
+        raise ConvertError(f"{path} is no video but a list of others: give the video itself.")
+    found = [stream for stream in container.streams.video if stream.codec_context is not None]
     if not found:
-        raise ConvertError(f"{path} has no pictures in it: give a video.")
+        raise ConvertError(f"{path} has no pictures in it that can be decoded: give a video.")
     return max(found, key=lambda stream: (stream.codec_context.name not in _STILLS, stream.width * stream.height))
 
 
@@ -43,9 +47,11 @@ def frames_of(container: Any, stream: Any, path: Path) -> Iterator[tuple[int, An
     """Decodes all frames, which are counted from 1.
 
     Raises:
-        ConvertError: If one is damaged or interlaced, they are turned by less than a quarter, or many are missing.
+        ConvertError: If one is damaged, interlaced or of another size than the first, they are turned by less than a
+            quarter, or many are missing.
     """
     number = hidden = 0
+    size, last = None, 0.0
     for packet in container.demux(stream):
         hidden += packet.is_discard
         for frame in packet.decode():
@@ -66,6 +72,13 @@ def frames_of(container: Any, stream: Any, path: Path) -> Iterator[tuple[int, An
                     f"{path} is interlaced, its frame {number} shows two moments line by line: make one of each with "
                     f"`ffmpeg -i {shlex.quote(str(path))} -vf bwdif=send_frame OUT.mp4`, and give that."
                 )
+            size = size or (frame.width, frame.height)
+            if (frame.width, frame.height) != size:
+                raise ConvertError(
+                    f"{path} changes from {size[0]}x{size[1]} to {frame.width}x{frame.height} at its frame {number}: "
+                    f"bring all to one size with `ffmpeg -i {shlex.quote(str(path))} OUT.mp4`, and give that."
+                )
+            last = frame.time or last
             yield number, frame
     if number == 0:
         raise ConvertError(f"{path} has no frame that can be decoded: copy it anew from its source.")
@@ -73,6 +86,14 @@ def frames_of(container: Any, stream: Any, path: Path) -> Iterator[tuple[int, An
         raise ConvertError(
             f"{path} says that it has {stream.frames - hidden} frames, and {number} can be decoded: copy it anew from "
             "its source."
+        )
+    # Matroska and WebM tell no number of frames, but how long they are, or their sound is.
+    seconds = (container.duration or 0) / 1e6 if "matroska" in container.format.name else 0.0
+    if last < _WHOLE * seconds - 1:
+        raise ConvertError(
+            f"{path} says that it is {seconds:.1f} s long, and its pictures end at {last:.1f} s: copy it anew from its "
+            f"source or, if it is so there, take its sound away with `ffmpeg -i {shlex.quote(str(path))} -an OUT.mp4`, "
+            "and give that."
         )
 
 
