@@ -371,7 +371,7 @@ def test_a_faulty_epic_fields_file_is_one_sentence(tmp_path, frames, capsys, cha
 @pytest.mark.parametrize(
     "options",
     [["--width", "1"], ["--split", "1"], ["--every", "0"], ["--near", "1"], ["--near", "3", "--far", "2"],
-     ["--widest", "175"], ["--video-width", "3"]],
+     ["--near", "1e-9", "--far", "2"], ["--widest", "175"], ["--video-width", "3"]],
 )  # fmt: skip
 def test_options_that_make_no_sense(tmp_path, frames, capsys, options):
     assert convert(as_colmap(tmp_path, frames), tmp_path / "scene", *options) == 1

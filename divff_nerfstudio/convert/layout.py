@@ -27,6 +27,7 @@ from divff_nerfstudio.convert.names import MAX_NUMBER, ConvertError
 from divff_nerfstudio.convert.pictures import FrameSource
 from divff_nerfstudio.convert.posed import PosedFrames
 from divff_nerfstudio.convert.timeline import SPLITS, ids_of
+from divff_nerfstudio.data.meta import DEPTH_RANGE
 from divff_nerfstudio.data.video_files import video_name
 from divff_nerfstudio.schema import Positive
 
@@ -75,6 +76,10 @@ class SceneOptions:
             raise ConvertError("Only one of --near and --far is given: give both, or none.")
         if self.near is not None and self.far is not None and not self.near < self.far:
             raise ConvertError(f"--near {self.near:g} --far {self.far:g}: give distances with 0 < near < far.")
+        if self.near is not None and self.far is not None and self.far > DEPTH_RANGE * self.near:
+            raise ConvertError(
+                f"--near {self.near:g} --far {self.far:g}: give a far of less than {DEPTH_RANGE:g} times the near."
+            )
         if self.first is not None and self.last is not None and self.first > self.last:
             raise ConvertError(f"--first {self.first} --last {self.last}: give numbers with first <= last.")
 

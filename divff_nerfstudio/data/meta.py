@@ -26,7 +26,7 @@ _FOCAL_RANGE = (0.02, 500.0)
 """Focal lengths in widths (or heights) of the frame."""
 WIDEST_PIXEL = 4.0
 """How many times as wide as high, or the reverse, pixels may be."""
-_DEPTH_RANGE = 1e6
+DEPTH_RANGE = 1e6
 """How many times as far as the near the far may be."""
 _FINENESS = 1e-3
 """How finely, as a share of the smallest near, single precision must tell positions apart."""
@@ -143,7 +143,7 @@ def _require_fineness(path: Path, positions: np.ndarray, near: float) -> None:
 def near_far(path: Path, meta: Meta, frame_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the room begins and ends for each frame."""
     nears, fars = (np.array(_per_frame(path, meta, key, frame_ids), np.float32) for key in ("nears", "fars"))
-    bad = np.flatnonzero((nears <= 0) | (nears >= fars) | (fars > _DEPTH_RANGE * nears))
+    bad = np.flatnonzero((nears <= 0) | (nears >= fars) | (fars > DEPTH_RANGE * nears))
     if len(bad):
         i = bad[0]
         beyond = " and a far of less than a million nears" if 0 < nears[i] < fars[i] else ""
