@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
 from nerfstudio.model_components.renderers import background_color_override_context
+from test_camera_paths import viewers_path, written
 from torch import Tensor
 
 from divff_nerfstudio.data.scene import SceneError
@@ -21,6 +23,7 @@ from divff_nerfstudio.models.splat.model import SplatModel
 from divff_nerfstudio.models.view import PICTURES, RenderError
 from divff_nerfstudio.pipeline import DivFFPipeline
 from divff_nerfstudio.schema import OptionError
+from divff_nerfstudio.viewer.camera_paths import CameraFileError
 
 METHODS = {"divff": tiny_run.config, "divff-paper": tiny_run.published_config, "divff-splat": tiny_run.splat_config}
 
@@ -90,6 +93,16 @@ def test_cameras_that_see_nothing_are_refused(tiny_scene, tmp_path, changes, sai
     pipeline = pipeline_of("divff", tiny_scene, tmp_path / "out")
     with pytest.raises(RenderError, match=said):
         pipeline.model.get_outputs_for_camera(seen_from(pipeline, **changes))
+
+
+@pytest.mark.parametrize(("far", "taken"), [(0.0, True), (1e12, False)])
+def test_a_camera_path_far_from_the_scene_is_refused(tiny_scene, tmp_path, monkeypatch, far, taken):
+    content = viewers_path()
+    content["camera_path"][1]["camera_to_world"][3] = far
+    words = ("camera-path", "--load-config", "config.yml", "--camera-path-filename", str(written(tmp_path, content)))
+    monkeypatch.setattr("sys.argv", ["ns-render", *words])
+    with contextlib.nullcontext() if taken else pytest.raises(CameraFileError, match="its camera 2 at a distance"):
+        pipeline_of("divff", tiny_scene, tmp_path / "out")
 
 
 def test_a_render_that_fails_leaves_the_model_as_it_was(pipeline, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -432,6 +433,11 @@ def test_points_beyond_their_file_are_refused_at_once(tmp_path):
         b"ply\nformat binary_little_endian 1.0\nelement vertex 1000000000000\nproperty float x\nend_header\n"
     )
     with pytest.raises(SceneError, match="more entries than it has"):
+        read_points(path)
+    path = tmp_path / "points3D.bin"
+    point = struct.pack("<Q3d3BdQ", 1, 0.0, 0.0, 0.0, 1, 2, 3, 0.5, 2**31)
+    path.write_bytes(struct.pack("<Q", 1) + point)
+    with pytest.raises(SceneError, match="2147483648 images see a point, for which it is too short"):
         read_points(path)
 
 

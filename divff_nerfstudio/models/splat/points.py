@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from divff_nerfstudio.convert import colmap_binary
 from divff_nerfstudio.data.scene import SceneError, SceneFolder
 from divff_nerfstudio.ply import read_vertices
 from divff_nerfstudio.schema import MAX_NUMBER
@@ -98,6 +99,8 @@ _COLOURS = ("red", "green", "blue")
 def _read_colmap(path: Path) -> tuple[np.ndarray, np.ndarray]:
     from nerfstudio.data.utils.colmap_parsing_utils import read_points3D_binary, read_points3D_text
 
+    if path.suffix == ".bin":
+        colmap_binary.read_points(path)  # within the file's size, where nerfstudio's reader believes every count
     points = (read_points3D_binary if path.suffix == ".bin" else read_points3D_text)(str(path)).values()
     return np.stack([point.xyz for point in points]), np.stack([point.rgb for point in points])
 
