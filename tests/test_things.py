@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from array import array
 from functools import partial
 from itertools import combinations
 from types import SimpleNamespace
@@ -149,6 +150,35 @@ def test_faults_of_a_few_frames_are_forgotten(monkeypatch, patience):
     found = find_things(scene, lambda frame: np.concatenate((features(frame), strange[frame][None])), cameras())
     assert {len(thing.frames) for thing in found.things} == {FRAMES}
     assert counts[0] < 12 if patience == 3 else counts[0] > 12
+
+
+def test_what_lies_nowhere_near_is_not_compared(monkeypatch):
+    """Groups are put together as if each were compared with each; but few of them lie near another."""
+    random, tried = np.random.default_rng(0), []
+    codes, places = random.standard_normal((40, 8)), random.uniform(-3, 3, (40, 3))
+    codes /= np.linalg.norm(codes, axis=1, keepdims=True)
+    learned = likeness.Likeness(np.zeros(8), (1.0, 0.04), (0.0, 0.3))
+    whole = Grouping._one
+
+    def groups():
+        found = []
+        for i in range(120):
+            group = Group(numbers=array("q", range(i, 2 * i)), last=SimpleNamespace(frame=i))
+            group.feature = group.looks = codes[i % 40]
+            group.lie(places[i % 40] + 0.02 * np.random.default_rng(i).standard_normal((20, 3)))
+            found.append(group)
+        return found
+
+    def one(self, first, second):
+        tried.append((first, second))
+        return whole(self, first, second)
+
+    monkeypatch.setattr(Grouping, "_one", one)
+    grouped = Grouping.__new__(Grouping)
+    grouped.reach, grouped.likeness, grouped.groups = 0.1, learned, groups()
+    grouped._merge()
+    assert len(grouped.groups) == 40 and len(tried) < 500
+    assert all(len(group.numbers) == 3 * i + 120 for i, group in enumerate(reversed(grouped.groups)))
 
 
 @pytest.mark.parametrize(("unlike", "count"), [(0.0, 3), (0.1, 3), (3.0, 4)])
