@@ -111,6 +111,52 @@ def test_what_stays_is_not_moved(found):
     assert all(thing.moves == () for thing in things_in(looks(still=True)).things)
 
 
+def by_hand(monkeypatch, thing, way, span):
+    """The scene in which a thing goes a way of its own, in a hand while it moves: its middle in each frame, and the first
+    and the last frame that have a hand in them. The other things stay."""
+    instances = [
+        {**each, "motion": [[STEP * (span[0] + 1), STEP * (span[1] - 1)]] if each["id"] == thing else [[900, 900]]}
+        for each in moved_scene.INSTANCES
+    ]
+    turns = {each: moved_scene.place(each, False) for each in MOVING}
+
+    def pose(asked, number):
+        return np.column_stack((np.eye(3), way[number // STEP])) if asked == thing else turns[asked]
+
+    monkeypatch.setattr(moved_scene, "INSTANCES", instances)
+    monkeypatch.setattr(moved_scene, "pose", pose)
+    return looks()
+
+
+def line(*parts):
+    """Places, each for so many frames."""
+    return [place for place, frames in parts for _ in range(frames)]
+
+
+HERE, BESIDE, ABOVE, THERE = (0.2, -0.7, -2.9), (0.4, -0.7, -2.9), (0.7, -0.1, -2.9), (1.2, -0.7, -3.0)
+
+
+@pytest.mark.parametrize(("lifted", "events"), [(0, 0), (4, 1)])
+def test_what_is_only_pushed_a_little_is_not_moved(monkeypatch, lifted, events):
+    """The bowl ends nearly where it was: nobody sees that its place is empty, but one sees it in the hand or not."""
+    way = line((HERE, 5), (ABOVE, lifted), (BESIDE, FRAMES - 5 - lifted))
+    found = things_in(by_hand(monkeypatch, BOWL, way, (4, 5 + lifted)))
+    assert [event.thing for event in diary(found)] == [named(found, "bowl")] * events
+
+
+@pytest.mark.parametrize(("alone", "moves"), [((), [(3, 11)]), ((6, 7, 8), [(3, 5), (9, 11)])])
+def test_what_pauses_in_the_hand_is_still_on_its_way(monkeypatch, alone, moves):
+    """For a while the bowl keeps still; if the hand leaves it meanwhile, it has been put down."""
+    on_its_way = [tuple(np.mean((ABOVE, end), axis=0)) for end in (HERE, THERE)]
+    way = line((HERE, 4), (on_its_way[0], 1), (ABOVE, 5), (on_its_way[1], 1), (THERE, 5))
+    scene = by_hand(monkeypatch, BOWL, way, (3, 11))
+    for frame in alone:
+        scene[frame].index[scene[frame].index == ARM] = 65535
+        scene[frame].actor[:] = 0
+    bowl = named(things_in(scene), "bowl")
+    assert [(move.start, move.end) for move in bowl.moves] == moves
+
+
 @pytest.mark.parametrize(("noise", "depth_noise"), [(0.06, 0.0), (0.0, 0.04), (0.04, 0.02)])
 def test_noise_moves_nothing_and_hides_no_move(noise, depth_noise):
     noisy = things_in(looks(depth_noise), noise)
