@@ -389,6 +389,52 @@ def test_what_something_stands_by_has_a_name_and_does_not_move(monkeypatch):
     assert landmark(found, mug, bowl.rests[0].point) is bowl
 
 
+def aside(frame):
+    """On its way from or to what lies beside the picture; in each frame but the two outermost elsewhere."""
+    return 1.6 - 0.24 * max(frame, 1), -0.3, -2.9
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_what_is_brought_in_is_told(monkeypatch, tmp_path, first):
+    """The bowl comes in a hand and is put down, from the beginning on or later."""
+    way = [*line(((9.0, -0.6, -2.9), first)), *(aside(i) for i in range(6)), *line((HERE, FRAMES - 6 - first))]
+    found = things_in(by_hand(monkeypatch, BOWL, way, (0, first + 6)))
+    (event,) = diary(found)
+    shown = named(found, "bowl").frames[0]
+    assert event.thing is named(found, "bowl") and event.kind == "brought in" and event.move.source is None
+    assert (event.move.start, event.move.end) == (shown, first + 6) and shown < first + 4
+    assert np.linalg.norm(event.move.target - HERE) < 0.4
+    come = "is brought in and put down" if first else "is in the hand at the beginning and put down"
+    assert come in event.told(clock())
+    data = json.loads(json.dumps(event.data(clock()), allow_nan=False))
+    assert data["kind"] == "brought in" and data["from"] is None and data["distance"] is None and data["path"]
+    frames = np.zeros((FRAMES, 2 * HEIGHT, 2 * WIDTH, 3), np.uint8)
+    assert plan(tmp_path / "plan.png", found, [event], clock()).is_file()
+    assert before_and_after(found, event, lambda i: frames[i]).size
+
+
+@pytest.mark.parametrize("left", [0, 3])
+def test_what_is_carried_out_is_told(monkeypatch, tmp_path, left):
+    """The bowl is taken, and is not put down again: it is still in the hand at the end, or has gone before."""
+    way = [*line((HERE, FRAMES - 6 - left)), *(aside(i) for i in range(5, -1, -1)), *line(((9.0, -0.6, -2.9), left))]
+    found = things_in(by_hand(monkeypatch, BOWL, way, (FRAMES - 7 - left, FRAMES)))
+    (event,) = diary(found)
+    shown = named(found, "bowl").frames[-1]
+    assert event.thing is named(found, "bowl") and event.kind == "carried out" and event.move.target is None
+    assert (event.move.start, event.move.end) == (FRAMES - 7 - left, shown) and shown > FRAMES - 6 - left
+    gone = "and carried out." if left else "and still in the hand at the end."
+    assert event.told(clock()).endswith(gone) and event.data(clock())["to"] is None
+    assert plan(tmp_path / "plan.png", found, [event], clock()).is_file()
+
+
+def test_what_comes_into_view_is_not_brought_in(monkeypatch):
+    """The bowl lies there all the time, and a cupboard's door hides it in the first frames; no hand is seen with it."""
+    scene = by_hand(monkeypatch, BOWL, line((HERE, FRAMES)), (900, 900))
+    for look in scene[:5]:
+        look.index[look.index == BOWL] = moved_scene.WALL
+    assert diary(things_in(scene)) == []
+
+
 def test_what_stays_beside_a_thing_is_not_told_twice(found):
     event = diary(found)[0]
     wall = named(found, "wall")
