@@ -112,8 +112,8 @@ def test_what_stays_is_not_moved(found):
 
 
 def by_hand(monkeypatch, thing, way, span):
-    """The scene in which a thing goes a way of its own, in a hand while it moves: its middle in each frame, and the first
-    and the last frame that have a hand in them. The other things stay."""
+    """The scene in which a thing goes a way of its own (its middle in each frame), with a hand beside it from one frame
+    to another; the other things stay."""
     instances = [
         {**each, "motion": [[STEP * (span[0] + 1), STEP * (span[1] - 1)]] if each["id"] == thing else [[900, 900]]}
         for each in moved_scene.INSTANCES
@@ -390,8 +390,8 @@ def test_what_something_stands_by_has_a_name_and_does_not_move(monkeypatch):
 
 
 def aside(frame):
-    """On its way from or to what lies beside the picture; in each frame but the two outermost elsewhere."""
-    return 1.6 - 0.24 * max(frame, 1), -0.3, -2.9
+    """On its way from or to what lies beside the picture, in each frame elsewhere."""
+    return 1.6 - 0.24 * frame, -0.3, -2.9
 
 
 @pytest.mark.parametrize("first", [0, 3])

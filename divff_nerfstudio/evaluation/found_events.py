@@ -1,8 +1,8 @@
 """How well events are told: against the motions of objects in the ground truth, as far as frames show them.
 
 What frames do not show at rest before it moves is *brought in*, and its event begins with the first frame that shows
-it; what they do not show afterwards is *carried out*, and its event ends with the last. An event is found if one that is
-told of a thing that is this object begins and ends within a second of it and is of the same kind, each counted once;
+it; what they do not show afterwards is *carried out*, and its event ends with the last. An event is found if one that
+is told of a thing that is this object begins and ends within a second of it and is of the same kind, each counted once;
 what is left of those that are told is false.
 """
 

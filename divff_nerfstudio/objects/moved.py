@@ -38,9 +38,9 @@ def moved(thing: Thing, before: Rest, after: Rest, things: Things) -> bool:
     something else there. If none shows it, a thing has still moved if it is seen all the way, or elsewhere in between,
     with the actor next to it, and whole at both places, as large here as there; what the picture's border cuts off, or
     what fills the room, has not. Of places that are nearly the same nobody can see that one has been left: it must have
-    been seen elsewhere in between, in a hand; what is only pushed a little, or touched, has not moved. Somebody must have
-    had it: the actor is next to it as it goes or comes, or nobody has seen it go; unless the dynamic layer is sure of it,
-    and the old place is empty: a hand may be next to a handle that is a segment of its own.
+    been seen elsewhere in between, in a hand; what is only pushed a little, or touched, has not moved. Somebody must
+    have had it: the actor is next to it as it goes or comes, or nobody has seen it go; unless the dynamic layer is sure
+    of it, and the old place is empty: a hand may be next to a handle that is a segment of its own.
     """
     if not may_move(thing, (before, after), things):
         return False

@@ -24,7 +24,7 @@ _COVERED = 0.85
 _STRAYS = 2
 _HELD = 0.6
 _PAUSE = 12
-"""What is not seen without a hand lies somewhere if it keeps still in so many frames; in fewer, it pauses on its way."""
+"""What is not seen without a hand lies where it keeps still in so many frames; in fewer, it pauses on its way."""
 _DISPLACED = 3
 _STEP = 0.3
 _SETTLED = 0.9
@@ -165,7 +165,7 @@ def rests(seen: Spots, reach: float, count: int) -> list[Rest]:
     lay; a few frames that say otherwise are strays. Rests that follow each other at one place are one, unless the actor
     had it elsewhere in between, and if it is put back, it has not rested there. What keeps still between two places for
     a short while, and is not seen there without a hand, has not rested there either: it pauses in the hand. At the
-    video's ends two frames are enough if a hand is not in both, as its rest may go on where nobody films.
+    video's ends two frames are enough, as its rest may go on where nobody films.
 
     Args:
         seen: What each frame shows of it, in the order of time.
@@ -183,7 +183,7 @@ def rests(seen: Spots, reach: float, count: int) -> list[Rest]:
 
     for run in _runs(seen, step, reach):
         rest = Rest(seen[run])
-        at_ends = (rest.first < _END or rest.last >= count - _END) and not rest.spots.touched.all()
+        at_ends = rest.first < _END or rest.last >= count - _END
         if len(run) < (_MIN_AT_ENDS if at_ends else MIN_SIGHTINGS):
             continue
         if len(found) > 1 and _held(found[-1]) and _one_place(found[-2], rest, step, reach):
