@@ -141,7 +141,7 @@ class Calibration:
         missing = [phrase for phrase in dict.fromkeys(phrases) if phrase not in known]
         if missing:
             sure = self._sure(self._asked(missing))
-            relevancies = self._relevancies(missing)
+            relevancies = self.relevancies(self.features, missing)
             for i, phrase in enumerate(missing):
                 known[phrase] = Verdict(phrase, float(sure[i]), self.needed, self._threshold(relevancies[:, i]))
         return [known[phrase] for phrase in phrases]
@@ -153,9 +153,17 @@ class Calibration:
             self._verdicts, self._asked_of = {}, config
         return self._verdicts
 
-    def _relevancies(self, phrases: Sequence[str]) -> Float[np.ndarray, "rows phrases"]:
-        found = self.query.relevancies(torch.from_numpy(self.features), self.kind, phrases, decoded=True)
-        return found.float().numpy()
+    def relevancies(
+        self, features: Float[np.ndarray, "n dim"], phrases: Sequence[str]
+    ) -> Float[np.ndarray, "n phrases"]:
+        """Relevancy of features to phrases, to be held against the thresholds of their verdicts.
+
+        Args:
+            features: Features of unit length.
+            phrases: The phrases.
+        """
+        features = np.asarray(features, np.float32)
+        return self.query.relevancies(torch.from_numpy(features), self.kind, phrases, decoded=True).float().numpy()
 
     def _threshold(self, relevancy: Float[np.ndarray, "rows"]) -> float:
         """Relevancy between the usual segment's and the best ones', in the unit of similarities."""
@@ -197,6 +205,18 @@ class Calibration:
             if others.any() and not EXAMPLE_NAME.fullmatch(phrase):
                 lead[:, i] = centred @ asked - similar[:, others].max(axis=1)
         return lead
+
+    def rivals(self, features: Float[np.ndarray, "n dim"], phrase: str) -> list[str]:
+        """The common phrase that each feature is most like, of those that mean something else than a phrase.
+
+        Args:
+            features: Features of unit length.
+            phrase: The phrase; there must be such phrases, as there are where `lead` is finite.
+        """
+        against = self._centred[1]
+        others = np.flatnonzero(self._asked([phrase])[0] @ against.T < SYNONYM)
+        similar = _unit(features - self.mean) @ against[others].T
+        return [self.common[others[i]] for i in similar.argmax(axis=1)]
 
     def _asked(self, phrases: Sequence[str]) -> Float[np.ndarray, "phrases dim"]:
         """Embeddings of phrases without what all common phrases have in common."""
