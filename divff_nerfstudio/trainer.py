@@ -28,7 +28,6 @@ from divff_nerfstudio.former_names import OPTIMIZERS
 from divff_nerfstudio.heartbeat import beat
 from divff_nerfstudio.interrupts import exit_status, handled, say_at_once
 from divff_nerfstudio.launch import RunConfig
-from divff_nerfstudio.models.schedule import PhasesConfig
 from divff_nerfstudio.option_ranges import check_config
 from divff_nerfstudio.pipeline import DivFFPipeline, DivFFPipelineConfig, random_state, restore_random_state
 from divff_nerfstudio.resumption import require_finite, require_optimizers, require_run, telling_damage
@@ -350,9 +349,7 @@ class DivFFTrainer(Trainer):
         """
         schedule, start = self.pipeline.model.schedule, self._start_step
         if trained and not schedule.heads_trained(start):
-            remedy = f"--pipeline.model.heads-start-step {start} --pipeline.model.joint-start-step {start}"
-            if not isinstance(self.config.pipeline.model, PhasesConfig):
-                remedy = "the number of steps that it was to have"
+            remedy = self.config.pipeline.model.heads_go_on_by(start)
             raise TrainingError(
                 f"{path} has trained semantic heads, which would rest until step {schedule.heads_start_step} of "
                 f"{self._steps}, and no question be answered before: give {remedy}, with which all go on."
