@@ -18,6 +18,7 @@ from divff_nerfstudio.batch.entries import (
     SaidOfScene,
     SceneEntry,
     entry_of,
+    idle_of,
     read_as,
 )
 from divff_nerfstudio.batch.yaml_lines import YamlFaultError, read_yaml
@@ -68,8 +69,8 @@ def read_manifest(path: Path, defaults: Defaults | None = None) -> Manifest:
         raise ManifestError(f"{path} is no manifest: give a .csv or a .yaml file, or a folder of scenes.")
     faults = [*scenes.faults, *_twins(scenes.entries)]
     trained = {method for entry in scenes.entries for method in entry.methods}
-    if not scenes.faults and (idle := sorted({*scenes.common.own} - trained)):
-        faults.append(_idle(idle[0], sorted(trained)))
+    if not scenes.faults and (idle := idle_of(scenes.common, sorted(trained))):
+        faults.append(idle)
     if faults:
         if len(faults) == 1:
             raise ManifestError(f"{path}, {faults[0]}: mend that line.")
@@ -202,10 +203,6 @@ def _from_folder(path: Path, scenes: _Scenes) -> None:
             steps = ["convert", *(step for step in scenes.defaults.steps if step != "convert")]
             row = {"scene": child.stem, "steps": steps, "convert": f"video {shlex.quote(child.name)}"}
             scenes.take(row, lambda _, name=child.name: name)
-
-
-def _idle(method: str, methods: Sequence[str]) -> str:
-    return f"own says something of {method!r:.80}, and the methods are {', '.join(methods)}: name one of these"
 
 
 def _twins(entries: Sequence[SceneEntry]) -> list[str]:
