@@ -42,7 +42,7 @@ class Prop:
     """A movable object."""
 
     name: str
-    """As in the annotations; also its kind in the catalogue."""
+    """As in the annotations; also its kind among the objects."""
     colour: str
     home: tuple[float, float, float]
     """Where it stands at first, metres."""
