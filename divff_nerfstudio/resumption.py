@@ -1,4 +1,4 @@
-"""Looks at what a training is to go on with before anything is made of it."""
+"""What a training is to go on with: a look at it before anything is made of it, and the state of random generators."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -117,3 +119,34 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, Tensor):
         return bool(value.isfinite().all())
     return not isinstance(value, (float, complex)) or math.isfinite(abs(value))
+
+
+def random_state(resident: bool) -> dict[str, Tensor]:
+    """State of torch's generators, from which all sampling comes.
+
+    Args:
+        resident: Whether batches are drawn in the memory of the device, by its generator.
+    """
+    state = {"cpu": torch.get_rng_state(), "resident": torch.tensor(resident)}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Tensor], resident: bool) -> None:
+    """Restores what `random_state` has returned; a generator of an absent device is left out.
+
+    Args:
+        state: The state.
+        resident: Whether batches are drawn in the memory of the device now.
+    """
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    before = bool(state.get("resident", resident))
+    if before != resident:
+        CONSOLE.print(
+            f"Frames {'lay' if before else 'did not lie'} in the memory of the device before, which now is otherwise: "
+            "batches are drawn by another generator than in an unbroken run. If that matters, stop, and give "
+            f"--pipeline.datamanager.resident {'on' if before else 'off'}."
+        )

@@ -29,8 +29,15 @@ from divff_nerfstudio.heartbeat import beat
 from divff_nerfstudio.interrupts import exit_status, handled, say_at_once
 from divff_nerfstudio.launch import RunConfig
 from divff_nerfstudio.option_ranges import check_config
-from divff_nerfstudio.pipeline import DivFFPipeline, DivFFPipelineConfig, random_state, restore_random_state
-from divff_nerfstudio.resumption import require_finite, require_optimizers, require_run, telling_damage
+from divff_nerfstudio.pipeline import DivFFPipeline, DivFFPipelineConfig
+from divff_nerfstudio.resumption import (
+    random_state,
+    require_finite,
+    require_optimizers,
+    require_run,
+    restore_random_state,
+    telling_damage,
+)
 from divff_nerfstudio.schema import Count, Positive
 from divff_nerfstudio.training_folder import TrainingError, checkpoint_to_load, checkpoints_in
 

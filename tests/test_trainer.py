@@ -16,8 +16,8 @@ from nerfstudio.engine.optimizers import Optimizers
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.checkpoints import CheckpointError
 from divff_nerfstudio.evaluation.runs import our_configs
-from divff_nerfstudio.pipeline import random_state, restore_random_state
 from divff_nerfstudio.registry import divff, divff_paper, divff_splat
+from divff_nerfstudio.resumption import random_state, restore_random_state
 from divff_nerfstudio.run_config import read_config
 from divff_nerfstudio.schema import OptionError
 from divff_nerfstudio.trainer import DivFFTrainer, DivFFTrainerConfig, TrainingError
