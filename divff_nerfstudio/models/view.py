@@ -93,6 +93,11 @@ class RenderedView:
     """Features by kind, of unit length; none where they are untrained or were not asked for."""
 
     @property
+    def outputs(self) -> dict[str, Float[Tensor, "height width channels"]]:
+        """The pictures, by their former name."""
+        return self.pictures
+
+    @property
     def height(self) -> int:
         """Height in pixels."""
         return int(self.camera.height.flatten()[0])

@@ -107,7 +107,7 @@ class Answering:
         if masks is not None and answer.masks is not None and torch.equal(masks, answer.masks):
             return
         changed = replace(answer, masks=masks)
-        outputs = {**view.pictures, **changed.pictures(view.pictures["rgb"])}
+        outputs = {**view.outputs, **changed.pictures(view.pictures["rgb"])}
         with self._answers:
             if view.answer is not answer:
                 return
@@ -120,7 +120,7 @@ class Answering:
         """Sends a client what it saw last, with the new answer, while a better picture is being rendered."""
         view = self.views.latest(client)
         if view is not None:
-            self._viewer.send(client, view.camera, {**view.pictures, **self._answer(view)})
+            self._viewer.send(client, view.camera, {**view.outputs, **self._answer(view)})
             self._describe(client, view)
 
     def _answer(self, view: AnsweredView) -> dict[str, Tensor]:

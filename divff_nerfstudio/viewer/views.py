@@ -125,7 +125,7 @@ class ViewCache:
         else:
             take_resolution(camera, view.camera)
         self._keep(client, key, view)
-        outputs = {**view.pictures, **self._answer(view)}
+        outputs = {**view.outputs, **self._answer(view)}
         self._seen(client, view)
         return outputs
 
