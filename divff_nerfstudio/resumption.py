@@ -1,4 +1,4 @@
-"""What a training is to go on with: a look at it before anything is made of it, and the state of random generators."""
+"""What a training is gone on with: written whole, random generators and all, and looked at before it is made use of."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.optim import Optimizer
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.checkpoints import CheckpointError
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.training_folder import TrainingError, step_in_name
@@ -119,6 +120,28 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, Tensor):
         return bool(value.isfinite().all())
     return not isinstance(value, (float, complex)) or math.isfinite(abs(value))
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes a checkpoint under a temporary name and renames it.
+
+    The temporary file lies outside the folder of checkpoints, in which nerfstudio's commands take every file, even one
+    that a killed process has left, for a checkpoint.
+
+    Raises:
+        TrainingError: If it cannot be written; what was there before stays.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.parent.resolve().parent / path.name  # on its disk, where the folder is a link
+        with atomic_path(unfinished) as temporary:
+            torch.save(state, temporary)
+        unfinished.replace(path)
+    except OSError as error:
+        raise TrainingError(
+            f"{path} cannot be written ({error.strerror or error}): make room there, and go on from the checkpoint "
+            f"before it, if there is one, with --load-dir {path.parent}"
+        ) from error
 
 
 def random_state(resident: bool) -> dict[str, Tensor]:
