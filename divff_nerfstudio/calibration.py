@@ -47,7 +47,7 @@ _MAX_ROWS = 20000
 _MIN_SHARE = 0.0008
 _MIN_PHRASES = 20
 _CHANCE = 1.5
-_NARROWEST = 0.15
+_MIN_SPREAD = 0.15
 MIN_PIXELS = 6
 """Fewer pixels of a view are noise."""
 _COMMON = Path(__file__).parent / "configs" / "common_phrases.json"
@@ -303,7 +303,7 @@ def parting(sure: Float[np.ndarray, "phrases"]) -> float:
     lower_bound = middle + _CHANCE * max(middle - float(np.quantile(sure, 0.16)), 1e-6)
     if len(sure) < _MIN_PHRASES:
         return lower_bound
-    means, spreads = np.quantile(sure, (0.3, 0.95)), np.full(2, max(float(sure.std()), _NARROWEST))
+    means, spreads = np.quantile(sure, (0.3, 0.95)), np.full(2, max(float(sure.std()), _MIN_SPREAD))
     shares = np.array([0.8, 0.2])
     for _ in range(200):
         likely = shares * np.exp(-0.5 * ((sure[:, None] - means) / spreads) ** 2) / spreads + 1e-300
@@ -311,7 +311,7 @@ def parting(sure: Float[np.ndarray, "phrases"]) -> float:
         counts = likely.sum(axis=0)
         means = (likely * sure[:, None]).sum(axis=0) / counts
         spreads = np.sqrt((likely * (sure[:, None] - means) ** 2).sum(axis=0) / counts)
-        spreads, shares = np.maximum(spreads, _NARROWEST), counts / len(sure)
+        spreads, shares = np.maximum(spreads, _MIN_SPREAD), counts / len(sure)
     between = np.linspace(means[0], means[1], 400)
     density = np.exp(-0.5 * ((between[:, None] - means) / spreads) ** 2) / spreads
     return max(float(between[np.abs(density[:, 0] - density[:, 1]).argmin()]), lower_bound)

@@ -268,6 +268,12 @@ def test_more_steps_do_not_let_trained_heads_rest(start: Start, tiny_scene: Path
     assert longer.step == STEPS + 1 and longer.pipeline.model.features_trained
 
 
+def test_configurations_say_how_heads_go_on(tiny_scene: Path, tmp_path: Path):
+    ours = tiny_run.config(tiny_scene, tmp_path, STEPS).pipeline.model
+    assert "--pipeline.model.joint-start-step 3" in ours.heads_go_on_by(3)
+    assert "number of steps" in divff_paper.config.pipeline.model.heads_go_on_by(3)
+
+
 def test_checkpoint_is_whole_safe_and_alone(start: Start, monkeypatch):
     trainer = start("run")
     folder = trainer.checkpoint_dir

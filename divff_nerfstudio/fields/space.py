@@ -17,7 +17,7 @@ FAR_SCALE = 1.5
 """Distance at which it ends."""
 _HALF_ANGLE_TANGENT = 1.1
 """Of the field of view that the actor's coordinates span."""
-_MAX_EXPONENT, _STEEPEST = 60.0, 15.0
+_MAX_EXPONENT, _MAX_STEEPNESS = 60.0, 15.0
 """Largest raw density, and the one up to which its gradient grows. Nothing pulls at what is opaque already, so that a
 long training of the static layer alone takes raw densities beyond 88, where their exponential is infinite and a layer's
 share of it not a number."""
@@ -77,4 +77,4 @@ class _BoundedExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (raw,) = ctx.saved_tensors
-        return grad * torch.exp(raw.clamp_max(_STEEPEST))
+        return grad * torch.exp(raw.clamp_max(_MAX_STEEPNESS))
