@@ -47,7 +47,7 @@ _MAX_ROWS = 20000
 _MIN_SHARE = 0.0008
 _MIN_PHRASES = 20
 _CHANCE = 1.5
-_NARROWEST = 0.15
+_MIN_SPREAD = 0.15
 MIN_PIXELS = 6
 """Fewer pixels of a view are noise."""
 _COMMON = Path(__file__).parent / "configs" / "common_phrases.json"
@@ -141,7 +141,7 @@ class Calibration:
         missing = [phrase for phrase in dict.fromkeys(phrases) if phrase not in known]
         if missing:
             sure = self._sure(self._asked(missing))
-            relevancies = self._relevancies(missing)
+            relevancies = self.relevancies(self.features, missing)
             for i, phrase in enumerate(missing):
                 known[phrase] = Verdict(phrase, float(sure[i]), self.needed, self._threshold(relevancies[:, i]))
         return [known[phrase] for phrase in phrases]
@@ -153,9 +153,17 @@ class Calibration:
             self._verdicts, self._asked_of = {}, config
         return self._verdicts
 
-    def _relevancies(self, phrases: Sequence[str]) -> Float[np.ndarray, "rows phrases"]:
-        found = self.query.relevancies(torch.from_numpy(self.features), self.kind, phrases, decoded=True)
-        return found.float().numpy()
+    def relevancies(
+        self, features: Float[np.ndarray, "n dim"], phrases: Sequence[str]
+    ) -> Float[np.ndarray, "n phrases"]:
+        """Relevancy of features to phrases, to be held against the thresholds of their verdicts.
+
+        Args:
+            features: Features of unit length.
+            phrases: The phrases.
+        """
+        features = np.asarray(features, np.float32)
+        return self.query.relevancies(torch.from_numpy(features), self.kind, phrases, decoded=True).float().numpy()
 
     def _threshold(self, relevancy: Float[np.ndarray, "rows"]) -> float:
         """Relevancy between the usual segment's and the best ones', in the unit of similarities."""
@@ -197,6 +205,18 @@ class Calibration:
             if others.any() and not EXAMPLE_NAME.fullmatch(phrase):
                 lead[:, i] = centred @ asked - similar[:, others].max(axis=1)
         return lead
+
+    def rivals(self, features: Float[np.ndarray, "n dim"], phrase: str) -> list[str]:
+        """The common phrase that each feature is most like, of those that mean something else than a phrase.
+
+        Args:
+            features: Features of unit length.
+            phrase: The phrase; there must be such phrases, as there are where `lead` is finite.
+        """
+        against = self._centred[1]
+        others = np.flatnonzero(self._asked([phrase])[0] @ against.T < SYNONYM)
+        similar = _unit(features - self.mean) @ against[others].T
+        return [self.common[others[i]] for i in similar.argmax(axis=1)]
 
     def _asked(self, phrases: Sequence[str]) -> Float[np.ndarray, "phrases dim"]:
         """Embeddings of phrases without what all common phrases have in common."""
@@ -283,7 +303,7 @@ def parting(sure: Float[np.ndarray, "phrases"]) -> float:
     lower_bound = middle + _CHANCE * max(middle - float(np.quantile(sure, 0.16)), 1e-6)
     if len(sure) < _MIN_PHRASES:
         return lower_bound
-    means, spreads = np.quantile(sure, (0.3, 0.95)), np.full(2, max(float(sure.std()), _NARROWEST))
+    means, spreads = np.quantile(sure, (0.3, 0.95)), np.full(2, max(float(sure.std()), _MIN_SPREAD))
     shares = np.array([0.8, 0.2])
     for _ in range(200):
         likely = shares * np.exp(-0.5 * ((sure[:, None] - means) / spreads) ** 2) / spreads + 1e-300
@@ -291,7 +311,7 @@ def parting(sure: Float[np.ndarray, "phrases"]) -> float:
         counts = likely.sum(axis=0)
         means = (likely * sure[:, None]).sum(axis=0) / counts
         spreads = np.sqrt((likely * (sure[:, None] - means) ** 2).sum(axis=0) / counts)
-        spreads, shares = np.maximum(spreads, _NARROWEST), counts / len(sure)
+        spreads, shares = np.maximum(spreads, _MIN_SPREAD), counts / len(sure)
     between = np.linspace(means[0], means[1], 400)
     density = np.exp(-0.5 * ((between[:, None] - means) / spreads) ** 2) / spreads
     return max(float(between[np.abs(density[:, 0] - density[:, 1]).argmin()]), lower_bound)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from nerfstudio.utils import writer
@@ -20,23 +22,11 @@ class PatientWriter:
         self._behind = behind
         self._ended = False
 
-    def write_image(self, *event: Any) -> None:
-        """See nerfstudio's writers."""
-        self._write("write_image", event)
+    def __getattr__(self, method: str) -> Callable[..., None]:
+        """A method of nerfstudio's writers."""
+        return partial(self._write, method)
 
-    def write_scalar(self, *event: Any) -> None:
-        """See nerfstudio's writers."""
-        self._write("write_scalar", event)
-
-    def write_scalar_dict(self, *event: Any) -> None:
-        """See nerfstudio's writers."""
-        self._write("write_scalar_dict", event)
-
-    def write_config(self, *event: Any) -> None:
-        """See nerfstudio's writers."""
-        self._write("write_config", event)
-
-    def _write(self, method: str, event: tuple[Any, ...]) -> None:
+    def _write(self, method: str, *event: Any) -> None:
         if self._ended:
             return
         try:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
 import numpy as np
-import torch
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
@@ -263,34 +262,3 @@ class DivFFPipeline(VanillaPipeline):
 
 def _semantic(names: list[str]) -> bool:
     return all("semantic" in name for name in names)
-
-
-def random_state(resident: bool) -> dict[str, Tensor]:
-    """State of torch's generators, from which all sampling comes.
-
-    Args:
-        resident: Whether batches are drawn in the memory of the device, by its generator.
-    """
-    state = {"cpu": torch.get_rng_state(), "resident": torch.tensor(resident)}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def restore_random_state(state: Mapping[str, Tensor], resident: bool) -> None:
-    """Restores what `random_state` has returned; a generator of an absent device is left out.
-
-    Args:
-        state: The state.
-        resident: Whether batches are drawn in the memory of the device now.
-    """
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    before = bool(state.get("resident", resident))
-    if before != resident:
-        CONSOLE.print(
-            f"Frames {'lay' if before else 'did not lie'} in the memory of the device before, which now is otherwise: "
-            "batches are drawn by another generator than in an unbroken run. If that matters, stop, and give "
-            f"--pipeline.datamanager.resident {'on' if before else 'off'}."
-        )

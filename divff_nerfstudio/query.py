@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
@@ -286,23 +287,20 @@ class Query:
     def _relevancies(
         self, config: QueryConfig, features: Tensor, kind: str, phrases: Sequence[str], decoded: bool = False
     ) -> Tensor:
-        positives, negatives = self._embeddings(config, kind, phrases)
-        if not decoded and kind in self.decoders:
-            rows = features.flatten(0, -2).split(_DECODED)
-            parts = [
-                self._compared(config, self.decode(part, kind), kind, phrases, positives, negatives) for part in rows
-            ]
-            return torch.cat(parts).unflatten(0, features.shape[:-1])
-        return self._compared(config, features, kind, phrases, positives, negatives)
+        compared = partial(self._compared, config, kind, phrases, *self._embeddings(config, kind, phrases))
+        if decoded or kind not in self.decoders:
+            return compared(features)
+        parts = features.flatten(0, -2).split(_DECODED)
+        return torch.cat([compared(self.decode(part, kind)) for part in parts]).unflatten(0, features.shape[:-1])
 
     def _compared(
         self,
         config: QueryConfig,
-        embeddings: Tensor,
         kind: str,
         phrases: Sequence[str],
         positives: Tensor,
         negatives: Tensor,
+        embeddings: Tensor,
     ) -> Tensor:
         """Relevancies of what has been decoded."""
         if positives.shape[-1] != embeddings.shape[-1]:

@@ -1,4 +1,4 @@
-"""Looks at what a training is to go on with before anything is made of it."""
+"""What a training is gone on with: written whole, random generators and all, and looked at before it is made use of."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.optim import Optimizer
 
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.checkpoints import CheckpointError
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.training_folder import TrainingError, step_in_name
@@ -117,3 +120,56 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, Tensor):
         return bool(value.isfinite().all())
     return not isinstance(value, (float, complex)) or math.isfinite(abs(value))
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes a checkpoint under a temporary name and renames it.
+
+    The temporary file lies outside the folder of checkpoints, in which nerfstudio's commands take every file, even one
+    that a killed process has left, for a checkpoint.
+
+    Raises:
+        TrainingError: If it cannot be written; what was there before stays.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.parent.resolve().parent / path.name  # on its disk, where the folder is a link
+        with atomic_path(unfinished) as temporary:
+            torch.save(state, temporary)
+        unfinished.replace(path)
+    except OSError as error:
+        raise TrainingError(
+            f"{path} cannot be written ({error.strerror or error}): make room there, and go on from the checkpoint "
+            f"before it, if there is one, with --load-dir {path.parent}"
+        ) from error
+
+
+def random_state(resident: bool) -> dict[str, Tensor]:
+    """State of torch's generators, from which all sampling comes.
+
+    Args:
+        resident: Whether batches are drawn in the memory of the device, by its generator.
+    """
+    state = {"cpu": torch.get_rng_state(), "resident": torch.tensor(resident)}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Tensor], resident: bool) -> None:
+    """Restores what `random_state` has returned; a generator of an absent device is left out.
+
+    Args:
+        state: The state.
+        resident: Whether batches are drawn in the memory of the device now.
+    """
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    before = bool(state.get("resident", resident))
+    if before != resident:
+        CONSOLE.print(
+            f"Frames {'lay' if before else 'did not lie'} in the memory of the device before, which now is otherwise: "
+            "batches are drawn by another generator than in an unbroken run. If that matters, stop, and give "
+            f"--pipeline.datamanager.resident {'on' if before else 'off'}."
+        )

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
-_SHORTEST = 4
+_MIN_LETTERS = 4
 _ALIKE = 0.75
 _WORD = re.compile(r"[^\W\d_]+")
 
@@ -22,13 +22,13 @@ def respelled(phrase: str, known: Sequence[str]) -> str | None:
         The phrase as it may have been meant; None if nothing in it looks like a slip.
     """
     words = {word for text in known for word in _WORD.findall(text.lower())}
-    candidates = sorted(word for word in words if len(word) >= _SHORTEST - 1)
+    candidates = sorted(word for word in words if len(word) >= _MIN_LETTERS - 1)
 
     def mended(found: re.Match[str]) -> str:
         word = found[0].lower()
         singular = {word, word.removesuffix("s"), word.removesuffix("es")}
         plural = set() if word.endswith("s") else {f"{word}s"}
-        if len(word) < _SHORTEST or (singular | plural) & words:
+        if len(word) < _MIN_LETTERS or (singular | plural) & words:
             return found[0]
         # A slip seldom is in the first letter, and a word with more or fewer of them is another one.
         alike = [other for other in candidates if other[0] == word[0] and abs(len(other) - len(word)) <= 1]

@@ -18,7 +18,6 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from pydantic import Field
 from torch import Tensor
 
-from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.captured_steps import CapturedSteps, obstacle
 from divff_nerfstudio.checkpoints import CheckpointError, read_checkpoint
 from divff_nerfstudio.curves import have_patience
@@ -28,10 +27,17 @@ from divff_nerfstudio.former_names import OPTIMIZERS
 from divff_nerfstudio.heartbeat import beat
 from divff_nerfstudio.interrupts import exit_status, handled, say_at_once
 from divff_nerfstudio.launch import RunConfig
-from divff_nerfstudio.models.schedule import PhasesConfig
 from divff_nerfstudio.option_ranges import check_config
-from divff_nerfstudio.pipeline import DivFFPipeline, DivFFPipelineConfig, random_state, restore_random_state
-from divff_nerfstudio.resumption import require_finite, require_optimizers, require_run, telling_damage
+from divff_nerfstudio.pipeline import DivFFPipeline, DivFFPipelineConfig
+from divff_nerfstudio.resumption import (
+    random_state,
+    require_finite,
+    require_optimizers,
+    require_run,
+    restore_random_state,
+    telling_damage,
+    write_checkpoint,
+)
 from divff_nerfstudio.schema import Count, Positive
 from divff_nerfstudio.training_folder import TrainingError, checkpoint_to_load, checkpoints_in
 
@@ -269,10 +275,7 @@ class DivFFTrainer(Trainer):
 
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:
-        """Writes a checkpoint under a temporary name and renames it; older ones go when it is complete.
-
-        The temporary file lies outside the folder of checkpoints, in which nerfstudio's commands take every file, even
-        one that a killed process has left, for a checkpoint.
+        """Writes a checkpoint; older ones go when it is complete.
 
         Raises:
             TrainingError: If something is not finite, which is not written, or the disk is full; what was written
@@ -288,17 +291,7 @@ class DivFFTrainer(Trainer):
         }
         self._require_finite(self._watch.look_now(step, _tensors(state)))
         path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
-        try:
-            self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-            unfinished = self.checkpoint_dir.resolve().parent / path.name  # on its disk, where the folder is a link
-            with atomic_path(unfinished) as temporary:
-                torch.save(state, temporary)
-            unfinished.replace(path)
-        except OSError as error:
-            raise TrainingError(
-                f"{path} cannot be written ({error.strerror or error}): make room there, and go on from the checkpoint "
-                f"before it, if there is one, with --load-dir {self.checkpoint_dir}"
-            ) from error
+        write_checkpoint(path, state)
         if self.config.save_only_latest_checkpoint:
             kept = self.config.folder.kept if self.config.folder is not None else frozenset()
             for other in checkpoints_in(self.checkpoint_dir):
@@ -350,9 +343,7 @@ class DivFFTrainer(Trainer):
         """
         schedule, start = self.pipeline.model.schedule, self._start_step
         if trained and not schedule.heads_trained(start):
-            remedy = f"--pipeline.model.heads-start-step {start} --pipeline.model.joint-start-step {start}"
-            if not isinstance(self.config.pipeline.model, PhasesConfig):
-                remedy = "the number of steps that it was to have"
+            remedy = self.config.pipeline.model.heads_go_on_by(start)
             raise TrainingError(
                 f"{path} has trained semantic heads, which would rest until step {schedule.heads_start_step} of "
                 f"{self._steps}, and no question be answered before: give {remedy}, with which all go on."

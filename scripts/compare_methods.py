@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.errors import DivffError
-from divff_nerfstudio.pipeline import random_state, restore_random_state
+from divff_nerfstudio.resumption import random_state, restore_random_state
 
 SCORES = {"psnr": "PSNR (dB)", "moving_ap": "moving mask (AP)", "psnr_static_room": "static room (PSNR, dB)"}
 """What is compared, and how the plot calls it."""

@@ -14,13 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from demo_encoder_captions import ROOM, Thing, things
-from jaxtyping import Bool, Float16, Int, Int16, UInt8
-from nerfstudio.utils.rich_utils import CONSOLE
-from PIL import Image, ImageFilter
-from rich.progress import track
-
-from divff_nerfstudio.atomic import atomic_path
-from divff_nerfstudio.demo_scene.catalogue import (
+from demo_encoder_objects import (
     COLOUR_NAMES,
     KINDS,
     make_object,
@@ -28,6 +22,12 @@ from divff_nerfstudio.demo_scene.catalogue import (
     sample_actor,
     sample_lighting,
 )
+from jaxtyping import Bool, Float16, Int, Int16, UInt8
+from nerfstudio.utils.rich_utils import CONSOLE
+from PIL import Image, ImageFilter
+from rich.progress import track
+
+from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.demo_scene.grasps import grasp_of
 from divff_nerfstudio.demo_scene.hands import HandPose, arm_bodies, hand_rotation
 from divff_nerfstudio.demo_scene.plan import (

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from divff_nerfstudio.calibration import Calibration, calibration, common_phrases, parting
+from divff_nerfstudio.evaluation.answers import Answer, judged
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.naming import name_things
 from divff_nerfstudio.features.oracle import phrase_code
@@ -76,6 +77,21 @@ def test_a_rival_takes_the_pixels_that_are_more_like_it():
     (verdict,) = fitted.verdicts(["mug"])
     assert (relevancies[0, :3, 0] > verdict.threshold).all()
     assert fitted.masks(pixels, relevancies, ["mug"])[0, :, 0].tolist() == [True, True, False, False]
+
+
+def test_an_answer_names_what_it_is_told_apart_from():
+    fitted = scene()
+    mug, kettle = (phrase_code(name, DIM) for name in ("mug", "kettle"))
+    pixels = np.stack([mug, 0.8 * mug + 0.6 * kettle, 0.57 * mug + 0.82 * kettle, phrase_code("wall", DIM)])
+    pixels = torch.from_numpy((pixels / np.linalg.norm(pixels, axis=-1, keepdims=True))[None].astype(np.float32))
+    view = SimpleNamespace(embeddings=lambda kind: pixels)
+    for phrase, rival in (("mug", {"phrase": "kettle", "area": 0.25}), ("violin", None)):
+        relevancy = fitted.query.relevancies(pixels, "image", [phrase]).numpy()[..., 0]
+        answer = Answer(
+            phrase, "image", relevancy, 0.5, 0, 0, (0.0, 0.0, 0.0), 1.0, {"static": 1.0}, np.zeros((1, 4, 3))
+        )
+        assert answer.summary()["rival"] is None
+        assert judged(answer, view, fitted).summary()["rival"] == rival  # pyright: ignore
 
 
 def test_what_is_as_like_one_thing_as_another_has_no_name():

@@ -22,7 +22,7 @@ from divff_nerfstudio.evidence.labels import Labels
 from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader, store_root
-from divff_nerfstudio.pipeline import random_state, restore_random_state
+from divff_nerfstudio.resumption import random_state, restore_random_state
 
 
 def manager(root: Path, test_mode: str = "val", **options: object) -> DivFFDataManager:

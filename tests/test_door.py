@@ -112,6 +112,20 @@ def test_things_have_names_and_the_diary_tells_of_them(scene):
     assert scene.matching("violin") == []
 
 
+def test_a_phrase_for_what_is_no_thing_means_none(scene, monkeypatch):
+    """Some frames show a hand, which is the actor's; whatever thing is the likeliest is not one."""
+    assert scene.ask("arm", 6).state == "in view"
+    arm, mug, violin = (scene.meant(phrase) for phrase in ("arm", "mug", "violin"))
+    assert scene.matching("arm") == [] and arm.things == ()
+    assert [each.standing for each in (arm, mug, violin)] == [
+        "in the scene, not a thing of it", "a thing of this scene", "not in the scene",
+    ]  # fmt: skip
+    assert [thing.name for thing in mug.things] == ["mug"]
+    assert {arm.rival.name, mug.rival.name, violin.rival.name} <= {"wall", "mug", "bowl"} and mug.rival.name != "mug"
+    monkeypatch.setattr(scene.trained, "calibration", lambda kind: None)
+    assert scene.meant("mug").things == () and scene.meant("mug").rival is None
+
+
 def test_own_names_are_taken(scene):
     scene.names = ("bowl", "wall")
     assert {thing.name for thing in scene.objects()} <= {"bowl", "wall"}
@@ -179,10 +193,13 @@ def test_the_commands_write_their_files(scene, tmp_path, monkeypatch, capsys):
         "things.json", "things.png", "diary.json", "diary.txt", "plan.png",
     }  # fmt: skip
     capsys.readouterr()
-    asked = {"load_config": run, "text": ("image: mug", "violin"), "output": tmp_path / "out", "when": True}
+    asked = {"load_config": run, "text": ("image: mug", "violin", "arm"), "output": tmp_path / "out", "when": True}
     answer = QueryCommandConfig(**asked, before=6.0, fps=10.0).main()
     assert json.loads(capsys.readouterr().out) == answer
-    mug, violin = answer["answers"]
+    mug, violin, arm = answer["answers"]
+    assert [each["state"] for each in (mug, violin)] == ["a thing of this scene", "not in the scene"]
+    assert arm["in_scene"] and arm["things"] == [] and arm["state"] == "in the scene, not a thing of it"
+    assert mug["rival"]["name"] in ("wall", "bowl") and arm["rival"]["thing"] in (1, 2, 3)
     assert (
         mug["query"] == "mug"
         and mug["in_scene"]

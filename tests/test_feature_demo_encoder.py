@@ -30,8 +30,26 @@ def test_it_loads_offline_and_is_small(monkeypatch):
     assert sum(path.stat().st_size for path in DEMO_ENCODER.iterdir()) < 8e6
 
 
+def test_object_crops_show_the_object_and_repeat():
+    from demo_encoder_objects import COLOUR_NAMES, KINDS, render_object_crop
+
+    colours = {}
+    for kind in KINDS:
+        picture, mask = render_object_crop(np.random.default_rng(1), kind, "red", size=24)
+        again, _ = render_object_crop(np.random.default_rng(1), kind, "red", size=24)
+        assert picture.shape == (24, 24, 3) and picture.dtype == np.uint8 and mask.shape == (24, 24)
+        assert np.array_equal(picture, again)
+        assert mask.sum() > 6, kind
+    for colour in COLOUR_NAMES:
+        picture, mask = render_object_crop(np.random.default_rng(2), "mug", colour, 32, "plain", hand=False)
+        colours[colour] = picture[mask].mean(0)
+    assert colours["red"][0] > 2 * colours["red"][2] and colours["blue"][2] > 2 * colours["blue"][0]
+    assert colours["white"].mean() > 2 * colours["black"].mean()
+
+
 def test_it_knows_colours_of_objects_rendered_anew():
-    from divff_nerfstudio.demo_scene.catalogue import COLOUR_NAMES, KINDS, render_object_crop
+    from demo_encoder_objects import COLOUR_NAMES, KINDS, render_object_crop
+
     from divff_nerfstudio.features.open_clip_source import masked_crop
 
     random = np.random.default_rng(2**31)

@@ -267,7 +267,7 @@ def test_features_of_a_scene_answer_queries(scene_root, weights, tmp_path):
     own = EgoVideoWeights(weights)
     with torch.inference_mode():
         direct = own.text(CPU, torch.float32)(*WordPieces(WORDS)(["#C C cuts the bread", "cut"]))
-    torch.testing.assert_close(encoder.encode(["#C C cuts the bread", "cut"]), normalize(direct, dim=-1))
+    torch.testing.assert_close(encoder(["#C C cuts the bread", "cut"]), normalize(direct, dim=-1))
     query = build_query(QueryConfig(features="video", prefix_video="#C C "), {"video": store}, text_encoder)
     asked = []
     original = query.encoders["video"]
@@ -279,7 +279,7 @@ def test_features_of_a_scene_answer_queries(scene_root, weights, tmp_path):
 def test_text_as_long_as_the_tower_makes_it(scene_root, weights):
     config = EgoVideoSourceConfig(weights=weights, normalise_text=False)
     source = EgoVideoSource(Pictures(load_scene(scene_root)), "", CPU, config)
-    found = text_encoder(source.text_encoder()).encode(["cut"])
+    found = text_encoder(source.text_encoder())(["cut"])
     assert abs(float(found.norm()) - 1) > 1e-2
 
 
@@ -327,13 +327,13 @@ def test_weights_and_vocabulary_may_lie_in_their_usual_place(scene_root, weights
     shutil.copytree(weights.parent, own_cache / "weights")
     store = extract(scene_root, tmp_path / "features")
     assert store.header.text_encoder is not None and store.header.text_encoder["weights"] is None
-    assert text_encoder(store.header.text_encoder).encode(["cut"]).shape == (1, 12)
+    assert text_encoder(store.header.text_encoder)(["cut"]).shape == (1, 12)
     shutil.copytree(weights.parent, scene_root.parent / "weights")
     beside = EgoVideoSource(Pictures(load_scene(scene_root)), "", CPU).text_encoder()
     assert beside["weights"] == str(scene_root.parent / "weights" / FILE)
     shutil.rmtree(scene_root.parent / "weights")
     moved = {**store.header.text_encoder, "weights": str(tmp_path / "gone.pth")}
-    assert text_encoder(moved).encode(["cut"]).shape == (1, 12)
+    assert text_encoder(moved)(["cut"]).shape == (1, 12)
 
 
 def test_without_the_vocabulary_features_are_extracted_but_not_queried(scene_root, weights, tmp_path, capsys):

@@ -71,7 +71,7 @@ def test_features_of_a_scene_answer_queries(folder, tmp_path):
     model = load_xclip(str(folder), CPU)
     np.testing.assert_allclose(store.frame_features(1)[1], model.encode_clips(tiles.cut(clip)), atol=1e-3)
     assert store.header.text_encoder is not None
-    found = text_encoder(store.header.text_encoder).encode(["cut", "cut cut"])
+    found = text_encoder(store.header.text_encoder)(["cut", "cut cut"])
     with torch.inference_mode():
         direct = model.model.get_text_features(torch.tensor([[6, 4, 7]]))
     torch.testing.assert_close(found[:1], normalize(direct, dim=-1), atol=1e-5, rtol=0)

@@ -15,7 +15,7 @@ from moved_scene import BOWL, MUG
 
 from divff_nerfstudio.data.moved_objects import moved_objects
 from divff_nerfstudio.data.scene import SceneError, load_scene
-from divff_nerfstudio.evaluation.moved import moved, object_ap
+from divff_nerfstudio.evaluation.moved_scores import moved, object_ap
 from divff_nerfstudio.evaluation.places import PlacePixels, Places
 from divff_nerfstudio.evaluation.report import Gallery, Report, report_page
 from divff_nerfstudio.evaluation.run import Wanted, evaluate, evaluate_scene

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from divff_nerfstudio.models.moved import moved_mask
+from divff_nerfstudio.models.moved_mask import moved_mask
 
 SAMPLES, DENSE = 40, 100.0
 PLACES = {"rests": 0.0, "came": 1.0, "exchanged": 2.0, "left and came back": 3.0, "carried": 4.0, "nothing": 5.0}

@@ -14,7 +14,7 @@ from test_feature_encoders import write_encoder, write_scene
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import FeatureStore
-from divff_nerfstudio.pipeline import random_state, restore_random_state
+from divff_nerfstudio.resumption import random_state, restore_random_state
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 METHODS = {"divff": tiny_run.config, "divff-paper": tiny_run.published_config, "divff-splat": tiny_run.splat_config}

@@ -153,6 +153,15 @@ def test_what_is_not_in_view_is_gone_to(opened, scene):  # noqa: F811
     assert panel.viewer.control_panel.time == pytest.approx(panel.trained.times[6])
 
 
+def test_what_is_no_thing_is_said_to_be_none(opened):
+    panel, notes = opened().known(), []
+    panel.parts.context.noted.connect(notes.append)
+    for _ in range(2):
+        panel.ask("arm")
+        panel.render(6)
+    assert panel.told == "" and [note for note in notes if "thing" in note] == ["arm: in the scene, not a thing of it."]
+
+
 def test_the_thing_itself_is_outlined(opened, scene):  # noqa: F811
     panel = opened().known()
     panel.ask("mug")

@@ -20,14 +20,15 @@ from divff_nerfstudio.models.splat.density_control import (
     row_optimizers,
 )
 from divff_nerfstudio.models.splat.gaussians import ActorGaussians, DynamicGaussians, GaussianLayer, StaticGaussians
-from divff_nerfstudio.models.splat.rotations import product
+from divff_nerfstudio.models.splat.rotations import product, turn_of
 from divff_nerfstudio.models.splat.splats import Moment
 
 FRAMES, CODE = 41, 4
 
 
 def moment(time: float, rotation: Tensor | None = None, origin: tuple[float, ...] = (0.0, 0.0, 0.0)) -> Moment:
-    return Moment.at(torch.tensor(time), torch.eye(3) if rotation is None else rotation, torch.tensor(origin))
+    turned = torch.eye(3) if rotation is None else rotation
+    return Moment(torch.tensor(time), turned, torch.tensor(origin), turn_of(turned), float(torch.tensor(time)))
 
 
 def turned(angle: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from array import array
 from functools import partial
 from itertools import combinations
 from types import SimpleNamespace
@@ -110,6 +111,52 @@ def test_what_stays_is_not_moved(found):
     assert all(thing.moves == () for thing in things_in(looks(still=True)).things)
 
 
+def by_hand(monkeypatch, thing, way, span):
+    """The scene in which a thing goes a way of its own (its middle in each frame), with a hand beside it from one frame
+    to another; the other things stay."""
+    instances = [
+        {**each, "motion": [[STEP * (span[0] + 1), STEP * (span[1] - 1)]] if each["id"] == thing else [[900, 900]]}
+        for each in moved_scene.INSTANCES
+    ]
+    turns = {each: moved_scene.place(each, False) for each in MOVING}
+
+    def pose(asked, number):
+        return np.column_stack((np.eye(3), way[number // STEP])) if asked == thing else turns[asked]
+
+    monkeypatch.setattr(moved_scene, "INSTANCES", instances)
+    monkeypatch.setattr(moved_scene, "pose", pose)
+    return looks()
+
+
+def line(*parts):
+    """Places, each for so many frames."""
+    return [place for place, frames in parts for _ in range(frames)]
+
+
+HERE, BESIDE, ABOVE, THERE = (0.2, -0.7, -2.9), (0.4, -0.7, -2.9), (0.7, -0.1, -2.9), (1.2, -0.7, -3.0)
+
+
+@pytest.mark.parametrize(("lifted", "events"), [(0, 0), (4, 1)])
+def test_what_is_only_pushed_a_little_is_not_moved(monkeypatch, lifted, events):
+    """The bowl ends nearly where it was: nobody sees that its place is empty, but one sees it in the hand or not."""
+    way = line((HERE, 5), (ABOVE, lifted), (BESIDE, FRAMES - 5 - lifted))
+    found = things_in(by_hand(monkeypatch, BOWL, way, (4, 5 + lifted)))
+    assert [event.thing for event in diary(found)] == [named(found, "bowl")] * events
+
+
+@pytest.mark.parametrize(("alone", "moves"), [((), [(3, 11)]), ((6, 7, 8), [(3, 5), (9, 11)])])
+def test_what_pauses_in_the_hand_is_still_on_its_way(monkeypatch, alone, moves):
+    """For a while the bowl keeps still; if the hand leaves it meanwhile, it has been put down."""
+    on_its_way = [tuple(np.mean((ABOVE, end), axis=0)) for end in (HERE, THERE)]
+    way = line((HERE, 4), (on_its_way[0], 1), (ABOVE, 5), (on_its_way[1], 1), (THERE, 5))
+    scene = by_hand(monkeypatch, BOWL, way, (3, 11))
+    for frame in alone:
+        scene[frame].index[scene[frame].index == ARM] = 65535
+        scene[frame].actor[:] = 0
+    bowl = named(things_in(scene), "bowl")
+    assert [(move.start, move.end) for move in bowl.moves] == moves
+
+
 @pytest.mark.parametrize(("noise", "depth_noise"), [(0.06, 0.0), (0.0, 0.04), (0.04, 0.02)])
 def test_noise_moves_nothing_and_hides_no_move(noise, depth_noise):
     noisy = things_in(looks(depth_noise), noise)
@@ -149,6 +196,35 @@ def test_faults_of_a_few_frames_are_forgotten(monkeypatch, patience):
     found = find_things(scene, lambda frame: np.concatenate((features(frame), strange[frame][None])), cameras())
     assert {len(thing.frames) for thing in found.things} == {FRAMES}
     assert counts[0] < 12 if patience == 3 else counts[0] > 12
+
+
+def test_what_lies_nowhere_near_is_not_compared(monkeypatch):
+    """Groups are put together as if each were compared with each; but few of them lie near another."""
+    random, tried = np.random.default_rng(0), []
+    codes, places = random.standard_normal((40, 8)), random.uniform(-3, 3, (40, 3))
+    codes /= np.linalg.norm(codes, axis=1, keepdims=True)
+    learned = likeness.Likeness(np.zeros(8), (1.0, 0.04), (0.0, 0.3))
+    whole = Grouping._one
+
+    def groups():
+        found = []
+        for i in range(120):
+            group = Group(numbers=array("q", range(i, 2 * i)), last=SimpleNamespace(frame=i))
+            group.feature = group.looks = codes[i % 40]
+            group.lie(places[i % 40] + 0.02 * np.random.default_rng(i).standard_normal((20, 3)))
+            found.append(group)
+        return found
+
+    def one(self, first, second):
+        tried.append((first, second))
+        return whole(self, first, second)
+
+    monkeypatch.setattr(Grouping, "_one", one)
+    grouped = Grouping.__new__(Grouping)
+    grouped.reach, grouped.likeness, grouped.groups = 0.1, learned, groups()
+    grouped._merge()
+    assert len(grouped.groups) == 40 and len(tried) < 500
+    assert all(len(group.numbers) == 3 * i + 120 for i, group in enumerate(reversed(grouped.groups)))
 
 
 @pytest.mark.parametrize(("unlike", "count"), [(0.0, 3), (0.1, 3), (3.0, 4)])
@@ -311,6 +387,52 @@ def test_what_something_stands_by_has_a_name_and_does_not_move(monkeypatch):
     assert landmark(found, mug, bowl.rests[0].point) is wall
     monkeypatch.setattr(wall, "spots", wall.spots[: FRAMES // 4])
     assert landmark(found, mug, bowl.rests[0].point) is bowl
+
+
+def aside(frame):
+    """On its way from or to what lies beside the picture, in each frame elsewhere."""
+    return 1.6 - 0.24 * frame, -0.3, -2.9
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_what_is_brought_in_is_told(monkeypatch, tmp_path, first):
+    """The bowl comes in a hand and is put down, from the beginning on or later."""
+    way = [*line(((9.0, -0.6, -2.9), first)), *(aside(i) for i in range(6)), *line((HERE, FRAMES - 6 - first))]
+    found = things_in(by_hand(monkeypatch, BOWL, way, (0, first + 6)))
+    (event,) = diary(found)
+    shown = named(found, "bowl").frames[0]
+    assert event.thing is named(found, "bowl") and event.kind == "brought in" and event.move.source is None
+    assert (event.move.start, event.move.end) == (shown, first + 6) and shown < first + 4
+    assert np.linalg.norm(event.move.target - HERE) < 0.4
+    come = "is brought in and put down" if first else "is in the hand at the beginning and put down"
+    assert come in event.told(clock())
+    data = json.loads(json.dumps(event.data(clock()), allow_nan=False))
+    assert data["kind"] == "brought in" and data["from"] is None and data["distance"] is None and data["path"]
+    frames = np.zeros((FRAMES, 2 * HEIGHT, 2 * WIDTH, 3), np.uint8)
+    assert plan(tmp_path / "plan.png", found, [event], clock()).is_file()
+    assert before_and_after(found, event, lambda i: frames[i]).size
+
+
+@pytest.mark.parametrize("left", [0, 3])
+def test_what_is_carried_out_is_told(monkeypatch, tmp_path, left):
+    """The bowl is taken, and is not put down again: it is still in the hand at the end, or has gone before."""
+    way = [*line((HERE, FRAMES - 6 - left)), *(aside(i) for i in range(5, -1, -1)), *line(((9.0, -0.6, -2.9), left))]
+    found = things_in(by_hand(monkeypatch, BOWL, way, (FRAMES - 7 - left, FRAMES)))
+    (event,) = diary(found)
+    shown = named(found, "bowl").frames[-1]
+    assert event.thing is named(found, "bowl") and event.kind == "carried out" and event.move.target is None
+    assert (event.move.start, event.move.end) == (FRAMES - 7 - left, shown) and shown > FRAMES - 6 - left
+    gone = "and carried out." if left else "and still in the hand at the end."
+    assert event.told(clock()).endswith(gone) and event.data(clock())["to"] is None
+    assert plan(tmp_path / "plan.png", found, [event], clock()).is_file()
+
+
+def test_what_comes_into_view_is_not_brought_in(monkeypatch):
+    """The bowl lies there all the time, and a cupboard's door hides it in the first frames; no hand is seen with it."""
+    scene = by_hand(monkeypatch, BOWL, line((HERE, FRAMES)), (900, 900))
+    for look in scene[:5]:
+        look.index[look.index == BOWL] = moved_scene.WALL
+    assert diary(things_in(scene)) == []
 
 
 def test_what_stays_beside_a_thing_is_not_told_twice(found):

@@ -16,8 +16,8 @@ from nerfstudio.engine.optimizers import Optimizers
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.checkpoints import CheckpointError
 from divff_nerfstudio.evaluation.runs import our_configs
-from divff_nerfstudio.pipeline import random_state, restore_random_state
 from divff_nerfstudio.registry import divff, divff_paper, divff_splat
+from divff_nerfstudio.resumption import random_state, restore_random_state
 from divff_nerfstudio.run_config import read_config
 from divff_nerfstudio.schema import OptionError
 from divff_nerfstudio.trainer import DivFFTrainer, DivFFTrainerConfig, TrainingError
@@ -266,6 +266,12 @@ def test_more_steps_do_not_let_trained_heads_rest(start: Start, tiny_scene: Path
     longer.setup()
     longer.train()
     assert longer.step == STEPS + 1 and longer.pipeline.model.features_trained
+
+
+def test_configurations_say_how_heads_go_on(tiny_scene: Path, tmp_path: Path):
+    ours = tiny_run.config(tiny_scene, tmp_path, STEPS).pipeline.model
+    assert "--pipeline.model.joint-start-step 3" in ours.heads_go_on_by(3)
+    assert "number of steps" in divff_paper.config.pipeline.model.heads_go_on_by(3)
 
 
 def test_checkpoint_is_whole_safe_and_alone(start: Start, monkeypatch):

@@ -24,6 +24,7 @@ from divff_nerfstudio.query import Query, QueryConfig
 from divff_nerfstudio.relevancy import Example
 from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.layout import LAYOUT
+from divff_nerfstudio.viewer.lettering import width
 from divff_nerfstudio.viewer.markup import as_code, as_image, as_markdown, legend, one_line, plot, strip
 from divff_nerfstudio.viewer.panel_state import PanelState, panel_state_path
 from divff_nerfstudio.viewer.pointing import layer_at, pixel_at, place_of, vocabulary
@@ -73,6 +74,19 @@ def test_the_legend_tells_what_is_seen():
     assert PALETTE[0] in svg and PALETTE[1] in svg
     judged = legend(["mug", "bowl"], [0.7, 0.4], 0.53, ["not in the scene", "in view"])
     assert judged.index("0.70 · not in the scene") < judged.index("0.40<")
+
+
+@pytest.mark.parametrize("state", ["in view", "in the scene, not in view", "not in the scene"])
+@pytest.mark.parametrize(
+    "phrase", ["mug", "the largest of the white mugs on the table", "W" * 24, "i" * 300, "汉字" * 20, "🥕" * 40]
+)
+def test_no_words_of_the_legend_lie_on_others(phrase, state):
+    root = ET.fromstring(legend([phrase], [0.7], 0.53, [state]))
+    name, said = (each for each in root.iter() if each.tag.endswith("text"))
+    assert name.text and said.text and name.text.rstrip("…") == phrase[: len(name.text.rstrip("…"))]
+    end = float(name.attrib["x"]) + width(name.text, 12)
+    assert end < float(said.attrib["x"]) - width(said.text, 12)
+    assert (name.text == phrase) == (phrase == "mug")
 
 
 def test_each_phrase_has_its_colour_and_its_outline():

@@ -196,10 +196,18 @@ def entry_of(row: SaidOfScene, common: SaidOfAll, base: Path, defaults: Defaults
     _refuse_classes(row, common)
     needs: dict[StepName, Needs] = {step: _needs(step, row, common, defaults) for step in steps}
     methods = tuple(dict.fromkeys(row.methods or common.methods or defaults.methods))
-    if idle := sorted({*row.own} - {*methods}):
-        raise ManifestError(f"own says something of {idle[0]!r:.80}, and its methods are {', '.join(methods)}")
+    if idle := idle_of(row, methods):
+        raise ManifestError(idle)
     own = {method: _own(method, row, common) for method in methods}
     return SceneEntry(name, scene, steps, methods, words, needs, place, own)
+
+
+def idle_of(said: SaidOfAll, methods: Sequence[Method]) -> str | None:
+    """That something is said of a method that is none of those that are trained, if it is so."""
+    idle = sorted({*said.own} - {*methods})
+    if not idle:
+        return None
+    return f"own says something of {idle[0]!r:.80}, and the methods are {', '.join(methods)}: name one of these"
 
 
 def _refuse_classes(*said: SaidOfAll) -> None:

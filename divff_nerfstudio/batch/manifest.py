@@ -18,6 +18,7 @@ from divff_nerfstudio.batch.entries import (
     SaidOfScene,
     SceneEntry,
     entry_of,
+    idle_of,
     read_as,
 )
 from divff_nerfstudio.batch.yaml_lines import YamlFaultError, read_yaml
@@ -73,8 +74,8 @@ def read_manifest(path: Path, defaults: Defaults | None = None, look: Look | Non
         raise ManifestError(f"{path} is no manifest: give a .csv or a .yaml file, or a folder of scenes.")
     faults = [*scenes.faults, *_twins(scenes.entries)]
     trained = {method for entry in scenes.entries for method in entry.methods}
-    if scenes.common and not scenes.faults and (idle := sorted({*scenes.common.own} - trained)):
-        faults.append(_idle(idle[0], sorted(trained)))
+    if scenes.common and not scenes.faults and (idle := idle_of(scenes.common, sorted(trained))):
+        faults.append(idle)
     faults += () if look is None else look(scenes.entries)
     if faults:
         faults.sort(key=_line)
@@ -219,10 +220,6 @@ def _line(fault: str) -> int:
     """The line that a fault is told of; those that are of no line come first."""
     found = re.match(r"line (\d+)", fault)
     return int(found[1]) if found else 0
-
-
-def _idle(method: str, methods: Sequence[str]) -> str:
-    return f"own says something of {method!r:.80}, and the methods are {', '.join(methods)}: name one of these"
 
 
 def _twins(entries: Sequence[SceneEntry]) -> list[str]:

@@ -7,7 +7,7 @@ import io
 import re
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -33,11 +33,11 @@ _PATH = re.compile(r"[^-].*[./].*|[./].*", re.DOTALL)
 
 
 class OptionReader:
-    """Reads lines of options, and learns what changes from line to line.
+    """Reads lines of options, and takes some for read.
 
     A command's parser takes milliseconds to build, of trainings a third of a second. Lines that differ in numbers and
-    paths alone are of one form. Once two of a form have shown which field of the options a word gets into, others are
-    judged by that field's range.
+    paths alone are of one form. Once one of a form was read, another is judged by the ranges of the fields that its
+    words get into; where a word's field is not plain to see, the line is read, too.
     """
 
     def __init__(self) -> None:
@@ -53,16 +53,12 @@ class OptionReader:
         """
         words = tuple(words)
         key = (step, method, tuple(map(_kind, words)))
-        form = self._forms.get(key)
-        if form is not None and form.takes(step, words):
+        if key in self._forms and self._forms[key].takes(step, words):
             return None
         options = _read(step, method, words)
         if isinstance(options, str):
             return options
-        if form is None:
-            self._forms[key] = _Form(words, options)
-        else:
-            form.learn(words, options)
+        self._forms.setdefault(key, _Form(words, options))
         return None
 
 
@@ -73,21 +69,38 @@ def _kind(word: str) -> str:
     return "\0path" if _PATH.fullmatch(word) else word
 
 
-@dataclass
 class _Form:
-    """A line that its command takes, and which of its words get into which field."""
+    """A line that its command takes.
 
-    words: tuple[str, ...]
-    options: Any
-    places: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    """Attributes that lead to the field, by the number of the word."""
+    Args:
+        words: The line.
+        options: What its command has read.
+    """
 
-    def _changed(self, words: tuple[str, ...]) -> list[int]:
-        return [i for i, (mine, other) in enumerate(zip(self.words, words, strict=True)) if mine != other]
+    def __init__(self, words: tuple[str, ...], options: Any):
+        self.words, self.options = words, options
+        self.places = {i: place for i in range(len(words)) if (place := self._place_of(i)) is not None}
+
+    def _place_of(self, i: int) -> tuple[str, ...] | None:
+        """Attributes that lead to the field that a word gets into: of the name of the option before it, or, where none
+        was named yet, any that holds this path."""
+        option = self.words[i - 1] if i else ""
+        named = option.startswith("--")
+        if not named and any(word.startswith("-") for word in self.words[:i]):
+            return None
+        ending = tuple(option[2:].replace("-", "_").split(".")) if named else ()
+        fitting = [
+            place
+            for place, value in _leaves(self.options)
+            if (place[-len(ending) :] == ending if named else isinstance(value, Path))
+            and _as(type(value), self.words[i]) == value
+            and _is_plain(self.options, place)
+        ]
+        return fitting[0] if len(fitting) == 1 else None
 
     def takes(self, step: Checked, words: tuple[str, ...]) -> bool:
         """Whether a line of this form is known to be taken."""
-        changed = self._changed(words)
+        changed = [i for i, (mine, other) in enumerate(zip(self.words, words, strict=True)) if mine != other]
         if not all(i in self.places for i in changed):
             return False
         before = []
@@ -104,28 +117,9 @@ class _Form:
         except DivffError:
             return False
         finally:
-            for owner, name, value in before:
+            for owner, name, value in reversed(before):
                 object.__setattr__(owner, name, value)
         return True
-
-    def learn(self, words: tuple[str, ...], options: Any) -> None:
-        """Compares with another line of this form: where each word that differs makes one field differ, it is known."""
-        changed, theirs = self._changed(words), dict(_leaves(options))
-        differing = {place: value for place, value in _leaves(self.options) if _differ(value, theirs.get(place))}
-        found: dict[int, tuple[str, ...]] = {}
-        for i in changed:
-            fitting = [
-                place
-                for place, value in differing.items()
-                if value is not None
-                and _as(type(value), self.words[i]) == value
-                and _as(type(value), words[i]) == theirs.get(place)
-                and _is_plain(self.options, place)
-            ]
-            if len(fitting) == 1:
-                found[i] = fitting[0]
-        if len(changed) == len(found) == len(differing) == len(set(found.values())):
-            self.places.update(found)
 
 
 def _leaves(options: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -136,10 +130,6 @@ def _leaves(options: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
             yield from _leaves(value, (*place, entry.name))
         else:
             yield (*place, entry.name), value
-
-
-def _differ(value: Any, other: Any) -> bool:
-    return type(value) is not type(other) or bool(value != other)
 
 
 def _owner(options: Any, place: tuple[str, ...]) -> tuple[Any, str]:

@@ -145,17 +145,18 @@ def when_data(scene: Scene, phrase: str, clock: Clock, before: float | None = No
         clock: Tells when.
         before: Seconds before which it was last seen; None: not asked.
     """
-    calibration, matching = scene.trained.calibration(THINGS), scene.matching(phrase)
-    verdict = None if calibration is None else calibration.verdicts([phrase])[0]
+    meant, known = scene.meant(phrase), scene.trained.calibration(THINGS) is not None
     content: dict[str, Any] = {
         "query": phrase,
-        "in_scene": None if verdict is None else verdict.in_scene,
-        "things": [thing_data(thing, clock) for thing in matching],
+        "in_scene": meant.in_scene if known else None,
+        "state": meant.standing if known else None,
+        "things": [thing_data(thing, clock) for thing in meant.things],
+        "rival": None if meant.rival is None else {"thing": meant.rival.number, "name": meant.rival.name},
     }
     for entry in content["things"]:
         del entry["feature"]
     if before is not None:
-        content["last_seen"] = last_seen(matching, clock, before)
+        content["last_seen"] = last_seen(meant.things, clock, before)
     return content
 
 
@@ -183,7 +184,7 @@ def answers_when(
     return content
 
 
-def last_seen(things: list[Thing], clock: Clock, before: float) -> dict[str, Any] | None:
+def last_seen(things: Sequence[Thing], clock: Clock, before: float) -> dict[str, Any] | None:
     """Where any of some things was last seen before a time.
 
     Args:

@@ -42,7 +42,7 @@ class Prop:
     """A movable object."""
 
     name: str
-    """As in the annotations; also its kind in the catalogue."""
+    """As in the annotations; also its kind among the objects."""
     colour: str
     home: tuple[float, float, float]
     """Where it stands at first, metres."""
@@ -98,7 +98,7 @@ PROPS: tuple[Prop, ...] = (
     Prop("plate", "white", (1.27, 0.28, COUNTER_Z)),
 )
 """All objects; a scene of few has the first ones, without which the script would be empty."""
-FEWEST_PROPS = 4
+MIN_PROPS = 4
 
 SCRIPT: tuple[Carry, ...] = (
     Carry("mug", RIGHT, 5.0, 12.5, (-0.275, 0.12, COUNTER_Z), 0.0),

@@ -57,7 +57,7 @@ class DemoSceneConfig:
         from nerfstudio.utils.rich_utils import CONSOLE
         from rich.progress import track
 
-        from divff_nerfstudio.demo_scene.choreography import FEWEST_PROPS, PROPS
+        from divff_nerfstudio.demo_scene.choreography import MIN_PROPS, PROPS
         from divff_nerfstudio.demo_scene.world import Settings
         from divff_nerfstudio.demo_scene.writer import render_frames, write_annotations
 
@@ -73,8 +73,8 @@ class DemoSceneConfig:
             )
         if num_frames > 1000:
             raise DemoSceneError("A scene has at most 1000 frames: give a smaller --num-frames.")
-        if not FEWEST_PROPS <= self.num_objects <= len(PROPS):
-            raise DemoSceneError(f"A demo scene has {FEWEST_PROPS} to {len(PROPS)} objects: give --num-objects so.")
+        if not MIN_PROPS <= self.num_objects <= len(PROPS):
+            raise DemoSceneError(f"A demo scene has {MIN_PROPS} to {len(PROPS)} objects: give --num-objects so.")
         if self.workers < 1:
             raise DemoSceneError("Somebody must draw the scene: give --workers 1 or more.")
         if self.overwrite and self.output.is_dir() and any(self.output.iterdir()):

@@ -20,7 +20,7 @@ from divff_nerfstudio.demo_scene.arrays import Bounds, Linear, Picture, Points, 
 from divff_nerfstudio.demo_scene.primitives import EPSILON, Primitive
 from divff_nerfstudio.demo_scene.textures import Texture
 
-NEAREST_CORNER = 0.02
+MIN_AHEAD = 0.02
 """A box with a corner nearer to the camera plane than this (metres) is tested in every pixel."""
 
 
@@ -182,13 +182,13 @@ def _windows(stage: PlacedBodies, camera: Camera) -> ndarray:
         y = camera.height / 2 - corners[..., 1] / ahead * camera.focal
     limits = np.stack([x.min(1) - 0.5, x.max(1) + 0.5, y.min(1) - 0.5, y.max(1) + 0.5], axis=1)
     size = np.array([camera.width, camera.width, camera.height, camera.height])
-    near = ahead.min(1) < NEAREST_CORNER
+    near = ahead.min(1) < MIN_AHEAD
     limits[near] = [0, camera.width, 0, camera.height]
     limits = np.clip(np.where(np.isfinite(limits), limits, 0.0), 0, size)
     windows = np.stack(
         [np.floor(limits[:, 0]), np.ceil(limits[:, 1]), np.floor(limits[:, 2]), np.ceil(limits[:, 3])], axis=1
     ).astype(np.int64)
-    windows[ahead.max(1) < NEAREST_CORNER] = 0
+    windows[ahead.max(1) < MIN_AHEAD] = 0
     return windows
 
 

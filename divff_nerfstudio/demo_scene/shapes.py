@@ -13,13 +13,12 @@ from divff_nerfstudio.demo_scene.renderer import Part
 from divff_nerfstudio.demo_scene.textures import Texture
 
 
-def frame_along(axis: Vector, hint: Vector | None = None) -> Rotation:
-    """A rotation whose z column is `axis` and whose x column is as near to `hint` as it can be, (3, 3)."""
+def frame_along(axis: Vector) -> Rotation:
+    """A rotation (3, 3) whose z column is `axis` and whose x column is as near to the x, or y, axis as it can be."""
     z = np.asarray(axis, dtype=np.float64)
     z = z / np.linalg.norm(z)
-    if hint is None or np.linalg.norm(np.cross(hint, z)) < 1e-6:
-        hint = np.array([1.0, 0.0, 0.0]) if abs(z[0]) < 0.9 else np.array([0.0, 1.0, 0.0])
-    y = np.cross(z, hint)
+    near = np.array([1.0, 0.0, 0.0]) if abs(z[0]) < 0.9 else np.array([0.0, 1.0, 0.0])
+    y = np.cross(z, near)
     y /= np.linalg.norm(y)
     return np.stack([np.cross(y, z), y, z], axis=1)
 

@@ -29,7 +29,7 @@ TIMEOUT = (15.0, 60.0)
 RETRIES = 4
 """Failures in a row, none of which brought a byte, after which a download is given up."""
 _RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
-_LONGEST_WAIT = 30.0
+_MAX_WAIT = 30.0
 
 
 class DownloadError(DivffError):
@@ -259,7 +259,7 @@ class _Transfer:
                             f"{by_hand(self.remote, self.path)}."
                         ) from None
                     wait = 0.5 * 2**failures if error.wait is None else error.wait
-                    time.sleep(min(wait, _LONGEST_WAIT))
+                    time.sleep(min(wait, _MAX_WAIT))
 
     def _fetch_once(self, report: Callable[[], None]) -> None:
         """One request; raises _BrokenOffError for what may pass."""

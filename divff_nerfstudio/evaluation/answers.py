@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
 
 THRESHOLDS: Mapping[str, float] = {"image": OBJECT_THRESHOLD, "video": AFFORDANCE_THRESHOLD}
 """Relevancy above which a pixel belongs to the mask, by kind of features (DIV-FF)."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A common phrase that means something else, from which a phrase is told apart."""
+
+    phrase: str
+    """The common phrase."""
+    area: float
+    """Share of the picture that is above the asked phrase's threshold, and more like some such phrase, most of it like
+    this one."""
 
 
 @dataclass
@@ -51,6 +63,9 @@ class Answer:
     """What the whole scene says of the phrase, where it has been asked."""
     fitted: Bool[np.ndarray, "height width"] | None = None
     """The pixels that are the thing, by a threshold that fits the scene; None: those above `threshold`."""
+
+    rival: Rival | None = None
+    """What is above the threshold and is left out because it is more like something else; None: nothing is."""
 
     @property
     def score(self) -> float:
@@ -86,6 +101,7 @@ class Answer:
             "score": self.score,
             "threshold": self.threshold,
             "state": self.state,
+            "rival": None if self.rival is None else {"phrase": self.rival.phrase, "area": self.rival.area},
             "area": float(self.mask.mean()),
             "pixel": [self.row, self.column],
             "point": list(self.point),
@@ -108,9 +124,13 @@ def judged(answer: Answer, view: AskedView, calibration: Calibration | None) -> 
         return answer
     (verdict,) = calibration.verdicts([answer.phrase])
     mask = calibration.masks(features, answer.relevancy[..., None], [answer.phrase])[..., 0]
+    rival, left_out = None, (answer.relevancy > verdict.threshold) & ~mask
+    if left_out.any():
+        more_like = calibration.rivals(features.cpu().float().numpy()[left_out], answer.phrase)
+        rival = Rival(Counter(more_like).most_common(1)[0][0], float(left_out.mean()))
     if not verdict.in_scene:
         mask = np.zeros_like(mask)
-    return replace(answer, threshold=verdict.threshold, verdict=verdict, fitted=mask)
+    return replace(answer, threshold=verdict.threshold, verdict=verdict, fitted=mask, rival=rival)
 
 
 def answer_about(

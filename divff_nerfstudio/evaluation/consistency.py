@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from divff_nerfstudio.data.annotations import GroundTruth, LabelledMasks, moving_mask, object_annotations
 from divff_nerfstudio.data.instances import UNLABELLED
 from divff_nerfstudio.evaluation.answers import THRESHOLDS, answer_about
+from divff_nerfstudio.evaluation.metrics import iou
 from divff_nerfstudio.evaluation.results import ViewScores, mean_scores
 from divff_nerfstudio.evaluation.tiles import Picture, as_picture, cell_size, column_of, labelled, row_of
 from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
@@ -108,7 +109,7 @@ def _agreement(relevancy: Float[np.ndarray, "moments height width"]) -> dict[str
     masks, above = relevancy > THRESHOLDS[KIND], np.clip(relevancy - 0.5, 0, None)
     scores = {"consistency_found": float(masks.any((1, 2)).mean())}
     pairs = list(combinations(range(len(relevancy)), 2))
-    hard = [_iou(masks[a], masks[b]) for a, b in pairs if (masks[a] | masks[b]).any()]
+    hard = [iou(masks[a], masks[b]) for a, b in pairs if (masks[a] | masks[b]).any()]
     soft = [
         float(np.minimum(above[a], above[b]).sum() / greatest_sum)
         for a, b in pairs
@@ -118,10 +119,6 @@ def _agreement(relevancy: Float[np.ndarray, "moments height width"]) -> dict[str
         if values:
             scores[name] = float(np.mean(values))
     return scores
-
-
-def _iou(first: Bool[np.ndarray, "height width"], second: Bool[np.ndarray, "height width"]) -> float:
-    return float((first & second).sum() / (first | second).sum())
 
 
 def _column(

@@ -18,6 +18,7 @@ from divff_nerfstudio import announcements
 from divff_nerfstudio.data.annotations import resize_nearest
 from divff_nerfstudio.evaluation.answers import Answer, judged
 from divff_nerfstudio.evaluation.looks import Looked, things_of
+from divff_nerfstudio.evaluation.meant import Meant, meant
 from divff_nerfstudio.evaluation.naming import name_things
 from divff_nerfstudio.evaluation.options import THINGS, MovingLayer
 from divff_nerfstudio.evaluation.runs import load_run
@@ -169,20 +170,21 @@ class Scene:
         return Clock(self.frame_ids, scene.video_numbers.tolist(), self.trained.times.tolist(), fps)
 
     def matching(self, phrase: str) -> list[Thing]:
-        """The things that a phrase means: those that are as like it as the likeliest, or nearly so; none if the scene
-        does not have what it names.
+        """The things that a phrase means: those that are as like it as the likeliest, or nearly so, and pass its
+        threshold; none if the scene does not have what it names, or if that is no thing, as a hand.
 
         Raises:
             QueryError: If there are no such features, or their text encoder does not work.
         """
-        calibration = self.trained.calibration(THINGS)
-        if calibration is None or not self.found.things or not calibration.verdicts([phrase])[0].in_scene:
-            return []
-        features = np.stack([thing.feature for thing in self.found.things])
-        like = calibration.likeness(features, [phrase])[:, 0]
-        others = float(np.median(like))
-        near = like >= others + 0.85 * (float(like.max()) - others)
-        return [self.found.things[i] for i in np.argsort(-like, kind="stable") if near[i]]
+        return list(self.meant(phrase).things)
+
+    def meant(self, phrase: str) -> Meant:
+        """What a phrase means: its things, how it stands with it, and from which thing it is told apart.
+
+        Raises:
+            QueryError: As for `matching`.
+        """
+        return meant(phrase, self.found.things, self.trained.calibration(THINGS))
 
     def mask(self, thing: Thing, frame_id: int) -> Bool[np.ndarray, "height width"]:
         """The pixels of a frame that show a thing, at the frame's size."""

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL import Image
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.evaluation.answers import THRESHOLDS
+from divff_nerfstudio.evaluation.metrics import iou
 from divff_nerfstudio.evaluation.results import FrameResult, Task
 from divff_nerfstudio.evaluation.tiles import (
     Picture,
@@ -82,13 +83,9 @@ def relevancy_cell(result: FrameResult, task: Task, i: int, size: tuple[int, int
     text = f"{task.annotations.names[i]}{asked}: IoU "
     if task.name in result.masks:
         fitted = result.masks[task.name][..., i]
-        picture, text = outlined(picture, fitted, _FOUND), f"{text}{_iou(fitted, truth):.2f} fitted, "
-    text += f"{_iou(scores > task.threshold, truth):.2f} at {task.threshold:g}"
+        picture, text = outlined(picture, fitted, _FOUND), f"{text}{iou(fitted, truth):.2f} fitted, "
+    text += f"{iou(scores > task.threshold, truth):.2f} at {task.threshold:g}"
     return outlined(picture, truth, _TRUTH), text
-
-
-def _iou(found: Bool[np.ndarray, "height width"], truth: Bool[np.ndarray, "height width"]) -> float:
-    return float((found & truth).sum() / max((found | truth).sum(), 1))
 
 
 def relevancy_picture(

@@ -3,9 +3,6 @@
 A thing *is* the instance that most of its pixels show. An instance is *found once* if exactly one thing is it, and that
 thing is seen in at least half of the frames that show the instance; other things of the same instance are *pieces*. A
 thing that shows another instance in a quarter of its pixels or more is a *merge*.
-
-An *event* is a motion of an object in the ground truth. It is found if a move of a thing that is this object begins and
-ends within a second of it, each counted once; what is left of the moves is false.
 """
 
 from __future__ import annotations
@@ -14,14 +11,13 @@ import numpy as np
 from jaxtyping import Int
 
 from divff_nerfstudio.data.annotations import resize_nearest
-from divff_nerfstudio.data.moved_objects import MovedObject, MovedObjects
+from divff_nerfstudio.data.moved_objects import MovedObject
+from divff_nerfstudio.evaluation.found_events import score_events
 from divff_nerfstudio.evaluation.places import MIN_PIXELS, Places
 from divff_nerfstudio.objects.things import Thing, Things
 
 MIN_FRAMES = 10
 """An instance that fewer frames show need not be found."""
-SECONDS = 1.0
-"""How far a move may be off at its begin and at its end."""
 _ACTOR, _UNLABELLED = 2, 0
 _SEEN = 0.5
 _MERGED = 0.25
@@ -46,7 +42,7 @@ def score_things(things: Things, places: Places, fps: float) -> dict[str, float]
     shown, frames = overlaps(things, places)
     own = shown.argmax(axis=1)
     scores = _found_once(things, places, shown, own, frames)
-    scores |= _events(things, places.moved, own, places.scene.video_numbers, fps)
+    scores |= score_events(things, places.moved, own, frames, places.scene.video_numbers, fps)
     errors = _point_errors(things, places, own)
     return scores | ({"things_point_error_cm": float(np.median(errors))} if errors else {})
 
@@ -92,35 +88,6 @@ def _found_once(
     if len(second):
         scores["things_merged"] = float((second >= _MERGED * shown.sum(axis=1)).mean())
     return scores
-
-
-def _events(
-    things: Things, moved: MovedObjects, own: Int[np.ndarray, "things"], numbers: Int[np.ndarray, "frames"], fps: float
-) -> dict[str, float]:
-    last = int(numbers[-1])
-    true = [(thing.instance.id, *span) for thing in moved.objects for span in thing.instance.motion if span[0] < last]
-    told = [
-        (int(instance), int(numbers[move.start]), int(numbers[move.end]))
-        for thing, instance in zip(things.things, own, strict=True)
-        for move in thing.moves
-    ]
-    off, used = [], set()
-    for instance, start, end in true:
-        near = {
-            i: max(abs(start - told[i][1]), abs(end - told[i][2]))
-            for i in range(len(told))
-            if i not in used and told[i][0] == instance
-        }
-        best = min(near, key=lambda i: near[i], default=None)
-        if best is not None and near[best] <= SECONDS * fps:
-            used.add(best)
-            off.append((abs(start - told[best][1]) + abs(end - told[best][2])) / 2 / fps)
-    scores: dict[str, float] = {"events": len(true), "events_told": len(told)}
-    if true:
-        scores["events_found"] = len(off) / len(true)
-    if told:
-        scores["events_false"] = 1 - len(used) / len(told)
-    return scores | ({"events_off_s": float(np.median(off))} if off else {})
 
 
 def _point_errors(things: Things, places: Places, own: Int[np.ndarray, "things"]) -> list[float]:

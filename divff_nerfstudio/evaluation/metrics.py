@@ -100,6 +100,11 @@ def _lpips_network() -> Any:
     return LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
 
 
+def iou(found: Bool[np.ndarray, "height width"], truth: Bool[np.ndarray, "height width"]) -> float:
+    """Intersection over union of two masks; 0 if both are empty."""
+    return float((found & truth).sum() / max((found | truth).sum(), 1))
+
+
 def average_precision(scores: Float[np.ndarray, "*shape"], truth: Bool[np.ndarray, "*shape"]) -> float | None:
     """Area under the precision-recall curve, as scikit-learn sums it.
 

@@ -26,7 +26,7 @@ from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.consistency import consistency
 from divff_nerfstudio.evaluation.figures import save_frame_figure, save_picture
 from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD
-from divff_nerfstudio.evaluation.moved import moved
+from divff_nerfstudio.evaluation.moved_scores import moved
 from divff_nerfstudio.evaluation.options import EvaluationError, TaskGroup, asked_kind
 from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task, ViewScores, mean_scores
 from divff_nerfstudio.evaluation.scores import frame_scores

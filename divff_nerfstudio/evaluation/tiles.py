@@ -14,12 +14,11 @@ Picture = UInt8[np.ndarray, "height width 3"]
 BACKGROUND = (24, 26, 31)
 INK = (236, 238, 242)
 FADED = (150, 156, 168)
-
-
 CELL_HEIGHT = 180
 """Height of a picture in a figure, in pixels; its width follows from the frame's shape."""
 LABEL_HEIGHT = 26
 """Height of the words under it."""
+_GAP = 4
 
 
 def cell_size(height: int, width: int, cell_height: int = CELL_HEIGHT) -> tuple[int, int]:
@@ -55,8 +54,7 @@ def fitted(image: Float[np.ndarray, "height width channels"], size: tuple[int, i
     inner = min(size[0], round(scale * height)), min(size[1], round(scale * width))
     if size[0] - inner[0] < 2 and size[1] - inner[1] < 2:
         return as_picture(image, size)
-    cell = np.empty((*size, 3), np.uint8)
-    cell[:] = BACKGROUND
+    cell = np.full((*size, 3), BACKGROUND, np.uint8)
     top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
     cell[top : top + inner[0], left : left + inner[1]] = as_picture(image, inner)
     return cell
@@ -109,26 +107,24 @@ def blank(size: tuple[int, int], lines: Sequence[str]) -> Picture:
     line_height = min(24, max(12, height // 8))
     strips = [caption(line, width, line_height, FADED) for line in lines]
     above = max(0, (height - line_height * len(strips)) // 2)
-    cell = np.empty((height, width, 3), np.uint8)
-    cell[:] = BACKGROUND
+    cell = np.full((height, width, 3), BACKGROUND, np.uint8)
     if strips:
         text = np.concatenate(strips)[: height - above]
         cell[above : above + len(text)] = text
     return cell
 
 
-def row_of(cells: Sequence[Picture], gap: int = 4) -> Picture:
+def row_of(cells: Sequence[Picture]) -> Picture:
     """Cells of one height side by side."""
-    return _joined(cells, gap, axis=1)
+    return _joined(cells, _GAP, axis=1)
 
 
-def column_of(rows: Sequence[Picture], gap: int = 4) -> Picture:
+def column_of(rows: Sequence[Picture], gap: int = _GAP) -> Picture:
     """Rows below each other, the narrower ones filled up to the right."""
     width = max(row.shape[1] for row in rows)
     filled = []
     for row in rows:
-        full = np.empty((row.shape[0], width, 3), np.uint8)
-        full[:] = BACKGROUND
+        full = np.full((row.shape[0], width, 3), BACKGROUND, np.uint8)
         full[:, : row.shape[1]] = row
         filled.append(full)
     return _joined(filled, gap, axis=0)
@@ -137,7 +133,6 @@ def column_of(rows: Sequence[Picture], gap: int = 4) -> Picture:
 def _joined(parts: Sequence[Picture], gap: int, axis: int) -> Picture:
     shape = list(parts[0].shape)
     shape[axis] = gap
-    between = np.empty(shape, np.uint8)
-    between[:] = BACKGROUND
+    between = np.full(shape, BACKGROUND, np.uint8)
     pieces = [piece for part in parts for piece in (part, between)][:-1]
     return np.concatenate(pieces, axis=axis)

@@ -277,14 +277,12 @@ def _go_on(
 
 
 @torch.no_grad()
-def evaluate_autoencoder(
-    autoencoder: Autoencoder, table: Table, cosine_weight: float = 0.001, chunk: int = 4096
-) -> float:
+def evaluate_autoencoder(autoencoder: Autoencoder, table: Table, cosine_weight: float = 0.001) -> float:
     """Mean of `autoencoder_loss` over a table of features, in evaluation mode, in which it leaves the autoencoder."""
     autoencoder.eval()
     device = next(autoencoder.parameters()).device
     total = 0.0
-    for rows in torch.arange(len(table)).split(chunk):
+    for rows in torch.arange(len(table)).split(4096):
         batch = _rows(table, rows, device)
         total += float(autoencoder_loss(autoencoder(batch), batch, cosine_weight)) * len(rows)
     return total / len(table)

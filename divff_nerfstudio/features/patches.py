@@ -15,6 +15,7 @@ from pydantic import Field
 from sklearn.decomposition import IncrementalPCA
 from torch.nn.functional import normalize
 
+from divff_nerfstudio.features.clips import IMAGENET
 from divff_nerfstudio.features.encoders import fitted_size, stretched
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.pretrained import EncoderError, load_pretrained, weights_fingerprint
@@ -23,7 +24,7 @@ from divff_nerfstudio.features.store import FrameFeatures
 from divff_nerfstudio.schema import Count, Size
 
 _STATISTICS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet": IMAGENET,
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 

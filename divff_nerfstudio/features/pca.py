@@ -9,6 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_SAMPLES, _OUTLIERS = 20_000, 0.02
+"""About so many rows are looked at, evenly spaced; so large a share of them may be clipped at each end of a direction.
+"""
+
 
 @dataclass(frozen=True)
 class FeatureBasis:
@@ -33,15 +37,11 @@ class FeatureBasis:
 
 
 @torch.no_grad()
-def fit_feature_basis(
-    table: Float[Tensor, "rows dim"] | np.ndarray, samples: int = 20_000, outliers: float = 0.02
-) -> FeatureBasis:
+def fit_feature_basis(table: Float[Tensor, "rows dim"] | np.ndarray) -> FeatureBasis:
     """Fits the three principal directions of a table of features.
 
     Args:
         table: Features, one a row, of any float type; of a memory-mapped array only the rows looked at are read.
-        samples: About so many rows are looked at, evenly spaced.
-        outliers: Share of the rows at each end of a direction that may be clipped.
 
     Returns:
         The basis. The sign of a direction makes its largest component positive, so that two fits agree.
@@ -52,7 +52,7 @@ def fit_feature_basis(
     rows, dimension = table.shape
     if rows == 0 or dimension < 3:
         raise ValueError(f"a basis of colours needs rows of at least three values, not a table of {rows} x {dimension}")
-    step = max(1, rows // samples)
+    step = max(1, rows // _SAMPLES)
     chosen = table[step // 2 :: step]
     chosen = (torch.from_numpy(np.array(chosen)) if isinstance(chosen, np.ndarray) else chosen).float()
     mean = chosen.mean(dim=0)
@@ -61,7 +61,7 @@ def fit_feature_basis(
     largest = directions.abs().argmax(dim=0)
     directions = directions * directions.gather(0, largest[None]).sign()
     along = centred @ directions
-    low, high = torch.quantile(along, along.new_tensor([outliers, 1 - outliers]), dim=0)
+    low, high = torch.quantile(along, along.new_tensor([_OUTLIERS, 1 - _OUTLIERS]), dim=0)
     return FeatureBasis(mean, directions, low, high)
 
 

@@ -19,13 +19,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from divff_nerfstudio.features.clips import IMAGENET
 from divff_nerfstudio.features.pretrained import load_pretrained, weights_fingerprint
 from divff_nerfstudio.features.segments import Segmenter
 from divff_nerfstudio.schema import Amount, Share
 
 SIZES = ("tiny", "small", "base-plus", "large")
 """Sizes of SAM 2.1 that the hub has, as facebook/sam2.1-hiera-SIZE."""
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CROP_OVERLAP = 512 / 1500
 _EDGE = 20
 """A mask of a crop that comes this near (in pixels) to where the crop was cut is taken for a part of something."""
@@ -169,7 +169,7 @@ class SamSegmenter(Segmenter):
         """What the model sees in pictures, in [0, 1], or crops of one; a picture for each row of the levels."""
         side = (self._side, self._side)
         seen = torch.cat([interpolate(each, side, mode="bilinear", antialias=True) for each in pictures])
-        mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in (_MEAN, _STD))
+        mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in IMAGENET)
         return self.model.get_image_embeddings((seen - mean) / std)
 
     def _crop_embeddings(

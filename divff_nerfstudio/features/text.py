@@ -97,14 +97,10 @@ class TextEncoder:
         """The only things that it has learned to tell apart; none: more than can be told."""
         return self._encoder.names
 
-    def encode(self, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
+    def __call__(self, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
         """Embeddings of phrases, single precision, on the CPU."""
         found = self._encoder.encode_text(phrases)
         return normalize(found, dim=-1) if self.normalise else found
-
-    def __call__(self, phrases: Sequence[str]) -> Float[Tensor, "phrases dim"]:
-        """As `encode`."""
-        return self.encode(phrases)
 
 
 class WhenAsked:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from nerfstudio.field_components.mlp import MLP
 from torch import Tensor, nn
 
-from divff_nerfstudio.fields.encodings import GridEncoding, Implementation
+from divff_nerfstudio.fields.encodings import GridEncoding
 from divff_nerfstudio.fields.layers import LayerSamples, SamplePoints
 from divff_nerfstudio.fields.space import SceneSpace, activated_density
 from divff_nerfstudio.fields.time_code import TimeCode
@@ -20,12 +18,10 @@ class DynamicField(nn.Module):
 
     Args:
         space: The scene's units.
-        implementation: Encoding of places.
-        resolutions: See `GridEncoding`.
-        channels: See `GridEncoding`.
+        time_code: Codes of moments.
+        grid: Encoding of places.
         hidden: Width of the network.
         encoding_dim: Length of the encoding that is handed on.
-        time_code: Codes of moments.
         density_shift: Start of the raw density.
         max_uncertainty: Bound of the uncertainty, so that it cannot explain a wrong colour away.
     """
@@ -33,21 +29,16 @@ class DynamicField(nn.Module):
     def __init__(
         self,
         space: SceneSpace,
-        implementation: Implementation,
-        resolutions: Sequence[int],
-        channels: int,
+        time_code: TimeCode,
+        grid: GridEncoding,
         hidden: int,
         encoding_dim: int,
-        time_code: TimeCode,
         density_shift: float,
         max_uncertainty: float,
     ):
         super().__init__()
-        self.space = space
-        self.density_shift = density_shift
-        self.max_uncertainty = max_uncertainty
-        self.grid = GridEncoding(implementation, resolutions, channels)
-        self.time_code = time_code
+        self.space, self.density_shift, self.max_uncertainty = space, density_shift, max_uncertainty
+        self.grid, self.time_code = grid, time_code
         self.network = MLP(
             self.grid.out_dim + self.time_code.out_dim, num_layers=4, layer_width=hidden, out_dim=6 + encoding_dim
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from divff_nerfstudio.fields.actor import ActorField, ActorShadow
 from divff_nerfstudio.fields.dynamic import DynamicField, mixed
-from divff_nerfstudio.fields.encodings import Implementation
+from divff_nerfstudio.fields.encodings import GridEncoding
 from divff_nerfstudio.fields.layers import Layer, LayerSamples, SamplePoints
 from divff_nerfstudio.fields.proposal import ProposalField
 from divff_nerfstudio.fields.space import SceneSpace
@@ -105,27 +105,21 @@ class LayeredField(nn.Module):
         config.settle("cpu")
         assert config.static_resolutions and config.dynamic_resolutions
         assert config.dynamic_hidden and config.actor_hidden
-        implementation: Implementation = config.implementation
         self.config = config
         self.space = space
         octaves, apart = octaves_for(num_frames), config.time_codes == "apart"
         self.proposal = ProposalField(space)
-        self.static = StaticField(
-            space,
-            implementation,
-            config.static_resolutions,
-            config.static_channels,
-            config.hidden,
-            config.encoding_dim,
-        )
+        # Each is made in this order: what a training begins with is drawn as they are.
+        grid = GridEncoding(config.implementation, config.static_resolutions, config.static_channels)
+        self.static = StaticField(space, grid, config.hidden, config.encoding_dim)
+        time_code = KnotTimeCode(octaves) if apart else LowRankTimeCode(octaves)
+        grid = GridEncoding(config.implementation, config.dynamic_resolutions, config.dynamic_channels)
         self.dynamic = DynamicField(
             space,
-            implementation,
-            config.dynamic_resolutions,
-            config.dynamic_channels,
+            time_code,
+            grid,
             config.dynamic_hidden,
             config.encoding_dim,
-            KnotTimeCode(octaves) if apart else LowRankTimeCode(octaves),
             config.density_shift,
             config.max_uncertainty,
         )

@@ -15,17 +15,14 @@ class ProposalField(nn.Module):
 
     Args:
         space: The scene's units.
-        resolution: Resolution of the room's planes.
-        channels: Channels of them.
-        camera_resolution: Resolution of the planes before the camera, and in time.
     """
 
-    def __init__(self, space: SceneSpace, resolution: int = 64, channels: int = 8, camera_resolution: int = 32):
+    def __init__(self, space: SceneSpace):
         super().__init__()
         self.space = space
-        self.room = PlaneEncoding((resolution,), channels)
+        self.room = PlaneEncoding((64,), 8)
         self.room_network = MLP(self.room.get_out_dim(), num_layers=2, layer_width=16, out_dim=1)
-        self.camera = PlaneEncoding((camera_resolution,), channels // 2, time_resolution=camera_resolution)
+        self.camera = PlaneEncoding((32,), 4, time_resolution=32)
         self.camera_network = MLP(self.camera.get_out_dim(), num_layers=2, layer_width=16, out_dim=1)
 
     def forward(

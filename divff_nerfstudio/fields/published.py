@@ -201,13 +201,10 @@ class CoarseNetwork(_Room):
 
     Args:
         positions: Length of an encoded point.
-        directions: Length of an encoded direction.
+        per_ray: Length of an encoded direction.
         width: Width of the trunk.
         branch: Width of the colour's layer.
     """
-
-    def __init__(self, positions: int, directions: int, width: int, branch: int):
-        super().__init__(positions, directions, width, branch)
 
     def forward(
         self, positions: Float[Tensor, "rays samples positions"], directions: Float[Tensor, "rays directions"] | None

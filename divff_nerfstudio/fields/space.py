@@ -15,7 +15,9 @@ NEAR_SCALE = 0.03
 """Distance from the camera, in lengths of the scene, at which the actor's depth coordinate starts."""
 FAR_SCALE = 1.5
 """Distance at which it ends."""
-_MAX_EXPONENT, _STEEPEST = 60.0, 15.0
+_HALF_ANGLE_TANGENT = 1.1
+"""Of the field of view that the actor's coordinates span."""
+_MAX_EXPONENT, _MAX_STEEPNESS = 60.0, 15.0
 """Largest raw density, and the one up to which its gradient grows. Nothing pulls at what is opaque already, so that a
 long training of the static layer alone takes raw densities beyond 88, where their exponential is infinite and a layer's
 share of it not a number."""
@@ -46,12 +48,10 @@ class SceneSpace(nn.Module):
         """World positions as coordinates in the box; what lies outside is moved to its border."""
         return ((positions - self.box[0]) / (self.box[1] - self.box[0])).clamp(0, 1)
 
-    def to_camera_cube(
-        self, camera_positions: Float[Tensor, "points 3"], half_angle_tangent: float = 1.1
-    ) -> Float[Tensor, "points 3"]:
+    def to_camera_cube(self, camera_positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
         """Camera positions as (right, up, logarithm of the distance), each in [0, 1], in the camera's field of view."""
         distance = (-camera_positions[:, 2:]).clamp_min(1e-4 * self.known_length())
-        across = camera_positions[:, :2] / distance / (2 * half_angle_tangent) + 0.5
+        across = camera_positions[:, :2] / distance / (2 * _HALF_ANGLE_TANGENT) + 0.5
         depth = torch.log((distance / self.length / NEAR_SCALE).clamp_min(1)) / math.log(FAR_SCALE / NEAR_SCALE)
         return torch.cat((across, depth), -1).clamp(0, 1)
 
@@ -77,4 +77,4 @@ class _BoundedExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (raw,) = ctx.saved_tensors
-        return grad * torch.exp(raw.clamp_max(_STEEPEST))
+        return grad * torch.exp(raw.clamp_max(_MAX_STEEPNESS))

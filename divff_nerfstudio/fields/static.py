@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from nerfstudio.field_components.mlp import MLP
 from torch import Tensor, nn
 
-from divff_nerfstudio.fields.encodings import GridEncoding, Implementation
+from divff_nerfstudio.fields.encodings import GridEncoding
 from divff_nerfstudio.fields.layers import LayerSamples, SamplePoints
 from divff_nerfstudio.fields.space import SceneSpace, activated_density
 
@@ -25,25 +23,14 @@ class StaticField(nn.Module):
 
     Args:
         space: The scene's units.
-        implementation: Encoding of places.
-        resolutions: See `GridEncoding`.
-        channels: See `GridEncoding`.
+        grid: Encoding of places.
         hidden: Width of the networks.
         encoding_dim: Length of the encoding that is handed on.
     """
 
-    def __init__(
-        self,
-        space: SceneSpace,
-        implementation: Implementation,
-        resolutions: Sequence[int],
-        channels: int,
-        hidden: int,
-        encoding_dim: int,
-    ):
+    def __init__(self, space: SceneSpace, grid: GridEncoding, hidden: int, encoding_dim: int):
         super().__init__()
-        self.space = space
-        self.grid = GridEncoding(implementation, resolutions, channels)
+        self.space, self.grid = space, grid
         self.network = MLP(self.grid.out_dim, num_layers=2, layer_width=hidden, out_dim=2 + encoding_dim)
         self.colour = MLP(encoding_dim, num_layers=2, layer_width=hidden, out_dim=3, out_activation=nn.Sigmoid())
 

@@ -113,6 +113,11 @@ class LayeredModelConfig(ModelConfig):
     def staged(self) -> Schedule:
         """When what is trained; before it is settled, everything from the start."""
 
+    def heads_go_on_by(self, step: int) -> str:
+        """What to give so that heads, which a longer schedule would let rest, are trained from a step on."""
+        del step
+        return "the number of steps that it was to have"
+
 
 class LayeredModel(Model):
     """Renders a scene's three layers at any time, and the features that were distilled into them.
@@ -334,8 +339,7 @@ class LayeredModel(Model):
         if not self.training:
             error = uncertain_photometric(outputs["rgb"], target, outputs["uncertainty"][..., 0])
             return {"photometric": error}
-        known = [name for name in ("evidence", "resting", "hints") if name in batch]
-        outputs |= {name: batch[name].to(self.device) for name in known}
+        outputs |= {name: batch[name].to(self.device) for name in ("evidence", "resting", "hints") if name in batch}
         losses = {} if self.geometry_frozen else self._geometry_losses(outputs, target)
         if CODE in outputs and "features" in batch:
             losses |= self._feature_losses(outputs[CODE], batch["features"])
@@ -347,15 +351,9 @@ class LayeredModel(Model):
 
     def _feature_losses(self, code: Tensor, features: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         assert self.semantic is not None
-        weights = {
-            "image": self.config.image_weight,
-            "video": self.config.video_weight,
-            "hotspot": self.config.hotspot_weight,
-            "regulariser": self.config.regulariser_weight,
-        }
         over_all = self.config.mean_over_all_rays
         return {
-            f"features_{kind}": weights[kind]
+            f"features_{kind}": getattr(self.config, f"{kind}_weight")
             * feature_loss(kind, self.semantic.decode(code, HEADS.get(kind, kind)), target, valid, over_all)
             for kind, (target, valid) in features.items()
         }

@@ -22,7 +22,7 @@ from divff_nerfstudio.fields.windowed import WindowedField
 from divff_nerfstudio.former_names import formerly
 from divff_nerfstudio.generators import weighted_draw
 from divff_nerfstudio.models.base import LayeredModelConfig
-from divff_nerfstudio.models.moved import moved_mask
+from divff_nerfstudio.models.moved_mask import moved_mask
 from divff_nerfstudio.models.rays import RayModel, clear_space_loss, distortion_loss, proposal_loss
 from divff_nerfstudio.models.schedule import PhasesConfig, Schedule
 from divff_nerfstudio.models.separation import (

@@ -108,6 +108,10 @@ class PhasesConfig(PrintableConfig):
         moving, heads, joint = (step or 0 for step in self._phases())
         return Schedule(moving, heads, heads_alone_until=joint, joint_start_step=joint)
 
+    def heads_go_on_by(self, step: int) -> str:
+        """What to give so that heads are trained from a step on, all else with them."""
+        return f"--pipeline.model.heads-start-step {step} --pipeline.model.joint-start-step {step}"
+
     def _phases(self) -> tuple[int | None, int | None, int | None]:
         return self.moving_start_step, self.heads_start_step, self.joint_start_step
 

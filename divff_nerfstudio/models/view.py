@@ -51,11 +51,13 @@ class Features(Mapping[str, Float[Tensor, "height width dim"]]):
     Args:
         kinds: The kinds that there are.
         decode: Makes a kind's features.
+
+    Attributes:
         kept_bytes: Size up to which features are kept once they are decoded.
     """
 
-    def __init__(self, kinds: Sequence[str] = (), decode: Callable[[str], Tensor] | None = None, kept_bytes: int = 0):
-        self._kinds, self._decode, self.kept_bytes = tuple(kinds), decode, kept_bytes
+    def __init__(self, kinds: Sequence[str] = (), decode: Callable[[str], Tensor] | None = None):
+        self._kinds, self._decode, self.kept_bytes = tuple(kinds), decode, 0
         self._kept: dict[str, Tensor] = {}
 
     def __getitem__(self, kind: str) -> Float[Tensor, "height width dim"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +12,10 @@ from jaxtyping import Float
 from divff_nerfstudio.objects.pieces import MIN_DYNAMIC
 from divff_nerfstudio.objects.things import Move, Thing, Things
 
+Kind = Literal["moved", "put back", "brought in", "carried out"]
 _SAME_PLACE = 0.5
+_END = 2
+"""What so many frames at an end of the video show in a hand is there when the video begins or ends."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Clock:
 
 @dataclass(frozen=True, eq=False)
 class Event:
-    """Somebody has moved something."""
+    """Somebody has moved something, brought it in or carried it out."""
 
     thing: Thing
     """What."""
@@ -68,15 +71,25 @@ class Event:
     returned: bool
     """Whether it was put back where it had been."""
 
+    @property
+    def kind(self) -> Kind:
+        """What has happened: of what is brought in nobody has seen where from, of what is carried out, where to."""
+        if self.move.source is None:
+            return "brought in"
+        if self.move.target is None:
+            return "carried out"
+        return "put back" if self.returned else "moved"
+
     def data(self, clock: Clock) -> dict[str, Any]:
-        """The event as plain data; points are world coordinates."""
+        """The event as plain data; points are world coordinates, and null where nobody knows."""
         return {
             "thing": self.thing.number,
             "name": self.thing.name,
+            "kind": self.kind,
             "start": clock.data(self.move.start),
             "end": clock.data(self.move.end),
-            "from": self.move.source.tolist(),
-            "to": self.move.target.tolist(),
+            "from": None if self.move.source is None else self.move.source.tolist(),
+            "to": None if self.move.target is None else self.move.target.tolist(),
             "distance": self.move.distance,
             "from_beside": self.source.number if self.source else None,
             "to_beside": self.target.number if self.target else None,
@@ -87,8 +100,14 @@ class Event:
     def told(self, clock: Clock) -> str:
         """The event as a sentence."""
         when = f"{clock.told(self.move.start)} to {clock.told(self.move.end)}"
-        if self.returned:
+        if self.kind == "put back":
             return f"{when}: {called(self.thing)} is taken and put back{_beside(self.source)}."
+        if self.kind == "brought in":
+            come = "is in the hand at the beginning" if self.move.start < _END else "is brought in"
+            return f"{when}: {called(self.thing)} {come} and put down{_beside(self.target)}."
+        if self.kind == "carried out":
+            gone = "still in the hand at the end" if self.move.end >= len(clock.frame_ids) - _END else "carried out"
+            return f"{when}: {called(self.thing)} is taken{_beside(self.source, 'from ')}, and {gone}."
         where = _beside(self.source, "from ") + _beside(self.target, "to ")
         if self.source is self.target:
             where = _beside(self.source, "still ")
@@ -96,12 +115,15 @@ class Event:
 
 
 def diary(things: Things) -> list[Event]:
-    """All that is moved, in the order of time."""
+    """All that is moved, brought in or carried out, in the order of time."""
     found = []
     for thing in things.things:
         for move in thing.moves:
-            returned = move.distance < _SAME_PLACE * thing.size and bool(move.path)
-            source, target = (landmark(things, thing, point) for point in (move.source, move.target))
+            far = move.distance
+            returned = far is not None and far < _SAME_PLACE * thing.size and bool(move.path)
+            source, target = (
+                None if point is None else landmark(things, thing, point) for point in (move.source, move.target)
+            )
             found.append(Event(thing, move, source, target, returned))
     return sorted(found, key=lambda event: (event.move.start, event.thing.number))
 

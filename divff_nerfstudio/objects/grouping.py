@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial import KDTree
 
 from divff_nerfstudio.evenly import evenly_spaced
+from divff_nerfstudio.objects.boxes import Near
 from divff_nerfstudio.objects.likeness import Likeness, covered, learn_likeness
 from divff_nerfstudio.objects.sighting_table import Sightings, SightingTable
 from divff_nerfstudio.objects.sightings import FeaturesOf, Sighting
@@ -197,23 +198,27 @@ class Grouping:
         for group in self.groups:
             assert group.last is not None
             (old if len(group.numbers) < MIN_FRAMES and group.last.frame < since else kept).append(group)
+        near = Near(kept)
         for group in old:
-            if (larger := next((other for other in kept if self._one(other, group)), None)) is not None:
-                larger.absorb(group)
-        self.groups = kept
+            if (larger := self._larger(near, group)) is not None:
+                near.absorb(larger, group)
+        self.groups = near.groups
 
     def _merge(self) -> None:
         """Puts together what lies at one place with features of one thing, until nothing more does."""
         before = 0
         while before != len(self.groups):
-            before, kept = len(self.groups), list[Group]()
+            before, near = len(self.groups), Near([])
             for group in sorted(self.groups, key=lambda group: -len(group.numbers)):
-                larger = next((other for other in kept if self._one(other, group)), None)
-                if larger is None:
-                    kept.append(group)
+                if (larger := self._larger(near, group)) is None:
+                    near.add(group)
                 else:
-                    larger.absorb(group)
-            self.groups = kept
+                    near.absorb(larger, group)
+            self.groups = near.groups
+
+    def _larger(self, near: Near, group: Group) -> int | None:
+        """The first group that another is one with: its index; None if there is none."""
+        return next((int(i) for i in near.to(group, self.reach) if self._one(near.groups[i], group)), None)
 
     def _one(self, first: Group, second: Group) -> bool:
         alike = float(self.likeness.evidence(np.array(first.direction @ second.direction)))

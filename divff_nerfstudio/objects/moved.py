@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,29 +37,39 @@ def moved(thing: Thing, before: Rest, after: Rest, things: Things) -> bool:
     What the static layer shows at both places has not. It has left if frames that show the old place afterwards show
     something else there. If none shows it, a thing has still moved if it is seen all the way, or elsewhere in between,
     with the actor next to it, and whole at both places, as large here as there; what the picture's border cuts off, or
-    what fills the room, has not. Somebody must have had it: the actor is next to it as it goes or comes, or nobody has
-    seen it go; unless the dynamic layer is sure of it, and the old place is empty: a hand may be next to a handle that
-    is a segment of its own.
+    what fills the room, has not. Of places that are nearly the same nobody can see that one has been left: it must have
+    been seen elsewhere in between, in a hand; what is only pushed a little, or touched, has not moved. Somebody must
+    have had it: the actor is next to it as it goes or comes, or nobody has seen it go; unless the dynamic layer is sure
+    of it, and the old place is empty: a hand may be next to a handle that is a segment of its own.
     """
-    dynamic = [_dynamic(thing, rest) for rest in (before, after)]
-    if max(dynamic) < MIN_DYNAMIC or thing.size > _ROOM * things.depth:
+    if not may_move(thing, (before, after), things):
         return False
     touched, unseen = _handled(thing, before, after, things)
     handled = touched or unseen
-    if not handled and min(dynamic) <= _SURELY_DYNAMIC:
+    if not handled and min(_dynamic(thing, rest) for rest in (before, after)) <= _SURELY_DYNAMIC:
         return False
-    left = _left(thing, before, after, things)
+    seen_taken = touched and taken(thing.spots, before, after, thing.size, things.reach)
+    away = before.points[KDTree(after.points).query(before.points)[0] > 2 * things.reach]
+    if len(away) < _SEEN * len(before.points):
+        return seen_taken and _whole(before, after)
+    left = unlike_it(thing, away, range(after.first, after.last + 1), things)
     if not handled:
         return left is not None and left > _SURELY_LEFT
     if left is not None:
         return left > _LEFT
-    whole = (
-        touched
-        and (taken(thing.spots, before, after, thing.size, things.reach) or not unseen)
-        and all(rest.spots.cut.mean() < _WHOLE for rest in (before, after))
-    )
+    return (seen_taken or (touched and not unseen)) and _whole(before, after)
+
+
+def may_move(thing: Thing, rests: Sequence[Rest], things: Things) -> bool:
+    """Whether the dynamic layer shows enough of a thing at one of some places, and it does not fill the room."""
+    return max(_dynamic(thing, rest) for rest in rests) >= MIN_DYNAMIC and thing.size <= _ROOM * things.depth
+
+
+def _whole(before: Rest, after: Rest) -> bool:
+    """Whether the picture's border does not cut a thing off at two places, and it is as large here as there."""
     sizes = size(before.spots), size(after.spots)
-    return bool(whole and max(sizes) < _ALIKE * max(min(sizes), 1e-9))
+    uncut = all(rest.spots.cut.mean() < _WHOLE for rest in (before, after))
+    return uncut and max(sizes) < _ALIKE * max(min(sizes), 1e-9)
 
 
 def _dynamic(thing: Thing, rest: Rest) -> float:
@@ -79,19 +90,22 @@ def _handled(thing: Thing, before: Rest, after: Rest, things: Things) -> tuple[b
     return bool(len(way) and way.touched.mean() >= _TOUCHED), hidden
 
 
-def _left(thing: Thing, before: Rest, after: Rest, things: Things) -> float | None:
-    """Share of the frames from one rest on that show something unlike a thing where it lay and lies no more; of some
-    hundreds of them, where there are more.
+def unlike_it(thing: Thing, points: Float[np.ndarray, "n 3"], frames: range, things: Things) -> float | None:
+    """Share of the frames that show a place which show something unlike a thing there; of some hundreds of them, where
+    there are more.
+
+    Args:
+        thing: The thing.
+        points: Points of its surface at the place, world coordinates.
+        frames: Indices of the frames that are asked.
+        things: All things.
 
     Returns:
-        None where the places are nearly the same, or no frame shows the former one.
+        None where no frame shows the place.
     """
-    far = KDTree(after.points).query(before.points)[0] > 2 * things.reach
-    if far.mean() < _SEEN:
-        return None
-    points = _some(before.points[far])
+    points = _some(points)
     alike, shown = things.alike(thing), []
-    for frame in after.first + evenly_spaced(after.last + 1 - after.first, _MAX_LOOKS):
+    for frame in frames.start + evenly_spaced(len(frames), _MAX_LOOKS):
         if (owners := _owners(points, frame, things)) is not None:
             shown.append(float(np.isin(owners, alike).mean()) < 1 - _LEFT)
     return float(np.mean(shown)) if shown else None

@@ -152,12 +152,14 @@ def _draw_paths(axes: Any, cameras: np.ndarray, events: Sequence[Event], clock: 
     moved = list(dict.fromkeys(event.thing.number for event in events))
     for event in events:
         colour = colours[moved.index(event.thing.number) % len(colours)]
-        way = flat(np.stack([event.move.source, *(np.array(p) for _, p in event.move.path), event.move.target]))
+        way = flat(event.move.way)
         name = f"{event.thing.number} {event.thing.name}".strip()
         label = f"{name}, {clock.told(event.move.start)} to {clock.told(event.move.end)}"
         axes.plot(*way.T, "-", color=colour, linewidth=1.5, label=label)
-        axes.plot(*way[0], "o", color=colour, markerfacecolor="white", markersize=7)
-        axes.plot(*way[-1], "o", color=colour, markersize=7)
+        if event.move.source is not None:
+            axes.plot(*way[0], "o", color=colour, markerfacecolor="white", markersize=7)
+        if event.move.target is not None:
+            axes.plot(*way[-1], "o", color=colour, markersize=7)
     axes.set_aspect("equal")
     axes.set(title="The room from above", xlabel="scene units", ylabel="scene units")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
@@ -166,7 +168,7 @@ def _draw_paths(axes: Any, cameras: np.ndarray, events: Sequence[Event], clock: 
 def _labels(things: Things, events: Sequence[Event], flat: _Flat) -> list[tuple[str, Float[np.ndarray, "2"]]]:
     """What stands where in a plan, what matters more first: numbers of what is moved where its ways end, names of what
     it is said to stand by, and of what else has a name, stays and does not fill the room."""
-    found = [(str(event.thing.number), flat(event.move.target)) for event in events]
+    found = [(str(event.thing.number), flat(event.move.way[-1])) for event in events]
     beside = [thing for event in events for thing in (event.source, event.target) if thing is not None]
     named = [each for each in things.things if each.name and not each.moves and each.size < 0.5 * things.depth]
     for thing in dict.fromkeys([*beside, *named]):

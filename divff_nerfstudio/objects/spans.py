@@ -23,6 +23,8 @@ _END = 2
 _COVERED = 0.85
 _STRAYS = 2
 _HELD = 0.6
+_PAUSE = 12
+"""What is not seen without a hand lies where it keeps still in so many frames; in fewer, it pauses on its way."""
 _DISPLACED = 3
 _STEP = 0.3
 _SETTLED = 0.9
@@ -161,8 +163,9 @@ def rests(seen: Spots, reach: float, count: int) -> list[Rest]:
 
     A thing rests while its middle stays within a part of its size, or nearly all of what is seen of it lies where it
     lay; a few frames that say otherwise are strays. Rests that follow each other at one place are one, unless the actor
-    had it elsewhere in between, and if it is put back, it has not rested there. At the video's ends two frames are
-    enough, as its rest may go on where nobody films.
+    had it elsewhere in between, and if it is put back, it has not rested there. What keeps still between two places for
+    a short while, and is not seen there without a hand, has not rested there either: it pauses in the hand. At the
+    video's ends two frames are enough, as its rest may go on where nobody films.
 
     Args:
         seen: What each frame shows of it, in the order of time.
@@ -174,6 +177,10 @@ def rests(seen: Spots, reach: float, count: int) -> list[Rest]:
     long = size(seen)
     step = max(_STEP * long, reach)
     found: list[Rest] = []
+
+    def goes_on(before: Rest, after: Rest) -> bool:
+        return _one_place(before, after, step, reach) and not taken(seen, before, after, long, reach)
+
     for run in _runs(seen, step, reach):
         rest = Rest(seen[run])
         at_ends = rest.first < _END or rest.last >= count - _END
@@ -181,11 +188,24 @@ def rests(seen: Spots, reach: float, count: int) -> list[Rest]:
             continue
         if len(found) > 1 and _held(found[-1]) and _one_place(found[-2], rest, step, reach):
             found.pop()
-        if found and _one_place(found[-1], rest, step, reach) and not taken(seen, found[-1], rest, long, reach):
+        if len(found) > 1 and _pauses(found[-1]) and not goes_on(found[-1], rest):
+            found.pop()
+        if found and goes_on(found[-1], rest):
             found[-1] = Rest(found[-1].spots + rest.spots)
         else:
             found.append(rest)
     return found
+
+
+def seen_alone(rest: Rest) -> bool:
+    """Whether frames show a thing where it rests without the actor next to it: two in a row, since one may err."""
+    alone = ~rest.spots.touched
+    return bool((alone[1:] & alone[:-1]).any())
+
+
+def _pauses(rest: Rest) -> bool:
+    """Whether a thing only keeps still in a hand for a while."""
+    return len(rest.spots) < _PAUSE and not seen_alone(rest)
 
 
 def settled(rest: Rest, reach: float, end: bool = False) -> Rest:

@@ -13,13 +13,14 @@ from jaxtyping import Float, Float32, UInt16
 
 from divff_nerfstudio.arrays import ScratchRows
 from divff_nerfstudio.evenly import evenly_spaced
+from divff_nerfstudio.objects.comings import brought_in, carried_out, shown_carried
 from divff_nerfstudio.objects.grouping import MIN_FRAMES, REACH, Group, Grouping
 from divff_nerfstudio.objects.likeness import Likeness
 from divff_nerfstudio.objects.moved import HIDDEN, moved
 from divff_nerfstudio.objects.pieces import MIN_DYNAMIC, join_over_time, join_pieces
 from divff_nerfstudio.objects.sighting_table import Sightings, SightingTable
 from divff_nerfstudio.objects.sightings import FeaturesOf, Look, Sighting, sightings
-from divff_nerfstudio.objects.spans import AWAY, Rest, Spots, rests, settled, size, spots
+from divff_nerfstudio.objects.spans import Rest, Spots, rests, settled, size, spots
 
 _ACTOR = 0.35
 _MAX_PIXELS = 2**22
@@ -37,23 +38,32 @@ class LookCamera:
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """A thing is moved."""
+    """A thing is moved, brought in or carried out."""
 
     start: int
-    """Index of the last frame that shows it at its old place."""
+    """Index of the last frame that shows it at its old place; of what is brought in, of the first that shows it."""
     end: int
-    """Index of the first frame that shows it at its new place, or of the last that shows it at all."""
-    source: Float[np.ndarray, "3"]
-    """Its old place, world coordinates."""
-    target: Float[np.ndarray, "3"]
-    """Its new place."""
+    """Index of the first frame that shows it at its new place; of what is carried out, of the last that shows it."""
+    source: Float[np.ndarray, "3"] | None
+    """Its old place, world coordinates; None: it is brought in, and nobody has seen where from."""
+    target: Float[np.ndarray, "3"] | None
+    """Its new place; None: it is carried out, and nobody has seen where to."""
     path: tuple[tuple[int, tuple[float, float, float]], ...] = ()
     """Index of each frame that shows it on its way, and where."""
 
     @property
-    def distance(self) -> float:
-        """How far apart the places are, scene units."""
+    def distance(self) -> float | None:
+        """How far apart the places are, scene units; None where one of them is not known."""
+        if self.source is None or self.target is None:
+            return None
         return float(np.linalg.norm(self.target - self.source))
+
+    @property
+    def way(self) -> Float[np.ndarray, "points 3"]:
+        """Where it was from first to last, as far as is known: its old place, its path, its new place; world
+        coordinates."""
+        known = [self.source, *(np.array(point) for _, point in self.path), self.target]
+        return np.stack([point for point in known if point is not None])
 
 
 @dataclass(eq=False)
@@ -100,25 +110,16 @@ class Thing:
 
     @property
     def movable(self) -> bool:
-        """Whether it is ever moved."""
+        """Whether it is ever moved, brought in or carried out."""
         return bool(self.moves)
 
     @cached_property
     def carried_in(self) -> frozenset[int]:
         """Indices of frames, outside of its rests, that show it away from where it rests before and after them, two
         in a row at least; none of what the static layer shows, of which another part may have come into view."""
-        spots, found = self.spots, np.zeros(len(self.spots), bool)
         if self.dynamic < MIN_DYNAMIC:
             return frozenset()
-        for i, frame in enumerate(spots.frames):
-            if any(rest.first <= frame <= rest.last for rest in self.rests):
-                continue
-            nearest = [rest for rest in self.rests if rest.last < frame][-1:]
-            nearest += [rest for rest in self.rests if rest.first > frame][:1]
-            found[i] = all(spots[i : i + 1].off(rest.point)[0] > AWAY * self.size for rest in nearest)
-        row = np.diff(spots.frames) <= HIDDEN
-        alone = found & ~np.append(found[1:] & row, False) & ~np.append(False, found[:-1] & row)
-        return frozenset(spots.frames[found & ~alone].tolist())
+        return frozenset(self.spots.frames[shown_carried(self.spots, self.rests, self.size)].tolist())
 
     def rest_at(self, frame: int) -> Rest | None:
         """Where it lies in a frame, as far as is known; None: it is carried, or has not been seen yet.
@@ -316,16 +317,29 @@ def _own(things: Sequence[Thing], seen: SightingTable, places: UInt16[np.ndarray
 def _follow(thing: Thing, things: Things) -> None:
     """Finds out where a thing rests and when it is moved."""
     lain = rests(thing.spots, things.reach, len(things.cameras)) or [Rest(thing.spots[:1])]
-    kept, moves = [lain[0]], []
+    kept = [lain[0]]
     for later in lain[1:]:
         if not moved(thing, kept[-1], later, things):
             kept[-1] = Rest(kept[-1].spots + later.spots)
             continue
-        before, after = settled(kept.pop(), things.reach, end=True), settled(later, things.reach)
-        way = thing.spots.between(before.last + 1, after.first - 1)
-        path = tuple(
-            (frame, tuple(place)) for frame, place in zip(way.frames.tolist(), way.centres.tolist(), strict=True)
-        )
-        moves.append(Move(before.last, after.first, before.point, after.point, path))
-        kept += [before, after]
-    thing.rests, thing.moves = tuple(kept), tuple(moves)
+        kept += [settled(kept.pop(), things.reach, end=True), settled(later, things.reach)]
+    came, went = brought_in(thing, kept, things), carried_out(thing, kept, things)
+    if came is not None:
+        kept[0] = settled(kept[0], things.reach)
+    if went is not None:
+        kept[-1] = settled(kept[-1], things.reach, end=True)
+    thing.rests = tuple(kept)
+    moves = [_move(thing, before.last, after.first, before, after) for before, after in pairwise(kept)]
+    if came is not None:
+        moves.insert(0, _move(thing, int(came.frames[0]), kept[0].first, None, kept[0]))
+    if went is not None:
+        moves.append(_move(thing, kept[-1].last, int(went.frames[-1]), kept[-1], None))
+    thing.moves = tuple(moves)
+
+
+def _move(thing: Thing, start: int, end: int, before: Rest | None, after: Rest | None) -> Move:
+    """What happens to a thing between two rests, or before its first, or after its last."""
+    way = thing.spots.between(start if before is None else start + 1, end if after is None else end - 1)
+    shown = zip(way.frames.tolist(), way.centres.tolist(), strict=True)
+    path = tuple((frame, tuple(place)) for frame, place in shown)
+    return Move(start, end, None if before is None else before.point, None if after is None else after.point, path)

@@ -36,6 +36,8 @@ _TYPES = {
     CameraType.EQUIRECTANGULAR: "equirectangular",
 }
 _STEREO = ("omnidirectional", "vr180")
+_FPS = 10.0
+"""Pictures per second of a path that the panel writes."""
 _MAX_ASPECT = 32
 _RIGID = 1e-2
 """How far a pose may be from a rotation: files are written by hand, too."""
@@ -238,21 +240,20 @@ def _crop(content: _Crop) -> Crop:
     )
 
 
-def write_still_path(path: Path, camera: Cameras, times: Sequence[float] | np.ndarray, fps: float = 10.0) -> None:
+def write_still_path(path: Path, camera: Cameras, times: Sequence[float] | np.ndarray) -> None:
     """Writes the camera path that stands still and shows every time once.
 
     Args:
         path: The JSON file; `ns-render camera-path`, `divff video --camera-path` and the Render tab read it.
         camera: One camera.
         times: Times, 0 to 1, a picture each.
-        fps: Pictures per second.
     """
     pose = torch.eye(4)
     pose[:3] = camera.camera_to_worlds.reshape(-1, 3, 4)[0].cpu()
     height, width, focal = (float(getattr(camera, name).flatten()[0]) for name in ("height", "width", "fy"))
     matrix, fov = pose.flatten().tolist(), float(np.rad2deg(2 * np.arctan(height / 2 / focal)))
     view = {"fov": fov, "aspect": width / height}
-    seconds = len(times) / fps
+    seconds = len(times) / _FPS
     content = {
         "default_fov": fov,
         "default_time": float(times[0]),
@@ -272,7 +273,7 @@ def write_still_path(path: Path, camera: Cameras, times: Sequence[float] | np.nd
         # Video codecs want even sizes.
         "render_height": 2 * round(height / 2),
         "render_width": 2 * round(width / 2),
-        "fps": fps,
+        "fps": _FPS,
         "seconds": seconds,
         "is_cycle": False,
         "smoothness_value": 0.0,

@@ -75,4 +75,4 @@ class Diary:
 
 def _short(event: Event) -> str:
     """What was moved, in few words."""
-    return (event.thing.name or f"thing {event.thing.number}") + (" is put back" if event.returned else "")
+    return (event.thing.name or f"thing {event.thing.number}") + ("" if event.kind == "moved" else f" is {event.kind}")

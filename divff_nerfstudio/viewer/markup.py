@@ -14,10 +14,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from divff_nerfstudio.overlays import LINE, PALETTE
+from divff_nerfstudio.viewer.lettering import fitted, width
 
 _MAX_LINE = 300
 _MAX_CODE = 4000
-_MAX_NAME = 24
+_FONT, _BETWEEN = 12, 8
 _WIDTH, _ROW, _PLOT = 300, 26, 74
 _INK, _DIM, _FAINT = "#d5d8dc", "#8b9096", "#3a3f45"
 _PLACES = (PALETTE[1], PALETTE[6])
@@ -92,11 +93,12 @@ def legend(
         ink = _INK if seen else _DIM
         bar, tick = (_WIDTH - 22) * min(max(score, 0), 1), 20 + (_WIDTH - 22) * threshold
         fill = "url(#scale)" if len(phrases) == 1 else colour
+        said = f"{score:.2f}{'' if seen else f' · {state}'}"
+        name = fitted(one_line(phrase, _MAX_LINE), _FONT, _WIDTH - 22 - _BETWEEN - width(said, _FONT))
         rows.append(
             f'<rect x="2" y="{y + 5}" width="12" height="12" rx="3" fill="{fill}" stroke="{colour}"/>'
-            f'<text x="20" y="{y + 15}" fill="{ink}">{escape(one_line(phrase, _MAX_NAME))}</text>'
-            f'<text x="{_WIDTH - 2}" y="{y + 15}" fill="{ink}" text-anchor="end">'
-            f"{score:.2f}{'' if seen else f' · {state}'}</text>"
+            f'<text x="20" y="{y + 15}" fill="{ink}">{escape(name)}</text>'
+            f'<text x="{_WIDTH - 2}" y="{y + 15}" fill="{ink}" text-anchor="end">{said}</text>'
             f'<rect x="20" y="{y + 20}" width="{_WIDTH - 22}" height="3" rx="1.5" fill="{_FAINT}"/>'
             f'<rect x="20" y="{y + 20}" width="{bar:.1f}" height="3" rx="1.5" fill="{colour if seen else _DIM}"/>'
             f'<rect x="{tick:.1f}" y="{y + 18}" width="1" height="7" fill="{_INK}"/>'
@@ -192,7 +194,7 @@ def strip(spans: Sequence[tuple[str, int, int]], now: int) -> str:
 def _drawing(parts: str, height: int) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-        'font-family="Inter, system-ui, sans-serif" font-size="12">'
+        f'font-family="Inter, system-ui, sans-serif" font-size="{_FONT}">'
         '<defs><linearGradient id="scale"><stop offset="0" stop-color="#30123b"/><stop offset="0.3" '
         'stop-color="#1bcfd4"/><stop offset="0.6" stop-color="#d2e935"/><stop offset="1" stop-color="#c5270a"/>'
         f"</linearGradient></defs>{parts}</svg>"

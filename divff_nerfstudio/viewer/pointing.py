@@ -73,24 +73,21 @@ def vocabulary(kind: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in content.splitlines() if line.strip())
 
 
-def best_words(
-    query: Query, kind: str, feature: Float[Tensor, "dim"], words: Sequence[str], count: int = 3
-) -> list[tuple[str, float]]:
-    """The words whose embeddings are most similar to a feature, and their similarities, the best first.
+def best_words(query: Query, kind: str, feature: Float[Tensor, "dim"], words: Sequence[str]) -> list[tuple[str, float]]:
+    """The three words whose embeddings are most similar to a feature, and their similarities, the best first.
 
     Args:
         query: Knows the text encoders.
         kind: Kind of the feature.
         feature: Of unit length.
         words: What there is to choose from.
-        count: How many to return.
 
     Raises:
         QueryError: If the text encoder does not work.
     """
     words = tuple(dict.fromkeys(words))
     similar = query.embeddings(kind, words) @ feature.cpu()
-    best = similar.topk(min(count, len(words)))
+    best = similar.topk(min(3, len(words)))
     return [(words[i], float(score)) for i, score in zip(best.indices.tolist(), best.values, strict=True)]
 
 

@@ -61,6 +61,7 @@ class Telling:
         self.lane = Latest("panel telling", context.failed)
         self._last: tuple[AnsweredView, tuple[str, ...], list[str]] | None = None
         self._told: list[Told] = []
+        self._no_things: list[str] = []
         self.told: Signal[[list[Told], int]] = Signal()
         judging.judged.connect(self._judged)
         things.known.connect(self._again)
@@ -102,6 +103,7 @@ class Telling:
             for phrase, state in zip(answer.phrases, states, strict=True)
             if state != "not in the scene" and answer.config.features == KIND
         }
+        self._tell_of_no_thing([phrase for phrase, things in meant.items() if not things])
         if not any(meant.values()):
             self._answering.outline(view, answer, None)
             self._publish([], 0)
@@ -117,6 +119,13 @@ class Telling:
                 words = where.told(self._things.scene.found, self._things.clock, pose)
                 told.append(Told(phrase, where, seen, words))
         self._publish(told, frame)
+
+    def _tell_of_no_thing(self, phrases: list[str]) -> None:
+        """Says once which phrases mean something in the scene that is no thing of it, as a hand."""
+        phrases = [phrase for phrase in phrases if not EXAMPLE_NAME.fullmatch(phrase)]
+        if phrases and phrases != self._no_things:
+            self._context.note(f"{'; '.join(phrases)}: in the scene, not a thing of it.")
+        self._no_things = phrases
 
     def _meant(self, phrase: str) -> list[Thing]:
         """The things that a phrase means; of a point, the thing that was pointed at."""

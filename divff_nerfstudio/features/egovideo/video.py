@@ -5,6 +5,7 @@ Modules bear the names of the published state dict (``visual.*``, ``image_projec
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -28,18 +29,6 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*bs width"]) -> Float[Tensor, "*bs width"]:
         """Normalises."""
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), 1e-6).to(x.dtype)
-
-
-class LayerScale(nn.Module):
-    """A factor per channel, applied in single precision."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Float[Tensor, "*bs width"]) -> Float[Tensor, "*bs width"]:
-        """Scales."""
-        return (x.float() * self.gamma.float()).to(x.dtype)
 
 
 def split_heads(x: Float[Tensor, "clips tokens width"], heads: int) -> Float[Tensor, "clips heads tokens part"]:
@@ -69,28 +58,18 @@ class Attention(nn.Module):
         return self.proj(join_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
-class Perceptron(nn.Module):
-    """Two linear layers with a GELU between them."""
-
-    def __init__(self, width: int, hidden: int, gelu: Gelu):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.approximate = "tanh" if gelu == "tanh" else "none"
-
-    def forward(self, x: Float[Tensor, "*bs width"]) -> Float[Tensor, "*bs width"]:
-        """Applies both layers."""
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
-
-
 class Block(nn.Module):
-    """Attention and perceptron, each normalised before and scaled after."""
+    """Attention and perceptron (timm's), each normalised before and scaled after."""
 
     def __init__(self, shape: EgoVideoShape, gelu: Gelu):
+        from timm.layers import LayerScale, Mlp
+
         super().__init__()
-        self.norm1, self.ls1 = RMSNorm(shape.width), LayerScale(shape.width)
+        self.norm1, self.ls1 = RMSNorm(shape.width), LayerScale(shape.width, init_values=1.0)
         self.attn = Attention(shape.width, shape.heads)
-        self.norm2, self.ls2 = RMSNorm(shape.width), LayerScale(shape.width)
-        self.mlp = Perceptron(shape.width, shape.hidden, gelu)
+        self.norm2, self.ls2 = RMSNorm(shape.width), LayerScale(shape.width, init_values=1.0)
+        activation = partial(nn.GELU, approximate="tanh" if gelu == "tanh" else "none")
+        self.mlp = Mlp(shape.width, shape.hidden, act_layer=activation)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Float[Tensor, "clips tokens width"]) -> Float[Tensor, "clips tokens width"]:
         """Adds both to the tokens."""

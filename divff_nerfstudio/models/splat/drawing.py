@@ -1,8 +1,9 @@
-"""Drawing the Gaussians of layers in a view: together, the static layer alone, or a moving layer in the room."""
+"""Drawing the Gaussians of layers in a view: together, the static layer alone, a moving layer in the room, and the
+pictures that are made of these."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from divff_nerfstudio.fields.layers import Layer
+from divff_nerfstudio.fields.layers import LAYERS, Layer
+from divff_nerfstudio.models.base import CODE
 from divff_nerfstudio.models.splat.rasterise import rasterization
 from divff_nerfstudio.models.splat.splats import Splats
 from divff_nerfstudio.models.splat.views import RasterCamera
@@ -106,6 +108,41 @@ class Drawing:
             "rest": image[:, 7:],
         }
         return parts, facts
+
+    def pictures(
+        self,
+        wanted: Collection[str],
+        code: Callable[[Float[Tensor, "rays code"], Float[Tensor, "rays moving"]], Float[Tensor, "rays code"]],
+    ) -> dict[str, Float[Tensor, "rays channels"]]:
+        """Pictures of the view, and its code.
+
+        Args:
+            wanted: Names of pictures, and `CODE`; the rest is not drawn.
+            code: The rays' code from their Gaussians' codes and the moving layers' masks.
+
+        Returns:
+            What is wanted; colours, masks and uncertainty clamped to [0, 1], depth in lengths of the scene.
+        """
+        moving: list[Layer] = [layer for layer in MOVING if f"rgb_{layer}" in wanted]
+        found: dict[str, Tensor] = {f"rgb_{layer}": self.in_room(layer) for layer in moving}
+        if "rgb_static" in wanted:
+            found["rgb_static"] = self.static_alone(None)["rgb_static"]
+        depth_and_code: dict[str, Tensor] = {}
+        if set(wanted) - {f"rgb_{layer}" for layer in LAYERS}:
+            parts, _ = self.together(CODE in wanted)
+            found |= {
+                "rgb": parts["rgb"],
+                "accumulation": parts["accumulation"][:, None],
+                **{f"mask_{layer}": mask for layer, mask in zip(MOVING, parts["masks"].split(1, -1), strict=True)},
+                "mask_moving": parts["masks"].sum(-1, keepdim=True),
+                "mask_moved": parts["masks"][:, :1],
+                "uncertainty": parts["uncertainty"][:, None],
+            }
+            depth_and_code["depth"] = parts["depth"][:, None] * self.view.directions()[1]
+            if CODE in wanted:
+                depth_and_code[CODE] = code(parts["rest"], parts["masks"])
+        found = {name: picture.clamp(0, 1) for name, picture in found.items()} | depth_and_code
+        return {name: picture for name, picture in found.items() if name in wanted}
 
     def static_alone(self, shadow: Float[Tensor, "gaussians"] | None) -> dict[str, Tensor]:
         """The static layer without its shadow, where it is closed, and a shadow as it would be seen on it."""

@@ -336,27 +336,10 @@ class SplatModel(LayeredModel):
         if box is not None:
             for name, each in drawing.splats.items():
                 drawing.splats[name] = each.select(box.within(each.means * self.space.length), view.moment)
-        moving: list[Layer] = [layer for layer in MOVING if f"rgb_{layer}" in wanted]
-        pictures: dict[str, Tensor] = {f"rgb_{layer}": drawing.in_room(layer) for layer in moving}
-        if "rgb_static" in wanted:
-            pictures["rgb_static"] = drawing.static_alone(None)["rgb_static"]
-        outputs: dict[str, Tensor] = {}
-        if set(wanted) - {f"rgb_{layer}" for layer in LAYERS}:
-            parts, _ = drawing.together(CODE in wanted)
-            pictures |= {
-                "rgb": parts["rgb"],
-                "accumulation": parts["accumulation"][:, None],
-                **{f"mask_{layer}": mask for layer, mask in zip(MOVING, parts["masks"].split(1, -1), strict=True)},
-                "mask_moving": parts["masks"].sum(-1, keepdim=True),
-                "mask_moved": parts["masks"][:, :1],
-                "uncertainty": parts["uncertainty"][:, None],
-            }
-            outputs["depth"] = parts["depth"][:, None] * view.directions()[1] * self.space.length
-            if CODE in wanted:
-                assert self.semantic is not None
-                outputs[CODE] = self.semantic.code(parts["rest"], parts["masks"], view.moment.time)
-        outputs |= {name: picture.clamp(0, 1) for name, picture in pictures.items()}
-        return {name: output for name, output in outputs.items() if name in wanted}
+        pictures = drawing.pictures(wanted, lambda codes, masks: self.semantic.code(codes, masks, view.moment.time))
+        if "depth" in pictures:
+            pictures["depth"] = pictures["depth"] * self.space.length
+        return pictures
 
     # Losses.
 

@@ -97,8 +97,6 @@ def rasterization_in_torch(
     width: int,
     height: int,
     near_plane: float = 0.01,
-    far_plane: float = 1e10,
-    eps2d: float = 0.3,
     backgrounds: Float[Tensor, "cameras channels"] | None = None,
 ) -> tuple[Float[Tensor, "cameras {height} {width} channels"], Float[Tensor, "cameras {height} {width} 1"], dict]:
     """`rasterization` in PyTorch, for machines without a GPU: gsplat's projection and our compositing.
@@ -114,8 +112,6 @@ def rasterization_in_torch(
         width: Width of the image.
         height: Height of the image.
         near_plane: Least depth that is seen.
-        far_plane: Largest depth that is seen.
-        eps2d: Added to the variance of every projected Gaussian, in pixels squared.
         backgrounds: Added where light is left; none: nothing.
     """
     from gsplat.cuda._torch_impl import _fully_fused_projection, _quat_scale_to_covar_preci
@@ -128,9 +124,7 @@ def rasterization_in_torch(
         Ks,
         width,
         height,
-        eps2d=eps2d,
         near_plane=near_plane,
-        far_plane=far_plane,
     )
     images, alphas = [], []
     for camera in range(len(viewmats)):

@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from divff_nerfstudio.card import is_card
-from divff_nerfstudio.models.splat.rotations import turn_of
 
 
 @dataclass
@@ -27,11 +26,6 @@ class Moment:
     """The rotation as a quaternion, w first."""
     known_time: float
     """The time as a number on the host."""
-
-    @classmethod
-    def at(cls, time: Float[Tensor, ""], rotation: Float[Tensor, "3 3"], origin: Float[Tensor, "3"]) -> Moment:
-        """A moment from what it is looked at with."""
-        return cls(time, rotation, origin, turn_of(rotation), float(time))
 
 
 @dataclass

@@ -17,13 +17,14 @@ from divff_nerfstudio.evaluation.baselines.ooal.network import Ooal
 from divff_nerfstudio.evaluation.baselines.ooal.text import TokenRows
 from divff_nerfstudio.evaluation.baselines.ooal.weights import find_weights, load_ooal, trained_names
 from divff_nerfstudio.evaluation.results import FrameResult, Task
+from divff_nerfstudio.features.clips import IMAGENET
 from divff_nerfstudio.features.encoder_loading import load_encoder
 
 SIDE = 224
 """Height and width at which the network sees a picture."""
 THRESHOLD = 0.5
 """Rescaled probability above which a pixel is found."""
-_MEAN, _STD = np.array(((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), np.float32)
+_MEAN, _STD = np.array(IMAGENET, np.float32)
 
 
 class OoalBaseline(Baseline):

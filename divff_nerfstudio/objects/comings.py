@@ -1,0 +1,90 @@
+"""What somebody brings into what is filmed, and what somebody carries out of it: in the hand, before a thing is first
+put down, or after it is last taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Bool
+
+from divff_nerfstudio.objects.moved import HIDDEN, may_move, unlike_it
+from divff_nerfstudio.objects.spans import AWAY, Rest, Spots, seen_alone
+
+if TYPE_CHECKING:
+    from divff_nerfstudio.objects.things import Thing, Things
+
+_CARRIED = 3
+"""So many frames must show a thing in a hand, away from its place."""
+_STRAYS = 2
+"""So many frames at the far end of the way may show it elsewhere, by a fault."""
+_EMPTY = 0.5
+
+
+def shown_carried(spots: Spots, rests: Sequence[Rest], size: float) -> Bool[np.ndarray, "n"]:
+    """Which frames, outside of a thing's rests, show it away from where it rests before and after them, two in a row
+    at least.
+
+    Args:
+        spots: What the frames show of it, in the order of time.
+        rests: Where it lies, and when.
+        size: How long it is, scene units.
+    """
+    found = np.zeros(len(spots), bool)
+    for i, frame in enumerate(spots.frames):
+        if any(rest.first <= frame <= rest.last for rest in rests):
+            continue
+        nearest = [rest for rest in rests if rest.last < frame][-1:]
+        nearest += [rest for rest in rests if rest.first > frame][:1]
+        found[i] = all(spots[i : i + 1].off(rest.point)[0] > AWAY * size for rest in nearest)
+    row = np.diff(spots.frames) <= HIDDEN
+    return found & (np.append(found[1:] & row, False) | np.append(False, found[:-1] & row))
+
+
+def brought_in(thing: Thing, rests: Sequence[Rest], things: Things) -> Spots | None:
+    """The way on which somebody was seen to bring a thing to the first place that it rests at.
+
+    Nothing else has been seen of it before: the first frames that show it show it carried. It lies there afterwards
+    without a hand, and where frames show the place before, something else is there.
+
+    Args:
+        thing: The thing.
+        rests: Where it lies, and when.
+        things: All things.
+
+    Returns:
+        What the frames show of it from the first that shows it carried up to its rest; None if nobody has seen it come.
+    """
+    shown = shown_carried(thing.spots, rests, thing.size) & (thing.spots.frames < rests[0].first)
+    if not shown[: _STRAYS + 1].any() or not _seen(thing, rests[0], shown, range(rests[0].first), things):
+        return None
+    return thing.spots.between(int(thing.spots.frames[shown].min()), rests[0].first - 1)
+
+
+def carried_out(thing: Thing, rests: Sequence[Rest], things: Things) -> Spots | None:
+    """The way on which somebody was seen to carry a thing from the last place that it rests at, never to put it down.
+
+    Args:
+        thing: The thing.
+        rests: Where it lies, and when.
+        things: All things.
+
+    Returns:
+        What the frames show of it behind its rest, up to the last that shows it carried; None if nobody has seen it go.
+    """
+    last = rests[-1].last
+    shown = shown_carried(thing.spots, rests, thing.size) & (thing.spots.frames > last)
+    after = range(last + 1, len(things.cameras))
+    if not shown[-_STRAYS - 1 :].any() or not _seen(thing, rests[-1], shown, after, things):
+        return None
+    return thing.spots.between(last + 1, int(thing.spots.frames[shown].max()))
+
+
+def _seen(thing: Thing, rest: Rest, shown: Bool[np.ndarray, "n"], frames: range, things: Things) -> bool:
+    """Whether somebody was seen to have a thing where frames show it carried, and its place was another's meanwhile."""
+    in_hand = int((shown & thing.spots.touched).sum())
+    if in_hand < _CARRIED or not seen_alone(rest) or not may_move(thing, [rest], things):
+        return False
+    empty = unlike_it(thing, rest.points, frames, things)
+    return empty is None or empty > _EMPTY
