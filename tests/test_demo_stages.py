@@ -96,6 +96,21 @@ def test_an_interrupted_training_is_resumed_and_other_options_start_anew(made):
     assert other.run_folder != demonstration.run_folder
 
 
+def test_the_kitchen_takes_eight_minutes_of_a_cpu_unless_told_otherwise(tmp_path, monkeypatch):
+    def words(cards: bool = False, **options) -> tuple[str, ...]:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: cards)
+        return Demo(DemoConfig(output=tmp_path / "out", **options)).train_words
+
+    assert words() == ("--max-num-iterations", "3500") != words(steps=20)
+    assert words(scene=tmp_path) == words(cards=True) == ()
+    assert words(scene=tmp_path, steps=20, train_options="--vis wandb") == (
+        "--max-num-iterations",
+        "20",
+        "--vis",
+        "wandb",
+    )
+
+
 def test_a_scene_of_ones_own_is_not_written(tmp_path):
     own = Demo(DemoConfig(output=tmp_path / "out", scene=tmp_path / "mine"))
     assert [stage.name for stage in own.stages] == ["features", "training", "video", "report"]

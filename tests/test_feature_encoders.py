@@ -372,7 +372,7 @@ def test_extraction_of_all_kinds(scene_root, encoder_folder, tmp_path):
     assert stores["image"].header.negatives == ["object", "things", "stuff", "hands"]
     assert stores["regulariser"].header.text_encoder is None and stores["regulariser"].dimension == 64
     entry = stores["video"].header.text_encoder
-    assert entry is not None and text_encoder(entry).encode(["cut"]).shape == (1, stores["video"].dimension)
+    assert entry is not None and text_encoder(entry)(["cut"]).shape == (1, stores["video"].dimension)
     assert text_encoder(entry) is text_encoder(dict(entry))
 
 
@@ -420,7 +420,7 @@ def test_text_of_another_encoder_is_refused(scene_root, tmp_path):
 
 
 def test_text_need_not_be_normalised(encoder_folder):
-    found = text_encoder({"encoder": encoder_folder, "normalise": False}).encode(["a mug"])
+    found = text_encoder({"encoder": encoder_folder, "normalise": False})(["a mug"])
     assert abs(float(found.norm()) - 1) > 1e-3
 
 
@@ -477,7 +477,7 @@ def test_a_scenes_autoencoder_is_kept_beside_its_codes(scene_root, encoder_folde
     torch.testing.assert_close(plain.decode(torch.from_numpy(embeddings)), torch.from_numpy(embeddings))
 
     query = build_query(QueryConfig(), {"image": store}, text_encoder)
-    positives, negatives = (text_encoder(store.header.text_encoder or {}).encode(words) for words in (["mug"], ["cu"]))
+    positives, negatives = (text_encoder(store.header.text_encoder or {})(words) for words in (["mug"], ["cu"]))
     found = query.relevancies(torch.from_numpy(codes), "image", ["mug"])
     assert found.shape == (len(codes), 1) and positives.shape[1] == negatives.shape[1] == plain.dimension
 
@@ -546,7 +546,7 @@ def test_siglip_through_open_clip(scene_root, tmp_path):
     assert stores["image"].dimension == stores["video"].dimension == 64
     entry = stores["image"].header.text_encoder
     assert entry is not None
-    found = text_encoder(entry).encode(["A mug!", "a cup"])
+    found = text_encoder(entry)(["A mug!", "a cup"])
     with torch.no_grad():  # canonicalised: small letters, no punctuation
         expected = model.eval().encode_text(torch.tensor([[2, 3, 0, 0, 0, 0], [2, 4, 0, 0, 0, 0]]), normalize=True)
     torch.testing.assert_close(found, expected)
