@@ -191,7 +191,8 @@ class SlurmEngine:
             return [self._executor.submit(Call(job)) for job in group]
 
     def _tell(self, needs: Needs, delay: int) -> None:
-        """Sets what the next jobs need."""
+        """Sets what the next jobs need, and nothing of what those before them did."""
+        self._executor.parameters.clear()
         said: dict[str, Any] = {"job_name": "divff", "time": needs.minutes or 24 * 60, "signal_delay_s": delay}
         said |= {"cpus_per_task": needs.cpus} if needs.cpus else {}
         said |= {"mem": f"{round(needs.gigabytes * 1024)}M"} if needs.gigabytes else {}

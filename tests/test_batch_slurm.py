@@ -1,0 +1,58 @@
+"""What Slurm is told of jobs, by a program in sbatch's place that keeps what it is given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from batch_scenes import scene
+
+from divff_nerfstudio.batch.engines import Handle
+from divff_nerfstudio.batch.entries import Needs
+from divff_nerfstudio.batch.submitit_engines import SlurmEngine
+from divff_nerfstudio.batch.worker import Job
+
+SBATCH = """#!/bin/sh
+number=$(ls '{folder}' | wc -l)
+cp "$1" '{folder}'/$number
+echo "Submitted batch job $number"
+"""
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder with what Slurm was given, in its order."""
+    pytest.importorskip("submitit")
+    folder, programs = tmp_path / "told", tmp_path / "programs"
+    folder.mkdir()
+    programs.mkdir()
+    for name, text in {"sbatch": SBATCH.format(folder=folder), "squeue": "#!/bin/sh\n", "srun": "#!/bin/sh\n"}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    return folder
+
+
+def given(told: Path, option: str) -> list[str | None]:
+    """What each submission says of an option; None where it says nothing."""
+    texts = [path.read_text() for path in sorted(told.iterdir(), key=lambda path: int(path.name))]
+    found = [re.search(rf"^#SBATCH --{option}=(\S+)$", text, re.M) for text in texts]
+    return [match[1] if match else None for match in found]
+
+
+def submitted(engine: SlurmEngine, jobs: Sequence[Job]) -> list[Handle]:
+    return [handle for _, handle in engine.submit(jobs)]
+
+
+def jobs_of(tmp_path: Path, *needs: Needs) -> list[Job]:
+    return [Job(f"j{i}", scene(tmp_path, f"s{i}", "well", each), 0) for i, each in enumerate(needs)]
+
+
+def test_jobs_without_a_card_do_not_get_that_of_those_before_them(tmp_path: Path, told: Path):
+    needs = (Needs(cpus=2, gigabytes=3, gpus=1, minutes=30), Needs(cpus=1, gpus=0), Needs())
+    submitted(SlurmEngine(tmp_path / "jobs", ["partition=lab"]), jobs_of(tmp_path, *needs))
+    assert given(told, "gpus-per-node") == ["1", None, None]
+    assert given(told, "mem") == ["3072M", None, None] and given(told, "cpus-per-task") == ["2", "1", None]
+    assert given(told, "time") == ["30", "1440", "1440"] and given(told, "partition") == ["lab"] * 3
