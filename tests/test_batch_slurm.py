@@ -56,3 +56,19 @@ def test_jobs_without_a_card_do_not_get_that_of_those_before_them(tmp_path: Path
     assert given(told, "gpus-per-node") == ["1", None, None]
     assert given(told, "mem") == ["3072M", None, None] and given(told, "cpus-per-task") == ["2", "1", None]
     assert given(told, "time") == ["30", "1440", "1440"] and given(told, "partition") == ["lab"] * 3
+
+
+def test_an_array_is_not_held_back_and_no_longer_than_slurm_takes(tmp_path: Path, told: Path):
+    submitted(SlurmEngine(tmp_path / "jobs"), jobs_of(tmp_path, *[Needs()] * 1300))
+    assert given(told, "array") == ["0-999%1000", "0-299%300"]
+
+
+def test_at_once_is_of_all_jobs_together(tmp_path: Path, told: Path):
+    """However many arrays they are, as of phases with other needs, or of jobs that are tried again."""
+    engine = SlurmEngine(tmp_path / "jobs", at_once=3)
+    jobs = jobs_of(tmp_path, Needs(gpus=1), Needs(gpus=1), Needs(gpus=0), Needs(gpus=1))
+    handles = submitted(engine, jobs)
+    assert len(handles) == 3 and given(told, "array") == ["0-1%2", None]
+    assert submitted(engine, jobs[3:]) == []
+    assert engine.over(handles[2:]) == {handles[2]}
+    assert len(submitted(engine, jobs[3:])) == 1

@@ -24,6 +24,8 @@ from divff_nerfstudio.interrupts import handled
 
 _WEEK = 7 * 24 * 60
 _SLURM_SECONDS = 60
+_ARRAY = 1000
+"""Jobs of an array, at most: as many as Slurm takes where nobody has set MaxArraySize."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class SlurmEngine:
     Args:
         folder: Where submitit's files lie, on a disk that all machines see.
         options: What else Slurm is told, each as NAME=VALUE: partition=gpu, account=lab.
-        at_once: How many of an array run at once, at most; None: as many as Slurm lets.
+        at_once: How many jobs Slurm is handed at once, at most; None: all.
     """
 
     settle = 30.0
@@ -165,6 +167,7 @@ class SlurmEngine:
             raise EngineError("There is no Slurm here (no sbatch): start the batch where jobs are submitted from.")
         self._folder, self._at_once = folder, at_once
         self._options = dict(map(_named, options))
+        self._handed: set[Handle] = set()
         with working_in(folder):
             self._executor = _submitit().SlurmExecutor(folder, max_num_timeout=20)
 
@@ -174,16 +177,19 @@ class SlurmEngine:
 
     def submit(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Handle]]:
         """See `Engine`."""
+        room = len(jobs) if self._at_once is None else max(0, self._at_once - len(self._handed))
         groups: dict[Needs, list[Job]] = {}
-        for job in jobs:
+        for job in jobs[:room]:
             groups.setdefault(job.needs, []).append(job)
-        for needs, group in groups.items():
-            self._tell(needs, int(group[0].patience.grace) + 30)
+        arrays = [group[i : i + _ARRAY] for group in groups.values() for i in range(0, len(group), _ARRAY)]
+        for group in arrays:
+            self._tell(group[0].needs, int(group[0].patience.grace) + 30)
             try:
                 with working_in(self._folder):
                     given = self._given(group)
             except (subprocess.CalledProcessError, _submitit().core.utils.FailedJobError) as error:
                 raise EngineError(f"Slurm refuses the jobs ({_short(error)}): mend the needs, or --slurm.") from None
+            self._handed.update(each.job_id for each in given)
             yield from ((job, each.job_id) for job, each in zip(group, given, strict=True))
 
     def _given(self, group: Sequence[Job]) -> list[Any]:
@@ -197,7 +203,7 @@ class SlurmEngine:
         said |= {"cpus_per_task": needs.cpus} if needs.cpus else {}
         said |= {"mem": f"{round(needs.gigabytes * 1024)}M"} if needs.gigabytes else {}
         said |= {"gpus_per_node": needs.gpus} if needs.gpus else {}
-        said |= {"array_parallelism": self._at_once} if self._at_once else {}
+        said |= {"array_parallelism": _ARRAY}  # submitit's own bound is 256
         known = set(_submitit().SlurmExecutor._valid_parameters())
         more = {key: value for key, value in self._options.items() if key not in known}
         try:
@@ -212,7 +218,9 @@ class SlurmEngine:
     def over(self, handles: Sequence[Handle]) -> set[Handle]:
         """See `Engine`; while Slurm does not answer, nothing is over."""
         found = _slurm("squeue", "--noheader", "--array", "--format=%i", f"--user={getpass.getuser()}")
-        return set() if found is None else set(handles) - set(found.split())
+        ended = set() if found is None else set(handles) - set(found.split())
+        self._handed -= ended
+        return ended
 
     def reason(self, handle: Handle) -> str | None:
         """See `Engine`."""
