@@ -238,6 +238,13 @@ def test_the_end_is_told_from_what_is_finished(tmp_path: Path, monkeypatch: pyte
     assert [told_duration(value) for value in (20, 150, 7300, 200000)] == ["20 s", "2 min", "2 h 2 min", "2 days 7 h"]
 
 
+def test_the_last_scene_takes_as_long_as_if_it_were_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("divff_nerfstudio.batch.status.is_at_work", lambda folder: True)
+    done = State(standing="finished", seconds={"extract": 100.0, "train": 1100.0})
+    a_batch(tmp_path, a=done, b=done, c=State())
+    assert batch_status(tmp_path).seconds_left == pytest.approx(1200)
+
+
 @pytest.mark.parametrize(
     ("step", "form", "values", "others"),
     [

@@ -88,18 +88,18 @@ class BatchStatus:
     @property
     def seconds_left(self) -> float | None:
         """How long the rest will take if it goes as what is finished has gone; None where nothing tells that."""
-        times = _mean_seconds(scene.state.seconds for scene in self.scenes)
-        left = 0.0
+        times, lefts = _mean_seconds(scene.state.seconds for scene in self.scenes), [0.0]
         for scene in self.scenes:
             if scene.standing in ("finished", "failed"):
                 continue
-            for step in scene.record.steps:
-                if step in scene.state.seconds:
-                    continue
-                if step not in times:
-                    return None
-                left += times[step] * (1 - _share(scene, step))
-        return left / max(1, min(self.record.at_once, len(self.scenes))) if self.at_work else None
+            steps = [step for step in scene.record.steps if step not in scene.state.seconds]
+            if any(step not in times for step in steps):
+                return None
+            lefts.append(sum(times[step] * (1 - _share(scene, step)) for step in steps))
+        if not self.at_work:
+            return None
+        places = max(1, min(self.record.at_once, len(self.scenes)))
+        return max(sum(lefts) / places, *lefts)  # the last scenes have no use for the others' places
 
 
 def batch_status(folder: Path, at_work: bool | None = None) -> BatchStatus:
