@@ -29,6 +29,7 @@ from divff_nerfstudio.batch.page import batch_page
 from divff_nerfstudio.batch.records import (
     LOG,
     BatchRecord,
+    Heartbeat,
     RunRecord,
     SceneRecord,
     State,
@@ -36,7 +37,7 @@ from divff_nerfstudio.batch.records import (
     states,
     write_record,
 )
-from divff_nerfstudio.batch.status import batch_status, summary, told_duration
+from divff_nerfstudio.batch.status import batch_status, status_table, summary, told_duration
 from divff_nerfstudio.cli import batch_options
 from divff_nerfstudio.cli.batch import option_faults
 from divff_nerfstudio.cli.batch_options import Checked, OptionReader
@@ -243,6 +244,21 @@ def test_the_last_scene_takes_as_long_as_if_it_were_alone(tmp_path: Path, monkey
     done = State(standing="finished", seconds={"extract": 100.0, "train": 1100.0})
     a_batch(tmp_path, a=done, b=done, c=State())
     assert batch_status(tmp_path).seconds_left == pytest.approx(1200)
+
+
+def test_what_is_queued_is_not_told_as_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A cluster is handed all jobs at once; signs of life of jobs before them are no signs of theirs."""
+    monkeypatch.setattr("divff_nerfstudio.batch.status.is_at_work", lambda folder: True)
+    done = State(standing="finished", seconds={"extract": 100.0, "train": 1100.0})
+    a_batch(tmp_path, a=done, **{name: State(standing="running", job=name) for name in "bcd"})
+    for name, job in {"b": "b", "c": "an earlier one"}.items():
+        sign = Heartbeat(job=job, count=1, at=1.0, machine="m", process=1, step="train")
+        write_record(scene_folder(tmp_path, name) / "heartbeat.json", sign)
+    status = batch_status(tmp_path)
+    assert [scene.standing for scene in status.scenes] == ["finished", "running", "queued", "queued"]
+    assert status.scenes[1].progress == "train" and status.scenes[2].progress == "0 of 2 steps"
+    assert status.seconds_left == pytest.approx(1100 + 2 * 1200)  # its features are done, and one at a time runs
+    status_table(status)
 
 
 @pytest.mark.parametrize(

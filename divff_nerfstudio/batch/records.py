@@ -73,6 +73,8 @@ class State(Record, extra="forbid"):
     """Which of its phases it is at."""
     since: Weight = 0.0
     """When the standing changed, in seconds since 1970."""
+    job: str = ""
+    """The job that is at it, if one is; not in those of earlier versions."""
     seconds: dict[str, Weight] = Field(default_factory=dict)
     """How long each finished step took."""
 

@@ -72,7 +72,7 @@ class BatchOptions:
         if self.engine == "ray":
             from divff_nerfstudio.batch.ray_engine import RayEngine
 
-            return RayEngine(jobs, self._cluster, room, self.at_once), needs
+            return RayEngine(jobs, self.cluster, room, self.at_once), needs
         from divff_nerfstudio.batch.submitit_engines import LocalEngine, SlurmEngine
 
         if room is None:
@@ -80,12 +80,12 @@ class BatchOptions:
         return LocalEngine(jobs, room, self.at_once), needs
 
     @property
-    def _cluster(self) -> str | None:
+    def cluster(self) -> str | None:
         """Address of the Ray cluster that is there already."""
         return self.ray or os.environ.get("RAY_ADDRESS") or None
 
     def _needs(self, room: Room | None) -> Needs:
-        cards = 1 if room is None or room.cards or (self.engine == "ray" and self._cluster) else 0
+        cards = 1 if room is None or room.cards or (self.engine == "ray" and self.cluster) else 0
         cpus, gigabytes = _USUAL_CPUS, _USUAL_GIGABYTES
         if room is not None:
             cpus = max(1, min(_USUAL_CPUS, room.cpus // max(1, len(room.cards) or room.cpus // 2)))
@@ -141,8 +141,8 @@ def run_batch(plans: Sequence[Plan], engine: Engine, output: Path, options: Batc
 
 def _places(options: BatchOptions, plans: Sequence[Plan]) -> int:
     """How many jobs may run at once, for telling when the rest will be finished."""
-    if options.engine == "slurm":
-        return len(plans)
+    if options.engine == "slurm" or (options.engine == "ray" and options.cluster):
+        return len(plans)  # who looks at the batch sees how many do run
     room, needs = this_machine(), plans[0].phases[0][0].needs
     places = [room.cpus // (needs.cpus or 1)]
     places += [int(room.gigabytes // (needs.gigabytes or 1))] if math.isfinite(room.gigabytes) else []

@@ -27,7 +27,14 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.faults import shown
 from divff_nerfstudio.locks import take_lock
 
-COLOURS = {"finished": "green", "running": "cyan", "waiting": "default", "failed": "red", "interrupted": "yellow"}
+COLOURS = {
+    "finished": "green",
+    "running": "cyan",
+    "queued": "blue",
+    "waiting": "default",
+    "failed": "red",
+    "interrupted": "yellow",
+}
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,17 @@ class SceneStatus:
     state: State
     """Where it stands, as the batch has it."""
     standing: str
-    """The same in a word; "interrupted" where it was being worked at and no batch is at work any more."""
+    """The same in a word; "queued" where its job was handed over and has given no sign of life yet, "interrupted" where
+    it was being worked at and no batch is at work any more."""
     sign: Heartbeat | None
     """The last sign of life of its job."""
+
+    @property
+    def behind(self) -> set[str]:
+        """Steps that are done: its job does them in their order."""
+        steps = self.record.steps
+        at_work = self.sign is not None and self.state.standing == "running" and self.sign.step in steps
+        return {*self.state.seconds, *(steps[: steps.index(self.sign.step)] if self.sign and at_work else ())}
 
     @property
     def age(self) -> str:
@@ -54,7 +69,7 @@ class SceneStatus:
     def progress(self) -> str:
         """What is being done, and how far that is."""
         if self.standing not in ("running", "interrupted") or self.sign is None:
-            return f"{len(self.state.seconds)} of {len(self.record.steps)} steps"
+            return f"{len(self.behind)} of {len(self.record.steps)} steps"
         beat = self.sign.beat
         if beat is None:
             return self.sign.step
@@ -92,14 +107,20 @@ class BatchStatus:
         for scene in self.scenes:
             if scene.standing in ("finished", "failed"):
                 continue
-            steps = [step for step in scene.record.steps if step not in scene.state.seconds]
+            steps = [step for step in scene.record.steps if step not in scene.behind]
             if any(step not in times for step in steps):
                 return None
             lefts.append(sum(times[step] * (1 - _share(scene, step)) for step in steps))
         if not self.at_work:
             return None
-        places = max(1, min(self.record.at_once, len(self.scenes)))
-        return max(sum(lefts) / places, *lefts)  # the last scenes have no use for the others' places
+        return max(sum(lefts) / self._places, *lefts)  # the last scenes have no use for the others' places
+
+    @property
+    def _places(self) -> int:
+        """How many jobs run at once: those that do, where others wait in a queue."""
+        places = min(self.record.at_once, len(self.scenes))
+        running = self.counts["running"] if self.counts["queued"] else 0
+        return max(1, min(places, running or places))
 
 
 def batch_status(folder: Path, at_work: bool | None = None) -> BatchStatus:
@@ -117,8 +138,11 @@ def batch_status(folder: Path, at_work: bool | None = None) -> BatchStatus:
     scenes = []
     for scene in record.scenes:
         state = found[scene.name]
-        standing = "interrupted" if state.standing == "running" and not at_work else state.standing
         sign = read_record(scene_folder(folder, scene.name) / HEARTBEAT, Heartbeat)
+        standing: str = state.standing
+        if state.standing == "running":
+            sign = sign if sign is not None and state.job in ("", sign.job) else None
+            standing = ("running" if sign is not None or not state.job else "queued") if at_work else "interrupted"
         scenes.append(SceneStatus(scene, state, standing, sign))
     return BatchStatus(record, at_work, tuple(scenes))
 

@@ -236,6 +236,7 @@ class Supervisor:
             attempts=before.attempts if attempts is None else attempts,
             phase=before.phase if phase is None else phase,
             since=time.time(),
+            job=scene.job.id if standing == "running" and scene.job is not None else "",
             seconds=scene.finished,
         )
         write_record(scene.plan.folder / STATE, scene.state)
