@@ -20,13 +20,13 @@ from batch_scenes import FAULTS, OFTEN, eight, scene, starts
 from divff_nerfstudio.batch import engines, run
 from divff_nerfstudio.batch.engines import Engine, EngineError, Room, this_machine
 from divff_nerfstudio.batch.entries import Needs
-from divff_nerfstudio.batch.processes import Patience, watch
+from divff_nerfstudio.batch.processes import Ended, Patience, watch
 from divff_nerfstudio.batch.records import HEARTBEAT, LOG, Heartbeat, read_record
 from divff_nerfstudio.batch.run import BatchOptions, run_batch
 from divff_nerfstudio.batch.status import batch_status
 from divff_nerfstudio.batch.submitit_engines import LocalEngine
 from divff_nerfstudio.batch.supervision import Limits, Supervisor
-from divff_nerfstudio.batch.worker import Job, run_job
+from divff_nerfstudio.batch.worker import Job, Worker, run_job
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.locks import locked
 
@@ -134,6 +134,22 @@ def test_a_job_is_finished_by_what_it_leaves(tmp_path: Path, local: Engine):
     plans[0].steps[0].leaves.write_text("cut sh")
     assert Supervisor(plans[:1], local, LIMITS).run()["late"].standing == "finished"
     assert starts(plans[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "end"),
+    [
+        (1, "Error: Frame 7 is broken: copy it anew.", "failed"),
+        (0, "", "failed"),
+        (-9, "", "memory"),
+        (1, "RuntimeError: DataLoader worker (pid 3) is killed by signal: Killed.", "memory"),
+    ],
+)
+def test_another_job_that_lacks_memory_is_not_taken_for_this_one(tmp_path: Path, status: int, told: str, end: str):
+    """Jobs of one machine share the count of what was killed for lack of memory."""
+    plan = scene(tmp_path, "one", "well")
+    ended = Ended(status, hung=False, told=told, lacked_memory=True)
+    assert Worker(Job("one", plan, 0))._error(plan.steps[0], ended, "it left nothing").end == end
 
 
 def test_phases_are_jobs_of_their_own_and_a_step_done_again_takes_the_later_ones_with_it(tmp_path: Path, local: Engine):

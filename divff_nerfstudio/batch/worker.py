@@ -50,6 +50,8 @@ _LACKS = re.compile(
     r"oom[-_ ]kill",
     re.IGNORECASE,
 )
+_SAID = re.compile(r"^\s*Error: ", re.MULTILINE)
+"""How the sentences of our commands begin."""
 PROGRAM = "program"
 """Name of the note of which process a scene's command is."""
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
@@ -224,7 +226,10 @@ class Worker:
                 f"{step.name} gave no sign of life for {self.job.patience.silence:g} s and was ended: see {log}, and "
                 "give a longer --silence if it was at work.",
             )
-        if ended.lacked_memory or (ended.status != 0 and _LACKS.search(ended.told)):
+        said = last_words(ended.told)
+        # What the system has killed may have been of another job of this machine: who could say why it fails is heard.
+        killed = ended.lacked_memory and not _SAID.search(ended.told)
+        if ended.status != 0 and (killed or _LACKS.search(ended.told)):
             return StepError("memory", step.name, lack_of_memory(step, ended.told))
         if ended.status in _KILLED:
             return StepError(
@@ -236,7 +241,6 @@ class Worker:
         if ended.status < 0:
             name = signal.Signals(-ended.status).name
             return StepError("killed", step.name, f"{step.name} was ended by {name}: see {log}.")
-        said = last_words(ended.told)
         if ended.status == 0:
             return StepError("failed", step.name, f"{step.name} ended with status 0, and yet {fault}: see {log}.")
         return StepError("failed", step.name, said or f"{step.name} ended with status {ended.status}: see {log}.")
