@@ -238,6 +238,25 @@ def test_what_an_engine_has_taken_is_ended_where_it_refuses_the_rest(tmp_path: P
     assert engine.ended == ["first"]
 
 
+class IsInterrupted(RefusesTheSecond):
+    """An engine during whose every look a Ctrl-C comes."""
+
+    def submit(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+        yield jobs[0], "first"
+
+    def over(self, handles: Sequence[str]) -> set[str]:
+        raise KeyboardInterrupt
+
+
+def test_a_second_interruption_does_not_claim_that_all_have_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    engine = IsInterrupted()
+    with pytest.raises(KeyboardInterrupt):
+        run_batch([scene(tmp_path, "a", "well")], engine, tmp_path, BatchOptions(poll=0.1, grace=5), "m.csv")
+    said = " ".join(capsys.readouterr().out.split())
+    assert engine.ended == ["first"] and "1 jobs are told to end, for which they get 10 s" in said
+    assert "All jobs have ended" not in said and "may still be at work" in said
+
+
 def test_room_is_what_files_kept_in_memory_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(engines, "_CONTROL_GROUP", tmp_path)
     for name, text in {"max": "3000000000\n", "current": "2900000000\n"}.items():

@@ -121,10 +121,14 @@ def run_batch(plans: Sequence[Plan], engine: Engine, output: Path, options: Batc
         at_once = min(len(plans), options.at_once or _places(options, plans))
         record = BatchRecord(manifest=made_of, engine=options.engine, at_once=at_once, scenes=scenes)
         write_record(output / BATCH, record)
+        supervisor = Supervisor(plans, engine, options.limits(), _tell, lambda jobs: _tell_end(jobs, options.grace))
         try:
-            states = Supervisor(plans, engine, options.limits(), _tell).run()
+            states = supervisor.run()
         except KeyboardInterrupt:
-            say("All jobs have ended, and what they have saved is kept: the same line goes on from there.")
+            if left := supervisor.at_work:  # of a second one
+                say(f"{left} jobs were told to end and may still be at work: the same line waits for them and goes on.")
+            else:
+                say("All jobs have ended, and what they have saved is kept: the same line goes on from there.")
             raise
         finally:
             status = batch_status(output, at_work=False)
@@ -164,6 +168,12 @@ def _tell(name: str, state: State) -> None:
     """Prints a line where a scene's standing changes."""
     again = f" (attempt {state.attempts})" if state.standing == "running" and state.attempts > 1 else ""
     say(f"{name}: {state.standing}{again}" + (f": {state.sentence}" if state.sentence else ""))
+
+
+def _tell_end(jobs: int, grace: float) -> None:
+    """Prints what is waited for, so that nobody takes it for hanging."""
+    if jobs:
+        say(f"{jobs} jobs are told to end, for which they get {2 * grace:g} s: what they have is saved.")
 
 
 def say(text: str) -> None:

@@ -67,6 +67,7 @@ class Supervisor:
         engine: Runs the jobs.
         limits: How much is borne.
         on_change: Called with a scene's name and where it stands, when that changes.
+        on_end: Called with the number of jobs that are at work when they are told to end.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class Supervisor:
         engine: Engine,
         limits: Limits | None = None,
         on_change: Callable[[str, State], object] = lambda name, state: None,
+        on_end: Callable[[int], object] = lambda jobs: None,
     ):
-        self.engine, self.limits, self._on_change = engine, limits or Limits(), on_change
+        self.engine, self.limits = engine, limits or Limits()
+        self._on_change, self._on_end = on_change, on_end
         self._scenes = [_Scene(plan, [step.stage(_never) for step in plan.steps]) for plan in plans]
 
     def run(self) -> dict[str, State]:
@@ -139,6 +142,11 @@ class Supervisor:
             self._set(scene, "running", attempts=scene.state.attempts + 1)
 
     # What becomes of it.
+
+    @property
+    def at_work(self) -> int:
+        """How many jobs have not ended, as far as that was seen."""
+        return len(list(self._running()))
 
     def _running(self) -> Iterator[_Scene]:
         return (scene for scene in self._scenes if scene.handle is not None)
@@ -246,6 +254,7 @@ class Supervisor:
 
     def _end_all(self) -> None:
         """Ends all jobs in order, and waits for them; what they have saved is gone on from by the next batch."""
+        self._on_end(self.at_work)
         for scene in self._running():
             assert scene.handle is not None
             self.engine.end(scene.handle)
