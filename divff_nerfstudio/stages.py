@@ -98,7 +98,10 @@ def _run_all(stages: Sequence[Stage], markers: Path, seconds: dict[str, float], 
 def finished_seconds(stage: Stage, markers: Path) -> float | None:
     """How long a stage took when it was finished; None if it is to be done (again)."""
     marker = _read(_marker(stage, markers))
-    if marker is None or not stage.leaves.exists():
+    try:
+        if marker is None or not stage.leaves.exists():
+            return None
+    except OSError:  # a folder on the way to it may not be entered
         return None
     known = {**marker.settings, "version": __version__} if stage.lasting else marker.settings
     return marker.seconds if known == _settings(stage) and fault_of(stage) is None else None
@@ -106,7 +109,10 @@ def finished_seconds(stage: Stage, markers: Path) -> float | None:
 
 def fault_of(stage: Stage) -> str | None:
     """What is wrong with what a stage has left, in words; None where nothing is that can be told."""
-    return None if stage.check is None else stage.check()
+    try:
+        return None if stage.check is None else stage.check()
+    except (OSError, ValueError) as error:  # rights, disks, letters that are no UTF-8
+        return f"what {stage.name} has left cannot be read ({error})"
 
 
 def _run(stage: Stage, later: Sequence[Stage], markers: Path) -> float:

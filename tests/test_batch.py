@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,30 @@ def test_another_job_that_lacks_memory_is_not_taken_for_this_one(tmp_path: Path,
     plan = scene(tmp_path, "one", "well")
     ended = Ended(status, hung=False, told=told, lacked_memory=True)
     assert Worker(Job("one", plan, 0))._error(plan.steps[0], ended, "it left nothing").end == end
+
+
+@dataclass(frozen=True)
+class CannotBeRead:
+    """A check of files that are not to be read."""
+
+    error: Exception
+
+    def __call__(self) -> str | None:
+        """What is wrong."""
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied", "meta.json"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")]
+)
+def test_what_cannot_be_read_of_one_scene_stops_no_other(tmp_path: Path, local: Engine, error: Exception):
+    plans = [scene(tmp_path, name, "well", steps=1) for name in "ab"]
+    assert {state.standing for state in Supervisor(plans, local, LIMITS).run().values()} == {"finished"}
+    object.__setattr__(plans[0].steps[0], "check", CannotBeRead(error))
+    plans.append(scene(tmp_path, "c", "well"))
+    states = Supervisor(plans, local, LIMITS).run()
+    assert [state.standing for state in states.values()] == ["failed", "finished", "finished"]
+    assert str(error) in states["a"].sentence
 
 
 def test_phases_are_jobs_of_their_own_and_a_step_done_again_takes_the_later_ones_with_it(tmp_path: Path, local: Engine):

@@ -230,6 +230,19 @@ def test_a_scene_that_was_mended_is_trained_anew(tmp_path: Path):
     assert plans(tmp_path, text)[0].runs == before
 
 
+def test_a_scene_that_may_not_be_read_keeps_no_other_from_being_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "A").mkdir()
+    (tmp_path / "A" / "meta.json").write_text("{}")
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert [plan.name for plan in plans(tmp_path, "scenes: [A, B]")] == ["A", "B"]
+
+
 def test_plans_are_commands_that_one_could_type(tmp_path: Path):
     first, second, third = plans(tmp_path, YAML)
     assert [step.name for step in first.steps] == ["extract", "train-divff", "evaluate-divff"]

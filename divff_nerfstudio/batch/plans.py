@@ -218,9 +218,12 @@ def _deciding(entry: SceneEntry, step: StepName) -> list[str]:
 def _origin(entry: SceneEntry) -> list[str]:
     """What a scene comes from: how it is converted, or, where it is there before, what its meta.json holds."""
     words, meta = _deciding(entry, "convert"), entry.scene / "meta.json"
-    if (words and words[0] != VIDEO_FRAMES) or not meta.is_file():
+    if words and words[0] != VIDEO_FRAMES:
         return words
-    return [*words, hashlib.sha256(meta.read_bytes()).hexdigest()]
+    try:
+        return [*words, hashlib.sha256(meta.read_bytes()).hexdigest()]
+    except OSError:  # it is not there, or may not be read, which its own job tells
+        return words
 
 
 def _stamp(*parts: object) -> str:

@@ -24,7 +24,7 @@ from divff_nerfstudio.batch.records import (
     write_record,
 )
 from divff_nerfstudio.batch.worker import Job, lack_of_memory
-from divff_nerfstudio.stages import Stage, finished_seconds
+from divff_nerfstudio.stages import Stage, fault_of, finished_seconds
 
 _MARGIN = 60.0
 """Seconds by which a job may be silent longer than its command, which it watches itself."""
@@ -207,7 +207,7 @@ class Supervisor:
             return outcome.end, outcome.sentence
         if outcome is not None:
             stage = next(stage for stage in scene.stages if stage.name not in scene.finished)
-            fault = stage.check() if stage.check is not None else None
+            fault = fault_of(stage)
             return (
                 "failed",
                 f"{stage.name} ended well, and yet {fault or 'it left nothing'}: start the batch again.",

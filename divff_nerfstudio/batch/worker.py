@@ -105,7 +105,7 @@ def run_job(job: Job, told_by: int = signal.SIGTERM) -> None:
             outcome = Outcome(job=job.id, end="finished")
         except StepError as error:
             outcome = Outcome(job=job.id, end=error.end, sentence=str(error), step=error.step)
-        except (DivffError, OSError) as error:
+        except (DivffError, OSError, ValueError) as error:
             outcome = Outcome(job=job.id, end="failed", sentence=str(error))
         except KeyboardInterrupt:
             outcome = Outcome(job=job.id, end="ended", sentence="Its job was told to end; it goes on from there.")
