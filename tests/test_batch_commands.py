@@ -41,6 +41,8 @@ from divff_nerfstudio.batch.status import batch_status, status_table, summary, t
 from divff_nerfstudio.cli import batch_options
 from divff_nerfstudio.cli.batch import option_faults
 from divff_nerfstudio.cli.batch_options import Checked, OptionReader
+from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.locks import locked
 
 SMALL = (
     "--max-num-iterations 3 --machine.device-type cpu --pipeline.datamanager.features none "
@@ -224,6 +226,20 @@ def test_a_batch_of_an_earlier_version_is_told_of(tmp_path: Path):
     path = tmp_path / "batch.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "began": 1.7e9}))
     assert batch_status(tmp_path).counts == {"finished": 1}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows tells it otherwise")
+def test_a_batch_of_somebody_else_is_seen_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever may read its folder, and not write into it."""
+    a_batch(tmp_path, a=State())
+
+    def refuse(path: Path, busy: Exception) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with locked(tmp_path / "batch", DivffError("at work")):
+        monkeypatch.setattr("divff_nerfstudio.batch.status.take_lock", refuse)
+        assert batch_status(tmp_path).at_work
+    assert not batch_status(tmp_path).at_work
 
 
 def test_the_end_is_told_from_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
