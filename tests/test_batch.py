@@ -83,9 +83,10 @@ def test_eight_scenes_by_processes_of_this_machine(tmp_path: Path, local: Engine
 def test_eight_scenes_by_ray(tmp_path: Path):
     from divff_nerfstudio.batch.ray_engine import RayEngine
 
-    engine = RayEngine(tmp_path / "jobs", room=Room(4, 4.0, ()))
+    engine = RayEngine(tmp_path / "jobs", room=Room(4, 1e5, ()))
     engine.settle = 1.0
     try:
+        assert "GB of memory" in (engine.refuse(Needs(gigabytes=1e4)) or "")  # this Ray would wait for it for good
         check_eight(tmp_path, engine)
     finally:
         engine.close()

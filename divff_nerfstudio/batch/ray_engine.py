@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ class RayEngine:
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             told = " ".join(str(error).split())[:300]
             raise EngineError(f"Ray cannot be reached at {address or 'this machine'} ({told}): see to --ray.") from None
+        if self._room is not None:  # it keeps a part for its objects, and waits for good for what it lacks
+            memory = self._ray.cluster_resources().get("memory", float("inf")) / 2**30
+            self._room = replace(self._room, gigabytes=min(self._room.gigabytes, memory))
         self._jobs: dict[Handle, Any] = {}
         self._reasons: dict[Handle, str] = {}
 
