@@ -65,6 +65,7 @@ def main(kind: str, result: str) -> None:
     with (path.parent / f"{path.name}.starts").open("a") as starts:
         starts.write("x")
         first = starts.tell() == 1
+    path.with_suffix(".threads").write_text(os.environ.get("OMP_NUM_THREADS", "as many as there are cores"))
     beat(1, 2, 0.5)
     if kind == "broken":
         print("Error: The scene's frame 7 is broken: copy it anew.")

@@ -189,6 +189,18 @@ def test_phases_are_jobs_of_their_own_and_a_step_done_again_takes_the_later_ones
     assert len(large.leaves.with_name("result1.starts").read_text()) == 2
 
 
+@pytest.mark.parametrize(("given", "threads"), [(None, "3"), ("1", "1")])
+def test_a_command_computes_on_as_many_cores_as_it_asks_for(
+    tmp_path: Path, local: Engine, monkeypatch: pytest.MonkeyPatch, given: str | None, threads: str
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    plan = scene(tmp_path, "one", "well", Needs(cpus=3), steps=1)
+    assert Supervisor([plan], local, LIMITS).run()["one"].standing == "finished"
+    assert plan.steps[0].leaves.with_suffix(".threads").read_text() == threads
+
+
 def test_only_as_many_jobs_run_as_there_is_room_for(tmp_path: Path):
     pytest.importorskip("submitit")
     engine = LocalEngine(tmp_path / "jobs", Room(3, 4.0, ("0", "GPU-7")))

@@ -100,7 +100,7 @@ class LocalEngine:
             cards = self._place(job.needs)
             if cards is None:
                 break  # those behind it wait, too: a large job would never have its turn otherwise
-            environment = (("CUDA_VISIBLE_DEVICES", ",".join(cards)),)
+            environment = (("CUDA_VISIBLE_DEVICES", ",".join(cards)), *_threads(job.needs))
             minutes = job.needs.minutes or _WEEK
             self._executor.update_parameters(timeout_min=minutes, signal_delay_s=int(job.patience.grace) + 10)
             with working_in(self._folder), _deaf_to_ctrl_c():
@@ -149,6 +149,13 @@ class LocalEngine:
 
     def close(self) -> None:
         """See `Engine`."""
+
+
+def _threads(needs: Needs) -> tuple[tuple[str, str], ...]:
+    """How many threads a command has: else each takes all cores, and jobs side by side wait for each other."""
+    if not needs.cpus or "OMP_NUM_THREADS" in os.environ:
+        return ()
+    return (("OMP_NUM_THREADS", str(needs.cpus)),)
 
 
 class SlurmEngine:
