@@ -134,6 +134,14 @@ def test_faults_of_lines_and_of_options_are_told_at_once(tmp_path: Path):
     assert [line[:9] for line in lines] == ["- line 2:", "- line 3:", "- line 4:", "- line 5:"]
 
 
+def test_options_of_a_step_that_nobody_asks_for_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "all.yaml").write_text("scenes: [A]\n")
+    line = ["batch", str(tmp_path / "all.yaml"), "--output", str(tmp_path / "out"), "--export=--cloud.views 3"]
+    assert cli.main([*line, "--dry-run"]) == 1
+    assert "--export says something of a step that no scene has" in capsys.readouterr().err
+    assert cli.main([*line, "--steps", "train", "export", "--dry-run"]) == 0
+
+
 def test_a_dry_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "all.yaml").write_text("scenes: [A, B]\n")
     assert cli.main(["batch", str(tmp_path / "all.yaml"), "--output", str(tmp_path / "out"), "--dry-run"]) == 0

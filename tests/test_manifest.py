@@ -127,6 +127,10 @@ def test_a_folder_names_its_scenes_and_its_videos(tmp_path: Path):
         ("a.csv", "scene\n~no-such-user-at-all/A\n", r"line 2: scene '~no-such-user-at-all/A' is no path"),
         ("a.yaml", "methods: {divff: yes}\nscenes: [A]\n", r"line 1: methods: should be a valid tuple"),
         ("a.yaml", "scenes: [{scene: A, steps: {train: yes}}]\n", r"line 1: steps: should be a valid tuple"),
+        ("a.csv", "scene,convert\nA,video a.mp4\n", r"line 2: something is said of convert, and the steps are"),
+        ("a.yaml", "scenes: [{scene: A, needs: {export: {gpus: 1}}}]\n", r"line 1: something is said of export"),
+        ("a.yaml", "scenes: [{scene: A, own: {divff: {export: --x}}}]\n", r"line 1: something is said of export"),
+        ("a.yaml", "export: --cloud.views 3\nscenes: [A]\n", r"something is said of export"),
         ("a.txt", "A\n", r"is no manifest: give a .csv"),
     ],
 )

@@ -191,6 +191,8 @@ def entry_of(row: SaidOfScene, common: SaidOfAll, base: Path, defaults: Defaults
         )
         for step in STEPS
     }
+    if unused := unused_of(row, steps):
+        raise ManifestError(unused)
     name = row.name or scene.name
     _check_entry(name, row.name is not None, steps, words)
     _refuse_classes(row, common)
@@ -208,6 +210,15 @@ def idle_of(said: SaidOfAll, methods: Sequence[Method]) -> str | None:
     if not idle:
         return None
     return f"own says something of {idle[0]!r:.80}, and the methods are {', '.join(methods)}: name one of these"
+
+
+def unused_of(said: SaidOfAll, steps: Sequence[StepName]) -> str | None:
+    """That something is said of a step that is none of those that are done, if it is so."""
+    for step in STEPS:
+        own = any(getattr(each, step, "") for each in said.own.values())
+        if step not in steps and (getattr(said, step) or step in said.needs or own):
+            return f"something is said of {step}, and the steps are {', '.join(steps)}: name it, too, or leave that out"
+    return None
 
 
 def _refuse_classes(*said: SaidOfAll) -> None:

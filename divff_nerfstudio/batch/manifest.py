@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from divff_nerfstudio.batch.entries import (
+    STEPS,
     Defaults,
     ManifestError,
     SaidOfAll,
     SaidOfScene,
     SceneEntry,
+    StepName,
     entry_of,
     idle_of,
     read_as,
+    unused_of,
 )
 from divff_nerfstudio.batch.yaml_lines import YamlFaultError, read_yaml
 from divff_nerfstudio.data.video_files import VIDEO_SUFFIXES
@@ -76,6 +79,9 @@ def read_manifest(path: Path, defaults: Defaults | None = None, look: Look | Non
     trained = {method for entry in scenes.entries for method in entry.methods}
     if scenes.common and not scenes.faults and (idle := idle_of(scenes.common, sorted(trained))):
         faults.append(idle)
+    done: tuple[StepName, ...] = tuple(s for s in STEPS if any(s in entry.steps for entry in scenes.entries))
+    if scenes.common and not scenes.faults and done and (unused := unused_of(scenes.common, done)):
+        faults.append(unused)
     faults += () if look is None else look(scenes.entries)
     if faults:
         faults.sort(key=_line)

@@ -65,6 +65,9 @@ class BatchConfig:
             raise DivffError("--steps and --methods name nothing: name some, or leave the options out.")
         defaults = Defaults(tuple(self.steps), tuple(self.methods), words)
         manifest = read_manifest(self.manifest, defaults, option_faults)
+        for step, given in words.items():
+            if given and not any(step in entry.steps for entry in manifest.entries):
+                raise DivffError(f"--{step} says something of a step that no scene has: name it in --steps, too.")
         output = check_output_folder(self.output).resolve()
         if self.dry_run:
             for plan in plans_of(manifest, output, Needs()):
