@@ -19,6 +19,7 @@ import slurm_node
 from batch_scenes import FAULTS, OFTEN, eight, scene, starts
 
 from divff_nerfstudio.batch import engines, run
+from divff_nerfstudio.batch.contents import TrainingIsWhole
 from divff_nerfstudio.batch.engines import Engine, EngineError, Room, this_machine
 from divff_nerfstudio.batch.entries import Needs
 from divff_nerfstudio.batch.processes import Ended, Patience, watch
@@ -27,7 +28,7 @@ from divff_nerfstudio.batch.run import BatchOptions, run_batch
 from divff_nerfstudio.batch.status import batch_status
 from divff_nerfstudio.batch.submitit_engines import LocalEngine
 from divff_nerfstudio.batch.supervision import Limits, Supervisor
-from divff_nerfstudio.batch.worker import Job, Worker, run_job
+from divff_nerfstudio.batch.worker import Job, StepError, Worker, run_job
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.locks import locked
 
@@ -176,6 +177,18 @@ def test_what_cannot_be_read_of_one_scene_stops_no_other(tmp_path: Path, local: 
     states = Supervisor(plans, local, LIMITS).run()
     assert [state.standing for state in states.values()] == ["failed", "finished", "finished"]
     assert str(error) in states["a"].sentence
+
+
+def test_a_last_checkpoint_that_is_broken_is_told_with_what_to_do(tmp_path: Path):
+    """Its training has nothing to do, and starting it again would not mend it."""
+    plan, run = scene(tmp_path, "one", "well", steps=1), tmp_path / "run"
+    (run / "nerfstudio_models").mkdir(parents=True)
+    (run / "config.yml").write_text("max_num_iterations: 3\n")
+    (run / "nerfstudio_models" / "step-000000002.ckpt").write_text("cut sh")
+    for name, value in {"resumes": run, "check": TrainingIsWhole(run)}.items():
+        object.__setattr__(plan.steps[0], name, value)
+    with pytest.raises(StepError, match=r"step-000000002\.ckpt is cut short: delete it"):
+        Worker(Job("one", plan, 0)).run()
 
 
 def test_phases_are_jobs_of_their_own_and_a_step_done_again_takes_the_later_ones_with_it(tmp_path: Path, local: Engine):

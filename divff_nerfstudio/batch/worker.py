@@ -183,6 +183,8 @@ class Worker:
         """
         self._step = step.name
         resumed = () if step.resumes is None else words_to_resume(step.resumes)
+        if resumed is None and (fault := step.check()) is not None:  # what it ends with has been broken since
+            raise StepError("failed", step.name, f"{fault}: delete it, and start the same line again.")
         if resumed is None or (step.once and step.check() is None):
             return
         if step.requires is not None and (fault := step.requires()) is not None:
