@@ -179,6 +179,25 @@ def test_what_cannot_be_read_of_one_scene_stops_no_other(tmp_path: Path, local: 
     assert str(error) in states["a"].sentence
 
 
+def test_a_training_that_began_with_a_checkpoint_goes_on_from_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plan, run = scene(tmp_path, "one", "well", steps=1), tmp_path / "run"
+    (run / "nerfstudio_models").mkdir(parents=True)
+    (run / "config.yml").write_text("max_num_iterations: 9\n")
+    (run / "nerfstudio_models" / "step-000000002.ckpt").write_text("")
+    step = plan.steps[0]
+    begins = ("--load-checkpoint", "their.ckpt", "--load_step=3")
+    for name, value in {"resumes": run, "words": ("print", *begins, "--seed", "1"), "module": "words_told"}.items():
+        object.__setattr__(step, name, value)
+    (tmp_path / "words_told.py").write_text(
+        f"import pathlib, sys; pathlib.Path({str(step.leaves)!r}).parent.mkdir(exist_ok=True)\n"
+        f"pathlib.Path({str(step.leaves)!r}).write_text('whole'); print(sys.argv[1:])"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.environ["PYTHONPATH"] + os.pathsep + str(tmp_path))
+    Worker(Job("one", plan, 0)).run()
+    said = (plan.folder / LOG).read_text().splitlines()[-1]
+    assert said == str(["print", "--load-dir", str(run / "nerfstudio_models"), "--seed", "1"])
+
+
 def test_a_last_checkpoint_that_is_broken_is_told_with_what_to_do(tmp_path: Path):
     """Its training has nothing to do, and starting it again would not mend it."""
     plan, run = scene(tmp_path, "one", "well", steps=1), tmp_path / "run"

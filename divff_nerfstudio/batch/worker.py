@@ -9,7 +9,7 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -52,6 +52,8 @@ _LACKS = re.compile(
 )
 _SAID = re.compile(r"^\s*Error: ", re.MULTILINE)
 """How the sentences of our commands begin."""
+BEGINNINGS = ("--load-dir", "--load-checkpoint", "--load-step")
+"""Options of a training that tell what it begins with, and no more what it goes on from."""
 PROGRAM = "program"
 """Name of the note of which process a scene's command is."""
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
@@ -190,7 +192,8 @@ class Worker:
         if step.requires is not None and (fault := step.requires()) is not None:
             raise StepError("failed", step.name, f"{fault}.")
         before = _stamp(step.leaves)
-        words = (*step.words[:1], *resumed, *step.words[1:])
+        own = _without(step.words[1:], BEGINNINGS) if resumed else step.words[1:]
+        words = (*step.words[:1], *resumed, *own)
         self._note(f"\n$ {step.typed}\n")
         with tempfile.TemporaryDirectory(prefix="divff-") as own:  # on this machine's own disk
             ended = watch(
@@ -296,6 +299,20 @@ def _started(process: int) -> str:
         fields = Path(f"/proc/{process}/stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()
         return "" if fields[0] in ("Z", "X") else fields[19]
     return ""
+
+
+def _without(words: Sequence[str], options: Sequence[str]) -> list[str]:
+    """What is typed without some options and the one value of each."""
+    left, value = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name.replace("_", "-") in options:
+            value = not equals
+        elif not value:
+            left.append(word)
+        else:
+            value = False
+    return left
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
