@@ -94,6 +94,8 @@ def test_faults_of_options_are_told_before_anything_is_done(tmp_path: Path):
         ("steps: train, train: --pipeline.model.default-time 2", "--pipeline.model.default-time is 2"),
         ("steps: train, train: --output-dir /elsewhere", "--output-dir is for the batch to say"),
         ("steps: train, train: --experiment_name=other", "--experiment-name is for the batch to say"),
+        ("steps: train, train: --method-name other", "--method-name is for the batch to say"),
+        ("steps: train, train: --relative-model-dir models", "--relative-model-dir is for the batch to say"),
         ("evaluate: --load-config other/config.yml", "--load-config is for the batch to say"),
         ("extract: --data other", "--data is for the batch to say"),
     ],

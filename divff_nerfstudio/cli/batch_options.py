@@ -23,7 +23,10 @@ Checked = StepName | Literal["import"]
 _GIVEN: dict[Checked, tuple[str, ...]] = {
     "import": ("--scene", "--output"),
     "extract": ("--data",),
-    "train": ("--data", "--output-dir", "--experiment-name", "--timestamp", "--load-config"),
+    "train": (
+        *("--data", "--output-dir", "--experiment-name", "--method-name", "--timestamp", "--relative-model-dir"),
+        "--load-config",
+    ),
     "evaluate": ("--load-config", "--data", "--output"),
     "export": ("--load-config", "--data", "--output"),
 }
