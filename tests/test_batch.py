@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ from divff_nerfstudio.batch.run import BatchOptions, run_batch
 from divff_nerfstudio.batch.status import batch_status
 from divff_nerfstudio.batch.submitit_engines import LocalEngine
 from divff_nerfstudio.batch.supervision import Limits, Supervisor
-from divff_nerfstudio.batch.worker import Job, StepError, Worker, run_job
+from divff_nerfstudio.batch.worker import Job, StepError, Worker, lack_of_memory, run_job
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.locks import locked
 
@@ -196,6 +196,12 @@ def test_a_training_that_began_with_a_checkpoint_goes_on_from_its_own(tmp_path: 
     Worker(Job("one", plan, 0)).run()
     said = (plan.folder / LOG).read_text().splitlines()[-1]
     assert said == str(["print", "--load-dir", str(run / "nerfstudio_models"), "--seed", "1"])
+
+
+def test_memory_for_an_evaluation_is_not_to_cost_the_training(tmp_path: Path):
+    """With other options it would be another training."""
+    step = replace(scene(tmp_path, "one", "well").steps[0], kind="evaluate")
+    assert "train options" not in lack_of_memory(step)
 
 
 def test_a_last_checkpoint_that_is_broken_is_told_with_what_to_do(tmp_path: Path):

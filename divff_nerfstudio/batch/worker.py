@@ -38,8 +38,7 @@ SMALLER: dict[StepName, str] = {
     "convert": "lower --num-frames in its convert options",
     "extract": "a smaller model, or fewer --sources at a time, in its extract options",
     "train": "lower --pipeline.datamanager.train-num-rays-per-batch in its train options",
-    "evaluate": "fewer --baselines in its evaluate options, or a lower --pipeline.model.eval-num-rays-per-chunk in its "
-    "train options",
+    "evaluate": "fewer --baselines in its evaluate options, or a lower eval_num_rays_per_chunk in its run's config.yml",
     "export": "lower --cloud.views in its export options",
 }
 """What to do where memory is not enough for a step, besides giving it more."""
