@@ -231,6 +231,13 @@ def test_the_page_escapes_all_texts(tmp_path: Path):
     assert f"scenes/a/{LOG}" in page and os.fspath(tmp_path) not in page
 
 
+def test_the_page_of_a_folder_that_is_here_has_a_title(tmp_path: Path):
+    a_batch(tmp_path / "of-lab", a=State())
+    path = tmp_path / "of-lab" / "batch.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "manifest": "."}))
+    assert "<title>Batch of of-lab</title>" in batch_page(batch_status(path.parent), path.parent, path.parent)
+
+
 def test_a_batch_of_an_earlier_version_is_told_of(tmp_path: Path):
     a_batch(tmp_path, a=State(standing="finished"))
     path = tmp_path / "batch.json"

@@ -58,7 +58,7 @@ def batch_page(status: BatchStatus, batch: Path, folder: Path) -> str:
     numbers = "".join(f"<th class=number>{escape(name)}" for name in columns)
     head = f"<tr><th>Scene<th>Method<th>Standing<th class=number>Time{numbers}<th>Files<th>What went wrong</tr>"
     cards = "".join(_card(scene, run) for scene, run, _ in scored if run is not None)
-    title = f"Batch of {Path(status.record.manifest).name}"
+    title = f"Batch of {Path(status.record.manifest).name or batch.name}"
     body = (
         f"<h1>{escape(title)}</h1><p class=faded>{escape(summary(status))}</p>"
         f"<div class=wide><table>{head}{_means(scored, columns)}{rows}</table></div>"
