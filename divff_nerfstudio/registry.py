@@ -86,7 +86,9 @@ divff_paper = _method(
 divff_splat = _method(
     "divff-splat",
     "Gaussians in three layers with features: what divff does, rendered in real time on a GPU.",
-    pipeline=DivFFPipelineConfig(datamanager=FrameDataManagerConfig(), model=SplatModelConfig(hints="auto")),
+    pipeline=DivFFPipelineConfig(
+        datamanager=FrameDataManagerConfig(), model=SplatModelConfig(evidence="auto", hints="auto")
+    ),
     optimizers={
         "means": _optimizer(1e-3, 0.02),
         "scales": _optimizer(1e-2, 0.2),
