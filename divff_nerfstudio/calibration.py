@@ -65,6 +65,8 @@ class Verdict:
     """From where on a phrase's thing is in the scene."""
     threshold: float
     """Relevancy above which a pixel may be the thing."""
+    of_things: float
+    """Relevancy above which a thing may be what the phrase names, of all that frames show of it."""
 
     @property
     def in_scene(self) -> bool:
@@ -137,13 +139,15 @@ class Calibration:
             QueryError: If the text encoder does not work.
         """
         known = self._known()
-        known.update({phrase: Verdict(phrase, 1.0, 0.0, 0.5) for phrase in phrases if EXAMPLE_NAME.fullmatch(phrase)})
+        known.update(
+            {phrase: Verdict(phrase, 1.0, 0.0, 0.5, 0.5) for phrase in phrases if EXAMPLE_NAME.fullmatch(phrase)}
+        )
         missing = [phrase for phrase in dict.fromkeys(phrases) if phrase not in known]
         if missing:
             sure = self._sure(self._asked(missing))
             relevancies = self.relevancies(self.features, missing)
             for i, phrase in enumerate(missing):
-                known[phrase] = Verdict(phrase, float(sure[i]), self.needed, self._threshold(relevancies[:, i]))
+                known[phrase] = Verdict(phrase, float(sure[i]), self.needed, *self._thresholds(relevancies[:, i]))
         return [known[phrase] for phrase in phrases]
 
     def _known(self) -> dict[str, Verdict]:
@@ -165,12 +169,15 @@ class Calibration:
         features = np.asarray(features, np.float32)
         return self.query.relevancies(torch.from_numpy(features), self.kind, phrases, decoded=True).float().numpy()
 
-    def _threshold(self, relevancy: Float[np.ndarray, "rows"]) -> float:
-        """Relevancy between the usual segment's and the best ones', in the unit of similarities."""
+    def _thresholds(self, relevancy: Float[np.ndarray, "rows"]) -> tuple[float, float]:
+        """Relevancies between the usual segment's and the best ones', in the unit of similarities, for pixels and for
+        things: what few frames show has no part in the first, so that its best are those of the likeliest other thing.
+        """
         odds = _odds(relevancy.astype(np.float64))
-        usual = float(np.median(odds))
-        best = float(np.quantile(np.maximum.reduceat(odds, self._starts), BEST))
-        return float(1 / (1 + np.exp(-(usual + BETWEEN * (best - usual)))))
+        usual, best = float(np.median(odds)), np.sort(np.maximum.reduceat(odds, self._starts))
+        levels = float(np.quantile(best, BEST)), float(best[-TOP_FRAMES:].mean())
+        pixels, things = (1 / (1 + np.exp(-(usual + BETWEEN * (level - usual)))) for level in levels)
+        return float(pixels), float(max(pixels, things))
 
     def _sure(self, phrases: Float[np.ndarray, "phrases dim"]) -> Float[np.ndarray, "phrases"]:
         """How sure phrases are, of centred embeddings."""

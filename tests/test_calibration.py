@@ -11,6 +11,7 @@ import torch
 from divff_nerfstudio.calibration import Calibration, calibration, common_phrases, parting
 from divff_nerfstudio.evaluation.answers import Answer, judged
 from divff_nerfstudio.evaluation.classes import ClassScores
+from divff_nerfstudio.evaluation.meant import meant
 from divff_nerfstudio.evaluation.naming import name_things
 from divff_nerfstudio.features.oracle import phrase_code
 from divff_nerfstudio.features.pretrained import EncoderError
@@ -51,6 +52,19 @@ def test_a_thing_that_few_frames_show_is_there():
     numbers = np.concatenate((np.repeat(np.arange(30), len(ROOM)), np.arange(5)))
     fitted = Calibration(fitted.query, "image", every, numbers, fitted.common)
     assert [verdict.in_scene for verdict in fitted.verdicts(["piano", "sledge"])] == [True, False]
+
+
+def test_what_few_frames_show_is_not_the_thing_that_is_the_likeliest_of_the_others():
+    """An arm is seen in 5 of 100 frames, and is no thing: the best segment of nine tenths of them is another's."""
+    fitted, arm = scene(frames=100), np.stack([phrase_code("arm", DIM)] * 5).astype(np.float32)
+    numbers = np.concatenate((np.repeat(np.arange(100), len(ROOM)), np.arange(5)))
+    fitted = Calibration(fitted.query, "image", np.concatenate((fitted.features, arm)), numbers, fitted.common)
+    codes = {name: phrase_code(name, DIM).astype(np.float32) for name in ROOM}
+    things = [SimpleNamespace(name="", feature=code) for code in codes.values()]
+    found = meant("arm", things, fitted)  # pyright: ignore
+    assert found.things == () and found.standing == "in the scene, not a thing of it"
+    things.append(SimpleNamespace(name="", feature=arm[0]))
+    assert meant("arm", things, fitted).things == (things[-1],)  # pyright: ignore
 
 
 def test_thresholds_lie_between_the_thing_and_the_rest():

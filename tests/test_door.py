@@ -123,7 +123,18 @@ def test_a_phrase_for_what_is_no_thing_means_none(scene, monkeypatch):
     assert [thing.name for thing in mug.things] == ["mug"]
     assert {arm.rival.name, mug.rival.name, violin.rival.name} <= {"wall", "mug", "bowl"} and mug.rival.name != "mug"
     monkeypatch.setattr(scene.trained, "calibration", lambda kind: None)
-    assert scene.meant("mug").things == () and scene.meant("mug").rival is None
+    unknown = scene.meant("mug")
+    assert (unknown.things, unknown.rival, unknown.in_scene, unknown.standing) == ((), None, None, None)
+
+
+def test_what_a_thing_is_called_means_it(scene, monkeypatch):
+    """Also where it is not as like the name as another thing, or below the name's threshold."""
+    assert all(thing in scene.matching(thing.name) for thing in scene.objects())
+    mug, bowl = (scene.matching(name)[0] for name in ("mug", "bowl"))
+    monkeypatch.setattr(bowl, "name", "mug")
+    assert scene.matching("mug") == [mug, bowl]
+    monkeypatch.setattr(bowl, "name", "violin")
+    assert scene.matching("violin") == []
 
 
 def test_own_names_are_taken(scene):
@@ -199,7 +210,9 @@ def test_the_commands_write_their_files(scene, tmp_path, monkeypatch, capsys):
     mug, violin, arm = answer["answers"]
     assert [each["state"] for each in (mug, violin)] == ["a thing of this scene", "not in the scene"]
     assert arm["in_scene"] and arm["things"] == [] and arm["state"] == "in the scene, not a thing of it"
-    assert mug["rival"]["name"] in ("wall", "bowl") and arm["rival"]["thing"] in (1, 2, 3)
+    assert mug["rival"]["name"] in ("wall", "bowl")
+    arms = scene.trained.calibration("image").likeness(np.stack([each.feature for each in scene.objects()]), ["arm"])
+    assert arm["rival"]["thing"] == scene.objects()[int(arms[:, 0].argmax())].number
     assert (
         mug["query"] == "mug"
         and mug["in_scene"]

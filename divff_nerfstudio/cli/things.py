@@ -16,7 +16,6 @@ from rich.markup import escape
 
 from divff_nerfstudio.atomic import write_text
 from divff_nerfstudio.cli.opening import open_run
-from divff_nerfstudio.evaluation.options import THINGS
 from divff_nerfstudio.outputs import check_output_folder
 from divff_nerfstudio.run_folder import KEPT
 from divff_nerfstudio.schema import Label, Positive
@@ -145,11 +144,11 @@ def when_data(scene: Scene, phrase: str, clock: Clock, before: float | None = No
         clock: Tells when.
         before: Seconds before which it was last seen; None: not asked.
     """
-    meant, known = scene.meant(phrase), scene.trained.calibration(THINGS) is not None
+    meant = scene.meant(phrase)
     content: dict[str, Any] = {
         "query": phrase,
-        "in_scene": meant.in_scene if known else None,
-        "state": meant.standing if known else None,
+        "in_scene": meant.in_scene,
+        "state": meant.standing,
         "things": [thing_data(thing, clock) for thing in meant.things],
         "rival": None if meant.rival is None else {"thing": meant.rival.number, "name": meant.rival.name},
     }
