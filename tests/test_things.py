@@ -22,6 +22,7 @@ from divff_nerfstudio.cli.things import last_seen, table, thing_data, told
 from divff_nerfstudio.features.oracle import phrase_code
 from divff_nerfstudio.objects import grouping, likeness, moved, pieces, spans
 from divff_nerfstudio.objects import things as things_module
+from divff_nerfstudio.objects.comings import brought_in
 from divff_nerfstudio.objects.diary import Clock, diary, landmark
 from divff_nerfstudio.objects.grouping import Group, Grouping
 from divff_nerfstudio.objects.pictures import before_and_after, contact_sheet, plan, write_labels
@@ -133,6 +134,13 @@ def line(*parts):
     return [place for place, frames in parts for _ in range(frames)]
 
 
+def without_hand(shown):
+    """Takes the hand out of some looks."""
+    for look in shown:
+        look.index[look.index == ARM] = 65535
+        look.actor[:] = 0
+
+
 HERE, BESIDE, ABOVE, THERE = (0.2, -0.7, -2.9), (0.4, -0.7, -2.9), (0.7, -0.1, -2.9), (1.2, -0.7, -3.0)
 
 
@@ -150,9 +158,7 @@ def test_what_pauses_in_the_hand_is_still_on_its_way(monkeypatch, alone, moves):
     on_its_way = [tuple(np.mean((ABOVE, end), axis=0)) for end in (HERE, THERE)]
     way = line((HERE, 4), (on_its_way[0], 1), (ABOVE, 5), (on_its_way[1], 1), (THERE, 5))
     scene = by_hand(monkeypatch, BOWL, way, (3, 11))
-    for frame in alone:
-        scene[frame].index[scene[frame].index == ARM] = 65535
-        scene[frame].actor[:] = 0
+    without_hand([scene[frame] for frame in alone])
     bowl = named(things_in(scene), "bowl")
     assert [(move.start, move.end) for move in bowl.moves] == moves
 
@@ -433,6 +439,45 @@ def test_what_comes_into_view_is_not_brought_in(monkeypatch):
     for look in scene[:5]:
         look.index[look.index == BOWL] = moved_scene.WALL
     assert diary(things_in(scene)) == []
+
+
+AWAY, SHELF = (9.0, -0.6, -2.9), (-0.9, 0.2, -2.9)
+"""Beside the picture, and in it, away from all else."""
+
+
+@pytest.mark.parametrize(("alone", "start"), [(0, 7), (2, 7), (3, None)])
+@pytest.mark.parametrize("out", [False, True])
+def test_what_was_seen_without_a_hand_before_is_not_brought_in(monkeypatch, alone, start, out):
+    """A few frames show the bowl on a shelf, later ones in a hand; the same backwards in time. Two frames may err."""
+    way = line((AWAY, 2), (SHELF, alone), (AWAY, 5 - alone), *((aside(i), 1) for i in range(1, 5)), (HERE, 5))
+    if out:
+        way = way[::-1]
+    found = things_in(by_hand(monkeypatch, BOWL, way, (3, 9) if out else (6, 12)))
+    told = [(event.kind, event.move.end if out else event.move.start) for event in diary(found)]
+    if start is None:
+        assert told == []
+    else:
+        assert told == [("carried out", FRAMES - 1 - start) if out else ("brought in", start)]
+
+
+def test_what_is_put_down_between_two_hands_is_not_on_one_way(monkeypatch):
+    """In three frames on its way the bowl is seen without a hand."""
+    way = line((AWAY, 1), *((aside(i), 1) for i in range(1, 4)), (aside(4), 3), *((aside(5), 1),) * 3, (HERE, 6))
+    scene = by_hand(monkeypatch, BOWL, way, (0, 11))
+    assert [event.kind for event in diary(things_in(scene))] == ["brought in"]
+    without_hand(scene[4:7])
+    assert diary(things_in(scene)) == []
+
+
+def test_what_never_lies_without_a_hand_or_was_there_before_is_not_brought_in(monkeypatch):
+    way = [*(aside(i) for i in range(6)), *line((HERE, FRAMES - 6))]
+    assert diary(things_in(by_hand(monkeypatch, BOWL, way, (0, FRAMES)))) == []
+    found = things_in(by_hand(monkeypatch, BOWL, way, (0, 6)))
+    bowl = named(found, "bowl")
+    assert brought_in(bowl, bowl.rests, found) is not None
+    owners = found.owners.copy()
+    owners[: bowl.rests[0].first] = bowl.number
+    assert brought_in(bowl, bowl.rests, dataclasses.replace(found, owners=owners)) is None
 
 
 def test_what_stays_beside_a_thing_is_not_told_twice(found):
