@@ -9,9 +9,10 @@ import moved_scene
 import numpy as np
 import pytest
 from moved_scene import BOWL, FRAMES, HEIGHT, MUG, STEP, WALL, WIDTH
-from test_things import NAMES, cameras, clock, looks, named, things_in
+from test_things import AWAY, HERE, NAMES, by_hand, cameras, clock, line, looks, named, things_in
 
 from divff_nerfstudio.features.oracle import phrase_code
+from divff_nerfstudio.objects.diary import diary
 from divff_nerfstudio.objects.recognition import Recognition
 from divff_nerfstudio.objects.spans import Rest
 from divff_nerfstudio.objects.things import Move, Things
@@ -99,11 +100,26 @@ def test_what_comes_in_the_hand_or_stays_there_is_carried(never_put_down):
 
 def test_what_the_static_layer_shows_is_never_carried(never_put_down):
     """Another part of it has come into view."""
-    bowl = named(never_put_down, "bowl")
-    assert bowl.carried_in
-    still = replace(bowl, sightings=SimpleNamespace(column=lambda name: np.zeros(len(bowl.sightings))))  # pyright: ignore
-    still.__dict__["spots"] = bowl.spots
-    assert still.carried_in == frozenset()
+    bowl = of_the_static_layer(named(never_put_down, "bowl"), moves=())
+    assert bowl.carried_in == frozenset()
+
+
+def test_what_the_diary_tells_is_told_of_what_is_mostly_static_too(never_put_down):
+    """The dynamic layer has it where it lies, which is enough for an event, and hardly anywhere else."""
+    bowl = of_the_static_layer(named(never_put_down, "bowl"))
+    (move,) = bowl.moves
+    assert bowl.carried_in == {frame for frame, _ in move.path}
+    assert_agreed(bowl)
+    assert whereabouts(bowl, FRAMES - 1).state == bowl.state(FRAMES - 1, FRAMES) == "carried"
+    assert whereabouts(bowl, 2).told(never_put_down, clock(), cameras()[2].pose).split("; ")[1].startswith("taken at ")
+    assert np.linalg.norm(bowl.place(FRAMES - 2) - moved_scene.pose(BOWL, STEP * (FRAMES - 2))[:, 3]) < 0.4
+
+
+def of_the_static_layer(thing, **changes):
+    sightings = SimpleNamespace(column=lambda name: np.zeros(len(thing.sightings)))
+    still = replace(thing, sightings=sightings, **changes)  # pyright: ignore
+    still.__dict__["spots"] = thing.spots
+    return still
 
 
 def test_what_moves_while_nobody_looks_is_not_in_a_hand(found):
@@ -125,9 +141,33 @@ def test_two_tellings_of_one_frame_agree(found, never_put_down):
     bowl.__dict__["carried_in"] = frozenset(sorted(bowl.carried_in)[:2])
     for things in (found, never_put_down):
         for thing in things.things:
-            told = [whereabouts(thing, frame).state for frame in thing.frames]
-            assert told == [thing.state(frame, FRAMES) for frame in thing.frames]
+            assert_agreed(thing)
     assert whereabouts(bowl, FRAMES - 1).state == "carried"
+
+
+def assert_agreed(thing):
+    """What is out of sight is where it was last seen, as far as anybody knows."""
+    for frame in range(FRAMES):
+        told, state = whereabouts(thing, frame).state, thing.state(frame, FRAMES)
+        assert told == state or (state == "out of sight" and frame not in thing.shown), frame
+
+
+@pytest.mark.parametrize("unseen", [range(4, 7), range(8, 11)])
+@pytest.mark.parametrize("kind", ["brought in", "carried out"])
+def test_what_is_out_of_sight_on_its_way_is_in_the_hand_all_the_same(monkeypatch, unseen, kind):
+    """The bowl comes in a hand, or goes, and some frames on its way, or those beside its rest, do not show it."""
+    way = [*line((AWAY, 2)), *((1.6 - 0.16 * i, 0.3, -2.9) for i in range(9)), *line((HERE, FRAMES - 11))]
+    if out := kind == "carried out":
+        way, unseen = way[::-1], range(FRAMES - unseen.stop, FRAMES - unseen.start)
+    scene = by_hand(monkeypatch, BOWL, way, (4, 13) if out else (2, 11))
+    for frame in unseen:
+        scene[frame].index[scene[frame].index == BOWL] = WALL
+    things = things_in(scene)
+    bowl = named(things, "bowl")
+    assert [event.kind for event in diary(things)] == [kind]
+    assert not bowl.shown >= {*unseen}
+    assert_agreed(bowl)
+    assert {whereabouts(bowl, frame).state for frame in unseen} == {"carried"}
 
 
 def test_spans_are_told_around_a_moment(found):

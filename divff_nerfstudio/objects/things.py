@@ -113,13 +113,25 @@ class Thing:
         """Whether it is ever moved, brought in or carried out."""
         return bool(self.moves)
 
+    @property
+    def brought(self) -> Move | None:
+        """The move on which it is brought in, if it is."""
+        return self.moves[0] if self.moves and self.moves[0].source is None else None
+
+    @property
+    def carried_off(self) -> Move | None:
+        """The move on which it is carried out, if it is."""
+        return self.moves[-1] if self.moves and self.moves[-1].target is None else None
+
     @cached_property
     def carried_in(self) -> frozenset[int]:
         """Indices of frames, outside of its rests, that show it away from where it rests before and after them, two
-        in a row at least; none of what the static layer shows, of which another part may have come into view."""
+        in a row at least; of what the static layer shows, of which another part may have come into view, only those of
+        its moves."""
+        told = frozenset(at for move in self.moves for at, _ in move.path)
         if self.dynamic < MIN_DYNAMIC:
-            return frozenset()
-        return frozenset(self.spots.frames[shown_carried(self.spots, self.rests, self.size)].tolist())
+            return told
+        return told | frozenset(self.spots.frames[shown_carried(self.spots, self.rests, self.size)].tolist())
 
     def rest_at(self, frame: int) -> Rest | None:
         """Where it lies in a frame, as far as is known; None: it is carried, or has not been seen yet.
@@ -136,10 +148,13 @@ class Thing:
 
     @cached_property
     def _come_and_taken(self) -> tuple[float, float]:
-        """From which frame on it lies at its first place, the first that shows it unless it is carried there; and the
-        first that shows it carried after its last rest."""
+        """From which frame on it lies at its first place, the first that shows it unless it is carried there; and from
+        which on no more at its last one: the first behind it of what is carried out, the first that shows it carried of
+        all else."""
         first, last = self.rests[0].first, self.rests[-1].last
         come = first if any(at < first for at in self.carried_in) else int(self.spots.frames[0])
+        if self.carried_off is not None:
+            return come, last + 1
         return come, min((at for at in self.carried_in if at > last), default=np.inf)
 
     @cached_property
@@ -155,8 +170,7 @@ class Thing:
     def _on_the_way(self) -> dict[int, Float[np.ndarray, "3"]]:
         """Where frames show it that show it carried, by their indices."""
         shown = zip(self.spots.frames.tolist(), self.spots.centres, strict=True)
-        carried = {frame: centre for frame, centre in shown if frame in self.carried_in}
-        return carried | {at: np.array(point) for move in self.moves for at, point in move.path}
+        return {frame: centre for frame, centre in shown if frame in self.carried_in}
 
     def place(self, frame: int) -> Float[np.ndarray, "3"]:
         """Where it is in a frame: at its resting place, on its way between two, or where it was last (or will first
@@ -192,7 +206,8 @@ class Thing:
     def _spans_of(self, count: int) -> list[tuple[str, int, int]]:
         states = np.full(count, "out of sight", dtype=object)
         for move in self.moves:
-            states[move.start + 1 : move.end] = "moved unseen"
+            # On a way that begins or ends in a hand, it is in that where frames do not show it, too.
+            states[move.start + 1 : move.end] = "carried" if move.distance is None else "moved unseen"
         for frame in self.shown:
             states[frame] = "carried" if self.rest_at(frame) is None else "rests"
         edges = [0, *(i for i in range(1, count) if states[i] != states[i - 1]), count]

@@ -99,7 +99,9 @@ class Whereabouts:
         if self.last_seen is None:
             return f"not seen before {clock.told(self.thing.frames[0])}"
         if self.before is None or self.after is None:
-            begin = clock.told(self.thing.frames[0] if self.before is None else self.before.last)
+            brought = self.thing.brought
+            come = self.thing.frames[0] if brought is None or self.frame < brought.start else brought.start
+            begin = clock.told(come if self.before is None else self.before.last)
             end = "" if self.after is None else f" to {clock.told(self.after.first)}"
             return f"carried from {begin}{end}, last seen at {clock.told(self.last_seen)}"
         where = self._from_here(things, pose, self.after.point, self.before.point)
