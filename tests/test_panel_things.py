@@ -154,12 +154,20 @@ def test_what_is_not_in_view_is_gone_to(opened, scene):  # noqa: F811
 
 
 def test_what_is_no_thing_is_said_to_be_none(opened):
+    """Beside what is, and beside what is asked back; once more where it has been cleared meanwhile."""
     panel, notes = opened().known(), []
     panel.parts.context.noted.connect(notes.append)
-    for _ in range(2):
-        panel.ask("arm")
+    for text in ("arm", "", "arm"):
+        panel.ask(text)
         panel.render(6)
-    assert panel.told == "" and [note for note in notes if "thing" in note] == ["arm: in the scene, not a thing of it."]
+        assert panel.told == ("arm: in the scene, not a thing of it." if text else "")
+    panel.ask("kettel; arm; mug")
+    panel.render(6)
+    assert "the mug (thing " in panel.told and panel.told.endswith("arm: in the scene, not a thing of it.")
+    assert notes[-1] == "kettel is not in the scene. Did you mean kettle?"
+    panel.ask("mug")
+    panel.render(6)
+    assert "not a thing" not in panel.told
 
 
 def test_the_thing_itself_is_outlined(opened, scene):  # noqa: F811

@@ -45,7 +45,8 @@ class Telling:
 
     Attributes:
         lane: The thread that tells.
-        told: Happens when there is something else to tell; told what, and the index of the frame it is told of.
+        told: Happens when there is something else to tell; told what, the phrases that mean something in the scene that
+            is no thing of it (a hand), and the index of the frame it is told of.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Telling:
         self._last: tuple[AnsweredView, tuple[str, ...], list[str]] | None = None
         self._told: list[Told] = []
         self._no_things: list[str] = []
-        self.told: Signal[[list[Told], int]] = Signal()
+        self.told: Signal[[list[Told], list[str], int]] = Signal()
         judging.judged.connect(self._judged)
         things.known.connect(self._again)
         answering.drawn.connect(lambda _, view, __: self._forget() if view.answer is None else None)
@@ -92,7 +93,7 @@ class Telling:
     def _forget(self) -> None:
         """Nothing is asked any more."""
         self._last = None
-        self._publish([], 0)
+        self._publish([], [], 0)
 
     def _tell(self, view: AnsweredView, phrases: tuple[str, ...], states: list[str]) -> None:
         answer = view.answer
@@ -103,10 +104,10 @@ class Telling:
             for phrase, state in zip(answer.phrases, states, strict=True)
             if state != "not in the scene" and answer.config.features == KIND
         }
-        self._tell_of_no_thing([phrase for phrase, things in meant.items() if not things])
+        no_things = [phrase for phrase, things in meant.items() if not things and not EXAMPLE_NAME.fullmatch(phrase)]
         if not any(meant.values()):
             self._answering.outline(view, answer, None)
-            self._publish([], 0)
+            self._publish([], no_things, 0)
             return
         numbers, every = self._things.in_view(view)
         self._outline(view, answer, states, meant, numbers)
@@ -118,14 +119,7 @@ class Telling:
                 seen = every**2 * int((numbers == thing.number).sum()) >= MIN_PIXELS
                 words = where.told(self._things.scene.found, self._things.clock, pose)
                 told.append(Told(phrase, where, seen, words))
-        self._publish(told, frame)
-
-    def _tell_of_no_thing(self, phrases: list[str]) -> None:
-        """Says once which phrases mean something in the scene that is no thing of it, as a hand."""
-        phrases = [phrase for phrase in phrases if not EXAMPLE_NAME.fullmatch(phrase)]
-        if phrases and phrases != self._no_things:
-            self._context.note(f"{'; '.join(phrases)}: in the scene, not a thing of it.")
-        self._no_things = phrases
+        self._publish(told, no_things, frame)
 
     def _meant(self, phrase: str) -> list[Thing]:
         """The things that a phrase means; of a point, the thing that was pointed at."""
@@ -158,7 +152,7 @@ class Telling:
                     masks[..., i] = own
         self._answering.outline(view, answer, masks)
 
-    def _publish(self, told: list[Told], frame: int) -> None:
-        if told or self._told:
-            self._told = told
-            self.told(told, frame)
+    def _publish(self, told: list[Told], no_things: list[str], frame: int) -> None:
+        if told or self._told or no_things != self._no_things:
+            self._told, self._no_things = told, no_things
+            self.told(told, no_things, frame)

@@ -15,10 +15,11 @@ from divff_nerfstudio.viewer.telling import Told
 
 
 def add_told(panel: Parts) -> Any:
-    """The things that the answer means, each with a strip of what happens to it over time."""
+    """The things that the answer means, each with a strip of what happens to it over time; below them, what it means
+    that is none."""
     text = panel.gui.add_markdown("")
 
-    def draw(told: Sequence[Told], frame: int) -> None:
+    def draw(told: Sequence[Told], no_things: Sequence[str], frame: int) -> None:
         count, parts = len(panel.context.frames.ids), []
         for each in told:
             thing, seen = each.where.thing, "in view" if each.seen else "not in view here"
@@ -26,6 +27,8 @@ def add_told(panel: Parts) -> Any:
             if head == called(thing):
                 head += f", {seen}"
             parts += [as_markdown(f"{head}: {each.words}."), as_image(strip(thing.spans(count), frame))]
+        if no_things:
+            parts.append(as_markdown(f"{'; '.join(no_things)}: in the scene, not a thing of it."))
         write(text, "\n\n".join(parts))
 
     panel.telling.told.connect(draw)
@@ -37,5 +40,5 @@ def add_go_there(panel: Parts) -> Any:
     hint = "Goes to where the wearer has seen it best, at this time if it lies there now."
     button = panel.gui.add_button("Go there", visible=False, icon=viser.Icon.WALK, hint=hint)
     button.on_click(lambda event: panel.telling.go_there(event.client))
-    panel.telling.told.connect(lambda told, _: setattr(button, "visible", any(not each.seen for each in told)))
+    panel.telling.told.connect(lambda told, *_: setattr(button, "visible", any(not each.seen for each in told)))
     return button
