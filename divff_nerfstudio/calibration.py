@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 BETWEEN = 0.6
 """Where the threshold lies between the level of the usual segment (0) and of a phrase's best ones (1)."""
+BETWEEN_THINGS = 0.5
+"""The same of things, whose best ones are those of a few frames: all that is seen of a knife is less like one than what
+its best frames show."""
 BEST = 0.9
 """Quantile, over the frames, of a phrase's best segment: a thing is in view in a tenth of the frames or more."""
 RIVAL_LEAD = 0.1
@@ -175,8 +178,8 @@ class Calibration:
         """
         odds = _odds(relevancy.astype(np.float64))
         usual, best = float(np.median(odds)), np.sort(np.maximum.reduceat(odds, self._starts))
-        levels = float(np.quantile(best, BEST)), float(best[-TOP_FRAMES:].mean())
-        pixels, things = (1 / (1 + np.exp(-(usual + BETWEEN * (level - usual)))) for level in levels)
+        levels = (BETWEEN, float(np.quantile(best, BEST))), (BETWEEN_THINGS, float(best[-TOP_FRAMES:].mean()))
+        pixels, things = (1 / (1 + np.exp(-(usual + share * (level - usual)))) for share, level in levels)
         return float(pixels), float(max(pixels, things))
 
     def _sure(self, phrases: Float[np.ndarray, "phrases dim"]) -> Float[np.ndarray, "phrases"]:
