@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -226,12 +227,25 @@ def test_the_diary_is_a_list_to_click(opened):
     wait(lambda: "10.0 s" in panel.elements.opened.content.replace("\\", ""))
 
 
+def test_a_long_name_hides_not_what_has_happened(opened):
+    panel = opened().known()
+    wait(lambda: len(panel.elements.events.buttons) == 2)
+    event = panel.parts.diary.events[0]
+    thing = replace(event.thing, name="small dark green glass bottle of oil")
+    panel.parts.diary.events = [replace(event, thing=thing, move=replace(event.move, source=None))]
+    panel.parts.things.known()
+    panel.settle()
+    (button,) = panel.elements.events.buttons
+    label = button._impl.label
+    assert label.startswith("frame 5: brought in: small") and len(label) < 40
+
+
 def test_many_events_have_pages(opened):
     panel = opened().known()
     listed = panel.elements.events
     wait(lambda: listed.buttons)
     panel.parts.diary.listed([f"frame {i}: mug" for i in range(2 * PAGE + 1)])
-    assert len(listed.buttons) == PAGE + 1 and "moves" in panel.elements.events._above.content
+    assert len(listed.buttons) == PAGE + 1 and "13 events" in panel.elements.events._above.content
     listed.turn(later=True)
     listed.turn(later=True)
     listed.turn(later=True)

@@ -518,9 +518,11 @@ def test_pictures_and_tables_are_written(found, tmp_path):
         assert np.asarray(Image.open(path).convert("L")).std() > 5
     sheet = np.asarray(Image.open(tmp_path / "things.png").convert("RGB")).astype(int)
     assert (np.abs(sheet - (230, 159, 0)).max(axis=-1) < 30).sum() > 100, "things are outlined"
-    assert len(table(found.things, clock()).splitlines()) == 4
+    lines = table(found.things, clock()).splitlines()
+    assert len(lines) == 4 and lines[0].split() == ["thing", "name", "frames", "size", "events", "rests"]
     for thing in found.things:
-        json.dumps(thing_data(thing, clock()), allow_nan=False)
+        data = json.loads(json.dumps(thing_data(thing, clock()), allow_nan=False))
+        assert data["events"] == len([event for event in events if event.thing is thing])
 
 
 def test_a_move_is_drawn_before_and_after(found):

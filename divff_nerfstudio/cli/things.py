@@ -104,7 +104,7 @@ def thing_data(thing: Thing, clock: Clock) -> dict[str, Any]:
         "name": thing.name,
         "frames": len(thing.frames),
         "size": thing.size,
-        "moved": len(thing.moves),
+        "events": len(thing.moves),
         "rests": [
             {
                 "from": clock.data(rest.first),
@@ -127,7 +127,7 @@ def table(things: list[Thing], clock: Clock) -> str:
     """Things as a table in plain text."""
     if not things:
         return "Nothing is found that several frames show.\n"
-    lines = [f"{'thing':>5}  {'name':<22}{'frames':>7}{'size':>8}{'moved':>7}  rests"]
+    lines = [f"{'thing':>5}  {'name':<22}{'frames':>7}{'size':>8}{'events':>7}  rests"]
     for thing in things:
         spans = ", ".join(f"{clock.told(rest.first)} to {clock.told(rest.last)}" for rest in thing.rests)
         counts = f"{len(thing.frames):>7}{thing.size:>8.2f}{len(thing.moves):>7}"

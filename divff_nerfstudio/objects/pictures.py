@@ -48,8 +48,8 @@ def crop(
 
 
 def contact_sheet(path: Path, things: Things, picture: Callable[[int], UInt8[np.ndarray, "height width 3"]]) -> Path:
-    """Draws each thing as the frame that shows it best shows it, outlined, with its number and name, and in how
-    many frames it is seen.
+    """Draws each thing as the frame that shows it best shows it, outlined, with its number and name, in how
+    many frames it is seen, and how many events are told of it.
 
     Args:
         path: The picture's file.
@@ -72,9 +72,13 @@ def contact_sheet(path: Path, things: Things, picture: Callable[[int], UInt8[np.
             larger = _SIDE / max(own.shape)
             height, width = (max(1, round(side * larger)) for side in own.shape)
             axes.imshow(_outlined(part, own, height, width))
-            moved = f", moved {len(thing.moves)}x" if thing.moves else ""
-            axes.set_title(f"{thing.number} {thing.name}\n{len(thing.frames)} frames{moved}", fontsize=8)
+            told = f", {_counted(len(thing.moves), 'event')}" if thing.moves else ""
+            axes.set_title(f"{thing.number} {thing.name}\n{_counted(len(thing.frames), 'frame')}{told}", fontsize=8)
     return path
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)
 
 
 def before_and_after(

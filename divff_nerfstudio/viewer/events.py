@@ -74,5 +74,6 @@ class Diary:
 
 
 def _short(event: Event) -> str:
-    """What was moved, in few words."""
-    return (event.thing.name or f"thing {event.thing.number}") + ("" if event.kind == "moved" else f" is {event.kind}")
+    """What has happened to what, in few words; of a long name, what fits."""
+    name = event.thing.name or f"thing {event.thing.number}"
+    return name if event.kind == "moved" else f"{event.kind}: {name}"

@@ -62,12 +62,12 @@ class _List:
 
 
 def add_events(panel: Parts) -> Any:
-    """How many things were moved, or why nobody knows; below it the list of them."""
+    """How many events there are, or why nobody knows; below it the list of them."""
     text = panel.gui.add_markdown(as_markdown(panel.things.state))
     listed = _List(panel, text)
 
     def fill(labels: list[str]) -> None:
-        what = "Nothing is moved." if not labels else "" if len(labels) <= PAGE else f"{len(labels)} moves."
+        what = "Nothing is moved." if not labels else "" if len(labels) <= PAGE else f"{len(labels)} events."
         write(text, as_markdown(what))
         listed.fill(labels)
 
