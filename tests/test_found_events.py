@@ -16,7 +16,9 @@ PLACE = np.zeros(3)
 
 
 def moved(*motion):
-    return SimpleNamespace(objects=[SimpleNamespace(instance=SimpleNamespace(id=MUG, motion=motion))])
+    """A mug that moves so in a video of 200 frames."""
+    instance = SimpleNamespace(id=MUG, motion=motion)
+    return SimpleNamespace(objects=[SimpleNamespace(instance=instance, numbers=np.arange(200))])
 
 
 def shown(*spans):
@@ -35,13 +37,20 @@ def shown(*spans):
         (((52, 98),), [(14, 39)], [(70, 98, False, True)]),
         (((52, 98),), [(0, 15)], [(52, 75, True, False)]),
         (((52, 98),), [(9, 39)], [(52, 98, None, True)]),
-        (((-1, 98),), [(0, 39)], [(0, 98, False, True)]),
-        (((52, 400),), [(0, 39)], [(52, 195, True, False)]),
+        (((0, 98),), [(0, 39)], [(0, 98, False, True)]),
+        (((0, 98),), [(4, 39)], [(20, 98, False, True)]),
+        (((52, 199),), [(0, 39)], [(52, 195, True, False)]),
+        (((52, 199),), [(0, 30)], [(52, 150, True, False)]),
+        (((52, 98),), [(17, 39)], [(85, 98, False, True)]),
+        (((52, 98),), [(18, 39)], []),
+        (((52, 98),), [(0, 13)], [(52, 65, True, False)]),
+        (((52, 98),), [(0, 12)], []),
+        (((52, 98),), [(0, 9), (15, 15), (20, 39)], [(52, 98, True, True)]),
         (((52, 98),), [(30, 39)], []),
         (((52, 98),), [(0, 5)], []),
         (((52, 98),), [(13, 16)], []),
         (((52, 98),), [], []),
-        (((199, 300),), [(0, 39)], []),
+        (((190, 199),), [(0, 39)], []),
         (((52, 98), (152, 178)), [(0, 14), (33, 39)], [(52, 70, True, False), (165, 178, False, True)]),
     ],
 )

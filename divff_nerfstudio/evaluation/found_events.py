@@ -1,7 +1,9 @@
 """How well events are told: against the motions of objects in the ground truth, as far as frames show them.
 
 What frames do not show at rest before it moves is *brought in*, and its event begins with the first frame that shows
-it; what they do not show afterwards is *carried out*, and its event ends with the last. An event is found if one that
+it; what they do not show afterwards is *carried out*, and its event ends with the last. Three frames or more must show
+either on its way: of fewer nobody can tell. What is on its way as the video begins, or ends, rests nowhere before, or
+after. An event is found if one that
 is told of a thing that is this object begins and ends within a second of it and is of the same kind, each counted once;
 what is left of those that are told is false.
 """
@@ -22,6 +24,8 @@ SECONDS = 1.0
 """How far an event may be off at its begin and at its end."""
 _SURELY = 4
 """What so many frames show of a place is known; what fewer show, may be."""
+_ON_THE_WAY = 3
+"""So many frames must show on its way what they show at rest on one side only."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class KnownEvent:
 def true_events(
     moved: MovedObjects, frames: Int[np.ndarray, "frames 256"], numbers: Int[np.ndarray, "frames"]
 ) -> list[KnownEvent]:
-    """All motions that frames show: on the way, or at rest both before and after.
+    """All motions that frames show: at rest both before and after, or on one of these sides and on the way.
 
     Args:
         moved: The objects.
@@ -60,10 +64,13 @@ def true_events(
         seen = numbers[frames[:, each.instance.id] >= MIN_PIXELS]
         edges = [-1, *(edge for span in each.instance.motion for edge in span), int(numbers[-1]) + 1]
         for i, (start, end) in enumerate(each.instance.motion):
-            before = seen[(seen >= edges[2 * i]) & (seen <= start)]
-            way = seen[(seen > start) & (seen < end)]
-            after = seen[(seen >= end) & (seen <= edges[2 * i + 3])]
-            if not (len(before) and len(after)) and (not len(way) or not (len(before) or len(after))):
+            # It has rested neither before the video nor after it.
+            first, last = start if start > 0 else -1, end if end < each.numbers[-1] else int(numbers[-1]) + 1
+            before = seen[(seen >= edges[2 * i]) & (seen <= first)]
+            way = seen[(seen > first) & (seen < last)]
+            after = seen[(seen >= last) & (seen <= edges[2 * i + 3])]
+            sides = bool(len(before)) + bool(len(after))
+            if not sides or (sides == 1 and len(way) < _ON_THE_WAY):
                 continue
             source, target = (_known(len(rest)) for rest in (before, after))
             found.append(
