@@ -460,6 +460,24 @@ def test_what_was_seen_without_a_hand_before_is_not_brought_in(monkeypatch, alon
         assert told == [("carried out", FRAMES - 1 - start) if out else ("brought in", start)]
 
 
+@pytest.mark.parametrize(("unseen", "kinds"), [(2, ("brought in", "carried out")), (0, ("moved", "moved"))])
+@pytest.mark.parametrize("out", [False, True])
+def test_what_is_carried_slowly_at_first_or_at_last_has_not_lain_there(monkeypatch, unseen, kinds, out):
+    """For five frames the bowl hardly moves, in a hand all the time; as the video begins or ends, it may lie there."""
+    slowly, fast = [(1.5 - 0.02 * i, 0.3, -2.9) for i in range(5)], [(1.2 - 0.3 * i, 0.3, -2.9) for i in range(4)]
+    way = [*line((AWAY, unseen)), *slowly, *fast, *line((HERE, FRAMES - 9 - unseen))]
+    if out:
+        way = way[::-1]
+    first, last = unseen, unseen + 9
+    found = things_in(
+        by_hand(monkeypatch, BOWL, way, (FRAMES - 1 - last, FRAMES - 1 - first) if out else (first, last))
+    )
+    (event,) = diary(found)
+    assert event.kind == kinds[out]
+    if unseen:
+        assert (event.move.end if out else event.move.start) == (FRAMES - 1 - unseen if out else unseen)
+
+
 def test_what_is_put_down_between_two_hands_is_not_on_one_way(monkeypatch):
     """In three frames on its way the bowl is seen without a hand."""
     way = line((AWAY, 1), *((aside(i), 1) for i in range(1, 4)), (aside(4), 3), *((aside(5), 1),) * 3, (HERE, 6))

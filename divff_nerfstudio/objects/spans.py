@@ -164,7 +164,8 @@ def rests(seen: Spots, reach: float, count: int) -> list[Rest]:
     A thing rests while its middle stays within a part of its size, or nearly all of what is seen of it lies where it
     lay; a few frames that say otherwise are strays. Rests that follow each other at one place are one, unless the actor
     had it elsewhere in between, and if it is put back, it has not rested there. What keeps still between two places for
-    a short while, and is not seen there without a hand, has not rested there either: it pauses in the hand. At the
+    a short while, and is not seen there without a hand, has not rested there either: it pauses in the hand. Nor
+    has what keeps still so before or after all other places, unless it is there as the video begins or ends. At the
     video's ends two frames are enough, as its rest may go on where nobody films.
 
     Args:
@@ -194,6 +195,10 @@ def rests(seen: Spots, reach: float, count: int) -> list[Rest]:
             found[-1] = Rest(found[-1].spots + rest.spots)
         else:
             found.append(rest)
+    if len(found) > 1 and found[0].first >= _END and _pauses(found[0]):
+        del found[0]
+    if len(found) > 1 and found[-1].last < count - _END and _pauses(found[-1]):
+        del found[-1]
     return found
 
 
