@@ -147,7 +147,7 @@ def test_nerfstudios_commands_say_what_a_run_lacks(moved: Path, tmp_path: Path) 
     path = tmp_path / "run" / CHECKPOINT
     program, env = Path(sys.executable).with_name("ns-eval"), {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     for change, said in (
-        (lambda: None, "meta.json"),
+        (lambda: None, "tiny does not exist"),
         (lambda: path.write_bytes(path.read_bytes()[:5000]), "no readable checkpoint"),
     ):
         change()
