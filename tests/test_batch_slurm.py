@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from batch_scenes import scene
 
-from divff_nerfstudio.batch.engines import Handle
+from divff_nerfstudio.batch.engines import EngineError, Handle
 from divff_nerfstudio.batch.entries import Needs
 from divff_nerfstudio.batch.submitit_engines import SlurmEngine
 from divff_nerfstudio.batch.worker import Job
@@ -72,3 +72,40 @@ def test_at_once_is_of_all_jobs_together(tmp_path: Path, told: Path):
     assert submitted(engine, jobs[3:]) == []
     assert engine.over(handles[2:]) == {handles[2]}
     assert len(submitted(engine, jobs[3:])) == 1
+
+
+REFUSAL = """#!/bin/sh
+if [ -e '{folder}'.refused ]; then exec '{folder}'.taking "$1"; fi
+touch '{folder}'.refused
+echo 'sbatch: error: {said}' >&2
+exit 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "passes"),
+    [
+        ("Batch job submission failed: Socket timed out on send/recv operation", True),
+        ("Batch job submission failed: Unable to contact slurm controller (connect failure)", True),
+        ("QOSMaxSubmitJobPerUserLimit", True),
+        ("Batch job submission failed: Invalid partition name specified", False),
+    ],
+)
+def test_jobs_wait_where_slurm_does_not_take_them_for_a_while(tmp_path: Path, told: Path, said: str, passes: bool):
+    program = tmp_path / "programs" / "sbatch"
+    program.rename(f"{told}.taking")
+    program.write_text(REFUSAL.format(folder=told, said=said))
+    program.chmod(0o755)
+    engine, jobs = SlurmEngine(tmp_path / "jobs"), jobs_of(tmp_path, Needs())
+    if not passes:
+        with pytest.raises(EngineError, match=r"Slurm refuses the jobs .*mend the needs"):
+            submitted(engine, jobs)
+        return
+    assert submitted(engine, jobs) == [] and len(submitted(engine, jobs)) == 1
+
+
+def test_a_refusal_that_does_not_pass_is_told(tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("divff_nerfstudio.batch.submitit_engines._PASSED_AFTER", 0.0)
+    (tmp_path / "programs" / "sbatch").write_text("#!/bin/sh\necho 'Socket timed out' >&2\nexit 1\n")
+    with pytest.raises(EngineError, match="Socket timed out"):
+        submitted(SlurmEngine(tmp_path / "jobs"), jobs_of(tmp_path, Needs()))

@@ -26,6 +26,10 @@ _WEEK = 7 * 24 * 60
 _SLURM_SECONDS = 60
 _ARRAY = 1000
 """Jobs of an array, at most: as many as Slurm takes where nobody has set MaxArraySize."""
+_PASSING = re.compile(r"timed? ?out|contact|temporar|connection|communication|MaxSubmit", re.IGNORECASE)
+"""What sbatch says where it may take the same jobs a little later."""
+_PASSED_AFTER = 3600.0
+"""Seconds after which such a refusal counts as one for good."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,7 @@ class SlurmEngine:
         self._folder, self._at_once = folder, at_once
         self._options = dict(map(_named, options))
         self._handed: set[Handle] = set()
+        self._refused_since: float | None = None
         with working_in(folder):
             self._executor = _submitit().SlurmExecutor(folder, max_num_timeout=20)
 
@@ -195,9 +200,18 @@ class SlurmEngine:
                 with working_in(self._folder):
                     given = self._given(group)
             except (subprocess.CalledProcessError, _submitit().core.utils.FailedJobError) as error:
+                if self._passes(_short(error)):
+                    return  # the jobs wait, and are handed over at another look
                 raise EngineError(f"Slurm refuses the jobs ({_short(error)}): mend the needs, or --slurm.") from None
+            self._refused_since = None
             self._handed.update(each.job_id for each in given)
             yield from ((job, each.job_id) for job, each in zip(group, given, strict=True))
+
+    def _passes(self, told: str) -> bool:
+        """Whether a refusal may pass by itself: Slurm does not answer, or has as many of a user's jobs as it takes."""
+        if self._refused_since is None:
+            self._refused_since = time.monotonic()
+        return bool(_PASSING.search(told)) and time.monotonic() - self._refused_since < _PASSED_AFTER
 
     def _given(self, group: Sequence[Job]) -> list[Any]:
         with self._executor.batch():
