@@ -18,7 +18,7 @@ import pytest
 import slurm_node
 from batch_scenes import FAULTS, OFTEN, eight, scene, starts
 
-from divff_nerfstudio.batch import engines, run
+from divff_nerfstudio.batch import engines, processes, run
 from divff_nerfstudio.batch.contents import TrainingIsWhole
 from divff_nerfstudio.batch.engines import Engine, EngineError, Room, this_machine
 from divff_nerfstudio.batch.entries import Needs
@@ -351,6 +351,20 @@ def test_who_has_counted_to_the_end_may_still_compute(tmp_path: Path, done: int,
     patience, command = Patience(silence=3, grace=1), [sys.executable, "-c", code]
     ended = watch(command, tmp_path, tmp_path / "log", tmp_path / "signs", patience, lambda *_: None, {})
     assert ended.hung is hung and (ended.status == 0) is not hung
+
+
+@pytest.mark.parametrize(("share", "silent"), [(0.5, 0.0), (0.001, 900.0)])
+def test_a_thread_that_only_looks_is_no_sign_of_life(tmp_path: Path, monkeypatch, share: float, silent: float):
+    """As in a program that hangs before its first sign, at an import or at a disk that does not answer."""
+    clock = 1000.0
+    monkeypatch.setattr(processes.time, "monotonic", lambda: clock)
+    monkeypatch.setattr(processes, "cpu_seconds", lambda process: share * (clock - 1000))
+    (tmp_path / "log").touch()
+    life = processes._Life(0, tmp_path / "signs", tmp_path / "log")
+    for _ in range(90):
+        clock += 10
+        found = life.silent_for()
+    assert found == silent
 
 
 def test_two_batches_in_one_folder_are_refused(tmp_path: Path, local: Engine):

@@ -18,8 +18,9 @@ from divff_nerfstudio.heartbeat import FILE, Beat, read_beat
 POLL = 0.25
 """Seconds between two looks at a program."""
 _TAIL_BYTES = 16384
-_BUSY = 0.05
-"""CPU-seconds that count as a sign of life."""
+_BUSY, _BUSY_SHARE = 0.05, 0.01
+"""CPU-seconds that count as a sign of life, and as a share of the time since the last one: a thread that only looks
+whether something has come, in a program that hangs, is none."""
 _DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of Linux: the signal that a process gets when the one that has started it ends."""
 
@@ -131,7 +132,8 @@ class _Life:
                 self._seen, self.beat, self._last = seen, read_beat(self.signs) or self.beat, now
         if self.beat is None or self.beat.done == self.beat.of:
             cpu, printed = cpu_seconds(self.process), self.log.stat().st_size
-            if cpu > self._cpu + _BUSY or printed > self._printed:
+            busy = max(_BUSY, _BUSY_SHARE * (now - self._last))
+            if cpu > self._cpu + busy or printed > self._printed:
                 self._cpu, self._printed, self._last = cpu, printed, now
         return now - self._last
 
