@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -10,8 +11,11 @@ import open_clip
 import pytest
 import requests
 import transformers
+from huggingface_hub.errors import LocalEntryNotFoundError
+from urllib3 import HTTPConnectionPool
+from urllib3.exceptions import MaxRetryError
 
-from divff_nerfstudio.features import encoder_loading, pretrained
+from divff_nerfstudio.features import encoder_loading, hub_cache, pretrained
 from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.hub_cache import how_to_go_on
 from divff_nerfstudio.features.pretrained import EncoderError, load_companions, load_pretrained
@@ -56,6 +60,70 @@ def test_a_file_that_was_cut_short_is_to_be_deleted(blobs: Path):
 def test_an_unfinished_file_is_gone_on_with(blobs: Path):
     (blobs / f"{'a' * 64}.incomplete").write_bytes(CONTENT)
     assert "goes on where it was" in how_to_go_on(NAME, ValueError("interrupted"))
+
+
+def test_an_unfinished_file_of_long_ago_is_of_another_download(blobs: Path):
+    old = blobs / f"{'a' * 64}.incomplete"
+    old.write_bytes(CONTENT)
+    os.utime(old, (1, 1))
+    assert how_to_go_on(NAME, ValueError("another fault")) == ""
+
+
+def absent(cause: Exception | None = None) -> Exception:
+    """What comes of a file that the cache has not, where the hub could not be asked."""
+    try:
+        raise LocalEntryNotFoundError("Cannot find the requested files in the disk cache") from cause
+    except LocalEntryNotFoundError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        absent(),
+        absent(requests.ConnectionError("Connection reset by peer")),
+        requests.ConnectionError(MaxRetryError(HTTPConnectionPool("nowhere"), "/", Exception("refused"))),
+        requests.exceptions.ConnectTimeout("timed out"),
+    ],
+)
+def test_without_a_connection_no_download_broke_off(blobs: Path, error: Exception):
+    assert how_to_go_on(NAME, error) == ""
+
+
+def test_what_was_not_there_before_hides_no_download_that_broke_off(blobs: Path):
+    """Loaders look for a file of one name, and fetch that of another where there is none."""
+    broken = requests.exceptions.ChunkedEncodingError("Connection broken")
+    broken.__context__ = absent()
+    assert "goes on where it was" in how_to_go_on(NAME, broken)
+
+
+def test_where_no_file_was_read_none_is_looked_at(blobs: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub_cache, "_is_what_it_is_called", lambda file: pytest.fail(f"{file} is read"))
+    for error in (absent(), CUT[1]):
+        how_to_go_on(NAME, error)
+
+
+def test_files_of_another_version_alone_are_not_looked_at(blobs: Path):
+    (blobs.parent / "refs").mkdir()
+    (blobs.parent / "refs" / "main").write_text("new")
+    for version, path in zip(("new", "old"), sorted(blobs.iterdir()), strict=True):
+        (blobs.parent / "snapshots" / version).mkdir(parents=True)
+        (blobs.parent / "snapshots" / version / "file").symlink_to(path)
+        path.write_bytes(b"damaged")
+    (mine, other) = sorted(blobs.iterdir())
+    assert how_to_go_on(NAME, ValueError("another fault")).startswith(f"{mine} is cut short")
+    mine.unlink()
+    assert how_to_go_on(NAME, ValueError("another fault")) == "" and other.exists()
+
+
+@pytest.mark.parametrize("method", ["open", "iterdir", "is_dir"])
+def test_a_cache_of_another_user_hides_no_error(blobs: Path, monkeypatch: pytest.MonkeyPatch, method: str):
+    def refuse(self, *_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, method, refuse)
+    assert how_to_go_on(NAME, ValueError("another fault")) == ""
+    assert "goes on where it was" in how_to_go_on(NAME, CUT[0])
 
 
 @pytest.mark.parametrize("error", CUT, ids=lambda error: type(error).__name__)
