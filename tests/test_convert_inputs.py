@@ -203,6 +203,9 @@ def test_text_files_that_end_between_two_lines_too_early_are_told(tmp_path, name
     path.write_text("\n".join(path.read_text().splitlines()[:-4]) + "\n")
     (note,) = read_model(folder).images.notes
     assert f"{name}.txt says that it has {count} {what}, and" in note
+    if name == "images":  # nor does a model without points hide it
+        (folder / "points3D.txt").unlink()
+        assert read_model(folder).images.notes == [note]
 
 
 def test_a_model_without_points_asks_for_near_and_far(tmp_path, capsys):

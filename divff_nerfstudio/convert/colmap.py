@@ -129,16 +129,17 @@ def read_model(folder: Path) -> Model:
         images = reader.read_images(path)
         check_images(images, cameras)
     path = folder / f"{_POINTS}.{suffix}"
-    if not path.is_file():  # near and far are then asked for
-        return Model(folder, cameras, images, np.empty((0, 3)))
-    with _told(path):
-        points = reader.read_points(path)
-        check_points(points, images)
+    counts, positions = {"cameras": len(cameras), "images": len(images.keys)}, np.empty((0, 3))
+    if path.is_file():  # otherwise near and far are asked for
+        with _told(path):
+            points = reader.read_points(path)
+            check_points(points, images)
+        counts[_POINTS], positions = len(points.keys), points.positions
     if suffix == "txt":
-        for name, count in (("cameras", len(cameras)), ("images", len(images.keys)), (_POINTS, len(points.keys))):
+        for name, count in counts.items():
             if note := colmap_text.told_of_lack(folder / f"{name}.txt", count):
                 images.notes.append(note)
-    return Model(folder, cameras, images, points.positions)
+    return Model(folder, cameras, images, positions)
 
 
 def posed_by(model: Model, source: FrameSource, order: Order) -> PosedFrames:
