@@ -82,6 +82,20 @@ def check_train_words(words: Sequence[str]) -> None:
     check_config(typed)
 
 
+def _device(options: Sequence[str]) -> str:
+    """The device that ns-train takes: the one that its options name last, otherwise the card, if there is one."""
+    named = None
+    for word, following in zip(options, (*options[1:], ""), strict=False):
+        name, joined, value = word.partition("=")
+        if name.replace("_", "-") == "--machine.device-type":
+            named = value if joined else following
+    if named is not None:
+        return named
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class Demo:
     """The stages of the demo and what they share.
 
@@ -93,19 +107,22 @@ class Demo:
         self.config = config
         self.output = config.output.resolve()
         self.scene = (config.scene or self.output / "scene").resolve()
-        self.train_words = (*self._steps(), *split_words(config.train_options, "--train-options"))
+        options = split_words(config.train_options, "--train-options")
+        self.train_words = (*self._steps(options), *options)
         self.training = {"scene": str(self.scene), "query": config.query, "options": [*self.train_words]}
         self.video = self.output / "video.mp4"
         self.report = self.output / "report.html"
         self.seconds: dict[str, float] = {}
 
-    def _steps(self) -> tuple[str, ...]:
-        """What tells ns-train the number of steps."""
+    def _steps(self, options: Sequence[str]) -> tuple[str, ...]:
+        """What tells ns-train the number of steps.
+
+        Args:
+            options: Its further options, which may name a device.
+        """
         steps = self.config.steps
         if steps is None and self.config.scene is None:
-            import torch
-
-            steps = None if torch.cuda.is_available() else KITCHEN_STEPS
+            steps = KITCHEN_STEPS if _device(options) == "cpu" else None
         return () if steps is None else ("--max-num-iterations", str(steps))
 
     @cached_property

@@ -111,6 +111,22 @@ def test_the_kitchen_takes_eight_minutes_of_a_cpu_unless_told_otherwise(tmp_path
     )
 
 
+@pytest.mark.parametrize("cards", [False, True])
+@pytest.mark.parametrize(
+    ("options", "on_cpu"),
+    [
+        ("--machine.device-type cpu", True),
+        ("--machine.device_type=cpu", True),
+        ("--machine.device-type cuda --machine.device-type cpu", True),
+        ("--machine.device-type cuda", False),
+    ],
+)
+def test_the_kitchens_steps_are_of_the_device_that_is_named(tmp_path, monkeypatch, cards, options, on_cpu):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cards)
+    words = Demo(DemoConfig(output=tmp_path / "out", train_options=options)).train_words
+    assert (words[:2] == ("--max-num-iterations", "3500")) == on_cpu and words[-1].endswith(options.split()[-1][-4:])
+
+
 def test_a_scene_of_ones_own_is_not_written(tmp_path):
     own = Demo(DemoConfig(output=tmp_path / "out", scene=tmp_path / "mine"))
     assert [stage.name for stage in own.stages] == ["features", "training", "video", "report"]
