@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import stat
 import struct
@@ -16,10 +17,12 @@ from typing import IO, cast
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from divff_nerfstudio.arrays import ArrayFaultError, create_array, open_array
 from divff_nerfstudio.atomic import atomic_path, remove_unfinished
 from divff_nerfstudio.cache_dirs import is_writable, user_cache_dir
+from divff_nerfstudio.data import png_chunks
 from divff_nerfstudio.data.picture_names import alike
 from divff_nerfstudio.errors import DivffError, stand_in
 from divff_nerfstudio.locks import locked
@@ -60,7 +63,7 @@ def open_picture(
     try:
         if content is None and not stat.S_ISREG(path.stat().st_mode):
             raise SceneError(f"{path} is no ordinary file: put the picture itself there.")
-        with Image.open(path if content is None else content, formats=formats) as image:
+        with _opened(path if content is None else content, formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise SceneError(
                     f"{path} has {image.width}x{image.height} pixels, more than is read: make the picture smaller."
@@ -77,6 +80,22 @@ def open_picture(
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise SceneError(f"{path} is truncated or no picture ({reason}): copy it anew from its source.") from None
+
+
+def _opened(source: Path | IO[bytes], formats: tuple[str, ...]) -> Image.Image:
+    """As Pillow opens it, but a damaged note in a PNG file does not keep it from being a picture."""
+    try:
+        return Image.open(source, formats=formats)
+    except UnidentifiedImageError:
+        with contextlib.ExitStack() as opened:
+            file = opened.enter_context(source.open("rb")) if isinstance(source, Path) else source
+            try:
+                sound = png_chunks.without_damage(file)
+            except ValueError:
+                sound = None
+        if sound is None:
+            raise
+        return Image.open(io.BytesIO(sound), formats=formats)
 
 
 def _missing(path: Path, more: str = "") -> SceneError:
@@ -107,8 +126,9 @@ def decode_frame(
     """Decodes a picture into RGB.
 
     Grey and palette pictures are converted, an opaque alpha channel is dropped, of 16 bits a colour the upper 8 are
-    kept. Check sums are looked at where a format has them. Transparent pictures, CMYK, single channels of 16 bits or
-    floats, and pictures whose EXIF entry says that they are to be turned are refused: what they show would be a guess.
+    kept. Check sums are looked at where a format has them, but for those of notes beside the picture. Transparent
+    pictures, CMYK, single channels of 16 bits or floats, and pictures whose EXIF entry says that they are to be turned
+    are refused: what they show would be a guess.
 
     Args:
         path: The file, or what a picture elsewhere is called.
@@ -119,8 +139,9 @@ def decode_frame(
         SceneError: As `open_picture`, or if it does not have red, green and blue in 8 bits.
     """
     with open_picture(path, content, formats) as image:
-        if image.format == "PNG":
-            image.verify()  # its check sums, which decoding leaves out; what was verified cannot be decoded
+        if image.format == "PNG":  # its check sums, which decoding leaves out
+            sound = png_chunks.without_damage(cast(IO[bytes], cast(ImageFile, image).fp))
+            content = content if sound is None else io.BytesIO(sound)
     with open_picture(path, content, formats) as image:
         require_upright(path, image)
         image.load()
