@@ -32,7 +32,7 @@ from divff_nerfstudio.convert.names import ConvertError, natural_key
 from divff_nerfstudio.convert.pictures import ArchiveFrames, VideoFrames, open_frames
 from divff_nerfstudio.convert.structure import StructureFromMotion
 from divff_nerfstudio.data.detections import DetectionsError
-from divff_nerfstudio.data.scene import load_scene
+from divff_nerfstudio.data.scene import SceneError, load_scene
 from divff_nerfstudio.demo_scene import DemoSceneConfig
 
 
@@ -275,6 +275,61 @@ def test_hands_are_masked_by_boxes_and_by_pictures(tmp_path):
             open_hands(path)
     with pytest.raises(ConvertError, match="missing"):
         open_hands(tmp_path / "none.json")
+
+
+def test_masks_of_hands_may_have_any_palette(tmp_path):
+    """Only what is black matters, not where it stands among the colours."""
+    places = np.zeros((4, 8), np.uint8)
+    places[:, 4:] = 3
+    picture = Image.fromarray(places, "P")
+    for palette, hidden in (
+        ([200, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0], places == 0),
+        ([0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 255], places == 3),
+        ([0] * 12, np.zeros((4, 8), bool)),
+    ):
+        picture.putpalette(palette)
+        picture.save(tmp_path / "mask_1.png")
+        assert np.array_equal(open_hands(tmp_path)(1, 8, 4), hidden)
+
+
+def test_masks_of_hands_may_be_of_anamorphic_pictures_as_they_are_stored(tmp_path):
+    drawn = np.zeros((576, 720), np.uint8)
+    drawn[:, 360:] = 255
+    Image.fromarray(drawn).save(tmp_path / "mask_1.png")
+    hidden = open_hands(tmp_path, (720, 576))(1, 1024, 576)
+    assert not hidden[:, :512].any() and hidden[:, 512:].all()
+    with pytest.raises(ConvertError, match="not the shape"):
+        open_hands(tmp_path)(1, 1024, 576)
+
+
+def test_a_converted_anamorphic_video_takes_masks_as_they_are_stored(tmp_path):
+    path = write_video(tmp_path / "film.mp4", [shift(3 * number) for number in range(30)], pixel=Fraction(4, 3))
+    (tmp_path / "hands").mkdir()
+    for number in range(1, 31):
+        Image.new("L", (256, 144), 255).save(tmp_path / "hands" / f"mask_{number}.png")
+    (tmp_path / "work").mkdir()
+    converted = command.VideoToScene(path, tmp_path / "scene", num_frames=10, hands=tmp_path / "hands")
+    masks = converted._extract(VideoFrames(path), tmp_path / "work")
+    assert masks is not None
+    written = sorted(masks.iterdir())
+    assert len(written) == 10
+    with Image.open(written[0]) as mask:
+        assert mask.size == (341, 144) and mask.getextrema() == (0, 0)
+
+
+def test_labels_of_16_bits_a_colour_are_not_taken_for_black(tmp_path):
+    """Pillow keeps the upper 8 bits, in which a label of 2 is 0; of a single channel it keeps all."""
+    labels = np.zeros((4, 8), np.uint16)
+    labels[:, 4:] = 2
+    for suffix in ("png", "tiff"):
+        path = tmp_path / suffix / f"mask_1.{suffix}"
+        path.parent.mkdir()
+        assert cv2.imwrite(str(path), np.stack([labels] * 3, 2))
+        with pytest.raises(SceneError, match=rf"mask_1\.{suffix} has colours of 16 bits.*: save it as 8-bit RGB"):
+            open_hands(path.parent)(1, 8, 4)
+    (tmp_path / "grey").mkdir()
+    Image.fromarray(labels).save(tmp_path / "grey" / "mask_1.png")
+    assert np.array_equal(open_hands(tmp_path / "grey")(1, 8, 4), labels > 0)
 
 
 def test_a_scene_of_a_video_is_opened_before_it_takes_its_place(tmp_path, video, monkeypatch, capsys):

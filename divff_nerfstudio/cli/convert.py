@@ -252,7 +252,7 @@ class VideoToScene:
                 np.savetxt(temporary, chosen, fmt="%d")
         chosen = np.loadtxt(chosen_path, np.int64, ndmin=1)
         images.mkdir(exist_ok=True)
-        hands = None if self.hands is None else open_hands(self.hands)
+        hands = None if self.hands is None else open_hands(self.hands, VideoFrames(self.video, square=False).size_of(1))
         todo = [n for n in chosen.tolist() if not is_written(images / video_name(n))]
         for number, picture in track(video.read(todo), total=len(todo), description="Writing sharp frames"):
             if hands is not None:

@@ -25,19 +25,21 @@ HandMask = Callable[[int, int, int], Bool[np.ndarray, "height width"]]
 """From a frame's number, width and height to what hides the room."""
 
 
-def open_hands(path: Path) -> HandMask:
+def open_hands(path: Path, stored: tuple[int, int] | None = None) -> HandMask:
     """Masks of the hands.
 
     Args:
         path: A folder of mask pictures whose names end in the frames' numbers, not black where a hand is; or a
             ``hand_obj_detections.json``, whose boxes of hands are masked.
+        stored: Width and height of the video's pictures as they are stored, where they are shown in another shape
+            (anamorphic): ffmpeg cuts them so, and masks may be of what it cut.
 
     Raises:
         ConvertError: If it does not exist; the masks themselves are looked at, and refused, one by one.
         DetectionsError: If it is a file of another form.
     """
     if path.is_dir():
-        return _of_folder(FolderFrames.of_folder(path))
+        return _of_folder(FolderFrames.of_folder(path), stored)
     if not path.exists():
         raise ConvertError(f"{path} is missing: give a folder of masks or a hand_obj_detections.json.")
     found = read_detections(path, DETECTION_SIZE, resize="scale them to those")
@@ -45,13 +47,14 @@ def open_hands(path: Path) -> HandMask:
     return lambda number, width, height: _of_boxes(boxes.get(number, np.empty((0, 4))), width, height)
 
 
-def _of_folder(masks: FolderFrames) -> HandMask:
+def _of_folder(masks: FolderFrames, stored: tuple[int, int] | None) -> HandMask:
     def mask(number: int, width: int, height: int) -> np.ndarray:
         if number not in masks.files:
             return np.zeros((height, width), bool)
         path = masks.files[number]
-        values = mask_values(path).max(2)
-        if not is_of_shape((values.shape[1], values.shape[0]), (width, height)):
+        values = mask_values(path, shown=True).max(2)
+        shapes = [(width, height), *([stored] if stored else [])]
+        if not any(is_of_shape((values.shape[1], values.shape[0]), shape) for shape in shapes):
             raise ConvertError(
                 f"{path} is {values.shape[1]}x{values.shape[0]}, which is not the shape of the video's frames ({width}x"
                 f"{height}): give masks of whole frames."

@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, Integer
+from PIL.ImageFile import ImageFile
 
 from divff_nerfstudio.data.frames import open_picture, require_upright
 from divff_nerfstudio.data.picture_names import decoded
@@ -19,6 +20,8 @@ from divff_nerfstudio.schema import is_label
 
 MASK_SUFFIXES = (".bmp", ".png")
 _MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "I;16")
+_WIDE = re.compile(r";16[BLN]")
+"""How Pillow names what it is given where colours have 16 bits; it keeps the upper 8, in which labels from 1 are 0."""
 _MIN_SHARE = 0.2
 """A mask is at least that wide and high, as a share of the frame."""
 
@@ -54,17 +57,25 @@ def read_mask(path: Path, scene: SceneFolder) -> Bool[np.ndarray, "height width"
     return fitted_mask(path, values, scene)[..., 0]
 
 
-def mask_values(path: Path, named: bool = False) -> Integer[np.ndarray, "h w channels"]:
+def mask_values(path: Path, named: bool = False, shown: bool = False) -> Integer[np.ndarray, "h w channels"]:
     """Values of a mask as they are stored: of a palette the places in it, an opaque alpha channel left out.
 
     Args:
         path: The picture.
         named: Whether somebody has said which values are inside: of a palette, then, the first need not be black.
+        shown: Whether only what is black matters: of a palette, then, its colours are given.
 
     Raises:
         SceneError: If it is damaged, turned, transparent, or no mask has its mode.
     """
     with open_picture(path) as image:
+        # What is to be decoded is known only before Pillow looks for EXIF, for which it decodes a PNG file.
+        parts = cast(ImageFile, image).tile
+        if any(_WIDE.search(str(part.args)) for part in parts) and not image.mode.startswith("I"):
+            raise SceneError(
+                f"{path} has colours of 16 bits, of which small values would be lost: save it as 8-bit RGB, or as grey "
+                "of 16 bits."
+            )
         require_upright(path, image)
         image.load()
         if image.mode not in _MODES:
@@ -74,8 +85,10 @@ def mask_values(path: Path, named: bool = False) -> Integer[np.ndarray, "h w cha
             if (numbers[..., -1] != 255).any():
                 raise SceneError(f"{path} has transparent places, which say nothing of a mask: save it without alpha.")
             numbers = numbers[..., :-1]
-        if image.mode == "P" and not named:
+        if image.mode == "P" and (shown or not named):
             colours = np.asarray(image.convert("RGB"))
+            if shown:
+                return colours
             if not np.array_equal(numbers != 0, colours.any(-1)):
                 raise SceneError(f"{path} has a palette in which 0 is not black: save it in black and white.")
     return numbers.reshape(*numbers.shape[:2], -1)
