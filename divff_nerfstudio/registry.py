@@ -55,9 +55,9 @@ divff = _method(
         ),
     ),
     optimizers={
-        "grids": _optimizer(1e-2, 0.1),
-        "networks": _optimizer(3e-3, 0.1),
-        "actor": _optimizer(5e-3, 0.1),
+        "grids": _optimizer(1.7e-2, 0.1),
+        "networks": _optimizer(5e-3, 0.1),
+        "actor": _optimizer(8.5e-3, 0.1),
         "heads": _optimizer(3e-3, 0.3),
     },
 )
