@@ -76,7 +76,7 @@ class BatchOptions:
         from divff_nerfstudio.batch.submitit_engines import LocalEngine, SlurmEngine
 
         if room is None:
-            return SlurmEngine(jobs, self.slurm, self.at_once), needs
+            return SlurmEngine(jobs, self.slurm, self.at_once, say), needs
         return LocalEngine(jobs, room, self.at_once), needs
 
     @property
