@@ -29,6 +29,8 @@ from divff_nerfstudio.batch.status import batch_status
 from divff_nerfstudio.batch.submitit_engines import LocalEngine
 from divff_nerfstudio.batch.supervision import Limits, Supervisor
 from divff_nerfstudio.batch.worker import Job, StepError, Worker, lack_of_memory, run_job
+from divff_nerfstudio.convert.names import ConvertError
+from divff_nerfstudio.convert.structure import Command
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.locks import locked
 
@@ -146,6 +148,8 @@ def test_a_job_is_finished_by_what_it_leaves(tmp_path: Path, local: Engine):
         (0, "", "failed"),
         (-9, "", "memory"),
         (1, "RuntimeError: DataLoader worker (pid 3) is killed by signal: Killed.", "memory"),
+        (1, "Traceback (most recent call last):\n  ...\nRuntimeError: worker is killed by signal: Killed.", "memory"),
+        (1, "Traceback (most recent call last):\n  ...\nKeyError: 'frames'", "failed"),
     ],
 )
 def test_another_job_that_lacks_memory_is_not_taken_for_this_one(tmp_path: Path, status: int, told: str, end: str):
@@ -153,6 +157,17 @@ def test_another_job_that_lacks_memory_is_not_taken_for_this_one(tmp_path: Path,
     plan = scene(tmp_path, "one", "well")
     ended = Ended(status, hung=False, told=told, lacked_memory=True)
     assert Worker(Job("one", plan, 0))._error(plan.steps[0], ended, "it left nothing").end == end
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
+def test_a_killed_program_of_a_conversion_is_told_as_a_lack_of_memory(tmp_path: Path):
+    program, plan = tmp_path / "colmap", scene(tmp_path, "one", "well")
+    program.write_text("#!/bin/sh\nkill -9 $$\n")
+    program.chmod(0o755)
+    with pytest.raises(ConvertError, match="colmap mapper was killed") as raised:
+        Command(str(program), tmp_path / "colmap.log").map(tmp_path, tmp_path / "database.db", tmp_path)
+    ended = Ended(1, hung=False, told=f"Error: {raised.value}", lacked_memory=True)
+    assert Worker(Job("one", plan, 0))._error(plan.steps[0], ended, "it left nothing").end == "memory"
 
 
 @dataclass(frozen=True)
