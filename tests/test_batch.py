@@ -298,6 +298,7 @@ class RefusesTheSecond:
     """An engine that takes one job, and raises at the next."""
 
     settle = 0.0
+    grace = None
 
     def __init__(self) -> None:
         self.ended: list[str] = []

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from batch_scenes import scene
 
-from divff_nerfstudio.batch import submitit_engines
+from divff_nerfstudio.batch import run, submitit_engines
 from divff_nerfstudio.batch.engines import EngineError, Handle
 from divff_nerfstudio.batch.entries import Needs
+from divff_nerfstudio.batch.records import State
 from divff_nerfstudio.batch.submitit_engines import SlurmEngine
 from divff_nerfstudio.batch.supervision import Limits, Supervisor
 from divff_nerfstudio.batch.worker import Job
@@ -215,3 +216,13 @@ def test_what_slurm_is_told_goes_before_what_is_usual(tmp_path: Path, told: Path
     }.items():
         with pytest.raises(EngineError, match=f"give --{instead} instead"):
             SlurmEngine(tmp_path / "jobs", [f"{option}=1"])
+
+
+def test_the_time_to_save_is_slurms(tmp_path: Path, told: Path, capsys: pytest.CaptureFixture[str]):
+    engine, program = SlurmEngine(tmp_path / "jobs"), tmp_path / "programs" / "scontrol"
+    program.write_text("#!/bin/sh\necho 'KillOnBadExit           = 0'\necho 'KillWait                = 45 sec'\n")
+    program.chmod(0o755)
+    run._tell_end(2, 60, engine)
+    run._tell("a", State(standing="running"), "slurm")
+    said = capsys.readouterr().out
+    assert "they get 45 s" in said and "a: handed over" in said

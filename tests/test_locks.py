@@ -93,7 +93,7 @@ def test_a_file_that_goes_with_its_lock_keeps_one_holder(tmp_path: Path) -> None
 
 
 def test_locks_have_one_room() -> None:
-    """Nothing else takes locks, and nothing imports what Windows lacks, except where it was asked whether this is one."""
+    """Nothing else takes locks, and nothing imports what Windows lacks, except there and behind the question for it."""
     package = Path(__file__).parents[1] / "divff_nerfstudio"
     for path in package.rglob("*.py"):
         found = re.findall(r"^\s*(?:import|from)\s+(fcntl|msvcrt|pwd|grp|filelock)\b", path.read_text("utf-8"), re.M)

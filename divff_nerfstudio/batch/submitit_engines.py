@@ -25,6 +25,7 @@ from divff_nerfstudio.interrupts import handled
 
 _WEEK = 7 * 24 * 60
 _SLURM_SECONDS = 60
+_USUAL_KILL_WAIT = 30.0
 _ARRAY = 1000
 """Jobs of an array, at most: as many as Slurm takes where nobody has set MaxArraySize."""
 _FULL = re.compile(
@@ -136,6 +137,7 @@ class LocalEngine:
     """
 
     settle = 1.0
+    grace = None
 
     def __init__(self, folder: Path, room: Room, at_once: int | None = None):
         self._folder, self._room, self._at_once = folder, room, at_once
@@ -241,6 +243,12 @@ class SlurmEngine:
         self._told: set[bool] = set()
         with working_in(folder):
             self._executor = _submitit().SlurmExecutor(folder, max_num_timeout=20)
+
+    @property
+    def grace(self) -> float | None:
+        """See `Engine`: Slurm's KillWait."""
+        found = re.search(r"^KillWait\s*=\s*(\d+)", _slurm("scontrol", "show", "config") or "", re.MULTILINE)
+        return float(found[1]) if found else _USUAL_KILL_WAIT
 
     def refuse(self, needs: Needs) -> str | None:
         """See `Engine`: Slurm refuses at the submission what no partition has."""
