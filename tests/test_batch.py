@@ -23,7 +23,7 @@ from divff_nerfstudio.batch.contents import TrainingIsWhole
 from divff_nerfstudio.batch.engines import Engine, EngineError, Room, this_machine
 from divff_nerfstudio.batch.entries import Needs
 from divff_nerfstudio.batch.processes import Ended, Patience, watch
-from divff_nerfstudio.batch.records import HEARTBEAT, LOG, Heartbeat, read_record
+from divff_nerfstudio.batch.records import HEARTBEAT, LOG, Heartbeat, State, read_record
 from divff_nerfstudio.batch.run import BatchOptions, run_batch
 from divff_nerfstudio.batch.status import batch_status
 from divff_nerfstudio.batch.submitit_engines import LocalEngine
@@ -340,6 +340,24 @@ class IsInterrupted(RefusesTheSecond):
         raise KeyboardInterrupt
 
 
+class TakesAll(RefusesTheSecond):
+    """An engine that takes all jobs at once, as an array."""
+
+    def submit(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+        yield from ((job, job.id) for job in jobs)
+
+
+def test_what_was_handed_over_is_ended_where_noting_it_is_interrupted(tmp_path: Path):
+    def interrupt(name: str, state: State) -> None:
+        if state.standing == "running":
+            raise KeyboardInterrupt
+
+    engine = TakesAll()
+    with pytest.raises(KeyboardInterrupt):
+        Supervisor([scene(tmp_path, name, "well") for name in "abc"], engine, LIMITS, interrupt).run()
+    assert len(engine.ended) == 3
+
+
 def test_a_second_interruption_does_not_claim_that_all_have_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     engine = IsInterrupted()
     with pytest.raises(KeyboardInterrupt):
@@ -372,7 +390,7 @@ def test_who_has_counted_to_the_end_may_still_compute(tmp_path: Path, done: int,
 @pytest.mark.parametrize(("share", "silent"), [(0.5, 0.0), (0.001, 900.0)])
 def test_a_thread_that_only_looks_is_no_sign_of_life(tmp_path: Path, monkeypatch, share: float, silent: float):
     """As in a program that hangs before its first sign, at an import or at a disk that does not answer."""
-    clock = 1000.0
+    clock, found = 1000.0, 0.0
     monkeypatch.setattr(processes.time, "monotonic", lambda: clock)
     monkeypatch.setattr(processes, "cpu_seconds", lambda process: share * (clock - 1000))
     (tmp_path / "log").touch()

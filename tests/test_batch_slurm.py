@@ -182,7 +182,7 @@ def test_a_limit_that_others_fill_is_told_with_what_to_do(tmp_path: Path, told: 
 
 
 def test_what_was_handed_over_at_a_ctrl_c_is_ended(tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch):
-    """All of it, also where the Ctrl-C comes while Slurm is asked, or while states are noted."""
+    """All of it, also where the Ctrl-C comes while Slurm is asked."""
     lines = (
         f"#!{sys.executable}",
         "import os, signal, subprocess, sys",
