@@ -10,9 +10,12 @@ from pathlib import Path
 import filelock
 
 from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.heartbeat import beat
 
 Lock = filelock.BaseFileLock
 """A lock that was taken; its method ``release`` lets go of it."""
+_SIGN_SECONDS = 5.0
+"""Time between two signs of life while a lock is waited for."""
 
 
 def lock_path(path: Path) -> Path:
@@ -46,8 +49,31 @@ def take_lock(path: Path, busy: DivffError, waiting: Callable[[], object] | None
         if waiting is None:
             raise busy from None
         waiting()
-        lock.acquire()
+        _wait(lock)
     return lock
+
+
+def _wait(lock: Lock) -> None:
+    """Waits for a lock, with signs of life: hours may pass in order, which would look like a program that hangs."""
+    while True:
+        with contextlib.suppress(filelock.Timeout):
+            lock.acquire(timeout=_SIGN_SECONDS)
+            return
+        beat(0, 0)  # nothing is counted, so that what follows may compute without counting
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process has the lock on a file or folder, asked by one that may only read there."""
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    with contextlib.suppress(OSError), lock_path(path).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @contextlib.contextmanager

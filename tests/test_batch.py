@@ -23,12 +23,14 @@ from divff_nerfstudio.batch.contents import TrainingIsWhole
 from divff_nerfstudio.batch.engines import Engine, EngineError, Room, this_machine
 from divff_nerfstudio.batch.entries import Needs
 from divff_nerfstudio.batch.processes import Ended, Patience, watch
-from divff_nerfstudio.batch.records import HEARTBEAT, LOG, Heartbeat, read_record
+from divff_nerfstudio.batch.records import HEARTBEAT, LOG, Heartbeat, State, read_record
 from divff_nerfstudio.batch.run import BatchOptions, run_batch
 from divff_nerfstudio.batch.status import batch_status
 from divff_nerfstudio.batch.submitit_engines import LocalEngine
 from divff_nerfstudio.batch.supervision import Limits, Supervisor
 from divff_nerfstudio.batch.worker import Job, StepError, Worker, lack_of_memory, run_job
+from divff_nerfstudio.convert.names import ConvertError
+from divff_nerfstudio.convert.structure import Command
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.locks import locked
 
@@ -146,6 +148,8 @@ def test_a_job_is_finished_by_what_it_leaves(tmp_path: Path, local: Engine):
         (0, "", "failed"),
         (-9, "", "memory"),
         (1, "RuntimeError: DataLoader worker (pid 3) is killed by signal: Killed.", "memory"),
+        (1, "Traceback (most recent call last):\n  ...\nRuntimeError: worker is killed by signal: Killed.", "memory"),
+        (1, "Traceback (most recent call last):\n  ...\nKeyError: 'frames'", "failed"),
     ],
 )
 def test_another_job_that_lacks_memory_is_not_taken_for_this_one(tmp_path: Path, status: int, told: str, end: str):
@@ -153,6 +157,17 @@ def test_another_job_that_lacks_memory_is_not_taken_for_this_one(tmp_path: Path,
     plan = scene(tmp_path, "one", "well")
     ended = Ended(status, hung=False, told=told, lacked_memory=True)
     assert Worker(Job("one", plan, 0))._error(plan.steps[0], ended, "it left nothing").end == end
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
+def test_a_killed_program_of_a_conversion_is_told_as_a_lack_of_memory(tmp_path: Path):
+    program, plan = tmp_path / "colmap", scene(tmp_path, "one", "well")
+    program.write_text("#!/bin/sh\nkill -9 $$\n")
+    program.chmod(0o755)
+    with pytest.raises(ConvertError, match="colmap mapper was killed") as raised:
+        Command(str(program), tmp_path / "colmap.log").map(tmp_path, tmp_path / "database.db", tmp_path)
+    ended = Ended(1, hung=False, told=f"Error: {raised.value}", lacked_memory=True)
+    assert Worker(Job("one", plan, 0))._error(plan.steps[0], ended, "it left nothing").end == "memory"
 
 
 @dataclass(frozen=True)
@@ -283,6 +298,7 @@ class RefusesTheSecond:
     """An engine that takes one job, and raises at the next."""
 
     settle = 0.0
+    grace = None
 
     def __init__(self) -> None:
         self.ended: list[str] = []
@@ -324,6 +340,24 @@ class IsInterrupted(RefusesTheSecond):
         raise KeyboardInterrupt
 
 
+class TakesAll(RefusesTheSecond):
+    """An engine that takes all jobs at once, as an array."""
+
+    def submit(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+        yield from ((job, job.id) for job in jobs)
+
+
+def test_what_was_handed_over_is_ended_where_noting_it_is_interrupted(tmp_path: Path):
+    def interrupt(name: str, state: State) -> None:
+        if state.standing == "running":
+            raise KeyboardInterrupt
+
+    engine = TakesAll()
+    with pytest.raises(KeyboardInterrupt):
+        Supervisor([scene(tmp_path, name, "well") for name in "abc"], engine, LIMITS, interrupt).run()
+    assert len(engine.ended) == 3
+
+
 def test_a_second_interruption_does_not_claim_that_all_have_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     engine = IsInterrupted()
     with pytest.raises(KeyboardInterrupt):
@@ -356,7 +390,7 @@ def test_who_has_counted_to_the_end_may_still_compute(tmp_path: Path, done: int,
 @pytest.mark.parametrize(("share", "silent"), [(0.5, 0.0), (0.001, 900.0)])
 def test_a_thread_that_only_looks_is_no_sign_of_life(tmp_path: Path, monkeypatch, share: float, silent: float):
     """As in a program that hangs before its first sign, at an import or at a disk that does not answer."""
-    clock = 1000.0
+    clock, found = 1000.0, 0.0
     monkeypatch.setattr(processes.time, "monotonic", lambda: clock)
     monkeypatch.setattr(processes, "cpu_seconds", lambda process: share * (clock - 1000))
     (tmp_path / "log").touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import re
@@ -144,6 +145,14 @@ def test_options_of_a_step_that_nobody_asks_for_are_told(tmp_path: Path, capsys:
     assert cli.main([*line, "--steps", "train", "export", "--dry-run"]) == 0
 
 
+def test_steps_that_are_typed_may_be_some_of_those_a_manifest_speaks_of(tmp_path: Path):
+    (tmp_path / "all.yaml").write_text("train: --max-num-iterations 7\nscenes: [{scene: A, convert: video a.mp4}]\n")
+    line = ["batch", str(tmp_path / "all.yaml"), "--output", str(tmp_path / "out"), "--dry-run"]
+    assert cli.main(line) == 1
+    for steps in (["convert"], ["extract", "train"], ["extract", "train", "evaluate"]):
+        assert cli.main([*line, "--steps", *steps]) == 0
+
+
 def test_a_dry_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "all.yaml").write_text("scenes: [A, B]\n")
     assert cli.main(["batch", str(tmp_path / "all.yaml"), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
@@ -246,12 +255,13 @@ def test_a_batch_of_an_earlier_version_is_told_of(tmp_path: Path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows tells it otherwise")
-def test_a_batch_of_somebody_else_is_seen_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whoever may read its folder, and not write into it."""
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_batch_of_somebody_else_is_seen_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
+    """Whoever may read its folder, and not write into it; or has its disk for reading alone."""
     a_batch(tmp_path, a=State())
 
     def refuse(path: Path, busy: Exception) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
+        raise OSError(number, os.strerror(number), str(path))
 
     with locked(tmp_path / "batch", DivffError("at work")):
         monkeypatch.setattr("divff_nerfstudio.batch.status.take_lock", refuse)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from batch_scenes import scene
 
+from divff_nerfstudio.batch import run, submitit_engines
 from divff_nerfstudio.batch.engines import EngineError, Handle
 from divff_nerfstudio.batch.entries import Needs
+from divff_nerfstudio.batch.records import State
 from divff_nerfstudio.batch.submitit_engines import SlurmEngine
+from divff_nerfstudio.batch.supervision import Limits, Supervisor
 from divff_nerfstudio.batch.worker import Job
 
 SBATCH = """#!/bin/sh
@@ -82,6 +87,22 @@ exit 1
 """
 
 
+def refusing(told: Path, text: str) -> None:
+    """Has sbatch refuse, or do what a script says."""
+    program = told.parent / "programs" / "sbatch"
+    program.rename(f"{told}.taking")
+    program.write_text(text)
+    program.chmod(0o755)
+
+
+class Clock:
+    """A clock that is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.now = 1000.0
+        monkeypatch.setattr(submitit_engines.time, "monotonic", lambda: self.now)
+
+
 @pytest.mark.parametrize(
     ("said", "passes"),
     [
@@ -89,23 +110,119 @@ exit 1
         ("Batch job submission failed: Unable to contact slurm controller (connect failure)", True),
         ("QOSMaxSubmitJobPerUserLimit", True),
         ("Batch job submission failed: Invalid partition name specified", False),
+        ("invalid partition specified: contact", False),
     ],
 )
-def test_jobs_wait_where_slurm_does_not_take_them_for_a_while(tmp_path: Path, told: Path, said: str, passes: bool):
-    program = tmp_path / "programs" / "sbatch"
-    program.rename(f"{told}.taking")
-    program.write_text(REFUSAL.format(folder=told, said=said))
-    program.chmod(0o755)
-    engine, jobs = SlurmEngine(tmp_path / "jobs"), jobs_of(tmp_path, Needs())
+def test_jobs_wait_where_slurm_does_not_take_them_for_a_while(
+    tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch, said: str, passes: bool
+):
+    """A name of the user's that holds a word of Slurm's is none of its phrases."""
+    refusing(told, REFUSAL.format(folder=told, said=said))
+    clock, heard = Clock(monkeypatch), []
+    engine, jobs = SlurmEngine(tmp_path / "jobs", say=heard.append), jobs_of(tmp_path, Needs())
     if not passes:
         with pytest.raises(EngineError, match=r"Slurm refuses the jobs .*mend the needs"):
             submitted(engine, jobs)
         return
-    assert submitted(engine, jobs) == [] and len(submitted(engine, jobs)) == 1
+    assert submitted(engine, jobs) == [] and submitted(engine, jobs) == [] and list(told.iterdir()) == []
+    assert list((tmp_path / "jobs").iterdir()) == [] and len(heard) == 1 and said in heard[0]
+    clock.now += 31
+    assert len(submitted(engine, jobs)) == 1
 
 
 def test_a_refusal_that_does_not_pass_is_told(tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("divff_nerfstudio.batch.submitit_engines._PASSED_AFTER", 0.0)
-    (tmp_path / "programs" / "sbatch").write_text("#!/bin/sh\necho 'Socket timed out' >&2\nexit 1\n")
+    monkeypatch.setattr(submitit_engines, "_PASSED_AFTER", 0.0)
+    refusing(told, "#!/bin/sh\necho 'Socket timed out' >&2\nexit 1\n")
     with pytest.raises(EngineError, match="Socket timed out"):
         submitted(SlurmEngine(tmp_path / "jobs"), jobs_of(tmp_path, Needs()))
+
+
+LIMIT = """#!/bin/sh
+echo x >> '{folder}'.asked
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
+if [ $(( $(cat '{folder}'.handed) + ${{last:-0}} + 1 )) -gt 3 ]; then
+    echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2
+    exit 1
+fi
+echo $(( $(cat '{folder}'.handed) + ${{last:-0}} + 1 )) > '{folder}'.handed
+exec '{folder}'.taking "$1"
+"""
+"""Takes three jobs at a time."""
+
+
+def test_a_limit_of_jobs_is_filled_and_waited_for(tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch):
+    """However long that takes while jobs are handed over: giving up would end these."""
+    clock, heard, handed = Clock(monkeypatch), [], Path(f"{told}.handed")
+    refusing(told, LIMIT.format(folder=told))
+    handed.write_text("0")
+    engine, jobs = SlurmEngine(tmp_path / "jobs", say=heard.append), jobs_of(tmp_path, *[Needs()] * 8)
+    handles = submitted(engine, jobs)
+    assert len(handles) == 3 and len(heard) == 1 and "AssocMaxSubmitJobLimit" in heard[0] and "--at-once" in heard[0]
+    asked = Path(f"{told}.asked").read_text()
+    assert submitted(engine, jobs[3:]) == [] and Path(f"{told}.asked").read_text() == asked
+    clock.now += 10_000
+    assert submitted(engine, jobs[3:]) == []
+    clock.now += 10_000
+    assert submitted(engine, jobs[3:]) == [] and len(heard) == 1
+    assert engine.over(handles) == set(handles)
+    handed.write_text("0")
+    clock.now += 31
+    assert len(submitted(engine, jobs[3:])) == 3
+
+
+def test_a_limit_that_others_fill_is_told_with_what_to_do(tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch):
+    clock = Clock(monkeypatch)
+    refusing(told, LIMIT.format(folder=told))
+    Path(f"{told}.handed").write_text("3")
+    engine, jobs = SlurmEngine(tmp_path / "jobs"), jobs_of(tmp_path, Needs())
+    assert submitted(engine, jobs) == []
+    clock.now += 3601
+    with pytest.raises(EngineError, match="--at-once"):
+        submitted(engine, jobs)
+
+
+def test_what_was_handed_over_at_a_ctrl_c_is_ended(tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch):
+    """All of it, also where the Ctrl-C comes while Slurm is asked."""
+    lines = (
+        f"#!{sys.executable}",
+        "import os, signal, subprocess, sys",
+        "for process in (os.getppid(), os.getpid()): os.kill(process, signal.SIGINT)",
+        f"sys.exit(subprocess.call(['{told}.taking', sys.argv[1]]))",
+    )
+    refusing(told, "\n".join(lines))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    ended: list[str] = []
+    engine = SlurmEngine(tmp_path / "jobs")
+    monkeypatch.setattr(engine, "end", ended.append)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Supervisor([job.plan for job in jobs_of(tmp_path, *[Needs()] * 3)], engine, Limits(poll=0.1)).run()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(ended) == 3 and given(told, "array") == ["0-2%3"]
+
+
+def test_what_slurm_is_told_goes_before_what_is_usual(tmp_path: Path, told: Path):
+    engine = SlurmEngine(tmp_path / "jobs", ["array_parallelism=2", "job-name=mine"])
+    assert len(submitted(engine, jobs_of(tmp_path, *[Needs()] * 3))) == 3
+    assert given(told, "array") == ["0-2%2"] and given(told, "job-name") == ["mine"]
+    with pytest.raises(EngineError, match=r"--slurm is not as Slurm takes it"):
+        submitted(SlurmEngine(tmp_path / "jobs", ["array_parallelism=many"]), jobs_of(tmp_path, Needs()))
+    for option, instead in {
+        "time": "minutes",
+        "mem": "gigabytes",
+        "cpus-per-task": "cpus",
+        "gpus_per_node": "gpus",
+    }.items():
+        with pytest.raises(EngineError, match=f"give --{instead} instead"):
+            SlurmEngine(tmp_path / "jobs", [f"{option}=1"])
+
+
+def test_the_time_to_save_is_slurms(tmp_path: Path, told: Path, capsys: pytest.CaptureFixture[str]):
+    engine, program = SlurmEngine(tmp_path / "jobs"), tmp_path / "programs" / "scontrol"
+    program.write_text("#!/bin/sh\necho 'KillOnBadExit           = 0'\necho 'KillWait                = 45 sec'\n")
+    program.chmod(0o755)
+    run._tell_end(2, 60, engine)
+    run._tell("a", State(standing="running"), "slurm")
+    said = capsys.readouterr().out
+    assert "they get 45 s" in said and "a: handed over" in said

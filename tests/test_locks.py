@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from waiting import PATIENCE
 
 from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.heartbeat import read_beat
 from divff_nerfstudio.locks import lock_path, locked, take_lock
 
 BUSY = DivffError("It is being written: wait.")
@@ -56,6 +58,21 @@ def test_who_waits_gets_it(tmp_path: Path) -> None:
     assert got.is_set()
 
 
+def test_who_waits_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch ends programs that give none. Nothing is counted, so that what comes next need not count, either."""
+    monkeypatch.setenv("DIVFF_HEARTBEAT", str(tmp_path / "signs.json"))
+    monkeypatch.setattr("divff_nerfstudio.locks._SIGN_SECONDS", 0.1)
+    lock = take_lock(tmp_path / "store", BUSY)
+    thread = threading.Thread(target=lambda: take_lock(tmp_path / "store", BUSY, lambda: None).release())
+    thread.start()
+    until = time.monotonic() + PATIENCE
+    while (sign := read_beat(tmp_path / "signs.json")) is None and time.monotonic() < until:
+        time.sleep(0.05)
+    lock.release()
+    thread.join(PATIENCE)
+    assert sign is not None and sign.done == sign.of
+
+
 def test_a_file_that_goes_with_its_lock_keeps_one_holder(tmp_path: Path) -> None:
     """Many take turns, each removing the file that the others have just opened."""
     path, inside, most = tmp_path / "scene", [], []
@@ -76,11 +93,11 @@ def test_a_file_that_goes_with_its_lock_keeps_one_holder(tmp_path: Path) -> None
 
 
 def test_locks_have_one_room() -> None:
-    """Nothing else takes locks, and nothing imports what Windows lacks."""
+    """Nothing else takes locks, and nothing imports what Windows lacks, except there and behind the question for it."""
     package = Path(__file__).parents[1] / "divff_nerfstudio"
     for path in package.rglob("*.py"):
         found = re.findall(r"^\s*(?:import|from)\s+(fcntl|msvcrt|pwd|grp|filelock)\b", path.read_text("utf-8"), re.M)
-        assert found == (["filelock"] if path.name == "locks.py" else []), path
+        assert found == (["filelock", "fcntl"] if path.name == "locks.py" else []), path
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> None:

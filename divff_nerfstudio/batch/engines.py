@@ -29,6 +29,11 @@ class Engine(Protocol):
     settle: float
     """Seconds that a job's files may take to be seen here after its end, as on shared disks."""
 
+    @property
+    def grace(self) -> float | None:
+        """Seconds after which the engine itself kills a job that was told to end; None where it does not."""
+        ...
+
     def refuse(self, needs: Needs) -> str | None:
         """Says why no job with such needs could ever run, or None."""
         ...

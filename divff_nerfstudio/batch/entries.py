@@ -148,6 +148,8 @@ class Defaults:
     """Options of each step's command, before those of the manifest."""
     needs: Needs = field(default_factory=Needs)
     """What each step needs."""
+    typed: bool = False
+    """Whether the steps were typed: a manifest may then say something of others, for which it is started again."""
 
 
 class Fault(NamedTuple):
@@ -191,7 +193,8 @@ def entry_of(row: SaidOfScene, common: SaidOfAll, base: Path, defaults: Defaults
         )
         for step in STEPS
     }
-    if unused := unused_of(row, steps):
+    by_hand = defaults.typed and not row.steps and not common.steps
+    if not by_hand and (unused := unused_of(row, steps)):
         raise ManifestError(unused)
     name = row.name or scene.name
     _check_entry(name, row.name is not None, steps, words)

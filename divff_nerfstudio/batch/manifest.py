@@ -80,7 +80,8 @@ def read_manifest(path: Path, defaults: Defaults | None = None, look: Look | Non
     if scenes.common and not scenes.faults and (idle := idle_of(scenes.common, sorted(trained))):
         faults.append(idle)
     done: tuple[StepName, ...] = tuple(s for s in STEPS if any(s in entry.steps for entry in scenes.entries))
-    if scenes.common and not scenes.faults and done and (unused := unused_of(scenes.common, done)):
+    by_hand = scenes.defaults.typed and scenes.common is not None and not scenes.common.steps
+    if scenes.common and not scenes.faults and done and not by_hand and (unused := unused_of(scenes.common, done)):
         faults.append(unused)
     faults += () if look is None else look(scenes.entries)
     if faults:

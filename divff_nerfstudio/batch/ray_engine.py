@@ -34,6 +34,7 @@ class RayEngine:
     """
 
     settle = 10.0
+    grace = None
 
     def __init__(self, folder: Path, address: str | None = None, room: Room | None = None, at_once: int | None = None):
         try:

@@ -76,7 +76,7 @@ class BatchOptions:
         from divff_nerfstudio.batch.submitit_engines import LocalEngine, SlurmEngine
 
         if room is None:
-            return SlurmEngine(jobs, self.slurm, self.at_once), needs
+            return SlurmEngine(jobs, self.slurm, self.at_once, say), needs
         return LocalEngine(jobs, room, self.at_once), needs
 
     @property
@@ -121,7 +121,13 @@ def run_batch(plans: Sequence[Plan], engine: Engine, output: Path, options: Batc
         at_once = min(len(plans), options.at_once or _places(options, plans))
         record = BatchRecord(manifest=made_of, engine=options.engine, at_once=at_once, scenes=scenes)
         write_record(output / BATCH, record)
-        supervisor = Supervisor(plans, engine, options.limits(), _tell, lambda jobs: _tell_end(jobs, options.grace))
+        supervisor = Supervisor(
+            plans,
+            engine,
+            options.limits(),
+            lambda name, state: _tell(name, state, options.engine),
+            lambda jobs: _tell_end(jobs, options.grace, engine),
+        )
         try:
             states = supervisor.run()
         except KeyboardInterrupt:
@@ -164,16 +170,20 @@ def _scene_record(plan: Plan) -> SceneRecord:
     return SceneRecord(name=plan.name, scene=str(plan.scene), steps=[step.name for step in plan.steps], runs=runs)
 
 
-def _tell(name: str, state: State) -> None:
+def _tell(name: str, state: State, engine: EngineName) -> None:
     """Prints a line where a scene's standing changes."""
+    # A cluster may have it wait: whether it runs, `divff batch status` tells by its signs of life.
+    standing = "handed over" if state.standing == "running" and engine != "local" else state.standing
     again = f" (attempt {state.attempts})" if state.standing == "running" and state.attempts > 1 else ""
-    say(f"{name}: {state.standing}{again}" + (f": {state.sentence}" if state.sentence else ""))
+    say(f"{name}: {standing}{again}" + (f": {state.sentence}" if state.sentence else ""))
 
 
-def _tell_end(jobs: int, grace: float) -> None:
+def _tell_end(jobs: int, grace: float, engine: Engine) -> None:
     """Prints what is waited for, so that nobody takes it for hanging."""
     if jobs:
-        say(f"{jobs} jobs are told to end, for which they get {2 * grace:g} s: what they have is saved.")
+        own = engine.grace
+        seconds = 2 * grace if own is None else min(own, 2 * grace)
+        say(f"{jobs} jobs are told to end, for which they get {seconds:g} s: what they have by then is saved.")
 
 
 def say(text: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +25,7 @@ from divff_nerfstudio.batch.records import (
 )
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.faults import shown
-from divff_nerfstudio.locks import lock_path, take_lock
+from divff_nerfstudio.locks import is_locked, take_lock
 
 COLOURS = {
     "finished": "green",
@@ -154,24 +152,10 @@ def is_at_work(folder: Path) -> bool:
     busy = DivffError("at work")
     try:
         take_lock(folder / "batch", busy).release()
-    except PermissionError:  # a folder of somebody else's
-        return _is_locked(lock_path(folder / "batch"))
-    except (DivffError, OSError) as error:
-        return error is busy
-    return False
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process has a lock, asked by one that may only read its file."""
-    if sys.platform == "win32":
-        return False
-    import fcntl
-
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except DivffError:
+        return True
+    except OSError:  # a folder of somebody else's, or a disk that is only read here
+        return is_locked(folder / "batch")
     return False
 
 

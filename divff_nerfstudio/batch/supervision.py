@@ -135,10 +135,13 @@ class Supervisor:
         for scene in waiting:
             scene.job = Job(uuid.uuid4().hex, scene.plan, scene.state.phase, self.limits.patience)
             jobs[scene.job.id] = scene
+        taken: list[_Scene] = []
         for job, handle in self.engine.submit([scene.job for scene in waiting if scene.job is not None]):
             scene = jobs[job.id]
             scene.handle, scene.signs, scene.over, scene.told = handle, -1, None, None
             scene.heard = time.monotonic()
+            taken.append(scene)
+        for scene in taken:  # behind all of them: a Ctrl-C while files are written would leave the rest without handles
             self._set(scene, "running", attempts=scene.state.attempts + 1)
 
     # What becomes of it.

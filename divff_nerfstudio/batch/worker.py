@@ -49,8 +49,10 @@ _LACKS = re.compile(
     r"oom[-_ ]kill",
     re.IGNORECASE,
 )
-_SAID = re.compile(r"^\s*Error: ", re.MULTILINE)
-"""How the sentences of our commands begin."""
+_SAID = re.compile(r"^\s*Error: |^Traceback \(most recent call last\)", re.MULTILINE)
+"""How what a program that could say why it fails has said begins: sentences of our commands, and what Python tells."""
+_HELPER_DIED = re.compile(r"killed by signal|exited unexpectedly|terminated abruptly")
+"""What Python tells where the system has killed a process that it has started."""
 BEGINNINGS = ("--load-dir", "--load-checkpoint", "--load-step")
 """Options of a training that tell what it begins with, and no more what it goes on from."""
 PROGRAM = "program"
@@ -232,7 +234,7 @@ class Worker:
             )
         said = last_words(ended.told)
         # What the system has killed may have been of another job of this machine: who could say why it fails is heard.
-        killed = ended.lacked_memory and not _SAID.search(ended.told)
+        killed = ended.lacked_memory and (not _SAID.search(ended.told) or _HELPER_DIED.search(ended.told))
         if ended.status != 0 and (killed or _LACKS.search(ended.told)):
             return StepError("memory", step.name, lack_of_memory(step, ended.told))
         if ended.status in _KILLED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import tyro
 
@@ -32,8 +32,8 @@ class BatchConfig:
     """A .csv or .yaml file that names the scenes, or a folder of scenes and videos."""
     output: Path = Path("divff-batch")
     """Folder for runs, scores, exports, notes and the page."""
-    steps: tuple[StepName, ...] = USUAL_STEPS
-    """What is done with scenes for which the manifest does not say it."""
+    steps: Optional[tuple[StepName, ...]] = None  # noqa: UP045
+    """What is done with scenes for which the manifest does not say it; by default extract, train and evaluate."""
     methods: tuple[Method, ...] = ("divff",)
     """What is trained where the manifest does not say it."""
     extract: str = ""
@@ -61,9 +61,10 @@ class BatchConfig:
             "evaluate": tuple(split_words(self.evaluate, "--evaluate")),
             "export": tuple(split_words(self.export, "--export")),
         }
-        if not self.steps or not self.methods:
+        if self.steps == () or not self.methods:
             raise DivffError("--steps and --methods name nothing: name some, or leave the options out.")
-        defaults = Defaults(tuple(self.steps), tuple(self.methods), words)
+        steps = USUAL_STEPS if self.steps is None else self.steps
+        defaults = Defaults(tuple(steps), tuple(self.methods), words, typed=self.steps is not None)
         manifest = read_manifest(self.manifest, defaults, option_faults)
         for step, given in words.items():
             if given and not any(step in entry.steps for entry in manifest.entries):

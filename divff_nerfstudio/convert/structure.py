@@ -24,6 +24,8 @@ _NOTHING = "failed to create sparse model"
 """What the program's mapper says at its end where nothing can be reconstructed."""
 _LAST_WORDS = 2000
 """Letters."""
+_KILLED = (-9, 128 + 9)
+"""Statuses of a program that SIGKILL has ended, and of a shell that has started it."""
 
 
 class _Steps(Protocol):
@@ -64,6 +66,11 @@ class Command:
             log.write(f"\n$ {self.program} {command} {' '.join(options)}\n")
             log.flush()
             done = subprocess.run([self.program, command, *options], stdout=log, stderr=subprocess.STDOUT, check=False)
+        if done.returncode in _KILLED:
+            raise ConvertError(
+                f"colmap {command} was killed, as systems do where memory is not enough: give it more, or lower "
+                f"--num-frames (its log is {self.log})."
+            )
         if done.returncode:
             raise ConvertError(f"colmap {command} failed: look into {self.log} for the reason.")
 
