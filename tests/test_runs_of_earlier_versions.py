@@ -80,6 +80,12 @@ def test_options_of_an_earlier_version_mean_what_they_meant(method: str) -> None
         for name, size in LayeredFieldConfig.sizes_by_device["cpu"].items():  # they were the same on every device
             assert getattr(read.pipeline.model.fields, name) == size
             setattr(read.pipeline.model.fields, name, None)
+        for group in ("grids", "networks", "actor"):  # they learned more slowly
+            assert read.optimizers[group]["optimizer"].lr < registered.optimizers[group]["optimizer"].lr
+            read.optimizers[group] = registered.optimizers[group]
+    if method == "divff-splat":
+        assert read.pipeline.model.evidence == "off"
+        read.pipeline.model.evidence = "auto"
     if method != "divff-paper":
         assert read.pipeline.model.hints == "off"
         read.pipeline.model.hints = "auto"
