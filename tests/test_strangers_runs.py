@@ -359,11 +359,11 @@ def test_paths_of_windows_and_options_of_other_versions(folder: Path) -> None:
     ):
         other = text.replace("!!python/object/apply:pathlib.PosixPath\n- outputs", written, 1)
         other = other.replace("seed: 42", "seed: 42\n  older_option: 3\n  older_list: [1, a]", 1).replace(
-            "lr: 0.01", "lr: 1e-2"
+            "lr: 0.017", "lr: 17e-3"
         )
         config = parse_config(other, "config.yml", our_configs())
         assert config.output_dir.as_posix() == expected and config.machine.seed == 42
-        assert not hasattr(config.machine, "older_option") and config.optimizers["grids"]["optimizer"].lr == 0.01
+        assert not hasattr(config.machine, "older_option") and config.optimizers["grids"]["optimizer"].lr == 0.017
     assert parse_config(text.replace("seed: 42\n", "", 1), "config.yml", our_configs()).machine.seed == 42
 
 
