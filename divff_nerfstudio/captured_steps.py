@@ -1,5 +1,9 @@
 """Training steps that a card takes without the host: of each part of the schedule one is captured as a CUDA graph, and
-done again for the others."""
+done again for the others.
+
+Now and then a step is taken by the graph and, from the same state, without it: what is replayed reads memory that
+Python no longer looks after, and a graph that did something else than the step would be told by nothing but bad scores.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,22 @@ from typing import Any
 import torch
 from nerfstudio.engine.trainer import Trainer
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.markup import escape
 from torch import Tensor
 
-from divff_nerfstudio.card import CardGraph, beside, is_card, wait_for
+from divff_nerfstudio.card import CardGraph, beside, generator_of, is_card, wait_for
 from divff_nerfstudio.pipeline import DivFFPipeline
+from divff_nerfstudio.training_folder import TrainingError
 
 WARM_UP = 3
 """Steps of each part that are taken as usual: kernels are compiled and the optimizers' moments made at the first."""
+
+FIRST_CHECKS, STEPS_BETWEEN_CHECKS = (1, 10, 100), 1000
+"""Which of a graph's steps are taken both ways."""
+SAME_LOSS, SAME_UPDATE = 0.01, 0.2
+"""How far the two ways may differ in their loss, and in how they change parameters and their first moments, as a share:
+sums of gradients are made in any order on a card, and Adam makes much of a gradient that is next to nothing. Another
+batch, or other random numbers, change moments otherwise by as much as they are changed at all."""
 
 
 def obstacle(trainer: Trainer) -> str | None:
@@ -61,7 +74,7 @@ class CapturedSteps:
         for moments in (moments for each in optimizers for moments in each.state.values()):
             moments["step"] = moments["step"].to(self._device, torch.float32)
         self._part: tuple[Any, ...] = ()
-        self._taken, self._refused = 0, False
+        self._taken, self._replayed, self._refused = 0, 0, False
         self._graph: CardGraph | None = None
 
     def take(self, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
@@ -69,16 +82,20 @@ class CapturedSteps:
 
         Returns:
             The sum of its losses, its losses and its metrics, which later steps leave alone.
+
+        Raises:
+            TrainingError: If the card fails at a graph.
         """
         self._write(step)
         if self._graph is None and self._taken >= WARM_UP and not self._refused:
             self._capture()
         if self._graph is None:
-            with beside(self._device):
-                self._run()
+            self._take_uncaptured()
             self._taken += 1
         else:
-            self._graph.replay()
+            self._replayed += 1
+            checked = self._replayed in FIRST_CHECKS or self._replayed % STEPS_BETWEEN_CHECKS == 0
+            (self._take_both_ways if checked else self._replay)(self._graph)
         total, *values = self._values.clone().unbind()
         losses, metrics = self._names
         named = dict(zip((*losses, *metrics), values, strict=True))
@@ -93,7 +110,7 @@ class CapturedSteps:
             torch._foreach_copy_(self._batch, found)
         else:
             wait_for(self._device)  # for what the graph that now goes has still to do
-            self._part, self._taken, self._graph = part, 0, None
+            self._part, self._taken, self._replayed, self._graph = part, 0, 0, None
             self._drawn = copy.deepcopy(drawn)
             self._batch = list(tensors_of(self._drawn))
         for rate, group in zip(self._rates, self._groups, strict=True):
@@ -106,13 +123,64 @@ class CapturedSteps:
             group["capturable"] = True
         try:
             self._graph = CardGraph(self._run)
-        except RuntimeError as error:
-            self._refused = True
-            why = str(error).split("\n", maxsplit=1)[0]
-            CONSOLE.print(f"[yellow]Steps are trained one by one, without CUDA graphs: {why}", soft_wrap=True)
+        except Exception as error:
+            cause: BaseException = error
+            while cause.__context__ is not None:  # behind the first, PyTorch says that the capture has failed
+                cause = cause.__context__
+            self._refuse(_first_line(cause))
         finally:
             for group in self._groups:
                 group["capturable"] = False
+
+    def _refuse(self, why: str) -> None:
+        """Has all further steps taken without graphs."""
+        self._graph, self._refused = None, True
+        CONSOLE.print(f"[yellow]Steps are trained one by one, without CUDA graphs: {escape(why)}", soft_wrap=True)
+
+    def _take_uncaptured(self) -> None:
+        with beside(self._device):
+            self._run()
+
+    def _replay(self, graph: CardGraph) -> None:
+        try:
+            graph.replay()
+        except RuntimeError as error:
+            raise TrainingError(
+                f"The card failed at a step that was captured as a CUDA graph ({_first_line(error)}): go on from the "
+                "last checkpoint with --cuda-graphs off."
+            ) from error
+
+    @torch.no_grad()
+    def _take_both_ways(self, graph: CardGraph) -> None:
+        """Takes a step by the graph and, from the same state, without it, which counts; a graph that differs goes."""
+        generator, written = generator_of(self._device), self._values
+        state = self._state()
+        random, before = generator.get_state(), {name: _copied(tensors) for name, tensors in state.items()}
+        self._replay(graph)
+        found, total = {name: _copied(tensors) for name, tensors in state.items()}, written[0].clone()
+        for name, tensors in state.items():
+            torch._foreach_copy_(tensors, before[name])
+        generator.set_state(random)
+        with torch.enable_grad():
+            self._take_uncaptured()
+        usual, self._values = self._values, written
+        written.copy_(usual)
+        shares = {name: _share(found[name], tensors, before[name]) for name, tensors in state.items() if name}
+        shares["the loss"] = (total - usual[0]).abs() / usual[0].abs() * (SAME_UPDATE / SAME_LOSS)
+        off = dict(zip(shares, torch.stack([*shares.values()]).tolist(), strict=True))
+        if differing := [name for name, share in off.items() if not share <= SAME_UPDATE]:
+            self._refuse(f"a captured step does something else than the step ({', '.join(differing)}).")
+
+    def _state(self) -> dict[str, list[Tensor]]:
+        """All tensors that a step changes; by name those that tell whether it is the same step, the others by none."""
+        state = {"": [*self._model.buffers()]}
+        for name, optimizer in self._trainer.optimizers.optimizers.items():
+            state[f"parameters of {name}"] = [each for group in optimizer.param_groups for each in group["params"]]
+            state[f"moments of {name}"] = []
+            for moments in optimizer.state.values():
+                for key, value in moments.items():
+                    state[f"moments of {name}" if key == "exp_avg" else ""].append(value)
+        return {name: tensors for name, tensors in state.items() if tensors}
 
     def _run(self) -> None:
         """The step, from the batch to the optimizers."""
@@ -140,6 +208,22 @@ class CapturedSteps:
             self._model.paces_on_device = None
             for group, number in zip(self._groups, numbers, strict=True):
                 group["lr"] = number
+
+
+def _copied(tensors: list[Tensor]) -> list[Tensor]:
+    return [each.detach().clone() for each in tensors]
+
+
+def _share(found: list[Tensor], usual: list[Tensor], before: list[Tensor]) -> Tensor:
+    """How far what was found is from the usual, of how far that is from what was before."""
+    off, changed = (
+        torch.stack(torch._foreach_norm(torch._foreach_sub(usual, each))).norm() for each in (found, before)
+    )
+    return off / changed.clamp_min(torch.finfo(changed.dtype).tiny)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n", maxsplit=1)[0]
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

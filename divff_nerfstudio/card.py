@@ -46,6 +46,14 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def generator_of(device: torch.device | str) -> torch.Generator:
+    """The generator that a device's random numbers come from where nobody names another."""
+    if not is_card(device):
+        return torch.default_generator
+    index = torch.device(device).index
+    return torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
+
+
 @contextlib.contextmanager
 def beside(device: torch.device | str) -> Iterator[None]:
     """Has a card do the block's work in a stream of its own, in order with what comes before and after; elsewhere
@@ -70,18 +78,43 @@ class CardGraph:
         work: Gives the work; it is followed, but nothing is computed yet.
 
     Raises:
-        RuntimeError: If something in the work cannot be captured.
+        Exception: If something in the work cannot be captured; the card is then as ready for other work as before.
     """
 
     def __init__(self, work: Callable[[], None]):
-        self._graph = torch.cuda.CUDAGraph()
-        # Other threads, such as the viewer's, may ask for memory meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            work()
+        self._graph, memory = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        usual = torch.cuda.current_stream()
+        try:
+            # Other threads, such as the viewer's, may ask for memory meanwhile.
+            with (
+                torch.cuda.stream(usual),  # older PyTorch stays in the graph's own stream where a capture fails
+                torch.cuda.graph(self._graph, pool=memory, capture_error_mode="thread_local"),
+            ):
+                work()
+        except BaseException:
+            _leave_capture(self._graph, memory)
+            raise
 
     def replay(self) -> None:
         """Has the work done once."""
         self._graph.replay()
+
+
+_failed: list[torch.cuda.CUDAGraph] = []
+"""Graphs that were not captured to their end, after which the allocator may go on asking."""
+
+
+def _leave_capture(graph: torch.cuda.CUDAGraph, memory: tuple[int, int]) -> None:
+    """Ends for the allocator and the random generator a capture that has failed, which PyTorch forgets to.
+
+    Without it the next random number is refused ("offset increment outside graph capture").
+    """
+    _failed.append(graph)
+    device = torch.cuda.current_device()
+    generator = generator_of(torch.device("cuda", device))
+    generator.graphsafe_set_state(generator.clone_state())  # a copy takes part in no capture
+    with contextlib.suppress(RuntimeError):  # it has ended
+        torch._C._cuda_endAllocateToPool(device, memory)
 
 
 class OnHost:

@@ -74,8 +74,8 @@ class DivFFTrainerConfig(RunConfig):
     max_num_iterations: Optional[Count] = None  # noqa: UP045
     """Step at which training ends, resumed or not. None: as the method has it, settled when training starts."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """Capture a step of each part of the schedule as a CUDA graph, so that the card takes the others without the host,
-    where the method can; auto: off, until it has been measured on a card."""
+    """Capture a step of each part of the schedule as a CUDA graph, so that the card takes the others without the host;
+    auto: where that can be done."""
 
     def settle(self) -> None:
         """Settles what depends on the device and on the length of the run; what the user has chosen stays.
@@ -192,10 +192,11 @@ class DivFFTrainer(Trainer):
 
     def _capturing(self) -> CapturedSteps | None:
         """Takes the steps, if they are to be captured and nothing speaks against it."""
-        if self.config.cuda_graphs != "on":
+        if self.config.cuda_graphs == "off":
             return None
         if (why := obstacle(self)) is not None:
-            CONSOLE.print(f"[yellow]Steps are trained one by one, without CUDA graphs: {why}.", soft_wrap=True)
+            if self.config.cuda_graphs == "on":
+                CONSOLE.print(f"[yellow]Steps are trained one by one, without CUDA graphs: {why}.", soft_wrap=True)
             return None
         return CapturedSteps(self)
 

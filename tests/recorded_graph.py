@@ -1,6 +1,7 @@
 """Stands for a CUDA graph on a CPU: operations are recorded once, and done again on the same tensors.
 
-As in a graph, Python does not run again: numbers stay what they were, and tensors are read where they lay.
+As in a graph, Python does not run again: numbers stay what they were, and tensors are read where they lay. While it is
+recorded, nothing changes: what operations have written is taken back.
 """
 
 from __future__ import annotations
@@ -18,28 +19,33 @@ WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", 
 
 
 class RecordedGraph:
-    """Records a work, and does it again. Recording computes what a graph's first replay would.
+    """Records a work, and does it again.
 
     Raises:
         RuntimeError: If the host would have to wait for something.
     """
 
     def __init__(self, work: Callable[[], None]):
-        self._recorder = _Capture()
-        with self._recorder:
-            work()
+        self._recorder, random = _Capture(), torch.get_rng_state()
+        try:
+            with self._recorder:
+                work()
+        finally:
+            torch.set_rng_state(random)
+            with torch.no_grad():
+                for tensor, before in reversed(self._recorder.written):
+                    tensor.copy_(before)
         self.replays = 0
 
     def replay(self) -> None:
-        """Does all of it once more, unless this is the first time."""
+        """Does all of it."""
         self.replays += 1
-        if self.replays > 1:
-            with torch.no_grad():
-                for operation, args, kwargs, results in self._recorder.done:
-                    again = operation(*args, **kwargs)
-                    for old, new in zip(results, tree_leaves(again), strict=True):
-                        if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
-                            old.copy_(new)
+        with torch.no_grad():
+            for operation, args, kwargs, results in self._recorder.done:
+                again = operation(*args, **kwargs)
+                for old, new in zip(results, tree_leaves(again), strict=True):
+                    if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
 
 
 class Recorder(TorchDispatchMode):
@@ -60,6 +66,10 @@ class Recorder(TorchDispatchMode):
 
 
 class _Capture(Recorder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[tuple[Tensor, Tensor]] = []
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -68,6 +78,11 @@ class _Capture(Recorder):
             raise RuntimeError(f"{func._schema.name} is not permitted when a stream is capturing")
         if func._schema.name.startswith("aten::index") and any(_is_choice(each) for each in tree_leaves(args[1:])):
             raise RuntimeError("a choice of unknown size is not permitted when a stream is capturing")
+        changed = [name for name in func._schema.arguments if name.alias_info and name.alias_info.is_write]
+        given = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | (kwargs or {})
+        for tensor in tree_leaves([given[each.name] for each in changed if each.name in given]):
+            if isinstance(tensor, Tensor):
+                self.written.append((tensor.detach(), tensor.detach().clone()))
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 

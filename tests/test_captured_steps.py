@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from nerfstudio.engine.optimizers import RAdamOptimizerConfig
 from recorded_graph import RecordedGraph, Recorder
 from torch import Tensor
 
-from divff_nerfstudio import captured_steps
+from divff_nerfstudio import captured_steps, card
 from divff_nerfstudio.captured_steps import WARM_UP
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.models.divff import DivFFModel
@@ -97,7 +100,7 @@ def test_captured_steps_are_the_steps_that_are_not_captured(scene, tmp_path, met
 
 @pytest.mark.parametrize("method", ["divff", "divff-paper"])
 def test_they_are_nerfstudios_steps_but_for_rounding(scene, tmp_path, method):
-    runs = [trained(started(method, scene, tmp_path / mode, cuda_graphs=mode))[1][:12] for mode in ("on", "auto")]
+    runs = [trained(started(method, scene, tmp_path / mode, cuda_graphs=mode))[1][:12] for mode in ("on", "off")]
     for one, other in zip(*runs, strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
@@ -110,6 +113,73 @@ def test_a_number_of_the_host_that_follows_the_step_is_seen_to_be_one(scene, tmp
     found = trained(started("divff", scene, tmp_path / "captured"))
     with pytest.raises(AssertionError):
         assert_same(found, trained(started("divff", scene, tmp_path / "eager", graph=Refusing)))
+
+
+def test_a_graph_that_does_something_else_than_the_step_is_given_up(scene, tmp_path, monkeypatch, capsys):
+    usual = DivFFModel._persistence
+    monkeypatch.setattr(DivFFModel, "_persistence", lambda self, outputs: 10 * self.step * usual(self, outputs))
+    trainer = started("divff", scene, tmp_path / "captured", save_only_latest_checkpoint=False)
+    trainer.train()
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("a captured step does something else than the step (") == 1
+    assert "than the step (the loss" in said
+    assert trainer._captured._graph is None and trainer._trained == STEPS - 1
+
+
+def test_so_is_one_that_leaves_an_update_out(scene, tmp_path, capsys):
+    class Idle(RecordedGraph):
+        def __init__(self, work: Any):
+            super().__init__(work)
+            self._recorder.done = [each for each in self._recorder.done if "adam" not in str(each[0])]
+
+    trained(started("divff", scene, tmp_path, graph=Idle))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "than the step (parameters of " in said and ", moments of " in said and "the loss" not in said
+
+
+def test_a_check_leaves_nothing_behind(scene, tmp_path, monkeypatch):
+    often = trained(started("divff", scene, tmp_path / "often"))
+    monkeypatch.setattr(captured_steps, "FIRST_CHECKS", ())
+    assert_same(trained(started("divff", scene, tmp_path / "never")), often)
+
+
+def test_a_graph_at_which_the_card_fails_ends_the_training(scene, tmp_path):
+    class Failing(RecordedGraph):
+        def replay(self) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore of it")
+
+    trainer = started("divff", scene, tmp_path, graph=Failing)
+    with pytest.raises(TrainingError, match=r"illegal memory access was encountered\): .* --cuda-graphs off"):
+        trainer.train()
+
+
+def test_a_failed_capture_is_left_behind(monkeypatch):
+    done: list[Any] = []
+    generator = types.SimpleNamespace(clone_state=lambda: "copy", graphsafe_set_state=done.append)
+
+    @contextlib.contextmanager
+    def capturing(graph: Any, pool: Any, capture_error_mode: str) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("capture has failed")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "usual")
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.ExitStack())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *args: done.append(args), raising=False)
+
+    def work() -> None:
+        raise RuntimeError("not permitted when a stream is capturing")
+
+    with pytest.raises(RuntimeError, match="capture has failed") as raised:
+        card.CardGraph(work)
+    assert str(raised.value.__context__) == "not permitted when a stream is capturing"
+    assert done == ["copy", (0, (0, 7))]
 
 
 def test_a_resumed_training_is_the_unbroken_one(scene, tmp_path):
