@@ -20,7 +20,8 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 from torch import Tensor
 
-from divff_nerfstudio.card import CardGraph, beside, generator_of, is_card, wait_for
+from divff_nerfstudio.card import CardGraph, beside, generator_of, is_card, new_stream, wait_for
+from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.pipeline import DivFFPipeline
 from divff_nerfstudio.training_folder import TrainingError
 
@@ -39,10 +40,10 @@ def obstacle(trainer: Trainer) -> str | None:
     """What keeps a training from being captured, in words; None if nothing does."""
     if not is_card(trainer.device):
         return "they need a CUDA device"
-    if not trainer.pipeline.model.capturable:
-        return f"{trainer.config.method_name} changes in size while it is trained"
+    if (why := trainer.pipeline.model.uncapturable) is not None:
+        return f"{trainer.config.method_name} cannot be captured: {why}"
     if trainer.grad_scaler.is_enabled():
-        return "the host decides about each step with --use-grad-scaler"
+        return "the host decides about each step with --mixed-precision or --use-grad-scaler"
     if any(steps > 1 for steps in trainer.gradient_accumulation_steps.values()):
         return "steps differ with --gradient-accumulation-steps"
     if trainer.config.log_gradients:
@@ -65,6 +66,7 @@ class CapturedSteps:
         assert isinstance(trainer.pipeline, DivFFPipeline)
         self._trainer, self._pipeline, self._model = trainer, trainer.pipeline, trainer.pipeline.model
         self._device = torch.device(trainer.device)
+        self._stream = new_stream(self._device)
         optimizers = trainer.optimizers.optimizers.values()
         self._groups = [group for each in optimizers for group in each.param_groups]
         self._rates = [torch.zeros((), device=self._device) for _ in self._groups]
@@ -122,7 +124,9 @@ class CapturedSteps:
         for group in self._groups:
             group["capturable"] = True
         try:
-            self._graph = CardGraph(self._run)
+            self._graph = CardGraph(self._run, self._stream)
+        except DivffError:
+            raise
         except Exception as error:
             cause: BaseException = error
             while cause.__context__ is not None:  # behind the first, PyTorch says that the capture has failed
@@ -134,11 +138,11 @@ class CapturedSteps:
 
     def _refuse(self, why: str) -> None:
         """Has all further steps taken without graphs."""
-        self._graph, self._refused = None, True
+        self._graph, self._stream, self._refused = None, None, True
         CONSOLE.print(f"[yellow]Steps are trained one by one, without CUDA graphs: {escape(why)}", soft_wrap=True)
 
     def _take_uncaptured(self) -> None:
-        with beside(self._device):
+        with beside(self._stream):
             self._run()
 
     def _replay(self, graph: CardGraph) -> None:

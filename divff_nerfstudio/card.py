@@ -54,21 +54,26 @@ def generator_of(device: torch.device | str) -> torch.Generator:
     return torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
 
 
+def new_stream(device: torch.device | str) -> torch.cuda.Stream | None:
+    """A stream of a card for work that is to be captured; None elsewhere."""
+    return torch.cuda.Stream(device) if is_card(device) else None
+
+
 @contextlib.contextmanager
-def beside(device: torch.device | str) -> Iterator[None]:
-    """Has a card do the block's work in a stream of its own, in order with what comes before and after; elsewhere
-    nothing changes.
+def beside(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """Has a card do the block's work in a stream, in order with what comes before and after; without one nothing
+    changes.
 
     Work that is to be captured has to have been done so before.
     """
-    if not is_card(device):
+    if stream is None:
         yield
         return
-    usual, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    own.wait_stream(usual)
-    with torch.cuda.stream(own):
+    usual = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(usual)
+    with torch.cuda.stream(stream):
         yield
-    usual.wait_stream(own)
+    usual.wait_stream(stream)
 
 
 class CardGraph:
@@ -76,19 +81,21 @@ class CardGraph:
 
     Args:
         work: Gives the work; it is followed, but nothing is computed yet.
+        stream: In which it was done before.
 
     Raises:
         Exception: If something in the work cannot be captured; the card is then as ready for other work as before.
+        DivffError: If it is not.
     """
 
-    def __init__(self, work: Callable[[], None]):
+    def __init__(self, work: Callable[[], None], stream: torch.cuda.Stream | None):
         self._graph, memory = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         usual = torch.cuda.current_stream()
         try:
             # Other threads, such as the viewer's, may ask for memory meanwhile.
             with (
                 torch.cuda.stream(usual),  # older PyTorch stays in the graph's own stream where a capture fails
-                torch.cuda.graph(self._graph, pool=memory, capture_error_mode="thread_local"),
+                torch.cuda.graph(self._graph, pool=memory, stream=stream, capture_error_mode="thread_local"),
             ):
                 work()
         except BaseException:
@@ -105,16 +112,23 @@ _failed: list[torch.cuda.CUDAGraph] = []
 
 
 def _leave_capture(graph: torch.cuda.CUDAGraph, memory: tuple[int, int]) -> None:
-    """Ends for the allocator and the random generator a capture that has failed, which PyTorch forgets to.
-
-    Without it the next random number is refused ("offset increment outside graph capture").
-    """
+    """Ends for the allocator and the random generator a capture that has failed, which older PyTorch forgets to: it
+    refuses the next random number ("offset increment outside graph capture")."""
     _failed.append(graph)
-    device = torch.cuda.current_device()
-    generator = generator_of(torch.device("cuda", device))
-    generator.graphsafe_set_state(generator.clone_state())  # a copy takes part in no capture
-    with contextlib.suppress(RuntimeError):  # it has ended
-        torch._C._cuda_endAllocateToPool(device, memory)
+    device = torch.device("cuda", torch.cuda.current_device())
+    generator = generator_of(device)
+    try:
+        generator.graphsafe_set_state(generator.clone_state())  # a copy takes part in no capture
+        with contextlib.suppress(RuntimeError):  # it has ended
+            torch._C._cuda_endAllocateToPool(device.index, memory)
+        state = generator.get_state()
+        torch.rand((), device=device)
+        generator.set_state(state)
+    except (RuntimeError, AttributeError) as error:
+        raise DivffError(
+            "Training steps could not be captured as CUDA graphs, and this PyTorch cannot go on behind that: begin "
+            "again with --cuda-graphs off, or with a newer torch."
+        ) from error
 
 
 class OnHost:

@@ -173,6 +173,7 @@ class DivFFTrainer(Trainer):
                 self._catching.enter_context(handled(self._end_training))
                 super().train()
         finally:
+            self._captured = None  # graphs hold memory
             self.config.max_num_iterations = total
             self._let_go(begun=self._trained is not None)
 

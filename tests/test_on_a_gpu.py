@@ -14,6 +14,7 @@ from test_feature_encoders import write_encoder, write_scene
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import FeatureStore
+from divff_nerfstudio.models.divff import DivFFModel
 from divff_nerfstudio.resumption import random_state, restore_random_state
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
@@ -91,6 +92,22 @@ def test_captured_steps_are_the_steps_that_are_not_captured(scene, tmp_path, met
     torch.testing.assert_close(losses, expected, rtol=5e-2, atol=5e-2)
     for name, value in parameters.items():
         torch.testing.assert_close(value, expected_parameters[name], rtol=5e-2, atol=1e-2, msg=name)
+
+
+def test_a_capture_that_fails_leaves_the_card_to_the_steps(scene, tmp_path, monkeypatch, capsys):
+    usual = DivFFModel._persistence
+
+    def asking(self: DivFFModel, outputs: Any) -> Any:
+        loss = usual(self, outputs)
+        if torch.cuda.is_current_stream_capturing():
+            loss.item()
+        return loss
+
+    monkeypatch.setattr(DivFFModel, "_persistence", asking)
+    trainer = started("divff", scene, tmp_path, "run", 50)
+    trainer.train()
+    assert trainer._trained == 49
+    assert capsys.readouterr().out.count("without CUDA graphs") == 1
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -122,7 +122,8 @@ def _interpolate(
     if table.device.type == "cpu":
         return _PlaneProduct.apply(table, rows, shares)
     values = F.embedding_bag(rows, table, per_sample_weights=shares, mode="sum")
-    return values.view(-1, 3, table.shape[-1]).prod(1)
+    first, second, third = values.view(-1, 3, table.shape[-1]).unbind(1)
+    return first * second * third  # the gradient of a product over a dimension waits for a card
 
 
 class _PlaneProduct(torch.autograd.Function):

@@ -87,10 +87,10 @@ def _backward(
                 corner, x, y = _corners(positions, times, points, other, here, width, height, channels, channel, timed)
                 others *= _bilinear(table, corner, x, y, width, channels, known)
         corner, x, y = _corners(positions, times, points, plane, here, width, height, channels, channel, timed)
-        tl.atomic_add(found + corner, others * ((1 - x) * (1 - y)), mask=known)
-        tl.atomic_add(found + corner + channels, others * (x * (1 - y)), mask=known)
-        tl.atomic_add(found + corner + width * channels, others * ((1 - x) * y), mask=known)
-        tl.atomic_add(found + corner + (width + 1) * channels, others * (x * y), mask=known)
+        tl.atomic_add(found + corner, others * ((1 - x) * (1 - y)), mask=known, sem="relaxed")
+        tl.atomic_add(found + corner + channels, others * (x * (1 - y)), mask=known, sem="relaxed")
+        tl.atomic_add(found + corner + width * channels, others * ((1 - x) * y), mask=known, sem="relaxed")
+        tl.atomic_add(found + corner + (width + 1) * channels, others * (x * y), mask=known, sem="relaxed")
 
 
 class _PlaneProduct(torch.autograd.Function):

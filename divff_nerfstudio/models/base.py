@@ -138,9 +138,6 @@ class LayeredModel(Model):
     """Pictures of a view that are drawn each by itself; others come with those that are always looked at."""
     camera_types: ClassVar[tuple[CameraType, ...] | None] = None
     """Kinds of cameras that are rendered; None: all that nerfstudio casts rays of."""
-    capturable: ClassVar[bool] = False
-    """Whether training steps of a part of the schedule differ in nothing but batch, random numbers, learning rates and
-    `paces`, so that one of them, captured as a CUDA graph, stands for all."""
     former_parameters: ClassVar[Mapping[str, str]] = {}
     """Last parts of parameters' names in checkpoints of earlier versions, and what they are called now."""
     field: Any
@@ -216,6 +213,12 @@ class LayeredModel(Model):
     def paced(self, name: str) -> float | Tensor:
         """One of the `paces` at the current step, from the device's memory if they lie there."""
         return self.paces(self.step)[name] if self.paces_on_device is None else self.paces_on_device[name]
+
+    @property
+    def uncapturable(self) -> str | None:
+        """Why no training step of a part of the schedule, captured as a CUDA graph, stands for all of it, in words;
+        None if steps differ in nothing but batch, random numbers, learning rates and `paces`."""
+        return "it changes in size while it is trained"
 
     # Rendering.
 

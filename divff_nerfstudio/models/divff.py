@@ -131,9 +131,13 @@ class DivFFModel(RayModel):
     filmed_poses: Tensor
 
     @property
-    def capturable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether one step is like the next: those of a video in windows are of each window in turn."""
-        return self.windows is None
+    def uncapturable(self) -> str | None:
+        """See `LayeredModel.uncapturable`."""
+        if self.windows is not None:
+            return "its steps are of each window of the video in turn"
+        if self.config.fields.implementation != "planes":
+            return f"{self.config.fields.implementation} encodings have not been captured"
+        return None
 
     def populate_modules(self) -> None:
         """Builds the fields and heads from the configuration and the training frames' times, nears and fars."""

@@ -148,7 +148,6 @@ class PublishedModel(RayModel):
     """
 
     config: PublishedModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    capturable = True
     field: PublishedField
     semantic: PublishedHeads | None
     all_times: Tensor
@@ -207,6 +206,11 @@ class PublishedModel(RayModel):
         frozen = self.semantic is not None and self.schedule.networks_frozen(step)
         for parameter in self.field.networks():
             parameter.requires_grad_(not frozen)
+
+    @property
+    def uncapturable(self) -> str | None:
+        """See `LayeredModel.uncapturable`."""
+        return None
 
     def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters of "networks", "codes" and, with features, "heads"."""
