@@ -25,7 +25,7 @@ from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.hotspots import HotspotSource, HotspotSourceConfig, hotspot_mask
 from divff_nerfstudio.features.pictures import Pictures
 from divff_nerfstudio.features.store import FeatureStore, FeatureWriter, FrameFeatures
-from divff_nerfstudio.models.base import feature_loss
+from divff_nerfstudio.models.distillation import feature_loss
 
 CPU = torch.device("cpu")
 coordinates = st.integers(-5, 40)

@@ -9,7 +9,7 @@ import torch
 from nerfstudio.cameras.rays import RayBundle
 from pytorch_msssim import ssim
 
-from divff_nerfstudio.models.base import feature_loss
+from divff_nerfstudio.models.distillation import feature_loss
 from divff_nerfstudio.models.rays import clear_space_loss, distortion_loss, proposal_loss
 from divff_nerfstudio.models.separation import persistence_loss, shadow_loss, structural_loss, uncertain_photometric
 from divff_nerfstudio.rendering import ProposalSamples, sample_rays

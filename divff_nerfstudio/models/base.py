@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Optional, Protocol
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
@@ -23,6 +22,7 @@ from divff_nerfstudio.features.pca import FeatureBasis, project
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.fields.next_in_time import nearest_frame
 from divff_nerfstudio.former_names import formerly
+from divff_nerfstudio.models.distillation import HEADS, feature_loss
 from divff_nerfstudio.models.schedule import Schedule
 from divff_nerfstudio.models.separation import uncertain_photometric
 from divff_nerfstudio.models.view import (
@@ -39,8 +39,6 @@ from divff_nerfstudio.models.view import (
 )
 from divff_nerfstudio.schema import Positive, Share, Weight
 
-HEADS = {"hotspot": "video"}
-"""Kinds of targets that another kind's head is compared with."""
 CODE = "code"
 """Output in which rays have what their features are decoded from."""
 _TURN = threading.RLock()
@@ -372,29 +370,3 @@ class LayeredModel(Model):
             "layers": torch.cat([outputs[f"rgb_{layer}"] for layer in LAYERS], 1),
         }
         return {"psnr": -10 * error}, pictures
-
-
-def feature_loss(
-    kind: str,
-    rendered: Float[Tensor, "rays dim"],
-    target: Float[Tensor, "rays dim"],
-    valid: Bool[Tensor, "rays"],
-    mean_over_all: bool = False,
-) -> Float[Tensor, ""]:
-    """Distillation loss of one kind of features (DIV-FF), summed over channels and averaged over rays.
-
-    Huber (delta 1.25) for language features, squared error for the regulariser.
-
-    Args:
-        kind: "image", "video" or "regulariser".
-        rendered: Rendered features, of unit length.
-        target: Features to render.
-        valid: Rays that have a target.
-        mean_over_all: Average over all rays, those without a target counting as 0 (DIV-FF), not over those with one.
-    """
-    if kind == "regulariser":
-        error = (rendered - target).square()
-    else:
-        error = F.huber_loss(rendered, target, delta=1.25, reduction="none")
-    count = valid.numel() if mean_over_all else valid.sum().clamp_min(1)
-    return (error.sum(-1) * valid).sum() / count
