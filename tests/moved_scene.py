@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from small_scene import only
 
 from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.models.view import EVERYTHING, Features, RenderedView
@@ -172,7 +173,8 @@ class BoxModel:
             "mask_actor": torch.from_numpy(hit == ARM).float()[..., None],
         }
         codes = self.codes[torch.from_numpy(hit).long()] * (torch.from_numpy(hit) > 0)[..., None]
-        return RenderedView(camera, pictures, Features(("image",) if self.with_features else (), lambda _: codes))
+        view = RenderedView(camera, pictures, Features(("image",) if self.with_features else (), lambda _: codes))
+        return only(view, outputs)
 
 
 class InTheRoom(BoxModel):
@@ -214,7 +216,7 @@ class Painted(BoxModel):
     """The objects' features lie on the wall behind them."""
 
     def render(self, camera, layers=LAYERS, box=None, outputs=EVERYTHING):
-        view = super().render(camera, layers)
+        view = super().render(camera, layers, box, outputs)
         depth = view.pictures["depth"]
         view.pictures["depth"] = torch.where(view.pictures["mask_dynamic"] > 0, depth + 1.0, depth)
         return view
@@ -224,7 +226,7 @@ class Gloved(BoxModel):
     """The actor's layer stands before everything in the picture."""
 
     def render(self, camera, layers=LAYERS, box=None, outputs=EVERYTHING):
-        view = super().render(camera, layers)
+        view = super().render(camera, layers, box, outputs)
         if "actor" not in layers:
             return view
         depth = view.pictures["depth"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.datamanager import SceneDataset
 from divff_nerfstudio.fields.layers import LAYERS
-from divff_nerfstudio.models.view import EVERYTHING, Features, RenderedView
+from divff_nerfstudio.models.view import EVERYTHING, FEATURES, Features, RenderedView
 from divff_nerfstudio.query import Query, QueryConfig
 
 HEIGHT, WIDTH, FRAMES = 24, 40, 12
@@ -138,20 +139,28 @@ def make_query(**options) -> Query:
     return Query(QueryConfig(**options), {"image": encode, "video": encode})
 
 
+def only(view: RenderedView, outputs: Collection[str]) -> RenderedView:
+    """What was asked for of a view."""
+    pictures = {name: picture for name, picture in view.pictures.items() if name in outputs}
+    return RenderedView(view.camera, pictures, view.features if FEATURES in outputs else Features())
+
+
 class KnowingModel:
-    """Renders the scene as it is: colours are off by `error`, masks and features are exact."""
+    """Renders the scene as it is: colours are off by `error`, masks and features are exact. Notes what is asked for."""
 
     def __init__(self, error: float = 0.1):
         self.error = error
-        self.seen = []
+        self.seen, self.asked_for = [], []
 
     @staticmethod
     def frame(camera) -> int:
         return round(float(camera.times.reshape(-1)[0]) * (FRAMES - 1))
 
     def render(self, camera, layers=LAYERS, box=None, outputs=EVERYTHING) -> RenderedView:
+        self.asked_for.append({*outputs})
         features = self.features(camera)
-        return RenderedView(camera, self.pictures(camera, layers), Features(tuple(features), features.get))
+        view = RenderedView(camera, self.pictures(camera, layers), Features(tuple(features), features.get))
+        return only(view, outputs)
 
     def pictures(self, camera, shown=LAYERS) -> dict[str, torch.Tensor]:
         frame = self.frame(camera)

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,13 +24,15 @@ from sklearn.metrics import average_precision_score
 from divff_nerfstudio.data.annotations import LabelledMasks
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.classes import ClassScores
-from divff_nerfstudio.evaluation.figures import relevancy_cell
+from divff_nerfstudio.evaluation.consistency import consistency
+from divff_nerfstudio.evaluation.figures import FIGURE, frame_figure, relevancy_cell
 from divff_nerfstudio.evaluation.metrics import average_precision, lpips, lpips_weights, psnr, ssim
 from divff_nerfstudio.evaluation.options import EvaluationError
 from divff_nerfstudio.evaluation.report import Gallery, Report, report_page, save_report, save_scores
 from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task
 from divff_nerfstudio.evaluation.run import Wanted, _things_among, evaluate, evaluate_scene
-from divff_nerfstudio.evaluation.scores import frame_scores
+from divff_nerfstudio.evaluation.scores import FRAME_SCORES, frame_scores
+from divff_nerfstudio.evaluation.surroundings import surroundings
 from divff_nerfstudio.evaluation.tiles import (
     BACKGROUND,
     as_picture,
@@ -44,6 +47,7 @@ from divff_nerfstudio.evaluation.tiles import (
 from divff_nerfstudio.evaluation.trained_scene import TrainedScene
 from divff_nerfstudio.evaluation.videos import LAYOUTS, fixed_moments, path_moments, video_pictures, write_video
 from divff_nerfstudio.evaluation.viewpoints import central_frame
+from divff_nerfstudio.models.view import COMPOSITED, FEATURES, PICTURES
 from divff_nerfstudio.viewer.camera_paths import CameraPath
 
 
@@ -221,6 +225,52 @@ def test_evaluation_sees_all_layers_whatever_is_asked(datamanager):
     assert len(model.seen) == 2 and all(not hidden for _, hidden, _ in model.seen)
 
 
+SCORED = {"rgb", "rgb_static", "mask_dynamic", "mask_actor", "mask_moving", "mask_moved"}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "asked", "figures", "outputs"),
+    [
+        (("masks",), True, False, SCORED),
+        (("masks",), False, False, {"rgb"}),
+        (("objects",), True, False, {"rgb", FEATURES}),
+        (("objects",), True, True, {"rgb", FEATURES, *FIGURE}),
+        (("masks", "affordances"), False, True, {"rgb", *FIGURE}),
+    ],
+)
+def test_a_frame_is_rendered_for_its_scores_and_figures(tmp_path, tasks, asked, figures, outputs):
+    root, model = small_scene.write(tmp_path / "scene"), small_scene.KnowingModel()
+    if not asked:
+        for folder in ("annotations", "object_annotations", "affordance_annotations", "ground_truth"):
+            shutil.rmtree(root / folder)
+    on_frame = frame_figure if figures else None
+    evaluate(model, small_scene.datamanager(root), small_scene.make_query(), on_frame, Wanted(tasks=tasks))
+    assert model.asked_for == [outputs] * len(small_scene.TEST)
+
+
+def test_views_are_rendered_for_what_is_asked_in_them(trained):
+    """Layers alone, what was moved, uncertainty and features as colours are nobody's question."""
+    consistency(trained), surroundings(trained), trained.view(frame=3)
+    assert len(trained.model.asked_for) > 3
+    assert {*map(frozenset, trained.model.asked_for)} == {frozenset({*COMPOSITED, FEATURES})}
+
+
+def test_scores_read_what_they_say_that_they_read():
+    random, truth = np.random.default_rng(0), small_scene.layers(4)
+    pictures = {name: random.random((*truth.shape, 3 if "rgb" in name else 1), np.float32) for name in PICTURES}
+    known = SimpleNamespace(
+        layers=lambda _: truth, layers_ever=lambda _: truth, clean_room=lambda _: 200 * truth[..., None]
+    )
+    for name, score in FRAME_SCORES.items():
+        read = {name: pictures[name] for name in score.reads}
+        results = [
+            FrameResult(4, 4, pictures["rgb"] / 2, shown, pictures["rgb"], truth > 0, known)  # pyright: ignore
+            for shown in (pictures, read)
+        ]
+        whole, found = map(score.compute, results)
+        assert whole == found and (whole is not None or name == "lpips"), name
+
+
 def test_flat_scores_are_finite_and_figures_are_written(datamanager, tmp_path):
     scores = evaluate_scene(small_scene.KnowingModel(), datamanager, small_scene.make_query(), tmp_path, get_std=True)
     assert all(isinstance(value, float) and math.isfinite(value) for value in scores.values())
@@ -232,8 +282,6 @@ def test_flat_scores_are_finite_and_figures_are_written(datamanager, tmp_path):
 
 
 def test_what_is_not_there_is_left_out(scene_root, tmp_path):
-    import shutil
-
     bare = tmp_path / "bare"
     shutil.copytree(scene_root, bare)
     for folder in ("annotations", "object_annotations", "affordance_annotations", "ground_truth"):
@@ -461,6 +509,21 @@ def test_layouts_have_their_rows_and_columns(trained, layout, columns, rows):
     (picture,) = video_pictures(trained, moments, LAYOUTS[layout], [("image", "mug")], size=(48, 80))
     assert picture.shape[1] == 84 * columns - 4 and picture.shape[0] == 52 * rows + 28
     assert len(trained.model.seen) == rows
+
+
+@pytest.mark.parametrize(
+    ("layout", "asked", "outputs"),
+    [
+        ("own", False, {"rgb", "rgb_static", "rgb_dynamic", "rgb_actor"}),
+        ("masks", True, {"rgb", "rgb_static", "rgb_dynamic", "rgb_actor", "mask_dynamic", "mask_actor", FEATURES}),
+        ("relevancy", True, {"rgb", FEATURES}),
+        ("prediction", True, {"rgb"}),
+    ],
+)
+def test_a_videos_views_are_rendered_for_its_columns(trained, layout, asked, outputs):
+    queries = [("image", "mug")] if asked else []
+    list(video_pictures(trained, fixed_moments(trained, [3], 7), LAYOUTS[layout], queries, size=(48, 80)))
+    assert trained.model.asked_for == [outputs] * len(LAYOUTS[layout].rows)
 
 
 def test_layers_are_hidden_in_every_row_and_shown_again(trained):

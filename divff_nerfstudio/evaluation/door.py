@@ -22,7 +22,8 @@ from divff_nerfstudio.evaluation.meant import Meant, meant
 from divff_nerfstudio.evaluation.naming import name_things
 from divff_nerfstudio.evaluation.options import THINGS, MovingLayer
 from divff_nerfstudio.evaluation.runs import load_run
-from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
+from divff_nerfstudio.evaluation.trained_scene import ANSWERED, AskedView, TrainedScene
+from divff_nerfstudio.models.view import COMPOSITED
 from divff_nerfstudio.objects.diary import Clock, Event, diary
 from divff_nerfstudio.objects.things import Thing, Things
 from divff_nerfstudio.objects.whereabouts import Whereabouts, whereabouts
@@ -91,7 +92,7 @@ class Scene:
             camera_to_world: Pose of the camera (OpenGL), with the frames' own lens; None: that of the frame.
             hide: Layers to leave out: "actor", "dynamic".
         """
-        view = self._view(moment, camera_to_world, hide)
+        view = self._view(moment, camera_to_world, hide, COMPOSITED)
         outputs = {name: picture.numpy() for name, picture in view.pictures.items()}
         moving = {layer: outputs[f"mask_{layer}"][..., 0] for layer in ("dynamic", "actor")}
         static = np.maximum(outputs["accumulation"][..., 0] - sum(moving.values()), 0)
@@ -120,7 +121,7 @@ class Scene:
         Raises:
             QueryError: If there are no such features, or their text encoder does not work.
         """
-        view = self._view(moment, camera_to_world, hide)
+        view = self._view(moment, camera_to_world, hide, ANSWERED)
         return judged(view.ask(phrase, features), view, self.trained.calibration(features))
 
     @cached_property
@@ -193,14 +194,18 @@ class Scene:
         return resize_nearest(own, self.trained.scene.height, self.trained.scene.width)
 
     def _view(
-        self, moment: int | float, camera_to_world: Float[np.ndarray, "3 4"] | None, hide: Sequence[MovingLayer]
+        self,
+        moment: int | float,
+        camera_to_world: Float[np.ndarray, "3 4"] | None,
+        hide: Sequence[MovingLayer],
+        outputs: Sequence[str],
     ) -> AskedView:
         frame, time = (moment, None) if isinstance(moment, (int, np.integer)) else (None, float(moment))
         camera: Cameras | None = None
         if camera_to_world is not None:
             camera = self.trained.cameras[:1]
             camera.camera_to_worlds = torch.as_tensor(np.asarray(camera_to_world), dtype=torch.float32)[None, :3]
-        return self.trained.view(frame=frame, time=time, camera=camera, hide=hide)
+        return self.trained.view(frame=frame, time=time, camera=camera, hide=hide, outputs=outputs)
 
 
 def open_run(load_config: Path | str, data: Path | str | None = None) -> Scene:

@@ -26,6 +26,11 @@ from divff_nerfstudio.evaluation.tiles import (
 )
 from divff_nerfstudio.overlays import OVERLAY_OFFSET, overlay
 
+FIGURE = (
+    *("rgb", "rgb_static", "rgb_dynamic", "rgb_actor"),
+    *("mask_moving", "mask_dynamic", "mask_actor", "depth", "uncertainty"),
+)
+"""The pictures of a view that the figure of its frame shows."""
 _COLUMNS = 5
 _TRUTH = (255, 255, 255)
 _FOUND = (255, 200, 40)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +25,17 @@ from divff_nerfstudio.evaluation.baselines.base import Baseline, load_baseline
 from divff_nerfstudio.evaluation.baselines.models import BaselineModels
 from divff_nerfstudio.evaluation.classes import ClassScores
 from divff_nerfstudio.evaluation.consistency import consistency
-from divff_nerfstudio.evaluation.figures import save_frame_figure, save_picture
+from divff_nerfstudio.evaluation.figures import FIGURE, save_frame_figure, save_picture
 from divff_nerfstudio.evaluation.metrics import AFFORDANCE_THRESHOLD, OBJECT_THRESHOLD
 from divff_nerfstudio.evaluation.moved_scores import moved
 from divff_nerfstudio.evaluation.options import EvaluationError, TaskGroup, asked_kind
 from divff_nerfstudio.evaluation.results import Evaluation, FrameResult, Task, ViewScores, mean_scores
-from divff_nerfstudio.evaluation.scores import frame_scores
+from divff_nerfstudio.evaluation.scores import frame_scores, scored_pictures
 from divff_nerfstudio.evaluation.surroundings import surroundings
 from divff_nerfstudio.evaluation.tiles import Picture
 from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
 from divff_nerfstudio.evenly import evenly_spaced
-from divff_nerfstudio.models.view import Renderer
+from divff_nerfstudio.models.view import FEATURES, Renderer
 from divff_nerfstudio.query import Query, QueryError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def evaluate(
     model: Renderer,
     datamanager: DivFFDataManager,
     query: Query,
-    on_frame: Callable[[FrameResult, Mapping[str, Task]], None] | None = None,
+    on_frame: Callable[[FrameResult, Mapping[str, Task]], object] | None = None,
     wanted: Wanted | None = None,
     on_figure: Callable[[str, Picture], None] | None = None,
 ) -> Evaluation:
@@ -125,7 +126,7 @@ def evaluate(
         model: Renders the views.
         datamanager: Gives the frames.
         query: Gives relevancies of the classes' names.
-        on_frame: Called with every frame when it has been scored.
+        on_frame: Called with every frame when it has been scored; it may show what `frame_figure` does.
         wanted: Which tasks, frames, queries and baselines; None: all, and no baselines.
         on_figure: Called with name and picture of what the tasks of `VIEW_TASKS` show.
 
@@ -140,7 +141,7 @@ def evaluate(
         baseline.prepare(tasks)
     others = {name: _Scored(tasks, "masks" in wanted.tasks) for name in baselines}
     for index, camera, target in _held_out(trained, wanted.frames):
-        result = _shown(trained, index, camera, target, tasks, wanted.queries)
+        result = _shown(trained, index, camera, target, tasks, wanted, pictured=on_frame is not None)
         own.add(result)
         for name, baseline in baselines.items():
             others[name].add(_by_baseline(baseline, result, tasks))
@@ -186,14 +187,11 @@ def evaluate_scene(
         Finite numbers only; what cannot be told is left out.
     """
 
-    def save(result: FrameResult, tasks: Mapping[str, Task]) -> None:
-        if output_path is not None:
-            save_frame_figure(output_path, result, tasks)
-
     def save_other(name: str, picture: Picture) -> None:
         if output_path is not None:
             save_picture(output_path / f"{name}.png", picture)
 
+    save = None if output_path is None else partial(save_frame_figure, output_path)
     evaluation = evaluate(model, datamanager, query, save, on_figure=save_other)
     totals = dict(evaluation.totals)
     if get_std:
@@ -280,16 +278,23 @@ def _shown(
     camera: Cameras,
     target: np.ndarray,
     tasks: Mapping[str, Task],
-    queries: Sequence[str],
+    wanted: Wanted,
+    pictured: bool,
 ) -> FrameResult:
-    """What the field shows of a frame, and answers in it."""
-    scene, view = trained.scene, trained.render(camera)
+    """What the field shows of a frame, and answers in it; what is only for pictures is not rendered without these."""
+    scene, moving = trained.scene, moving_mask(trained.scene, index)
     annotated = {name for task in tasks.values() for name in task.annotations.names}
-    others = [phrase for phrase in queries if phrase not in annotated]
+    others = [phrase for phrase in wanted.queries if phrase not in annotated]
+    asked = [task for task in tasks.values() if index in task.annotations.masks]
+    outputs = {"rgb"}
+    if "masks" in wanted.tasks:
+        outputs |= scored_pictures(annotated=moving is not None or trained.truth is not None)
+    outputs |= {*(FIGURE if pictured else ()), *((FEATURES,) if asked or others else ())}
+    view = trained.render(camera, outputs=outputs)
     relevancies = {
         task.name: view.relevancies(task.kind, task.annotations.names)
-        for task in tasks.values()
-        if index in task.annotations.masks and view.embeddings(task.kind) is not None
+        for task in asked
+        if view.embeddings(task.kind) is not None
     }
     return FrameResult(
         index=index,
@@ -297,7 +302,7 @@ def _shown(
         target=target,
         outputs={name: picture.numpy() for name, picture in view.pictures.items()},
         nearest=scene.frame(trained.nearest_trained(index)) / np.float32(255),
-        moving=moving_mask(scene, index),
+        moving=moving,
         truth=trained.truth,
         relevancies=relevancies,
         masks=_calibrated(trained, view, relevancies, tasks),

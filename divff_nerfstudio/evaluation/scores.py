@@ -36,6 +36,12 @@ class FrameScore(Score):
 
     compute: Callable[[FrameResult], float | None]
     """Computes it; None where the frame has none."""
+    reads: tuple[str, ...] = ("rgb",)
+    """The pictures of the view that it looks at."""
+
+
+class AnnotatedScore(FrameScore):
+    """A score that frames without annotation and ground truth do not have: for these, nothing is rendered for it."""
 
 
 def psnr(result: FrameResult) -> float | None:
@@ -116,6 +122,16 @@ def frame_scores(result: FrameResult) -> dict[str, float]:
     return {name: score for name, score in scores.items() if score is not None}
 
 
+def scored_pictures(annotated: bool) -> set[str]:
+    """The pictures of a view that the scores of its frame look at.
+
+    Args:
+        annotated: Whether the frame is annotated, or there is ground truth of it.
+    """
+    scores = (each for each in FRAME_SCORES.values() if annotated or not isinstance(each, AnnotatedScore))
+    return {name for each in scores for name in each.reads}
+
+
 def _picture(result: FrameResult, metric: Callable[..., float | None], *where: np.ndarray) -> float | None:
     """A metric of the picture, where the method shows one."""
     return metric(result.outputs["rgb"], result.target, *where) if "rgb" in result.outputs else None
@@ -134,10 +150,12 @@ def _mask_ap(
     return metrics.average_precision(mask[..., 0], truth)
 
 
+_MOVED = ("mask_moving", "mask_dynamic", "mask_moved")
+
 FRAME_SCORES: dict[str, FrameScore] = {
     "psnr": FrameScore("PSNR", "dB", "whole test frames", psnr),
     "psnr_nearest_frame": FrameScore(
-        "PSNR, nearest frame", "dB", "copying the training frame next in time", psnr_nearest_frame
+        "PSNR, nearest frame", "dB", "copying the training frame next in time", psnr_nearest_frame, ()
     ),
     "psnr_static": FrameScore("PSNR, static pixels", "dB", "pixels that nothing moves in", psnr_static),
     "psnr_moving": FrameScore("PSNR, moving pixels", "dB", "pixels annotated as moving", psnr_moving),
@@ -146,17 +164,25 @@ FRAME_SCORES: dict[str, FrameScore] = {
     ),
     "ssim": FrameScore("SSIM", "", "structural similarity of whole test frames", ssim),
     "lpips": FrameScore("LPIPS", "", "perceptual distance (AlexNet), the less the better", lpips),
-    "moving_ap": FrameScore("Moving mask", "AP", "everything that moves, against the annotation", moving_ap),
-    "moving_ap_ever": FrameScore(
-        "Moving mask, ever", "AP", "objects count before they first move, too", moving_ap_ever
+    "moving_ap": AnnotatedScore(
+        "Moving mask", "AP", "everything that moves, against the annotation", moving_ap, _MOVED
     ),
-    "dynamic_ap": FrameScore("Dynamic layer", "AP", "its mask against moved objects alone", dynamic_ap),
-    "dynamic_ap_ever": FrameScore(
-        "Dynamic layer, ever", "AP", "objects count before they first move, too", dynamic_ap_ever
+    "moving_ap_ever": AnnotatedScore(
+        "Moving mask, ever", "AP", "objects count before they first move, too", moving_ap_ever, ("mask_moving",)
     ),
-    "actor_ap": FrameScore("Actor layer", "AP", "its mask against the camera wearer alone", actor_ap),
-    "psnr_static_room": FrameScore(
-        "Static room", "dB", "static layer against the room without objects and actor", psnr_static_room
+    "dynamic_ap": AnnotatedScore("Dynamic layer", "AP", "its mask against moved objects alone", dynamic_ap, _MOVED),
+    "dynamic_ap_ever": AnnotatedScore(
+        "Dynamic layer, ever", "AP", "objects count before they first move, too", dynamic_ap_ever, ("mask_dynamic",)
+    ),
+    "actor_ap": AnnotatedScore(
+        "Actor layer", "AP", "its mask against the camera wearer alone", actor_ap, ("mask_actor",)
+    ),
+    "psnr_static_room": AnnotatedScore(
+        "Static room",
+        "dB",
+        "static layer against the room without objects and actor",
+        psnr_static_room,
+        ("rgb_static",),
     ),
 }
 """By the name that ``ns-eval`` writes."""

@@ -23,13 +23,16 @@ from divff_nerfstudio.evaluation.answers import Answer, answer_about
 from divff_nerfstudio.evaluation.options import EvaluationError, MovingLayer
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.heartbeat import beat
-from divff_nerfstudio.models.view import EVERYTHING, RenderedView, Renderer
+from divff_nerfstudio.models.view import COMPOSITED, FEATURES, RenderedView, Renderer
 from divff_nerfstudio.query import Query, QueryError
 from divff_nerfstudio.viewer.camera_paths import Crop
 
 if TYPE_CHECKING:
     from divff_nerfstudio.datamanager import DivFFDataManager
     from divff_nerfstudio.features.store import FeatureStore
+
+ANSWERED = (*COMPOSITED, FEATURES)
+"""What a view is rendered for that shall be asked: what answers are, and where they are."""
 
 
 @dataclass(eq=False)
@@ -183,6 +186,7 @@ class TrainedScene:
         time: float | None = None,
         camera: Cameras | None = None,
         hide: Sequence[MovingLayer] = (),
+        outputs: Collection[str] = ANSWERED,
     ) -> AskedView:
         """Renders a view.
 
@@ -191,6 +195,7 @@ class TrainedScene:
             time: Time, 0 to 1; without a frame, the camera is that of the frame next in time.
             camera: The camera; one with a time keeps it, unless `time` is given.
             hide: Layers to leave out.
+            outputs: As for `render`.
 
         Raises:
             EvaluationError: If neither a frame nor a time nor a camera with a time is given.
@@ -204,19 +209,19 @@ class TrainedScene:
         elif time is not None:
             index, moment = self.frame_at(time), time
         else:
-            return self.render(camera, hide)  # pyright: ignore[reportArgumentType]
+            return self.render(camera, hide, outputs=outputs)  # pyright: ignore[reportArgumentType]
         if camera is None:
-            return self.render(self.camera_at(index, moment), hide)
+            return self.render(self.camera_at(index, moment), hide, outputs=outputs)
         camera = camera[:]
         camera.times = torch.tensor([[moment]], dtype=torch.float32)
-        return self.render(camera, hide)
+        return self.render(camera, hide, outputs=outputs)
 
     def render(
         self,
         camera: Cameras,
         hide: Sequence[MovingLayer] = (),
         crop: Crop | None = None,
-        outputs: Collection[str] = EVERYTHING,
+        outputs: Collection[str] = ANSWERED,
     ) -> AskedView:
         """Renders what a camera sees at its time, whatever a viewer's panel is set to.
 
@@ -224,7 +229,7 @@ class TrainedScene:
             camera: One camera, with a time.
             hide: Layers to leave out.
             crop: The part of the scene that is seen; None: all.
-            outputs: What is asked for, of `EVERYTHING`; the rest is not rendered.
+            outputs: What is asked for, of `models.view.EVERYTHING`; the rest is not rendered.
         """
         beat()
         layers: list[Layer] = [layer for layer in LAYERS if layer not in hide]

@@ -19,6 +19,7 @@ from divff_nerfstudio.evaluation.options import EvaluationError, MovingLayer
 from divff_nerfstudio.evaluation.tiles import Picture, blank, caption, cell_size, column_of, fitted, row_of
 from divff_nerfstudio.evaluation.trained_scene import AskedView, TrainedScene
 from divff_nerfstudio.evaluation.viewpoints import at_size
+from divff_nerfstudio.models.view import FEATURES
 from divff_nerfstudio.query import OVERLAY_OFFSET, overlay
 from divff_nerfstudio.viewer.camera_paths import CameraPath, Crop
 
@@ -252,6 +253,7 @@ def video_pictures(
     size = size or cell_size(scene.height, scene.width)
     queries = queries if layout.relevancies else ()
     words = [text for text, _ in layout.columns] + [f"relevancy: {phrase}" for _, phrase in queries]
+    outputs = {name for _, name in layout.columns if name != _TARGET} | ({"rgb", FEATURES} if queries else set())
     labels = row_of([caption(text, size[1], _LABEL_HEIGHT) for text in words])
     for moment in moments:
         rows = []
@@ -259,7 +261,7 @@ def video_pictures(
             own = row == "own"
             camera = trained.cameras[moment.frame : moment.frame + 1] if own else moment.other
             target = fitted(scene.frame(moment.frame) / 255.0, size) if own else blank(size, moment.note)
-            view = trained.render(camera, hide, None if own else moment.crop)
+            view = trained.render(camera, hide, None if own else moment.crop, outputs)
             rows.append(_row(view, target, layout, queries, size))
         yield column_of([*rows, labels])
 

@@ -30,6 +30,8 @@ PICTURES = (
 )
 """What a view can be rendered to, in the viewer's order. Depth is the distance along the unit ray, in scene units;
 "mask_moved" leaves out of "mask_dynamic" what is yet to be moved, where a method can tell."""
+COMPOSITED = ("rgb", "depth", "accumulation", "mask_dynamic", "mask_actor", "mask_moving")
+"""Those that cost next to nothing where layers are composited anyway; each of the others is computed for itself."""
 FEATURES = "features"
 """What is asked for where a view shall have features."""
 FEATURES_PCA = "features_pca"
