@@ -23,7 +23,7 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.features.pca import fit_feature_basis
 from divff_nerfstudio.features.text import text_encoder
 from divff_nerfstudio.host_memory import keep_freed_memory
-from divff_nerfstudio.models.base import LayeredModel, LayeredModelConfig
+from divff_nerfstudio.models.base import LOGGED, LayeredModel, LayeredModelConfig
 from divff_nerfstudio.models.divff import DivFFModelConfig
 from divff_nerfstudio.models.separation import SeparationConfig
 from divff_nerfstudio.option_ranges import check_config
@@ -32,6 +32,7 @@ from divff_nerfstudio.render_options import (
     check_eval_options,
     check_render_options,
     check_viewer_options,
+    outputs_to_render,
     path_to_render,
 )
 from divff_nerfstudio.training_folder import TrainingError
@@ -120,8 +121,10 @@ class DivFFPipeline(VanillaPipeline):
         if "image" in stores and len(stores["image"].table) > 0:
             self.model.feature_basis = fit_feature_basis(stores["image"].table)
         scene = self.datamanager.train_dataset.scene
-        if test_mode != "val" and (path := path_to_render(sys.argv)) is not None:
-            require_in_reach(path, positions_of(path), scene)
+        if test_mode != "val":
+            self.model.read_outputs = outputs_to_render(sys.argv)
+            if (path := path_to_render(sys.argv)) is not None:
+                require_in_reach(path, positions_of(path), scene)
         rows = config.datamanager.dataparser.time_rows  # pyright: ignore[reportAttributeAccessIssue]
         self.panel = QueryPanel(
             self.query,
@@ -172,6 +175,15 @@ class DivFFPipeline(VanillaPipeline):
         """What a step is taken on, drawn at its place in the schedule, which the model takes."""
         self.model.update_to_step(step)
         return self.datamanager.next_train(step)
+
+    def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """PSNR of a held-out frame, and pictures of it to log: these alone are rendered."""
+        self.eval()
+        camera, batch = self.datamanager.next_eval_image(step)
+        view = self.model.render(camera, outputs=LOGGED)
+        metrics, pictures = self.model.get_image_metrics_and_images(view.pictures, batch)
+        self.train()
+        return {**metrics, "num_rays": view.height * view.width}, pictures
 
     def get_average_eval_image_metrics(
         self,

@@ -30,6 +30,8 @@ AskedKind = Literal["image", "video"]
 Encode = Callable[[Sequence[str]], Float[Tensor, "phrases dim"]]
 Decode = Callable[[Float[Tensor, "rows code"]], Float[Tensor, "rows dim"]]
 
+ANSWERS = ("relevancy", "relevancy_overlay")
+"""Outputs that answers add to a view."""
 MAX_PHRASES = 16
 """More phrases than this in one query are refused: each costs a map of the image's size."""
 MAX_NEGATIVES = 1000
@@ -163,6 +165,11 @@ class Query:
     def active(self) -> bool:
         """Whether something is asked that the scene's features can answer."""
         return bool(self.phrases) and self.config.features in self.encoders
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs that `answer` adds; none while nothing is asked."""
+        return ANSWERS if self.active else ()
 
     def negatives(self, kind: str, config: QueryConfig | None = None) -> tuple[str, ...]:
         """The phrases that queries of one kind are held against."""

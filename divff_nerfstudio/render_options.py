@@ -75,12 +75,11 @@ def check_render_options(arguments: Sequence[str]) -> None:
         OptionError: If an option cannot be obeyed.
         CameraFileError: If the camera path is none.
     """
-    if not _is_program(arguments, "render"):
+    asked = _typed(arguments)
+    if asked is None:
         return
-    import tyro
     from nerfstudio.scripts import render
 
-    asked: BaseRender = tyro.cli(render.Commands, args=arguments[1:])  # pyright: ignore
     check_options(asked, "", _ranges())
     near, far = asked.depth_near_plane, asked.depth_far_plane
     if near is not None and far is not None and near >= far:
@@ -109,13 +108,41 @@ def path_to_render(arguments: Sequence[str]) -> Path | None:
     Args:
         arguments: The program's name and what stands behind it, as in `sys.argv`.
     """
+    asked = _typed(arguments)
+    return getattr(asked, "camera_path_filename", None)
+
+
+def outputs_to_render(arguments: Sequence[str]) -> frozenset[str] | None:
+    """Names of a view's outputs that ``ns-render`` reads; None: all of them, or another program was typed.
+
+    Args:
+        arguments: The program's name and what stands behind it, as in `sys.argv`.
+    """
+    asked = _typed(arguments)
+    if asked is None or asked.rendered_output_names is None:
+        return None
+    from nerfstudio.scripts import render
+
+    names = asked.rendered_output_names
+    if isinstance(asked, render.DatasetRender):
+        names = [name.removeprefix("raw-") for name in names]
+        names = [name for name in names if not name.startswith("gt-")]
+    read = {*names}
+    if "rgba" in read:
+        read = read - {"rgba"} | {"rgb", "accumulation"}
+    if any("depth" in name for name in names):  # what is not seen is drawn white
+        read.add("accumulation")
+    return frozenset(read)
+
+
+def _typed(arguments: Sequence[str]) -> BaseRender | None:
+    """What ``ns-render`` was asked for; None: another program was typed."""
     if not _is_program(arguments, "render"):
         return None
     import tyro
     from nerfstudio.scripts import render
 
-    asked = tyro.cli(render.Commands, args=arguments[1:])  # pyright: ignore
-    return asked.camera_path_filename if isinstance(asked, render.RenderCameraPath) else None
+    return tyro.cli(render.Commands, args=arguments[1:])  # pyright: ignore
 
 
 def _ranges() -> Ranges:

@@ -98,6 +98,7 @@ class Bench:
 
     def _viewer_query(self, pipeline, camera) -> dict[str, object]:
         """A question that was never asked before, about a view that the viewer has rendered: encoded and answered."""
+        from divff_nerfstudio.models.view import FEATURES
         from divff_nerfstudio.query import Query
         from divff_nerfstudio.viewer.views import ViewCache, Visibility
 
@@ -111,6 +112,7 @@ class Bench:
             answer=lambda view: query.answer(view.pictures, view.features),
             seen=lambda client, view: None,
             client=lambda: 0,
+            wanted=lambda: ("rgb", FEATURES),
         )
         words = (
             f"{colour} {thing}" for thing in ("mug", "pan", "bowl") for colour in ("red", "blue", "green", "white")

@@ -16,10 +16,12 @@ from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.features.pca import fit_feature_basis
 from divff_nerfstudio.fields.layers import LAYERS, LayerSamples, SamplePoints
 from divff_nerfstudio.fields.next_in_time import nearest_frame
+from divff_nerfstudio.models import divff
 from divff_nerfstudio.models.divff import DivFFModel, DivFFModelConfig
-from divff_nerfstudio.models.view import FEATURES, PICTURES, RenderError
+from divff_nerfstudio.models.view import COMPOSITED, EVERYTHING, FEATURES, PICTURES, RenderError
 from divff_nerfstudio.pipeline import CheckpointError, DivFFPipeline
 from divff_nerfstudio.rendering import head_positions
+from divff_nerfstudio.viewer.views import ViewCache, Visibility
 
 CHANNELS = {
     **dict.fromkeys(PICTURES, 1),
@@ -132,6 +134,75 @@ def test_answer_is_called_once_a_view_and_decodes_only_what_it_asks_for(monkeypa
     model.query = SimpleNamespace(answer=answer)
     model.get_outputs_for_camera(camera())
     assert calls == [PICTURES] and decoded == ["video"]
+
+
+def costly(monkeypatch, model: DivFFModel) -> list[str]:
+    """Names of what is computed, as it is, of what costs much: of the views that are rendered from now on."""
+    computed = []
+
+    def told(owner, name):
+        own = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given: computed.append(name) or own(*given))
+
+    told(model.semantic, "code")
+    told(model, "_features")
+    for name in ("moved_mask", "ray_uncertainty", "transmittance"):  # the last one for a moving layer in the room
+        told(divff, name)
+    return computed
+
+
+COSTLY = {"code", "_features", "moved_mask", "ray_uncertainty", "transmittance"}
+
+
+@pytest.mark.parametrize(
+    ("read", "shown", "computed"),
+    [
+        ({"rgb", "depth"}, ("rgb", "depth"), set()),
+        ({"mask_moved"}, ("mask_moved",), {"moved_mask"}),
+        ({"rgb_actor", "uncertainty"}, ("rgb_actor", "uncertainty"), {"ray_uncertainty", "transmittance"}),
+        ({"features_pca"}, ("features_pca",), {"code", "_features"}),
+        ({"relevancy"}, ("rgb", "relevancy"), {"code", "_features"}),
+        ({"rgb", "elevation"}, (*PICTURES, "features_pca", "relevancy"), COSTLY),
+        (None, (*PICTURES, "features_pca", "relevancy"), COSTLY),
+    ],
+)
+def test_of_nerfstudios_views_only_what_is_read_is_computed(monkeypatch, read, shown, computed):
+    """Of a name that there is not, nerfstudio tells all that there are."""
+    model = make_model()
+    model.feature_basis, model.read_outputs = fit_feature_basis(torch.randn(50, 12)), read
+    model.query = SimpleNamespace(
+        outputs=("relevancy",), answer=lambda outputs, features: {"relevancy": features["image"][..., :1]}
+    )
+    found = costly(monkeypatch, model)
+    assert tuple(model.get_outputs_for_camera(camera())) == shown and {*found} == computed
+
+
+@pytest.mark.parametrize(
+    ("shown", "computed"),
+    [
+        (COMPOSITED, set()),
+        (("rgb_dynamic",), {"transmittance"}),
+        (("features_pca",), {"code", "_features"}),
+        ((FEATURES,), {"code"}),
+    ],
+)
+def test_in_the_viewer_only_what_is_looked_at_is_computed(monkeypatch, shown, computed):
+    """Features are decoded for a question, which nobody asks here."""
+    model = make_model()
+    model.feature_basis = fit_feature_basis(torch.randn(50, 12))
+    told = {"state": lambda: 0, "answer": lambda view: {}, "seen": lambda client, view: None, "client": lambda: 0}
+    views = ViewCache(model, Visibility(), **told, wanted=lambda: {"rgb", *shown})
+    found = costly(monkeypatch, model)
+    assert tuple(views.outputs(camera())) == (*PICTURES, "features_pca") and {*found} == computed
+
+
+def test_what_there_is_follows_what_is_trained():
+    model = make_model()
+    assert model.available == (*PICTURES, FEATURES)
+    model.feature_basis = fit_feature_basis(torch.randn(50, 12))
+    assert model.available == EVERYTHING
+    model.update_to_step(HEADS_START - 1)
+    assert model.available == PICTURES == make_model(features=False).available
 
 
 def test_without_features_there_are_pictures_alone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,45 @@ def test_a_camera_path_far_from_the_scene_is_refused(tiny_scene, tmp_path, monke
     monkeypatch.setattr("sys.argv", ["ns-render", *words])
     with contextlib.nullcontext() if taken else pytest.raises(CameraFileError, match="its camera 2 at a distance"):
         pipeline_of("divff", tiny_scene, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("interpolate --rendered-output-names rgb relevancy", {"rgb", "relevancy"}),
+        ("camera-path --rendered-output-names rgb depth", {"rgb", "depth", "accumulation"}),
+        ("spiral --rendered-output-names rgba", {"rgb", "accumulation"}),
+        ("interpolate --rendered-output-names raw-rgb", {"raw-rgb"}),
+        ("dataset --rendered-output-names raw-depth gt-rgb", {"depth", "accumulation"}),
+        ("dataset", None),
+    ],
+)
+def test_what_is_read_of_views_is_what_was_typed(tiny_scene, tmp_path, monkeypatch, typed, read):
+    path = str(written(tmp_path, viewers_path())) if typed.startswith("camera-path") else ""
+    others = ("--load-config", "config.yml", *(("--camera-path-filename", path) if path else ()))
+    monkeypatch.setattr("sys.argv", ["ns-render", *typed.split(), *others, "--image-format", "png"])
+    if "rgba" in typed:
+        monkeypatch.setattr("sys.argv", [*sys.argv, "--output-format", "images"])
+    model = pipeline_of("divff", tiny_scene, tmp_path / "out").model
+    assert model.read_outputs == read
+    monkeypatch.setattr("sys.argv", ["ns-eval", "--load-config", "config.yml"])
+    assert pipeline_of("divff", tiny_scene, tmp_path / "out").model.read_outputs is None
+
+
+def test_of_a_frame_that_is_logged_only_what_is_looked_at_is_rendered(pipeline, monkeypatch):
+    rendered, plain = [], type(pipeline.model).render
+
+    def told(self, camera, **options):
+        rendered.append(set(options["outputs"]))
+        return plain(self, camera, **options)
+
+    monkeypatch.setattr(type(pipeline.model), "render", told)
+    pipeline.datamanager.setup_eval()
+    metrics, pictures = pipeline.get_eval_image_metrics_and_images(0)
+    assert rendered == [{"rgb", "rgb_static", "rgb_dynamic", "rgb_actor"}]
+    assert metrics.keys() == {"psnr", "num_rays"} and pictures.keys() == {"img", "layers"}
+    height, width = pictures["img"].shape[:2]
+    assert metrics["num_rays"] == height * width / 2
 
 
 def test_a_render_that_fails_leaves_the_model_as_it_was(pipeline, monkeypatch):

@@ -23,13 +23,14 @@ from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerControl
 from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
+from small_scene import only
 from torch import nn
 from waiting import PATIENCE, until_idle
 from waiting import until as wait
 
 from divff_nerfstudio.calibration import Calibration
 from divff_nerfstudio.fields.layers import LAYERS
-from divff_nerfstudio.models.view import EVERYTHING, Features, RenderedView
+from divff_nerfstudio.models.view import COMPOSITED, EVERYTHING, FEATURES, Features, RenderedView
 from divff_nerfstudio.query import Query, QueryConfig
 from divff_nerfstudio.relevancy import PUBLISHED_NEGATIVES
 from divff_nerfstudio.viewer.context import NO_PICTURE
@@ -58,10 +59,10 @@ class Model:
 
     device = torch.device("cpu")
     step = 0
-    costly_outputs = ()
+    available = (*COMPOSITED, "rgb_static", "rgb_actor", FEATURES)
 
     def __init__(self):
-        self.rendered = []
+        self.rendered, self.asked = [], []
 
     def get_outputs_for_camera(self, camera, obb_box=None):
         return self.render(camera).pictures
@@ -69,6 +70,7 @@ class Model:
     def render(self, camera, layers=LAYERS, box=None, outputs=EVERYTHING):
         height, width, moment = int(camera.height), int(camera.width), float(camera.times)
         self.rendered.append((height, moment))
+        self.asked.append({*outputs})
         mug = torch.zeros(height, width, 1)
         start = width // 8 if moment < 0.5 else width // 2
         mug[height // 4 : height // 2, start : start + width // 4] = 1
@@ -79,9 +81,11 @@ class Model:
             "mask_dynamic": mug,
             "mask_actor": torch.zeros_like(mug),
             "mask_moving": mug,
+            **dict.fromkeys(("rgb_static", "rgb_actor"), torch.zeros(height, width, 3)),
         }
         features = torch.eye(8)[torch.where(mug[..., 0] > 0, 0, 7)]
-        return RenderedView(camera, pictures, Features(("image", "video"), lambda _: features))
+        view = RenderedView(camera, pictures, Features(("image", "video"), lambda _: features))
+        return only(view, {*outputs} & {*self.available})
 
 
 class Machine(RenderStateMachine):
@@ -215,46 +219,68 @@ def test_without_a_viewer_it_is_nothing_but_a_module_without_weights():
     assert [path for path, _ in parse_object(pipeline, ViewerControl, "x")] == ["x/panel/viewer_control"]
 
 
-def test_a_question_is_answered_without_rendering_again(attached):
+def test_another_question_is_answered_without_rendering_again(attached):
     panel, viewer = attached(Pipeline())
     before = render(viewer)
     assert torch.equal(before["relevancy_overlay"], before["rgb"]) and not before["relevancy"].any()
-    panel.elements.ask.value = "mug; bowl"
+    panel.elements.ask.value = "bowl"
     wait(lambda: viewer.render_statemachines[7].told == ["move"])
     assert viewer.control_panel.output_render == "relevancy_overlay"
+    render(viewer)
+    settle(panel)
+    assert "took" in panel.state and "with rendering" in panel.state
+    ask(panel, "mug; bowl")
     after = render(viewer)
-    assert len(viewer.model.rendered) == 1
     assert (after["relevancy"] > 0.9).float().equal(after["mask_dynamic"])
+    assert viewer.model.asked == [{*COMPOSITED}, {*COMPOSITED, FEATURES}]
     settle(panel)
     assert "took" in panel.state and "rendering" not in panel.state
     legend = drawing(panel.elements.legend)
     assert legend.index("mug") < legend.index("bowl") and "not in view" in legend
 
 
-def test_a_picture_that_is_drawn_by_itself_is_rendered_once_it_is_looked_at(attached):
-    _, viewer = attached(Pipeline())
-    control, plain = viewer.control_panel, viewer.model.render
-
-    def drawing(camera, layers=LAYERS, box=None, outputs=EVERYTHING):
-        view = plain(camera, layers, box)
-        view.pictures |= {
-            name: torch.zeros_like(view.pictures["rgb"]) for name in viewer.model.costly_outputs if name in outputs
-        }
-        return view
-
-    viewer.model.costly_outputs, viewer.model.render = ("rgb_static", "rgb_actor"), drawing
+def test_what_nobody_looks_at_is_not_rendered_and_can_be_chosen(attached):
+    panel, viewer = attached(Pipeline())
+    control, asked = viewer.control_panel, viewer.model.asked
     before = render(viewer)
+    assert asked == [{*COMPOSITED}]
+    assert {*before} == {*viewer.model.available, "relevancy", "relevancy_overlay"} - {FEATURES}
     control.update_output_options(list(before))
     assert list(before).index("accumulation") < list(before).index("rgb_static") < list(before).index("mask_dynamic")
-    assert torch.equal(before["rgb_static"], before["rgb"]) and len(viewer.model.rendered) == 1
+    assert torch.equal(before["rgb_static"], before["rgb"])
     control._output_render.value = "rgb_static"
     for _ in range(2):
-        assert not render(viewer)["rgb_static"].any() and len(viewer.model.rendered) == 2
-    control._output_render.value = "rgb"
-    assert list(render(viewer)) == list(before) and len(viewer.model.rendered) == 2
+        assert not render(viewer)["rgb_static"].any() and len(asked) == 2
+    assert asked[-1] == {*COMPOSITED, "rgb_static"}
+    for name in ("rgb", "mask_moving", "depth"):
+        control._output_render.value = name
+        assert list(render(viewer)) == list(before) and len(asked) == 2
     control._split.value, control._split_output_render.value = True, "rgb_actor"
     after = render(viewer)
-    assert not after["rgb_actor"].any() and after["rgb_static"].any() and len(viewer.model.rendered) == 3
+    assert not after["rgb_actor"].any() and after["rgb_static"].any() and len(asked) == 3
+    control._split.value, control._output_render.value = False, "rgb_static"
+    assert not render(viewer)["rgb_static"].any() and len(asked) == 3, "the view before is kept, too"
+    ask(panel, "mug")
+    control._output_render.value = "rgb"
+    assert render(viewer)["relevancy"].any() and asked[-1] == {*COMPOSITED, FEATURES}
+
+
+def test_a_question_during_a_render_is_answered_by_another_one(attached):
+    """That one was begun without features."""
+    panel, viewer = attached(Pipeline())
+    plain, machine = viewer.model.render, viewer.render_statemachines[7]
+
+    def asked_meanwhile(*arguments):
+        viewer.model.render = plain
+        machine.state = "high"
+        viewer.render_statemachines[7] = machine
+        ask(panel, "mug")
+        return plain(*arguments)
+
+    viewer.model.render = asked_meanwhile
+    assert not render(viewer)["relevancy"].any() and machine.told == ["move"]
+    assert "not trained" not in panel.state
+    assert render(viewer)["relevancy"].any() and len(viewer.model.rendered) == 2
 
 
 def test_the_legend_tells_whether_the_scene_has_it(attached):
@@ -304,7 +330,7 @@ def test_the_model_is_left_as_it_is_and_the_viewers_differs_in_its_pictures_alon
 def test_a_render_in_full_is_not_interrupted_by_typing(attached):
     panel, viewer = attached(Pipeline())
     machine = viewer.render_statemachines[7]
-    panel.parts.answering.views._busy.add(7)
+    panel.parts.answering.views._busy[7] = frozenset(COMPOSITED)
     machine.state = "high"
     panel.parts.answering.repaint()
     assert machine.told == []
@@ -315,10 +341,11 @@ def test_a_render_in_full_is_not_interrupted_by_typing(attached):
 
 def test_a_smaller_picture_answers_while_a_better_one_is_rendered(attached):
     panel, viewer = attached(Pipeline())
+    ask(panel, "bowl")
     render(viewer, camera(18), state="low_static")
     machine, sent = viewer.render_statemachines[7], []
     machine._send_output_to_viewer = lambda outputs, static_render: sent.append(outputs)
-    panel.parts.answering.views._busy.add(7)
+    panel.parts.answering.views._busy[7] = frozenset(viewer.model.available)
     machine.state = "high"
     ask(panel, "mug")
     wait(lambda: sent)
@@ -357,7 +384,7 @@ def test_a_picture_that_cannot_be_made_is_told_and_the_next_one_comes(attached):
 
 def test_untrained_features_are_waited_for(attached):
     panel, viewer = attached(Pipeline())
-    viewer.model.render = lambda camera, *_: RenderedView(camera, {"rgb": torch.zeros(4, 4, 3)}, Features())
+    viewer.model.available = COMPOSITED
     ask(panel, "mug")
     render(viewer)
     wait(lambda: "not trained yet" in panel.state)
@@ -490,6 +517,7 @@ def test_a_click_asks_what_is_there(attached):
     pipeline = Pipeline()
     panel, viewer = attached(pipeline)
     render(viewer)
+    assert viewer.model.asked == [{*COMPOSITED}]
     panel.parts.pointing.clicked(SimpleNamespace(client_id=7, screen_pos=[(0.25, 0.4)]))
     wait(lambda: pipeline.query.phrases == ("[point 1]",))
     settle(panel)
@@ -497,6 +525,7 @@ def test_a_click_asks_what_is_there(attached):
     assert "dynamic layer" in panel.elements.pointed.content and "like mug 1" in panel.elements.pointed.content
     outputs = render(viewer)
     assert (outputs["relevancy"] > 0.9).float().equal(outputs["mask_dynamic"])
+    assert viewer.model.asked == [{*COMPOSITED}, {FEATURES}], "the view that was clicked in got features"
 
 
 def test_best_points_are_marked_in_space(attached):
@@ -528,6 +557,21 @@ def test_the_next_move_is_found_in_the_frame_where_it_begins(attached):
     panel.parts.over_time.find_move()
     wait(lambda: "does not move" in panel.state)
     assert len(viewer.model.rendered) == looked
+
+
+def test_a_viewpoint_is_looked_at_over_time_for_what_is_asked(attached):
+    """Asked for nothing, for what moves; what was looked at so is looked at anew for a question."""
+    panel, viewer = attached(Pipeline())
+    render(viewer)
+    for text, outputs in (("", {"mask_moving"}), ("mug", {"mask_moving", FEATURES})):
+        ask(panel, text)
+        render(viewer)
+        until_idle(panel.parts.over_time._lane)
+        panel.parts.context.note("")
+        panel.parts.over_time.find_move()
+        wait(lambda: "moves at frame" in panel.state)
+        assert viewer.model.asked.count(outputs) >= 32
+        assert 0.5 <= viewer.control_panel.time < 0.5 + 1.5 / len(IDS)
 
 
 def test_a_move_asked_for_before_there_is_a_picture_is_not_gone_to_later(attached):
@@ -629,7 +673,7 @@ def test_a_client_that_goes_while_its_picture_is_made_leaves_nothing_behind(atta
 def test_small_pictures_beside_do_not_count_as_the_speed_of_those_that_are_waited_for(attached):
     panel, viewer = attached(Pipeline())
     views = panel.parts.answering.views
-    views.render(camera(height=8))
+    views.render(camera(height=8), ("rgb",))
     assert views.rays_per_second == 0
     render(viewer)
     assert views.rays_per_second > 0

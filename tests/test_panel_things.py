@@ -12,6 +12,7 @@ import torch
 from moved_scene import BOWL, FRAMES, HEIGHT, MUG, WIDTH
 from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerControl
+from small_scene import only
 from test_door import Hands, root, scene  # noqa: F401 (fixtures)
 from test_panel import Machine, Viewer, drawing, server  # noqa: F401 (a fixture)
 from torch import nn
@@ -22,6 +23,7 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evaluation.door import Scene, kept_beside
 from divff_nerfstudio.evaluation.options import EvaluationError
 from divff_nerfstudio.fields.layers import LAYERS
+from divff_nerfstudio.models.view import COMPOSITED, FEATURES
 from divff_nerfstudio.pipeline import MAX_UNASKED, DivFFPipeline
 from divff_nerfstudio.query import QueryError
 from divff_nerfstudio.viewer.elements.events import PAGE
@@ -32,12 +34,12 @@ from divff_nerfstudio.viewer.views import Visibility
 class Boxes(Hands):
     """The scene of boxes as the viewer's model."""
 
-    device, step, costly_outputs = torch.device("cpu"), 0, ()
+    device, step, available = torch.device("cpu"), 0, (*COMPOSITED, FEATURES)
 
     def render(self, camera, layers=LAYERS, box=None, outputs=()):
         view = super().render(camera, layers, box)
         view.pictures["mask_moving"] = view.pictures["mask_dynamic"] + view.pictures["mask_actor"]
-        return view
+        return only(view, outputs)
 
 
 class Eyes(SimpleNamespace):

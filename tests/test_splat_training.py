@@ -131,15 +131,16 @@ def test_layers_begin_grow_within_limits_and_freeze_by_the_schedule(start: Start
     assert not geometry & frozen[18] and not heads & frozen[18]
 
 
-def test_what_the_viewer_leaves_out_is_what_is_drawn_by_itself(start: Start, monkeypatch):
+def test_layers_alone_are_drawn_by_themselves(start: Start, monkeypatch):
     trainer = start("run")
     model = model_of(trainer)
     camera, _ = trainer.pipeline.datamanager.next_eval_image(0)  # pyright: ignore
     everything = model.render(camera).pictures
     for alone in ("in_room", "static_alone"):
         monkeypatch.delattr(Drawing, alone)
-    others = model.render(camera, outputs=set(EVERYTHING) - set(model.costly_outputs)).pictures
-    assert everything.keys() - others.keys() == set(model.costly_outputs)
+    alone = {f"rgb_{layer}" for layer in LAYERS}
+    others = model.render(camera, outputs=set(EVERYTHING) - alone).pictures
+    assert everything.keys() - others.keys() == alone
     assert all(torch.equal(picture, everything[name]) for name, picture in others.items())
 
 

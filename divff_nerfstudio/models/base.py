@@ -41,12 +41,19 @@ from divff_nerfstudio.schema import Positive, Share, Weight
 
 CODE = "code"
 """Output in which rays have what their features are decoded from."""
+LOGGED = ("rgb", *(f"rgb_{layer}" for layer in LAYERS))
+"""Pictures that are looked at while training."""
 _TURN = threading.RLock()
 """One view at a time: rendering sets the model's mode, and viewer and training have threads of their own."""
 
 
 class Answers(Protocol):
     """Says what a question finds in a view: `Query`."""
+
+    @property
+    def outputs(self) -> Collection[str]:
+        """Names of the outputs that it adds; none while nothing is asked."""
+        ...
 
     def answer(self, outputs: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs to add to a view's pictures, from its features by kind."""
@@ -127,13 +134,12 @@ class LayeredModel(Model):
         field: The layers.
         semantic: The semantic heads, or None without features.
         query: What nerfstudio's views are asked, if anything; set from above.
+        read_outputs: Names of the outputs that are read of nerfstudio's views; None: all. Set from above.
         feature_basis: Fixed basis in which features are shown as colours; set from above.
         paces_on_device: The `paces` as tensors, while a step that is captured, or may be, is taken; set from above.
     """
 
     config: LayeredModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    costly_outputs: ClassVar[Collection[str]] = ()
-    """Pictures of a view that are drawn each by itself; others come with those that are always looked at."""
     camera_types: ClassVar[tuple[CameraType, ...] | None] = None
     """Kinds of cameras that are rendered; None: all that nerfstudio casts rays of."""
     former_parameters: ClassVar[Mapping[str, str]] = {}
@@ -161,6 +167,7 @@ class LayeredModel(Model):
                 f"--pipeline.model.far-scale ({far:g})."
             )
         self.query: Answers | None = None
+        self.read_outputs: Collection[str] | None = None
         self.feature_basis: FeatureBasis | None = None
         self.step = 0
         self.paces_on_device: Mapping[str, Tensor] | None = None
@@ -220,6 +227,14 @@ class LayeredModel(Model):
 
     # Rendering.
 
+    @property
+    def available(self) -> tuple[str, ...]:
+        """What of `EVERYTHING` there is at present: of features nothing before they are trained."""
+        if self.semantic is None or not self.features_trained:
+            return PICTURES
+        coloured = self.feature_basis is not None and "image" in self.semantic.kinds
+        return EVERYTHING if coloured else (*PICTURES, FEATURES)
+
     @torch.no_grad()
     def render(
         self,
@@ -234,19 +249,18 @@ class LayeredModel(Model):
             camera: One camera on any device, with or without a time.
             layers: The layers that are seen; the static one always is.
             box: Part of the scene that is seen, if not all of it.
-            outputs: What is asked for, of `EVERYTHING`; the rest is not computed.
+            outputs: What is asked for, of `EVERYTHING`; the rest is not computed, nor what is not `available`.
 
         Raises:
             RenderError: If the camera or the layers cannot be rendered, or an output is unknown.
         """
         checked, layers = self._checked(camera).to(self.device), checked_layers(layers)
-        outputs = checked_outputs(outputs)
+        outputs = checked_outputs(outputs) & {*self.available}
         box = None if box is None else OrientedBox(*(part.to(self.device) for part in (box.R, box.T, box.S)))
         background = renderers.BACKGROUND_COLOR_OVERRIDE
         behind = background if isinstance(background, Tensor) and "rgb" in outputs else None
-        coloured = FEATURES_PCA in outputs and self.feature_basis is not None
         wanted = {name for name in PICTURES if name in outputs} | ({"accumulation"} if behind is not None else set())
-        if self.features_trained and (coloured or FEATURES in outputs):
+        if outputs & {FEATURES, FEATURES_PCA}:
             wanted.add(CODE)
         with _TURN:
             was_training = self.training
@@ -260,19 +274,31 @@ class LayeredModel(Model):
         pictures = {name: found[name] for name in PICTURES if name in outputs}
         if (code := found.get(CODE)) is None:
             return RenderedView(camera, pictures, Features())
-        if coloured and "image" in self.semantic.kinds:
-            basis = self.feature_basis.to(code.device)  # pyright: ignore[reportOptionalMemberAccess]
+        if FEATURES_PCA in outputs:
+            assert self.feature_basis is not None
+            basis = self.feature_basis = self.feature_basis.to(code.device)
             pictures[FEATURES_PCA] = torch.cat([project(part, basis) for part in self._decoded(code, "image")])
         asked = FEATURES in outputs
         decoded = Features(self.semantic.kinds, lambda kind: self.decode_features(code, kind)) if asked else Features()
         return RenderedView(camera, pictures, decoded)
 
     def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> dict[str, Tensor]:  # noqa: UP045
-        """A view as nerfstudio asks for one: all pictures of all layers, and what the query finds in them."""
-        view = self.render(camera, box=obb_box)
+        """A view of all layers as nerfstudio asks for one: the pictures that are read, and what the query finds."""
+        view = self.render(camera, box=obb_box, outputs=self._read())
         if self.query is None or not view.features:
             return view.pictures
         return view.pictures | self.query.answer(view.pictures, view.features)
+
+    def _read(self) -> Collection[str]:
+        """What nerfstudio's views are rendered for. A name that there is not is answered with all that there are."""
+        if self.read_outputs is None:
+            return EVERYTHING
+        read, answers = {*self.read_outputs}, set()
+        if self.query is not None and FEATURES in self.available:
+            answers = {*self.query.outputs}
+        if not read <= answers | {*self.available} - {FEATURES}:
+            return EVERYTHING
+        return read - answers | ({"rgb", FEATURES} if read & answers else set())
 
     @abstractmethod
     def _view_of(
@@ -367,6 +393,6 @@ class LayeredModel(Model):
         error = float((outputs["rgb"] - target).square().mean().clamp_min(1e-10).log10())
         pictures = {
             "img": torch.cat((target, outputs["rgb"]), 1),
-            "layers": torch.cat([outputs[f"rgb_{layer}"] for layer in LAYERS], 1),
+            "layers": torch.cat([outputs[name] for name in LOGGED[1:]], 1),
         }
         return {"psnr": -10 * error}, pictures

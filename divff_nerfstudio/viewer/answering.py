@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from divff_nerfstudio.models.view import COMPOSITED, FEATURES
 from divff_nerfstudio.query import QueryError, QueryResult
 from divff_nerfstudio.viewer.background import Latest
 from divff_nerfstudio.viewer.context import PanelContext
@@ -41,7 +42,7 @@ class Answering:
             self._answer,
             self._seen,
             self._viewer.rendering_client,
-            lambda: self._viewer.shown,
+            self._wanted,
         )
         self._viewer.draw_with(self.views.outputs)
         self.current: AnsweredView | None = None
@@ -86,9 +87,9 @@ class Answering:
                 will answer the new question, and until it does, the smaller picture before it answers.
         """
         for client in self._viewer.clients():
-            if same_views and self._viewer.at_rest(client) and self.views.at_work(client):
+            if same_views and self._viewer.at_rest(client) and self.views.will_answer(client):
                 self._answer_meanwhile(client)
-                if self.views.at_work(client):
+                if self.views.will_answer(client):
                     continue
             self._viewer.render_again(client)
 
@@ -116,6 +117,10 @@ class Answering:
             if self.views.latest(client) is view and not self.views.at_work(client) and self._viewer.at_rest(client):
                 self._viewer.send(client, view.camera, outputs, final=True)
 
+    def _wanted(self) -> frozenset[str]:
+        """What views are rendered for: what is shown, what the panel reads of points, and features to be asked."""
+        return frozenset({*self._viewer.shown, *COMPOSITED, *((FEATURES,) if self._query.active else ())})
+
     def _answer_meanwhile(self, client: int) -> None:
         """Sends a client what it saw last, with the new answer, while a better picture is being rendered."""
         view = self.views.latest(client)
@@ -127,18 +132,19 @@ class Answering:
         """The outputs that the query adds; their names stay the same whether or not anything is asked."""
         with self._answers:
             before, view.answer = view.answer, None
-        if not view.features or not self._context.kinds:
+        if not view.featured or not self._context.kinds:
             return {}
         rgb = view.pictures["rgb"]
-        if self._query.known:
+        if not self._query.known:
+            if self._query.phrases:
+                self.unknown()
+        elif view.features:  # without, it was rendered before the question, and is being rendered again
             try:
                 answer = _with_masks(self._query.look(view.features), before)
                 with self._answers:
                     view.answer = answer
             except QueryError as error:
                 self._context.note(str(error))
-        elif self._query.phrases:
-            self.unknown()
         if view.answer is None:
             return {"relevancy": torch.zeros_like(rgb[..., :1]), "relevancy_overlay": rgb}
         return view.answer.pictures(rgb)

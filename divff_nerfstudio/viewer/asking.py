@@ -131,7 +131,7 @@ class Asking:
                 took = _duration(time.perf_counter() - since)
                 self._context.note(f"The query took {took}{along} ({query.config.features} features).")
                 self._asked_at = None
-            elif query.active and not view.features:
+            elif query.active and not view.featured:
                 self._context.note("The features are not trained yet: the question is kept until they are.")
 
 

@@ -137,6 +137,8 @@ class Pointing:
         row, col = pixel_at(view, across, down)
         layer = layer_at(view, row, col)
         where = f"{layer.name} layer ({100 * layer.share:.0f} %)"
+        with self._context.viewer.training_lock():
+            self._answering.views.feature(view)
         kinds = [kind for kind in self._context.kinds if kind in view.features]
         if not kinds:
             self.told(f"{where}; there are no features yet to tell more.")

@@ -14,6 +14,7 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from divff_nerfstudio.evenly import evenly_spaced
+from divff_nerfstudio.models.view import FEATURES
 from divff_nerfstudio.query import Query, QueryConfig, split_phrases
 from divff_nerfstudio.viewer.answering import Answering
 from divff_nerfstudio.viewer.background import Latest
@@ -55,6 +56,8 @@ class Timeline:
     """Ascending."""
     views: list[AnsweredView | None] = field(default_factory=list)
     """One per time."""
+    outputs: frozenset[str] = frozenset(("mask_moving", FEATURES))
+    """What they are rendered for."""
     _scores: tuple[QueryConfig, np.ndarray] | None = field(default=None, init=False, repr=False)
     """What has been scored, and for which question: features are decoded for it, which takes its time."""
 
@@ -160,7 +163,7 @@ class OverTime:
     def follow(self, view: AnsweredView, at_rest: bool) -> None:
         """Draws the scores anew for what is seen now; once it is at rest, looks at it over time."""
         self._plot()
-        if at_rest and self.on and self._query.active and view.features:
+        if at_rest and self.on and self._query.active and view.featured:
             self._lane.submit(self._look)
 
     def _look(self) -> None:
@@ -176,10 +179,11 @@ class OverTime:
             self._context.note(NO_PICTURE)
             return
         timeline, key = self._timeline, self._key(current)
-        if timeline is None or timeline.key != key:
+        outputs = frozenset(("mask_moving", FEATURES) if self._query.active else ("mask_moving",))
+        if timeline is None or timeline.key != key or not timeline.outputs >= outputs:
             times = self._context.frames.times
             chosen = times[evenly_spaced(len(times), MOMENTS)]
-            timeline = self._timeline = Timeline(key, current.camera, chosen)
+            timeline = self._timeline = Timeline(key, current.camera, chosen, outputs=outputs)
         for done, i in enumerate(coarse_to_fine(len(timeline.times))):
             if timeline.views[i] is None:
                 if self._lane.outdated:
@@ -201,13 +205,13 @@ class OverTime:
 
     def _key(self, view: AnsweredView) -> object:
         # What training has not taught yet is looked for again when it has.
-        return viewpoint(view.camera), self._context.hidden, tuple(view.features), self._context.viewer.in_training
+        return viewpoint(view.camera), self._context.hidden, view.featured, self._context.viewer.in_training
 
     def _small_view(self, timeline: Timeline, moment: float) -> AnsweredView:
         """A small picture of a viewpoint at another time."""
         camera = small_camera(timeline.camera, HEIGHT, moment)
         with self._context.viewer.training_lock():
-            view = self._answering.views.render(camera, max_decoded=0)
+            view = self._answering.views.render(camera, timeline.outputs, max_decoded=0)
         time.sleep(0.01)  # A render thread that waits for the lock gets it here.
         return view
 
@@ -241,7 +245,7 @@ class OverTime:
         if timeline is None or current is None or not self.on or not query.active:
             self.plotted("")
             return
-        if timeline.key != self._key(current) or not query.known:
+        if timeline.key != self._key(current) or FEATURES not in timeline.outputs or not query.known:
             self.plotted("")
             return
         threshold, phrases, ids = query.config.threshold, query.phrases, self._context.frames.ids

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from divff_nerfstudio.card import wait_for
 from divff_nerfstudio.fields.layers import LAYERS, Layer
-from divff_nerfstudio.models.view import EVERYTHING, PICTURES, RenderedView, Renderer
+from divff_nerfstudio.models.view import EVERYTHING, FEATURES, RenderedView, Renderer
 from divff_nerfstudio.query import QueryResult
 
 MAX_DECODED = 160 * 2**20
@@ -28,8 +28,8 @@ class ViewedModel(Renderer, Protocol):
     """What is used of a model."""
 
     @property
-    def costly_outputs(self) -> Collection[str]:
-        """Pictures that are drawn each by itself."""
+    def available(self) -> Collection[str]:
+        """What of `EVERYTHING` it can render at present."""
         ...
 
 
@@ -53,17 +53,26 @@ class Visibility:
 class AnsweredView(RenderedView):
     """A rendered view, and what was asked about it."""
 
-    asked: frozenset[str] = frozenset(EVERYTHING)
+    asked: frozenset[str] = frozenset()
     """What it was rendered for."""
+    available: frozenset[str] = frozenset()
+    """What it could have been rendered for."""
+    box: Any = None
+    """Part of the scene that it shows, if not all of it."""
     answer: QueryResult | None = None
     """What was last found in it."""
 
     @property
+    def featured(self) -> bool:
+        """Whether it has features, or could have been rendered with some."""
+        return FEATURES in self.available
+
+    @property
     def outputs(self) -> dict[str, Tensor]:
-        """Its pictures in the viewer's order; for one that nobody looks at, and that was not rendered, the colours: its
-        name can be chosen."""
-        names = (name for name in PICTURES if name in self.pictures or name not in self.asked)
-        return {name: self.pictures.get(name, self.pictures["rgb"]) for name in names} | self.pictures
+        """Its pictures in the viewer's order. Where one was not rendered, as nobody looks at it, the colours stand in:
+        its name can be chosen."""
+        names = (name for name in EVERYTHING if name in self.available and name != FEATURES)
+        return {name: self.pictures.get(name, self.pictures["rgb"]) for name in names}
 
 
 class ViewCache:
@@ -79,7 +88,7 @@ class ViewCache:
         answer: Outputs to add to a view.
         seen: Called with the client and its view after each answer.
         client: The client that the calling thread renders for.
-        shown: Names of the outputs that are looked at; of the model's costly ones, no others are rendered.
+        wanted: Names of the outputs that somebody looks at, "rgb" among them; of `EVERYTHING`, no others are rendered.
 
     Attributes:
         rendered: How many of the clients' views have been rendered.
@@ -94,12 +103,12 @@ class ViewCache:
         answer: Callable[[AnsweredView], dict[str, Tensor]],
         seen: Callable[[int, AnsweredView], None],
         client: Callable[[], int],
-        shown: Callable[[], Collection[str]] = tuple,
+        wanted: Callable[[], Collection[str]],
     ):
         self._model, self._visibility, self._state = model, visibility, state
-        self._answer, self._seen, self._client, self._shown = answer, seen, client, shown
+        self._answer, self._seen, self._client, self._wanted = answer, seen, client, wanted
         self._kept: dict[int, list[tuple[Hashable, AnsweredView]]] = {}
-        self._busy: set[int] = set()
+        self._busy: dict[int, frozenset[str]] = {}
         self.rendered = 0
         self.rays_per_second = 0.0
 
@@ -113,15 +122,16 @@ class ViewCache:
         client, key = self._client(), self._key(camera, obb_box)
         view = self.kept(client, key, camera)
         if view is None:
-            self._busy.add(client)
+            self._busy[client] = asked = self._asked()
             try:
                 start = time.perf_counter()
-                view = self.render(camera, obb_box)
+                view = self.render(camera, asked, obb_box)
+                wait_for(view.pictures["rgb"].device)
                 self._measure(view.height * view.width / max(time.perf_counter() - start, 1e-6))
                 self.rendered += 1
             finally:
                 # Before the question is read: who changes it later sees that this view will not be answered anew.
-                self._busy.discard(client)
+                self._busy.pop(client, None)
         else:
             take_resolution(camera, view.camera)
         self._keep(client, key, view)
@@ -129,19 +139,27 @@ class ViewCache:
         self._seen(client, view)
         return outputs
 
-    def render(self, camera: Cameras, obb_box: Any = None, max_decoded: int = MAX_DECODED) -> AnsweredView:
+    def render(
+        self, camera: Cameras, outputs: Collection[str], obb_box: Any = None, max_decoded: int = MAX_DECODED
+    ) -> AnsweredView:
         """Renders a view, whether or not it is kept. The caller holds the training lock.
 
         Args:
             camera: One camera.
+            outputs: What is asked for.
             obb_box: Part of the scene to render, if not all of it.
             max_decoded: Bytes of features that the view keeps once they are decoded.
         """
-        asked = self._asked()
-        found = self._model.render(camera, self._visibility.layers, obb_box, asked)
+        available = frozenset(self._model.available)
+        found = self._model.render(camera, self._visibility.layers, obb_box, outputs)
         found.features.kept_bytes = max_decoded
-        wait_for(found.pictures["rgb"].device)
-        return AnsweredView(found.camera, found.pictures, found.features, asked)
+        return AnsweredView(found.camera, found.pictures, found.features, frozenset(outputs), available, obb_box)
+
+    def feature(self, view: AnsweredView) -> None:
+        """Gives a view the features that it was rendered without, where there are any. The caller holds the lock."""
+        if view.featured and FEATURES not in view.asked:
+            view.features = self.render(view.camera, {FEATURES}, view.box).features
+            view.asked |= {FEATURES}
 
     def _measure(self, speed: float) -> None:
         """Takes the speed of a picture that a client has waited for into the mean."""
@@ -149,11 +167,16 @@ class ViewCache:
 
     def _asked(self) -> frozenset[str]:
         """What a view is rendered for at present: what is looked at decides."""
-        return frozenset(EVERYTHING).difference(set(self._model.costly_outputs) - set(self._shown()))
+        return frozenset(self._wanted()) & frozenset(self._model.available)
 
     def at_work(self, client: int) -> bool:
-        """Whether a client's view is being rendered, so that it will answer a question asked now."""
+        """Whether a client's view is being rendered."""
         return client in self._busy
+
+    def will_answer(self, client: int) -> bool:
+        """Whether a client's view is being rendered, and for all that is wanted now, so that it will answer that."""
+        under_way = self._busy.get(client)
+        return under_way is not None and under_way >= self._asked()
 
     def latest(self, client: int) -> AnsweredView | None:
         """What a client saw last."""
@@ -176,7 +199,8 @@ class ViewCache:
         return None
 
     def _keep(self, client: int, key: Hashable, view: AnsweredView) -> None:
-        others = [(known, old) for known, old in self._kept.get(client, ()) if known != key]
+        kept = self._kept.get(client, ())
+        others = [(known, old) for known, old in kept if known != key or not old.asked <= view.asked]
         self._kept[client] = [(key, view), *others][:KEPT_VIEWS]
 
     def _key(self, camera: Cameras, obb_box: Any) -> Hashable:

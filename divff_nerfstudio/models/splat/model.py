@@ -160,7 +160,6 @@ class SplatModel(LayeredModel):
 
     config: SplatModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     camera_types = (CameraType.PERSPECTIVE,)
-    costly_outputs = tuple(f"rgb_{layer}" for layer in LAYERS)
     former_parameters: ClassVar[Mapping[str, str]] = ROWS
     eye: Tensor
 
