@@ -196,6 +196,20 @@ def test_in_the_viewer_only_what_is_looked_at_is_computed(monkeypatch, shown, co
     assert tuple(views.outputs(camera())) == (*PICTURES, "features_pca") and {*found} == computed
 
 
+@pytest.mark.parametrize(
+    ("outputs", "alone", "summed"),
+    [(("depth", "mask_moving"), 0, 0), (("rgb",), 1, 3), (("rgb_static",), 1, 1), (("rgb", "rgb_static"), 1, 4)],
+)
+def test_the_static_layer_alone_is_composited_for_who_looks_at_it(monkeypatch, outputs, alone, summed):
+    """Its weights are for the shadow, too, which falls where it is; colours are summed for each picture of a layer."""
+    model, called = make_model(eval_num_rays_per_chunk=HEIGHT * WIDTH), []
+    for name in ("weights_alone", "accumulate"):
+        own = getattr(divff, name)
+        monkeypatch.setattr(divff, name, lambda *given, own=own, name=name: called.append(name) or own(*given))
+    model.render(camera(), outputs=outputs)
+    assert (called.count("weights_alone"), called.count("accumulate")) == (alone, summed)
+
+
 def test_what_there_is_follows_what_is_trained():
     model = make_model()
     assert model.available == (*PICTURES, FEATURES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -232,12 +232,21 @@ class DivFFModel(RayModel):
         # Training follows the losses back in the order of what is computed here, to the last bit.
         joint = self.training or "rgb" in wanted
         shares = {layer: accumulate(composited.weights[layer], fields[layer].rgb) for layer in layers if joint}
-        alone = weights_alone(composited.alphas["static"])
-        enclosed = alone.sum(-1)
-        static_alone = accumulate(alone, fields["static"].rgb) / enclosed.clamp_min(1e-2)[:, None]
+
+        @cache
+        def room() -> tuple[Tensor, Tensor]:
+            """Weights of the static layer alone, and their sums."""
+            alone = weights_alone(composited.alphas["static"])
+            return alone, alone.sum(-1)
+
+        def static_alone() -> Tensor:
+            alone, enclosed = room()
+            return accumulate(alone, fields["static"].rgb) / enclosed.clamp_min(1e-2)[:, None]
+
+        rgb_static = static_alone() if self.training else None
         shadow = None
         if joint and "actor" in layers:
-            depth = expected_depth(alone.detach(), distances)
+            depth = expected_depth(room()[0].detach(), distances)
             shadow = self.field.shadow(rays.metadata["camera_directions"] * depth[:, None], points.times)
             shares["static"] = shares["static"] * (1 - shadow)[:, None]
 
@@ -263,13 +272,13 @@ class DivFFModel(RayModel):
                 "rgb": lambda: torch.stack(list(shares.values())).sum(0),
                 "depth": lambda: expected_depth(composited.total, distances),
                 "accumulation": lambda: composited.total.sum(-1),
-                "rgb_static": lambda: static_alone,
+                "rgb_static": static_alone,
                 **{f"rgb_{layer}": partial(in_room, layer) for layer in layers if layer != "static"},
                 **({"mask_moved": moved} if "dynamic" in layers else {}),
                 "uncertainty": lambda: ray_uncertainty(composited, fields, config.min_uncertainty),
             }
             return {**pictures_of(wanted, composited, made), "state": state}
-        total = composited.total
+        total, (alone, enclosed) = composited.total, room()
         accumulation = total.sum(-1)
         rgb = torch.stack(list(shares.values())).sum(0)
         uncertainty = ray_uncertainty(composited, fields, config.min_uncertainty)
@@ -279,7 +288,7 @@ class DivFFModel(RayModel):
             "rgb": rgb,
             "uncertainty": uncertainty,
             "shadow": shadow,
-            "rgb_static": static_alone,
+            "rgb_static": rgb_static,
             "enclosed": enclosed,
             "masks": {layer: composited.mask(layer) for layer in layers if layer != "static"},
             "densities": {layer: fields[layer].density for layer in layers},
