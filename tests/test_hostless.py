@@ -1,4 +1,4 @@
-"""A training step asks nothing of the device that the host would have to wait for."""
+"""Training steps, and views of Gaussians, ask nothing of the device that the host would have to wait for."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.models.splat import density_control, drawing, model, splats
 from divff_nerfstudio.models.splat.model import SplatModel
+from divff_nerfstudio.models.view import EVERYTHING
 
 METHODS = {"divff": tiny_run.config, "divff-paper": tiny_run.published_config, "divff-splat": tiny_run.splat_config}
 
@@ -68,9 +69,10 @@ def test_a_step_waits_for_nothing_in_any_part_of_the_schedule(tiny_scene, tmp_pa
     assert any(parameter.grad is not None for parameter in pipe.model.semantic.parameters())
 
 
-def test_a_step_of_gaussians_waits_for_nothing_but_their_kernels(tiny_scene, tmp_path, monkeypatch):
-    pipe = pipeline("divff-splat", tiny_scene, tmp_path, monkeypatch)
-    splat = pipe.model.train()
+def gaussians(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A pipeline of Gaussians in all layers, where their device is taken for a card."""
+    pipe = pipeline("divff-splat", scene, tmp_path, monkeypatch)
+    splat = pipe.model
     for layer in ("dynamic", "actor"):
         splat.gaussian_layer(layer).make_room(7)
         for row in splat.gaussian_layer(layer).rows.values():
@@ -78,6 +80,12 @@ def test_a_step_of_gaussians_waits_for_nothing_but_their_kernels(tiny_scene, tmp
     monkeypatch.setattr(drawing, "rasterization", rasterised)
     for module in (splats, model):
         monkeypatch.setattr(module, "is_card", lambda device: True)
+    return pipe
+
+
+def test_a_step_of_gaussians_waits_for_nothing_but_their_kernels(tiny_scene, tmp_path, monkeypatch):
+    pipe = gaussians(tiny_scene, tmp_path, monkeypatch)
+    splat = pipe.model.train()
     schedule = splat.schedule
     for step in sorted({0, schedule.moving_start_step, schedule.heads_start_step, schedule.joint_start_step, 39}):
         splat.zero_grad()
@@ -87,6 +95,20 @@ def test_a_step_of_gaussians_waits_for_nothing_but_their_kernels(tiny_scene, tmp
             for layer, observation in layers.values():
                 density_control.refine(layer, {}, observation, 1, 99, splat.config.densification)
         assert watch.found == []
+
+
+def test_a_view_of_gaussians_waits_for_nothing_but_their_kernels(tiny_scene, tmp_path, monkeypatch):
+    """Of a camera that the host knows: it is never read back from the device."""
+    pipe = gaussians(tiny_scene, tmp_path, monkeypatch)
+    splat, camera = pipe.model, pipe.datamanager.train_dataset.cameras[:1]
+    splat.update_to_step(39)
+    for _ in range(2):  # the basis of colours for features is sent once
+        with HostWatch() as watch:
+            view = splat.render(camera)
+            features = dict(view.features)
+    assert watch.found == []
+    assert (*view.pictures, "features") == EVERYTHING and {*features} == {"image", "video", "regulariser"}
+    assert all(each.device.type == DEVICE for each in (*view.pictures.values(), *features.values()))
 
 
 def test_the_watch_sees_what_would_be_waited_for():

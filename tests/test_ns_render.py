@@ -158,12 +158,24 @@ def test_a_render_that_fails_leaves_the_model_as_it_was(pipeline, monkeypatch):
 
 
 def test_cameras_come_from_any_device(pipeline, monkeypatch):
-    """They are brought to the model's, rays and features with them."""
+    """The host reads them at once, and rays are cast on the model's; Gaussians are drawn for what the host knows."""
     model, brought = pipeline.model, []
-    usual = Cameras.to
-    monkeypatch.setattr(Cameras, "to", lambda self, device: brought.append(torch.device(device)) or usual(self, device))
+    usual, there = Cameras.to, torch.device("cpu", 0)
+    monkeypatch.setattr(Cameras, "to", lambda self, device: brought.append(device) or usual(self, device))
+    monkeypatch.setattr(type(model), "device", there)
     model.get_outputs_for_camera(seen_from(pipeline))
-    assert brought and all(device == model.device for device in brought)
+    assert brought == (["cpu"] if isinstance(model, SplatModel) else ["cpu", there])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_camera_on_a_gpu_sees_what_it_sees_in_the_hosts_memory(tiny_scene, tmp_path, method):
+    pipeline = pipeline_of(method, tiny_scene, tmp_path / "out").to("cuda")
+    camera = seen_from(pipeline)
+    known, there = (pipeline.model.render(each).pictures for each in (camera, camera.to("cuda")))
+    for name, picture in known.items():
+        torch.testing.assert_close(there[name], picture, msg=name)
 
 
 def test_only_what_is_asked_for_is_rendered_and_is_the_same(pipeline, monkeypatch):

@@ -181,6 +181,9 @@ def test_cameras_take_sizes_and_times():
     assert int(camera.height) == 8 and float(camera.times) == 0
     take_resolution(small, camera)
     assert torch.allclose(small.generate_rays(0).directions, before.generate_rays(0).directions)
+    elsewhere = camera.to("meta")
+    take_resolution(elsewhere, camera)
+    assert elsewhere.fx.device == elsewhere.height.device == torch.device("meta")
 
 
 def test_an_example_is_held_against_its_view():

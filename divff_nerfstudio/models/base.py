@@ -254,7 +254,7 @@ class LayeredModel(Model):
         Raises:
             RenderError: If the camera or the layers cannot be rendered, or an output is unknown.
         """
-        checked, layers = self._checked(camera).to(self.device), checked_layers(layers)
+        checked, layers = self._checked(camera.to("cpu")), checked_layers(layers)
         outputs = checked_outputs(outputs) & {*self.available}
         box = None if box is None else OrientedBox(*(part.to(self.device) for part in (box.R, box.T, box.S)))
         background = renderers.BACKGROUND_COLOR_OVERRIDE
@@ -304,10 +304,10 @@ class LayeredModel(Model):
     def _view_of(
         self, camera: Cameras, layers: tuple[Layer, ...], box: OrientedBox | None, wanted: Collection[str]
     ) -> dict[str, Float[Tensor, "height width channels"]]:
-        """Pictures of a view, and its code if that is wanted."""
+        """Pictures of a view, and its code if that is wanted; the camera is in the host's memory."""
 
     def _checked(self, camera: Cameras) -> Cameras:
-        """A camera that can be rendered: see `checked_camera`."""
+        """A camera, in the host's memory, that can be rendered: see `checked_camera`."""
         return checked_camera(camera, self.camera_types)
 
     def _frame_bounds(self, times: Float[Tensor, "*bs 1"]) -> tuple[Float[Tensor, "*bs 1"], Float[Tensor, "*bs 1"]]:

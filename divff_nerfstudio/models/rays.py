@@ -80,6 +80,7 @@ class RayModel(LayeredModel):
         self, camera: Cameras, layers: tuple[Layer, ...], box: OrientedBox | None, wanted: Collection[str]
     ) -> dict[str, Float[Tensor, "height width channels"]]:
         """Pictures of a view, some rays at a time, with directions in the camera's own frame."""
+        camera = camera.to(self.device)
         rays = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=box)
         rays.metadata = {"camera_directions": self._camera_directions(camera, rays)}
         if rays.nears is not None and rays.fars is not None:

@@ -119,13 +119,14 @@ class ViewCache:
             camera: One camera; it takes the resolution of the view that answers for it.
             obb_box: Part of the scene to render, if not all of it.
         """
-        client, key = self._client(), self._key(camera, obb_box)
-        view = self.kept(client, key, camera)
+        known = camera.to("cpu")  # at once: each number that is read from a card is waited for
+        client, key = self._client(), self._key(known, obb_box)
+        view = self.kept(client, key, known)
         if view is None:
             self._busy[client] = asked = self._asked()
             try:
                 start = time.perf_counter()
-                view = self.render(camera, asked, obb_box)
+                view = self.render(known, asked, obb_box)
                 wait_for(view.pictures["rgb"].device)
                 self._measure(view.height * view.width / max(time.perf_counter() - start, 1e-6))
                 self.rendered += 1
@@ -226,7 +227,7 @@ def viewpoint(camera: Cameras) -> Hashable:
 def take_resolution(camera: Cameras, other: Cameras) -> None:
     """Gives a camera the resolution of another one of its viewpoint: nerfstudio casts its rays once more, for depth."""
     for name in ("fx", "fy", "cx", "cy", "height", "width"):
-        setattr(camera, name, getattr(other, name))
+        setattr(camera, name, getattr(other, name).to(camera.device))
 
 
 def small_camera(camera: Cameras, height: int, moment: float) -> Cameras:

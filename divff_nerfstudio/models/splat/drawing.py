@@ -138,7 +138,8 @@ class Drawing:
                 "mask_moved": parts["masks"][:, :1],
                 "uncertainty": parts["uncertainty"][:, None],
             }
-            depth_and_code["depth"] = parts["depth"][:, None] * self.view.directions()[1]
+            if "depth" in wanted:
+                depth_and_code["depth"] = parts["depth"][:, None] * self.view.directions()[1]
             if CODE in wanted:
                 depth_and_code[CODE] = code(parts["rest"], parts["masks"])
         found = {name: picture.clamp(0, 1) for name, picture in found.items()} | depth_and_code
