@@ -16,9 +16,9 @@ from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.features.pca import fit_feature_basis
 from divff_nerfstudio.fields.layers import LAYERS, LayerSamples, SamplePoints
 from divff_nerfstudio.fields.next_in_time import nearest_frame
-from divff_nerfstudio.models import divff
+from divff_nerfstudio.models import base, divff
 from divff_nerfstudio.models.divff import DivFFModel, DivFFModelConfig
-from divff_nerfstudio.models.view import COMPOSITED, EVERYTHING, FEATURES, PICTURES, RenderError
+from divff_nerfstudio.models.view import COMPOSITED, EVERYTHING, FEATURES, FEATURES_PCA, PICTURES, RenderError
 from divff_nerfstudio.pipeline import CheckpointError, DivFFPipeline
 from divff_nerfstudio.rendering import head_positions
 from divff_nerfstudio.viewer.views import ViewCache, Visibility
@@ -217,6 +217,20 @@ def test_what_there_is_follows_what_is_trained():
     assert model.available == EVERYTHING
     model.update_to_step(HEADS_START - 1)
     assert model.available == PICTURES == make_model(features=False).available
+
+
+@pytest.mark.parametrize(("free", "parts"), [(None, 4), (2**10, 4), (2**40, 1)])
+def test_a_views_features_are_decoded_at_once_where_a_cards_memory_allows_it(monkeypatch, free, parts):
+    model = make_model()
+    model.feature_basis = fit_feature_basis(torch.randn(50, 12))
+    view = model.render(camera(), outputs=(FEATURES, FEATURES_PCA))
+    expected = view.features["image"], view.pictures[FEATURES_PCA]
+    monkeypatch.setattr(base, "_PIXELS", 2 * WIDTH)
+    monkeypatch.setattr(base, "free_bytes", lambda device: free)
+    view = model.render(camera(), outputs=(FEATURES, FEATURES_PCA))
+    found, decoded = costly(monkeypatch, model), view.features["image"]
+    assert found == ["_features"] * parts
+    torch.testing.assert_close((decoded, view.pictures[FEATURES_PCA]), expected)
 
 
 def test_without_features_there_are_pictures_alone():

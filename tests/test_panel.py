@@ -33,6 +33,7 @@ from divff_nerfstudio.fields.layers import LAYERS
 from divff_nerfstudio.models.view import COMPOSITED, EVERYTHING, FEATURES, Features, RenderedView
 from divff_nerfstudio.query import Query, QueryConfig
 from divff_nerfstudio.relevancy import PUBLISHED_NEGATIVES
+from divff_nerfstudio.viewer import views
 from divff_nerfstudio.viewer.context import NO_PICTURE
 from divff_nerfstudio.viewer.elements import Follower
 from divff_nerfstudio.viewer.elements.picture import SHOWN
@@ -672,11 +673,24 @@ def test_a_client_that_goes_while_its_picture_is_made_leaves_nothing_behind(atta
 
 def test_small_pictures_beside_do_not_count_as_the_speed_of_those_that_are_waited_for(attached):
     panel, viewer = attached(Pipeline())
-    views = panel.parts.answering.views
-    views.render(camera(height=8), ("rgb",))
-    assert views.rays_per_second == 0
+    kept = panel.parts.answering.views
+    kept.render(camera(height=8), ("rgb",))
+    assert kept.rays_per_second == 0
     render(viewer)
-    assert views.rays_per_second > 0
+    assert kept.rays_per_second > 0
+
+
+@pytest.mark.parametrize(("free", "decoded"), [(None, 1), (2**30, 1), (2**10, 3)])
+def test_features_are_kept_as_far_as_memory_allows(attached, monkeypatch, free, decoded):
+    panel, viewer = attached(Pipeline())
+    monkeypatch.setattr(views, "free_bytes", lambda device: free)
+    assert free is None or views.max_kept(viewer.model.device) == free // 8
+    view, times = panel.parts.answering.views.render(camera(), (*COMPOSITED, FEATURES)), []
+    decode = view.features._decode
+    view.features._decode = lambda kind: times.append(kind) or decode(kind)
+    for _ in range(3):
+        assert view.features["image"].shape == (HEIGHT, WIDTH, 8)
+    assert len(times) == decoded
 
 
 def test_a_client_begins_where_the_scene_was_filmed_and_renders_in_three_steps(attached):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Optional, Protocol
 
@@ -17,6 +17,7 @@ from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor
 
+from divff_nerfstudio.card import free_bytes
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.features.pca import FeatureBasis, project
 from divff_nerfstudio.fields.layers import LAYERS, Layer
@@ -43,6 +44,10 @@ CODE = "code"
 """Output in which rays have what their features are decoded from."""
 LOGGED = ("rgb", *(f"rgb_{layer}" for layer in LAYERS))
 """Pictures that are looked at while training."""
+_PIXELS = 16384
+"""Pixels whose features are decoded at a time, at least."""
+_BYTES_OF_A_PIXEL = 2**15
+"""What the activations of a pixel take at most while its features are decoded."""
 _TURN = threading.RLock()
 """One view at a time: rendering sets the model's mode, and viewer and training have threads of their own."""
 
@@ -277,7 +282,7 @@ class LayeredModel(Model):
         if FEATURES_PCA in outputs:
             assert self.feature_basis is not None
             basis = self.feature_basis = self.feature_basis.to(code.device)
-            pictures[FEATURES_PCA] = torch.cat([project(part, basis) for part in self._decoded(code, "image")])
+            pictures[FEATURES_PCA] = self._decoded(code, "image", lambda features: project(features, basis))
         asked = FEATURES in outputs
         decoded = Features(self.semantic.kinds, lambda kind: self.decode_features(code, kind)) if asked else Features()
         return RenderedView(camera, pictures, decoded)
@@ -317,14 +322,13 @@ class LayeredModel(Model):
 
     def decode_features(self, code: Float[Tensor, "height width code"], kind: str) -> Float[Tensor, "height width dim"]:
         """Features of one kind from a view's code."""
-        return torch.cat(list(self._decoded(code, kind)))
+        return self._decoded(code, kind, lambda features: features)
 
-    def _decoded(self, code: Tensor, kind: str) -> Iterator[Tensor]:
-        """Features of a view, some rows at a time."""
-        assert self.semantic is not None
-        rows = max(1, 16384 // code.shape[1])
-        for part in code.split(rows):
-            yield self._features(part, kind)
+    def _decoded(self, code: Tensor, kind: str, made: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is made of a view's features, some rows at a time: on a card all at once, if its memory allows that."""
+        pixels = max(_PIXELS, (free_bytes(code.device) or 0) // 4 // _BYTES_OF_A_PIXEL)
+        parts = [made(self._features(part, kind)) for part in code.split(max(1, pixels // code.shape[1]))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _features(self, code: Float[Tensor, "*bs code"], kind: str) -> Float[Tensor, "*bs dim"]:
         """Features of one kind that can be asked, of unit length."""

@@ -13,19 +13,26 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.model_components import renderers
 from torch import Tensor
 
-from divff_nerfstudio.card import wait_for
+from divff_nerfstudio.card import free_bytes, wait_for
 from divff_nerfstudio.fields.layers import LAYERS, Layer
 from divff_nerfstudio.models.view import EVERYTHING, FEATURES, RenderedView, Renderer
 from divff_nerfstudio.query import QueryResult
 
 MAX_DECODED = 160 * 2**20
-"""Bytes of a view's features up to which they are kept; larger ones are decoded anew at each question."""
+"""Bytes of a view's features of a kind up to which they are kept; larger ones are decoded anew at each question."""
+_KEPT_SHARE = 1 / 8
+"""On a card, instead: share of the memory that is free when the view is rendered."""
 KEPT_VIEWS = 2
 """Views kept for each client."""
 
 
 class ViewedModel(Renderer, Protocol):
     """What is used of a model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it renders."""
+        ...
 
     @property
     def available(self) -> Collection[str]:
@@ -141,7 +148,7 @@ class ViewCache:
         return outputs
 
     def render(
-        self, camera: Cameras, outputs: Collection[str], obb_box: Any = None, max_decoded: int = MAX_DECODED
+        self, camera: Cameras, outputs: Collection[str], obb_box: Any = None, max_decoded: int | None = None
     ) -> AnsweredView:
         """Renders a view, whether or not it is kept. The caller holds the training lock.
 
@@ -149,11 +156,11 @@ class ViewCache:
             camera: One camera.
             outputs: What is asked for.
             obb_box: Part of the scene to render, if not all of it.
-            max_decoded: Bytes of features that the view keeps once they are decoded.
+            max_decoded: Bytes of features that the view keeps once they are decoded; None: as memory allows.
         """
         available = frozenset(self._model.available)
         found = self._model.render(camera, self._visibility.layers, obb_box, outputs)
-        found.features.kept_bytes = max_decoded
+        found.features.kept_bytes = max_kept(self._model.device) if max_decoded is None else max_decoded
         return AnsweredView(found.camera, found.pictures, found.features, frozenset(outputs), available, obb_box)
 
     def feature(self, view: AnsweredView) -> None:
@@ -212,6 +219,12 @@ class ViewCache:
         colour = tuple(behind.flatten().tolist()) if isinstance(behind, Tensor) else None
         time = None if times is None else float(times.flatten()[0])
         return viewpoint(camera), time, box, colour, self._visibility.layers, self._state()
+
+
+def max_kept(device: torch.device) -> int:
+    """Bytes of a view's features up to which they are kept once they are decoded; of each kind."""
+    free = free_bytes(device)
+    return MAX_DECODED if free is None else int(_KEPT_SHARE * free)
 
 
 def viewpoint(camera: Cameras) -> Hashable:
