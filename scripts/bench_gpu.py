@@ -163,11 +163,15 @@ class Gpu:
         return camera
 
     def _view(self) -> dict[str, Any]:
-        """A view with all outputs, of the geometry alone."""
+        """A view with all outputs, of the geometry alone, and the same in half precision."""
         pipe = self._pipeline()
         pipe.model.update_to_step(pipe.model.schedule.joint_start_step)
         camera = self._camera(pipe, self.sizes.view)
-        return measure(lambda: pipe.model.get_outputs_for_camera(camera), self.sizes.repeats)
+        taken = {}
+        for half in ("off", "on"):
+            pipe.model.config.half_precision = half
+            taken[half] = measure(lambda: pipe.model.get_outputs_for_camera(camera), self.sizes.repeats)
+        return {**taken["off"], "half_precision": taken["on"]}
 
     def _query(self) -> dict[str, Any]:
         """A phrase that was never asked, about a view that is rendered."""
@@ -201,13 +205,16 @@ class Gpu:
         return {name: round(float(found[name]), 4) for name in names if name in found}
 
     def _minute(self) -> dict[str, Any]:
-        """Scores of a training of the geometry whose length is chosen to take so long."""
+        """Scores of a training of the geometry whose length is chosen to take so long, and those in half precision."""
         with tempfile.TemporaryDirectory() as folder:
             tried = 200 if self.sizes.steps is None else self.sizes.steps
             _, taken = self._trained(False, tried, folder)
             steps = max(1, round(tried * self.sizes.seconds / taken))
             pipe, seconds = self._trained(False, steps, folder)
-            return {"steps": steps, "seconds": round(seconds, 2), **self._scores(pipe)}
+            scores: dict[str, Any] = self._scores(pipe)
+            pipe.model.config.half_precision = "on"
+            scores["half_precision"] = self._scores(pipe)
+            return {"steps": steps, "seconds": round(seconds, 2), **scores}
 
     def _stages(self) -> dict[str, Any]:
         """Time and scores of the whole training, features included."""

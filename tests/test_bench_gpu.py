@@ -28,3 +28,6 @@ def test_every_figure_is_taken(tiny_scene: Path, tmp_path: Path, monkeypatch: py
     assert figures["step"]["found"]["flop"] > 1e4 and figures["step"]["found"]["bytes"] > 1e5
     assert figures["minute"]["found"]["psnr"] > 0 and figures["stages"]["found"]["seconds"] > 0
     assert figures["splat"]["found"]["geometry_step"]["seconds"] > 0 and figures["view"]["found"]["seconds"] > 0
+    assert figures["view"]["found"]["half_precision"]["seconds"] > 0
+    minute = figures["minute"]["found"]
+    assert minute["half_precision"]["psnr"] == minute["psnr"], "of a CPU, whose networks take no part in it"

@@ -210,6 +210,33 @@ def test_the_static_layer_alone_is_composited_for_who_looks_at_it(monkeypatch, o
     assert (called.count("weights_alone"), called.count("accumulate")) == (alone, summed)
 
 
+@pytest.mark.parametrize("card", [True, False])
+def test_half_precision_of_views_hardly_shows_and_trains_nothing_else(monkeypatch, card):
+    """Pictures differ by 60 dB or more, features by an angle of a degree or less; on a card alone they do."""
+    monkeypatch.setattr(divff, "is_card", lambda device: card)
+    densities, composite = [], divff.composite
+    monkeypatch.setattr(
+        divff, "composite", lambda found, deltas: densities.extend(found.values()) or composite(found, deltas)
+    )
+    usual, half = make_model(), make_model(half_precision="on")
+    plain, found = (model.render(camera()) for model in (usual, half))
+    for name, picture in found.pictures.items():
+        expected = plain.pictures[name]
+        assert picture.dtype == torch.float32 and (card or torch.equal(picture, expected)), name
+        if name.startswith("rgb"):
+            assert not card or 1e-12 < (picture - expected).square().mean() < 1e-6, name
+    assert densities and all(density.dtype == torch.float32 for density in densities)
+    features, expected = found.features["image"], plain.features["image"]
+    assert torch.equal(features, expected) != card
+    assert (features * expected).sum(-1).min() > 0.9998
+    for step in (0, MOVING_START, HEADS_START, JOINT_START):
+        losses, expected = losses_at(half, step), losses_at(usual, step)
+        assert all(torch.equal(loss, expected[name]) for name, loss in losses.items())
+        for (name, one), other in zip(half.named_parameters(), usual.parameters(), strict=True):
+            assert (one.grad is None) == (other.grad is None), name
+            assert one.grad is None or other.grad is None or torch.equal(one.grad, other.grad), name
+
+
 def test_what_there_is_follows_what_is_trained():
     model = make_model()
     assert model.available == (*PICTURES, FEATURES)

@@ -69,6 +69,17 @@ def test_training_goes_through_all_stages_and_answers(scene, tmp_path, method):
     assert all(bool(output.isfinite().all()) for output in view.values()) and "relevancy" in view
 
 
+def test_views_in_half_precision_are_nearly_those_in_single(scene, tmp_path):
+    trainer = started("divff", scene, tmp_path, "run")
+    trainer.train()
+    model, data = trainer.pipeline.model, trainer.pipeline.datamanager
+    camera, _ = data.next_eval_image(0)
+    usual = model.render(camera).pictures["rgb"]
+    model.config.half_precision = "on"
+    error = (model.render(camera).pictures["rgb"] - usual).square().mean()
+    assert 0 < error < 1e-4  # 40 dB
+
+
 @pytest.mark.parametrize("method", ["divff", "divff-paper"])
 def test_captured_steps_are_the_steps_that_are_not_captured(scene, tmp_path, method, capsys):
     trained = {}

@@ -8,12 +8,12 @@ from typing import Protocol
 import torch
 from jaxtyping import Float
 from nerfstudio.field_components.encodings import Encoding
-from nerfstudio.field_components.mlp import MLP
 from torch import Tensor, nn
 
 from divff_nerfstudio.fields.dynamic import moving_layer
 from divff_nerfstudio.fields.encodings import positional_encoding
 from divff_nerfstudio.fields.layers import LayerSamples, SamplePoints
+from divff_nerfstudio.fields.networks import Network
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.fields.time_code import TimeCode
 
@@ -56,7 +56,7 @@ class ActorField(nn.Module):
         self.carries = carries
         self.encoding = positional_encoding(3, octaves)
         self.time_code = time_code
-        self.network = MLP(
+        self.network = Network(
             self.encoding.get_out_dim() + self.time_code.out_dim,
             num_layers=4,
             layer_width=hidden,
@@ -120,7 +120,7 @@ class ActorShadow(nn.Module):
         super().__init__()
         self.encoding = None if octaves is None else positional_encoding(3, octaves)
         in_dim = (self.encoding or actor.encoding).get_out_dim() + actor.time_code.out_dim
-        self.network = MLP(in_dim, num_layers=3, layer_width=hidden, out_dim=1)
+        self.network = Network(in_dim, num_layers=3, layer_width=hidden, out_dim=1)
         last = self.network.layers[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from nerfstudio.field_components.mlp import MLP
 from torch import Tensor, nn
 
 from divff_nerfstudio.fields.encodings import GridEncoding
 from divff_nerfstudio.fields.layers import LayerSamples, SamplePoints
+from divff_nerfstudio.fields.networks import Network
 from divff_nerfstudio.fields.space import SceneSpace, activated_density
 from divff_nerfstudio.fields.time_code import TimeCode
 
@@ -39,7 +39,7 @@ class DynamicField(nn.Module):
         super().__init__()
         self.space, self.density_shift, self.max_uncertainty = space, density_shift, max_uncertainty
         self.grid, self.time_code = grid, time_code
-        self.network = MLP(
+        self.network = Network(
             self.grid.out_dim + self.time_code.out_dim, num_layers=4, layer_width=hidden, out_dim=6 + encoding_dim
         )
 

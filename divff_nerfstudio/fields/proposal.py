@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from jaxtyping import Float
-from nerfstudio.field_components.mlp import MLP
 from torch import Tensor, nn
 
 from divff_nerfstudio.fields.encodings import PlaneEncoding
+from divff_nerfstudio.fields.networks import Network
 from divff_nerfstudio.fields.space import SceneSpace, activated_density
 
 
@@ -21,9 +21,9 @@ class ProposalField(nn.Module):
         super().__init__()
         self.space = space
         self.room = PlaneEncoding((64,), 8)
-        self.room_network = MLP(self.room.get_out_dim(), num_layers=2, layer_width=16, out_dim=1)
+        self.room_network = Network(self.room.get_out_dim(), num_layers=2, layer_width=16, out_dim=1)
         self.camera = PlaneEncoding((32,), 4, time_resolution=32)
-        self.camera_network = MLP(self.camera.get_out_dim(), num_layers=2, layer_width=16, out_dim=1)
+        self.camera_network = Network(self.camera.get_out_dim(), num_layers=2, layer_width=16, out_dim=1)
 
     def forward(
         self,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from nerfstudio.field_components.mlp import MLP
 from torch import Tensor, nn
 
 from divff_nerfstudio.fields.encodings import GridEncoding, Implementation
 from divff_nerfstudio.fields.layers import LAYERS, Layer, LayerSamples, SamplePoints
+from divff_nerfstudio.fields.networks import Network
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.schema import Resolutions, Size
 
@@ -44,7 +44,10 @@ class FeatureDecoder(nn.Module):
             dimensions: Length of the features of each kind.
         """
         self.heads = nn.ModuleDict(
-            {kind: MLP(code_dim, num_layers=3, layer_width=width, out_dim=size) for kind, size in dimensions.items()}
+            {
+                kind: Network(code_dim, num_layers=3, layer_width=width, out_dim=size)
+                for kind, size in dimensions.items()
+            }
         )
 
     @property

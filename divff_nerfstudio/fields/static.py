@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from nerfstudio.field_components.mlp import MLP
 from torch import Tensor, nn
 
 from divff_nerfstudio.fields.encodings import GridEncoding
 from divff_nerfstudio.fields.layers import LayerSamples, SamplePoints
+from divff_nerfstudio.fields.networks import Network
 from divff_nerfstudio.fields.space import SceneSpace, activated_density
 
 PERMANENT = 2.0
@@ -31,8 +31,8 @@ class StaticField(nn.Module):
     def __init__(self, space: SceneSpace, grid: GridEncoding, hidden: int, encoding_dim: int):
         super().__init__()
         self.space, self.grid = space, grid
-        self.network = MLP(self.grid.out_dim, num_layers=2, layer_width=hidden, out_dim=2 + encoding_dim)
-        self.colour = MLP(encoding_dim, num_layers=2, layer_width=hidden, out_dim=3, out_activation=nn.Sigmoid())
+        self.network = Network(self.grid.out_dim, num_layers=2, layer_width=hidden, out_dim=2 + encoding_dim)
+        self.colour = Network(encoding_dim, num_layers=2, layer_width=hidden, out_dim=3, out_activation=nn.Sigmoid())
 
     def vacating(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points"]:
         """Density, in 1 / scene unit, of what is there for a while only."""

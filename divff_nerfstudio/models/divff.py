@@ -11,6 +11,7 @@ import torch
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor, nn
 
+from divff_nerfstudio.card import is_card
 from divff_nerfstudio.data.windows import Windows
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.evidence.labels import ENDS_KNOWN
@@ -104,6 +105,8 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Weight of the regulariser's loss."""
     rgb_while_heads: Literal["off", "on"] = "off"
     """Whether geometry goes on training while the heads are trained on it, detached."""
+    half_precision: Literal["off", "on"] = "off"
+    """Whether the networks of views multiply in bfloat16 on a CUDA card; densities, compositing and training do not."""
 
     def settle(self, device: Literal["cuda", "cpu"], steps: int | None, data: DivFFDataManagerConfig) -> int:
         """Settles steps, rays and sizes by device; see `LayeredModelConfig`."""
@@ -183,6 +186,11 @@ class DivFFModel(RayModel):
         return {"mask_weight": self.config.mask_weight * self.schedule.ramp(step), "anneal": anneal}
 
     # Rendering.
+
+    @property
+    def in_half(self) -> bool:
+        """Whether the networks of views multiply in bfloat16."""
+        return self.config.half_precision == "on" and is_card(self.device)
 
     def along(self, rays: RayBundle, layers: tuple[Layer, ...], wanted: Collection[str]) -> dict[str, Any]:
         """As `RayModel.along`; rays of a video in windows are rendered by the window that their time belongs to, and in

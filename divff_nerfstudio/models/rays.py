@@ -18,6 +18,7 @@ from torch import Tensor
 
 from divff_nerfstudio.card import free_bytes
 from divff_nerfstudio.fields.layers import LAYERS, Layer
+from divff_nerfstudio.fields.networks import half_precision
 from divff_nerfstudio.models.base import CODE, LayeredModel
 from divff_nerfstudio.models.view import PICTURES
 from divff_nerfstudio.rendering import ProposalSamples
@@ -89,9 +90,21 @@ class RayModel(LayeredModel):
         parts, size = defaultdict(list), self.rays_in_a_chunk
         for start in range(0, len(rays), size):
             chunk = rays.get_row_major_sliced_ray_bundle(start, start + size)
-            for name, part in self.along(chunk, layers, wanted).items():
+            with half_precision(self.in_half):
+                rendered = self.along(chunk, layers, wanted)
+            for name, part in rendered.items():
                 parts[name].append(part)
         return {name: torch.cat(found).view(*rays.shape, -1) for name, found in parts.items()}
+
+    @property
+    def in_half(self) -> bool:
+        """Whether the networks of views multiply in bfloat16."""
+        return False
+
+    def _features(self, code: Float[Tensor, "*bs code"], kind: str) -> Float[Tensor, "*bs dim"]:
+        """Features of one kind that can be asked, of unit length."""
+        with half_precision(self.in_half):
+            return super()._features(code, kind)
 
     @property
     def rays_in_a_chunk(self) -> int:
