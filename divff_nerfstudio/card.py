@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -57,6 +58,18 @@ def generator_of(device: torch.device | str) -> torch.Generator:
 def new_stream(device: torch.device | str) -> torch.cuda.Stream | None:
     """A stream of a card for work that is to be captured; None elsewhere."""
     return torch.cuda.Stream(device) if is_card(device) else None
+
+
+@contextlib.contextmanager
+def matrix_products(precision: Literal["highest", "high"]) -> Iterator[None]:
+    """Has a card take the block's matrix products in single precision ("highest"), or in TF32 ("high"): several
+    times as fast, with ten bits of each factor."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextlib.contextmanager

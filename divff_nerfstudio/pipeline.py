@@ -16,7 +16,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from divff_nerfstudio.card import is_card
+from divff_nerfstudio.card import is_card, matrix_products
 from divff_nerfstudio.checkpoints import CheckpointError, require_sound
 from divff_nerfstudio.datamanager import DivFFDataManager, DivFFDataManagerConfig
 from divff_nerfstudio.errors import DivffError
@@ -172,9 +172,13 @@ class DivFFPipeline(VanillaPipeline):
         return self.model.training_step(*self.drawn(step))
 
     def drawn(self, step: int) -> tuple[Any, dict[str, Any]]:
-        """What a step is taken on, drawn at its place in the schedule, which the model takes."""
+        """What a step is taken on, drawn at its place in the schedule, which the model takes.
+
+        In single precision also where steps are not: TF32 turns rays by parts of a pixel, and evidence is kept.
+        """
         self.model.update_to_step(step)
-        return self.datamanager.next_train(step)
+        with matrix_products("highest"):
+            return self.datamanager.next_train(step)
 
     def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """PSNR of a held-out frame, and pictures of it to log: these alone are rendered."""

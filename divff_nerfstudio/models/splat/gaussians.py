@@ -308,7 +308,7 @@ class ActorGaussians(GaussianLayer):
         quats = rows["quats"] + change[:, 3:7]
         return self.splats(
             moment,
-            means @ moment.rotation.T + moment.origin,
+            (means[:, None] * moment.rotation).sum(-1) + moment.origin,  # no matrix product, which may be of ten bits
             product(moment.turn, quats),
             (rows["opacities"] + FADING * change[:, 7]).sigmoid(),
             bounded(rows["uncertainties"], self.max_uncertainty),
