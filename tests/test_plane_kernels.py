@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from divff_nerfstudio.fields import encodings
 from divff_nerfstudio.fields.encodings import PlaneEncoding, plane_product
 
 pytest.importorskip("triton", reason="Triton is on no Windows or macOS machine")
+HERE = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +91,44 @@ def test_gradients_of_places_are_refused(interpreted):
         interpreted.plane_product(torch.rand(12, 2), torch.rand(2, 3, requires_grad=True), None, 2, 2)
 
 
-def test_without_triton_pytorch_serves_and_says_so_once(monkeypatch, capsys):
+@pytest.fixture
+def asked_anew(monkeypatch) -> Iterator[None]:
+    """Kernels are imported and tried again."""
     encodings.kernels.cache_clear()
-    monkeypatch.setitem(sys.modules, "divff_nerfstudio.fields.plane_kernels", None)
-    monkeypatch.delattr("divff_nerfstudio.fields.plane_kernels", raising=False)  # as it is once it has been imported
-    try:
-        assert encodings.kernels() is None and encodings.kernels() is None
-    finally:
-        encodings.kernels.cache_clear()
+    monkeypatch.delitem(sys.modules, "divff_nerfstudio.fields.plane_kernels", raising=False)
+    monkeypatch.delattr("divff_nerfstudio.fields.plane_kernels", raising=False)
+    yield
+    encodings.kernels.cache_clear()
+
+
+def test_without_triton_pytorch_serves_and_says_so_once(monkeypatch, capsys, asked_anew):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert encodings.kernels(HERE) is None and encodings.kernels(HERE) is None
     assert capsys.readouterr().out.count("Triton is not installed") == 1
+
+
+def test_kernels_that_run_are_taken(monkeypatch, interpreted, asked_anew):
+    monkeypatch.setattr("divff_nerfstudio.fields.plane_kernels", interpreted, raising=False)
+    with torch.inference_mode():  # as where a picture is what asks first
+        assert encodings.kernels(HERE) is interpreted
+
+
+@pytest.mark.parametrize("which", ["_forward", "_backward"])
+def test_where_they_cannot_be_compiled_pytorch_serves_and_says_why_once(
+    monkeypatch, capsys, interpreted, asked_anew, which
+):
+    usual = interpreted._launch
+
+    def launch(kernel: Any, *inputs: Any) -> None:
+        if kernel is getattr(interpreted, which):
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore of it")
+        usual(kernel, *inputs)
+
+    monkeypatch.setattr(interpreted, "_launch", launch)
+    monkeypatch.setattr("divff_nerfstudio.fields.plane_kernels", interpreted, raising=False)
+    assert encodings.kernels(HERE) is None and encodings.kernels(HERE) is None
+    said = capsys.readouterr().out
+    assert said.count("kernels do not run (Failed to find C compiler.") == 1 and "more of it" not in said
 
 
 @pytest.mark.parametrize("capability", [75, 90])
@@ -123,6 +155,7 @@ def test_a_gpu_gives_what_a_cpu_gives(time_resolution):
     here = PlaneEncoding((16, 64), 16, time_resolution)
     there = PlaneEncoding((16, 64), 16, time_resolution).to("cuda")
     there.load_state_dict(here.state_dict())
+    assert encodings.kernels(there.space[0].device) is not None
     places = 1.2 * torch.rand(5000, 3) - 0.1
     times = torch.rand(5000, 1) if time_resolution else None
     expected = here(places, times)

@@ -85,8 +85,8 @@ def plane_product(
         width: Points along the first axis of each plane.
         height: Points along the second.
     """
-    if table.is_cuda and kernels() is not None:
-        return kernels().plane_product(table, positions, times, width, height)
+    if table.is_cuda and (found := kernels(table.device)) is not None:
+        return found.plane_product(table, positions, times, width, height)
     x, y, z = positions.unbind(-1)
     if times is None:
         return _interpolate(table, torch.stack((x, x, y), -1), torch.stack((y, z, z), -1), width, height)
@@ -94,12 +94,21 @@ def plane_product(
 
 
 @cache
-def kernels() -> Any:
-    """The module with the kernels for CUDA; None where Triton is missing, which is said once."""
+def kernels(device: torch.device) -> Any:
+    """The module with the kernels for a card; None where they do not run on it, which is said once.
+
+    Triton compiles them at their first run, for which it needs a C compiler and Python's headers: they are tried before
+    anything depends on them.
+    """
     try:
         from divff_nerfstudio.fields import plane_kernels
-    except ImportError:
-        CONSOLE.print("Triton is not installed: planes run in PyTorch on the GPU, more slowly (pip install triton).")
+
+        plane_kernels.try_out(device)
+    except Exception as error:  # whatever a compiler, a driver or a card may say
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "triton"
+        reason = str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
+        why = "Triton is not installed (pip install triton)" if missing else f"Triton's kernels do not run ({reason})"
+        CONSOLE.print(f"Planes run in PyTorch on the GPU, more slowly: {why}.", markup=False, soft_wrap=True)
         return None
     return plane_kernels
 

@@ -148,3 +148,14 @@ def plane_product(
     if torch.is_grad_enabled() and (positions.requires_grad or (times is not None and times.requires_grad)):
         raise ValueError("planes on a GPU have gradients of their tables alone, not of positions or times")
     return _PlaneProduct.apply(table, positions, times, width, height)
+
+
+def try_out(device: torch.device) -> None:
+    """Compiles both kernels and runs them once, on next to nothing.
+
+    Raises:
+        Exception: If they cannot be compiled or run on the device.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        table = torch.ones(12, 1, device=device, requires_grad=True)
+        plane_product(table, torch.zeros(1, 3, device=device), None, 2, 2).sum().backward()
