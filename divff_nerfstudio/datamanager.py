@@ -30,7 +30,7 @@ from divff_nerfstudio.data.pose_fit import require_fitting
 from divff_nerfstudio.data.remarks import remarks
 from divff_nerfstudio.data.scene import SceneError, SceneFolder, load_scene
 from divff_nerfstudio.data.windows import MAX_OVERLAP, Windows, cut_windows
-from divff_nerfstudio.evidence.labels import Labels, labels
+from divff_nerfstudio.evidence.labels import CHANNELS, Labels, labels
 from divff_nerfstudio.features.hints.stored import open_hints
 from divff_nerfstudio.features.store import HINTS, FeatureStore, ResidentStore, stores_of
 from divff_nerfstudio.features.stored import StoredFeatures
@@ -87,12 +87,12 @@ class DivFFDataManagerConfig(VanillaDataManagerConfig):
     contested_weight: Weight = 4.0
     """With evidence, how much more often than others those pixels are drawn for the features that show what moves, or a
     place where something else is at other times: they are few, and answers depend on them."""
-    resident: Literal["auto", "on", "off"] = "auto"
-    """Keep frames, features and what was found to move in the memory of the device, where batches are then drawn; auto:
-    on a GPU, if all of it takes no more than `resident_gib` and half of what is free. Pixels are drawn by another
-    generator there."""
-    resident_gib: Positive = 8.0
-    """Memory for that, in GiB."""
+    resident: Literal["auto", "on", "frames", "off"] = "auto"
+    """Keep frames, what was found to move and features in the memory of the device, where batches are then drawn;
+    frames: all but features; auto: on a GPU, what `resident_gib` has room for. Where features lie there, pixels are
+    drawn by another generator."""
+    resident_gib: Optional[Positive] = None  # noqa: UP045
+    """Memory for that, in GiB. None: half of what is free."""
     windows: Annotated[int, Field(ge=1, le=1000)] = 1
     """Overlapping windows that a long video is cut into, each with moving layers of its own in one room that they
     share: for a video with more in it than one model holds. The method divff has them, and takes as many times the
@@ -264,7 +264,7 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
     def _codes(self) -> FrameTable:
         """Its codes."""
         assert self._labels is not None
-        return FrameTable(self._labels.codes, self.device, self.resident)
+        return FrameTable(self._labels.codes, self.device, self._resident != "off")
 
     @cached_property
     def _times(self) -> Float[Tensor, "frames"]:
@@ -274,34 +274,43 @@ class DivFFDataManager(VanillaDataManager[SceneDataset]):
     def _contested(self, indices: Int[Tensor, "pixels 3"]) -> Float[Tensor, "pixels"]:
         """How often pixels (camera, row, column) are to be drawn, relative to places where nothing ever happens."""
         assert self._labels is not None
-        found = self._labels.contested(self._codes.pixels(*indices.unbind(-1)))
-        return (1 + self.config.contested_weight * found).to(indices.device)
+        found = self._labels.contested(self._codes.pixels(*indices.unbind(-1), where=indices.device))
+        return 1 + self.config.contested_weight * found
 
     @cached_property
     def _colours(self) -> FrameTable:
         """The scene's frames."""
-        return FrameTable(self.train_dataset.scene.frames, self.device, self.resident)
+        return FrameTable(self.train_dataset.scene.frames, self.device, self._resident != "off")
 
     @cached_property
     def _features(self) -> FeatureTables:
         """Features of the scene's frames."""
         return FeatureTables(self.feature_stores, self.device, self.resident)
 
-    @cached_property
+    @property
     def resident(self) -> bool:
-        """Whether what training reads lies in the memory of the device."""
-        config, frames = self.config, self.train_dataset.scene.frames
-        if self.test_mode != "val" or config.resident == "off":
-            return False
+        """Whether all that training reads lies in the memory of the device, where batches are then drawn."""
+        return self._resident == "on"
+
+    @cached_property
+    def _resident(self) -> Literal["on", "frames", "off"]:
+        """What of it lies there.
+
+        Where features do not, batches are drawn on the host, which looks them up while the card is still at the steps
+        before.
+        """
+        config, scene = self.config, self.train_dataset.scene
         free = free_bytes(self.device)
-        if config.resident == "on" or free is None:
-            return config.resident == "on"
+        if config.resident != "auto":
+            return config.resident
+        if free is None:
+            return "off"
         stores = [*self.feature_stores.values(), *(() if self._hotspots is None else (self._hotspots,))]
-        hints = config.stored(self.train_dataset.scene).hints  # they are opened later, if at all
-        size = sum(path.stat().st_size for path in hints.glob("*.npy"))
-        size += frames.nbytes * 3  # what was found to move has six channels
-        size += sum(map(ResidentStore.bytes_of, stores))
-        return size <= min(config.resident_gib * 2**30, free / 2)
+        hints = config.stored(scene).hints  # they are opened later, if at all
+        features = sum(path.stat().st_size for path in hints.glob("*.npy")) + sum(map(ResidentStore.bytes_of, stores))
+        frames = scene.frames.nbytes * (3 + CHANNELS) // 3
+        room = free / 2 if config.resident_gib is None else min(free, config.resident_gib * 2**30)
+        return "on" if frames + features <= room else "frames" if frames <= room else "off"
 
     def _pixel_batches(self, dataset: SceneDataset, rays: int, colours: FrameTable) -> PixelBatches:
         return PixelBatches(dataset.cameras, dataset.metadata, colours, dataset.scene_indices, rays, self.device)

@@ -7,6 +7,7 @@ is drawn and looked up on the device, and the host waits for nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,28 +40,43 @@ class FrameTable:
     def __init__(
         self, values: UInt8[np.ndarray, "frames height width channels"], device: torch.device | str, resident: bool
     ):
-        self.device = device
+        self.device, self.resident = torch.device(device), resident
         # As a plain array: a memmap's own indexing costs more at each look-up.
         self.values = np.asarray(values)
-        self._resident = _copied(values, device).flatten(0, 2) if resident else None
         self._height, self._width = values.shape[1:3]
 
+    @cached_property
+    def _there(self) -> UInt8[Tensor, "pixels channels"]:
+        """The frames on the device, copied when first asked for: who only looks at a run has no need of them."""
+        return _copied(self.values, self.device).flatten(0, 2)
+
     def pixels(
-        self, frame: Int[Tensor, "n"], row: Int[Tensor, "n"], column: Int[Tensor, "n"]
+        self,
+        frame: Int[Tensor, "n"],
+        row: Int[Tensor, "n"],
+        column: Int[Tensor, "n"],
+        where: torch.device | None = None,
     ) -> Float[Tensor, "n channels"]:
-        """Values of pixels in [0, 1], on the device."""
-        place = (frame * self._height + row) * self._width + column
-        if self._resident is not None:
-            found = self._resident[sent(place, self.device)]
+        """Values of pixels in [0, 1].
+
+        Args:
+            frame: Frames; like rows and columns on the host, or on the device if the frames themselves are there.
+            row: Rows.
+            column: Columns.
+            where: Device on which the values shall be; None: that of the table.
+        """
+        place, where = (frame * self._height + row) * self._width + column, where or self.device
+        if self.resident and where.type == self.device.type:
+            found = self._there[sent(place, where)]
         else:
-            found = sent(torch.from_numpy(self.values.reshape(-1, self.values.shape[-1])[place.numpy()]), self.device)
+            found = sent(torch.from_numpy(self.values.reshape(-1, self.values.shape[-1])[place.numpy()]), where)
         return found.float() / 255.0
 
     def frame(self, frame: int) -> Float[Tensor, "pixels channels"]:
         """Values of all pixels of a frame, row by row."""
         area = self._height * self._width
-        if self._resident is not None:
-            found = self._resident[frame * area : (frame + 1) * area]
+        if self.resident:
+            found = self._there[frame * area : (frame + 1) * area]
         else:
             found = sent(torch.from_numpy(np.array(self.values[frame]).reshape(area, -1)), self.device)
         return found.float() / 255.0

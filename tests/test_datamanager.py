@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from conftest import TINY_FRAMES, TINY_HEIGHT, TINY_WIDTH, write_tiny_scene
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
 from PIL import Image
 
-from divff_nerfstudio import datamanager
+from divff_nerfstudio import datamanager, pixels
 from divff_nerfstudio.card import OnHost
 from divff_nerfstudio.data.epic_diff import EpicDiffDataParserConfig
 from divff_nerfstudio.data.scene import SceneError, load_scene
@@ -21,7 +22,8 @@ from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.evidence.labels import Labels
 from divff_nerfstudio.features.encoder_loading import load_encoder
 from divff_nerfstudio.features.extract import ExtractConfig
-from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, StoreHeader, store_root
+from divff_nerfstudio.features.store import FeatureWriter, FrameFeatures, ResidentStore, StoreHeader, store_root
+from divff_nerfstudio.frame_datamanager import FrameDataManagerConfig
 from divff_nerfstudio.resumption import random_state, restore_random_state
 
 
@@ -317,15 +319,17 @@ def test_what_lies_on_the_device_gives_the_same_batches(tiny_scene: Path) -> Non
     write_features(tiny_scene)
     write_features(tiny_scene, "video")
     batches = []
-    for resident in ("off", "on"):
+    for resident in ("off", "frames", "on"):
         data = manager(tiny_scene, resident=resident)
-        assert data.resident == (resident == "on")
+        assert data.resident == data._features.resident == (resident == "on")
+        assert data._colours.resident == (resident != "off")
         shape = (len(data.train_dataset), TINY_HEIGHT, TINY_WIDTH, 8)
         codes = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         data.__dict__["_labels"] = Labels(codes, (1.0, 4.0))
         torch.manual_seed(0)
         batches.append([data.next_train(step) for step in range(3)])
-    for (rays, batch), (other_rays, other) in zip(*batches, strict=True):
+    first, *others = batches
+    for (rays, batch), (other_rays, other) in zip(2 * first, itertools.chain(*others), strict=True):
         assert torch.equal(rays.directions, other_rays.directions) and torch.equal(rays.origins, other_rays.origins)
         for name in ("image", "indices", "evidence", "resting"):
             assert torch.equal(batch[name], other[name])
@@ -334,19 +338,50 @@ def test_what_lies_on_the_device_gives_the_same_batches(tiny_scene: Path) -> Non
             assert 0 < int(valid.sum()) < len(valid)
 
 
-def test_frames_stay_on_the_host_where_the_card_has_no_room(tiny_scene: Path, monkeypatch) -> None:
+def test_the_host_keeps_what_the_card_has_no_room_for(tiny_scene: Path, monkeypatch) -> None:
+    write_features(tiny_scene)
     data = manager(tiny_scene)
-    size = data.train_dataset.scene.frames.nbytes
-    assert not data.resident  # without a card
-    for free, gib, resident in ((6 * size, 8.0, True), (5 * size, 8.0, False), (2**40, size / 2**30, False)):
+    frames = 11 * len(data.train_dataset.scene.frames) * TINY_HEIGHT * TINY_WIDTH  # three colours, and what moves
+    size = frames + ResidentStore.bytes_of(data.feature_stores["image"])
+    assert data._resident == "off"  # without a card
+    for free, gib, resident in (
+        (2 * size, None, "on"),
+        (2 * size - 2, None, "frames"),
+        (2 * frames - 2, None, "off"),
+        (size, size / 2**30, "on"),
+        (size - 1, 1.0, "frames"),
+        (2**40, frames / 2**30, "frames"),
+        (2**40, (frames - 1) / 2**30, "off"),
+    ):
         monkeypatch.setattr(datamanager, "free_bytes", lambda device, free=free: free)
-        del data.__dict__["resident"]
         data.config.resident_gib = gib
-        assert data.resident == resident
-    data.config.resident = "off"
-    monkeypatch.setattr(datamanager, "free_bytes", lambda device: 2**40)
-    del data.__dict__["resident"]
-    assert not data.resident
+        del data.__dict__["_resident"]
+        assert data._resident == resident, (free, gib)
+    for chosen in ("on", "frames", "off"):
+        data.config.resident = chosen
+        del data.__dict__["_resident"]
+        assert data._resident == chosen and data.resident == (chosen == "on")
+
+
+def test_a_card_is_asked_for_nothing_by_who_only_looks(tiny_scene: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pixels, "_copied", lambda *_: pytest.fail("frames were copied"))
+    data = manager(tiny_scene, "test", resident="on")
+    data.next_eval_image(0)
+    data.next_eval(0)
+
+
+def test_whole_frames_are_the_same_wherever_they_lie(tiny_scene: Path) -> None:
+    write_features(tiny_scene)
+    batches = []
+    for resident in ("off", "frames", "on"):
+        config = FrameDataManagerConfig(data=tiny_scene, features="auto", resident=resident, feature_pixels=50)
+        data = config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+        torch.manual_seed(0)
+        batches.append(data.next_train(0)[1])
+    for batch in batches[1:]:
+        for name in ("image", "pixels"):
+            assert torch.equal(batch[name], batches[0][name])
+        assert torch.equal(batch["features"]["image"][0], batches[0]["features"]["image"][0])
 
 
 def test_copies_on_the_host_follow_their_tensors() -> None:

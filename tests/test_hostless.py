@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_run
 import torch
@@ -12,6 +13,8 @@ from hostless import DEVICE, HostWatch
 from nerfstudio.engine.optimizers import Optimizers
 from torch import Tensor
 
+from divff_nerfstudio.captured_steps import tensors_of
+from divff_nerfstudio.evidence.labels import Labels
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.models.splat import density_control, drawing, model, splats
 from divff_nerfstudio.models.splat.model import SplatModel
@@ -20,18 +23,19 @@ from divff_nerfstudio.models.view import EVERYTHING
 METHODS = {"divff": tiny_run.config, "divff-paper": tiny_run.published_config, "divff-splat": tiny_run.splat_config}
 
 
-def pipeline(method: str, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def pipeline(method: str, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resident: str = "on") -> Any:
     """A tiny pipeline with features on a device whose tensors have no values, and its optimizers."""
     tiny_run.write_features(scene, tmp_path / "encoder")
     config = METHODS[method](scene, tmp_path, 40)
-    config.pipeline.datamanager.resident = "on"
+    config.pipeline.datamanager.resident = resident
     config.settle()
     # What is read from the device once, and then known.
     monkeypatch.setattr(SceneSpace, "known_length", lambda self: 4.0)
     monkeypatch.setattr(SplatModel, "_near", lambda self, view: 0.1)
     pipe = config.pipeline.setup(device=DEVICE, test_mode="val")
-    data = pipe.datamanager  # what is put there before the first step
-    assert data.resident and data._features.resident and data._colours.device == DEVICE
+    data = pipe.datamanager
+    assert data.resident == data._features.resident == (resident == "on")
+    data._colours.frame(0)  # what is put there at the first step
     pipe.optimizers = Optimizers(config.optimizers, pipe.get_param_groups())
     return pipe
 
@@ -67,6 +71,19 @@ def test_a_step_waits_for_nothing_in_any_part_of_the_schedule(tiny_scene, tmp_pa
         pipe.model.zero_grad()
         assert followed(pipe, step, pipe.optimizers) == [], step
     assert any(parameter.grad is not None for parameter in pipe.model.semantic.parameters())
+
+
+def test_batches_of_which_the_host_has_features_are_drawn_without_the_device(tiny_scene, tmp_path, monkeypatch):
+    pipe = pipeline("divff", tiny_scene, tmp_path, monkeypatch, resident="frames")
+    data = pipe.datamanager
+    shape = (len(data.train_dataset), data.train_dataset.scene.height, data.train_dataset.scene.width, 8)
+    data.__dict__["_labels"] = Labels(np.full(shape, 99, np.uint8), (1.0, 4.0))
+    data._codes.frame(0), data._times  # what is put there at the first step
+    with HostWatch() as watch:
+        rays, batch = pipe.drawn(39)
+    assert watch.found == [] and rays.origins.device.type == DEVICE
+    assert {each.device.type for each in tensors_of(batch)} - {"cpu"} == {DEVICE} and "image" in batch["features"]
+    assert batch["indices"].device.type == "cpu" and batch["evidence"].device.type == DEVICE
 
 
 def gaussians(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -36,6 +36,8 @@ from divff_nerfstudio.evidence.sightings import (
 from divff_nerfstudio.evidence.votes import Kinds, count, decide, nearest_distances
 from divff_nerfstudio.features.store import FeatureStore
 
+CHANNELS = 8
+"""Bytes that a pixel's labels take."""
 _VERSION = 16
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
@@ -127,7 +129,7 @@ def labels(
     """
     if len(indices) <= MIN_FRAMES:
         return None
-    shape = (len(indices), scene.height, scene.width, 8)
+    shape = (len(indices), scene.height, scene.width, CHANNELS)
     path = cache_folder(scene.root) / f"evidence-{_fingerprint(scene, indices, store)}.npy"
     if (kept := open_cache(path, shape)) is None:
         try:
