@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
 from test_feature_encoders import write_encoder, write_scene
 from waiting import PATIENCE
 
 from divff_nerfstudio.data.scene import SceneError, load_scene
+from divff_nerfstudio.features import extract
 from divff_nerfstudio.features.ahead import ahead, features_of
+from divff_nerfstudio.features.extract import _FramesASecond
 from divff_nerfstudio.features.hotspots import HotspotSource
 from divff_nerfstudio.features.open_clip_source import PatchSource, SegmentSource, SegmentSourceConfig, TileSource
 from divff_nerfstudio.features.pictures import Pictures
@@ -60,6 +65,25 @@ def test_threads_work_ahead_at_the_same_time_within_bounds():
     assert max(begun) < 6
     results.close()
     assert len(begun) < 8 and not any(thread.name.startswith("ahead") for thread in threading.enumerate())
+
+
+def test_frames_a_second_are_told():
+    now = [0.0]
+    with Progress(_FramesASecond(), console=Console(file=io.StringIO()), get_time=lambda: now[0]) as progress:
+        task = progress.add_task("", total=6)
+        shown = []
+        for now[0] in (0.0, 2.0, 4.0, 6.0, 6.5, 7.0):
+            progress.advance(task)
+            shown.append(_FramesASecond().render(progress.tasks[0]).plain)
+    assert shown == ["", "0.5 frames/s", "0.5 frames/s", "0.5 frames/s", "0.615 frames/s", "0.714 frames/s"]
+
+
+def test_an_extraction_tells_them(tmp_path, monkeypatch):
+    columns = []
+    monkeypatch.setattr(extract, "Progress", lambda *given, **options: columns.extend(given) or Progress(*given))
+    root, encoder = write_scene(tmp_path / "scene", frames=3), write_encoder(tmp_path / "encoder")
+    extract.ExtractConfig(root, encoder, ("patches",), device="cpu").main()
+    assert any(isinstance(column, _FramesASecond) for column in columns)
 
 
 def test_what_fails_ahead_is_told_where_its_result_would_come():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +56,41 @@ def test_training_stops_at_once_and_the_last_good_checkpoint_stays(tiny_scene, t
     assert steps[-1] == 4 and "\n" not in str(error.value)
     assert [path.name for path in trainer.checkpoint_dir.iterdir()] == ["step-000000002.ckpt"]
     assert "step-000000002.ckpt stays" in str(error.value)
+
+
+def test_ns_train_says_so_in_one_sentence_and_ends_with_status_1(tiny_scene, tmp_path):
+    words = {
+        "--data": tiny_scene,
+        "--output-dir": tmp_path / "out",
+        "--vis": "tensorboard",
+        "--max-num-iterations": 400,
+        "--steps-per-save": 1,
+        "--machine.device-type": "cpu",
+        "--pipeline.datamanager.features": "none",
+        "--pipeline.datamanager.train-num-rays-per-batch": 32,
+        "--optimizers.grids.optimizer.lr": 1e15,
+        "--optimizers.networks.optimizer.lr": 1e15,
+    }
+    line = [
+        str(Path(sys.executable).with_name("ns-train")),
+        "divff",
+        *(str(word) for pair in words.items() for word in pair),
+    ]
+    sizes = [
+        "--pipeline.model.fields.static-resolutions",
+        "8",
+        "16",
+        "--pipeline.model.fields.dynamic-resolutions",
+        "8",
+    ]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*line, *sizes], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert "Error: Training has stopped because the loss " in said and "Traceback" not in said
+    (left,) = (tmp_path / "out").rglob("*.ckpt")
+    assert f"{left} stays" in " ".join(said.split())
+    assert all(value.isfinite().all() for value in torch.load(left, weights_only=True)["pipeline"].values())
 
 
 def test_a_gpu_is_looked_at_now_and_then_and_the_first_step_is_told(monkeypatch):
