@@ -1,4 +1,5 @@
-"""Real things on a small scene, on a GPU: steps, both stages, resumption, evaluation, views, questions, extraction."""
+"""Real things on a small scene, on a GPU: steps, both stages, resumption, evaluation, views, questions, extraction, the
+viewer's pictures."""
 
 from __future__ import annotations
 
@@ -11,11 +12,15 @@ import tiny_run
 import torch
 from test_feature_encoders import write_encoder, write_scene
 
+from divff_nerfstudio import captured_steps
+from divff_nerfstudio.captured_steps import WARM_UP
 from divff_nerfstudio.features.extract import ExtractConfig
 from divff_nerfstudio.features.segments import ColourSegmenterConfig
 from divff_nerfstudio.features.store import FeatureStore
 from divff_nerfstudio.models.divff import DivFFModel
+from divff_nerfstudio.models.view import EVERYTHING, FEATURES_PCA, PICTURES
 from divff_nerfstudio.resumption import random_state, restore_random_state
+from divff_nerfstudio.viewer.views import ViewCache, Visibility
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 METHODS = {"divff": tiny_run.config, "divff-paper": tiny_run.published_config, "divff-splat": tiny_run.splat_config}
@@ -29,6 +34,7 @@ def started(method: str, scene: Path, tmp_path: Path, name: str, steps: int = ST
     for key, value in changes.items():
         setattr(config, key, value)
     trainer = tiny_run.trainer_of(config)
+    torch.manual_seed(0)
     trainer.setup()
     return trainer
 
@@ -56,6 +62,46 @@ def test_a_step_waits_for_nothing(scene, tmp_path, method):
                 torch.cuda.set_sync_debug_mode("default")
 
 
+def parts_of(trainer: Any) -> list[int]:
+    """The first step of each part of the schedule."""
+    schedule = trainer.pipeline.model.schedule
+    return sorted({0, schedule.moving_start_step, schedule.heads_start_step, schedule.joint_start_step})
+
+
+@pytest.mark.parametrize("cuda_graphs", ["on", "off"])
+@pytest.mark.parametrize("method", ["divff", "divff-paper"])
+def test_an_iteration_with_its_optimizers_waits_for_nothing(scene, tmp_path, capsys, method, cuda_graphs):
+    trainer = started(method, scene, tmp_path, "run", cuda_graphs=cuda_graphs)
+    trainer.pipeline.train()
+    for step in parts_of(trainer):
+        for _ in range(WARM_UP + 1):  # behind which the step is captured, and taken both ways once
+            trainer.train_iteration(step)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(3):
+                loss, _, _ = trainer.train_iteration(step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert bool(loss.isfinite())
+    assert "without CUDA graphs" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["divff", "divff-paper"])
+def test_thirty_captures_in_one_process(scene, tmp_path, monkeypatch, capsys, method):
+    """In turns, so that each part begins anew, and its memory with it."""
+    trainer, made = started(method, scene, tmp_path, "run", cuda_graphs="on"), []
+    usual = captured_steps.CardGraph
+    monkeypatch.setattr(captured_steps, "CardGraph", lambda work, stream: made.append(work) or usual(work, stream))
+    trainer.pipeline.train()
+    first, *others = parts_of(trainer)
+    for number in range(30):
+        for _ in range(WARM_UP + 4):
+            loss, _, _ = trainer.train_iteration(others[number // 2 % len(others)] if number % 2 else first)
+    assert len(made) == 30 and bool(loss.isfinite())
+    assert "without CUDA graphs" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_training_goes_through_all_stages_and_answers(scene, tmp_path, method):
     trainer = started(method, scene, tmp_path, "run")
@@ -78,6 +124,30 @@ def test_views_in_half_precision_are_nearly_those_in_single(scene, tmp_path):
     model.config.half_precision = "on"
     error = (model.render(camera).pictures["rgb"] - usual).square().mean()
     assert 0 < error < 1e-4  # 40 dB
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_viewer_shows_what_is_rendered_and_asked(scene, tmp_path, method):
+    pipe = started(method, scene, tmp_path, "run").pipeline
+    model, query = pipe.model, pipe.query
+    model.update_to_step(STEPS - 1)
+    views = ViewCache(
+        model,
+        Visibility(),
+        state=lambda: None,
+        answer=lambda view: query.answer(view.pictures, view.features),
+        seen=lambda client, view: None,
+        client=lambda: 0,
+        wanted=lambda: {*EVERYTHING},
+    )
+    camera, _ = pipe.datamanager.next_eval_image(0)
+    for phrase in ("cu", "pan"):
+        query.ask(text=phrase)
+        outputs = views.outputs(camera)
+        assert {*PICTURES, FEATURES_PCA, "relevancy"} <= outputs.keys()
+        for name, picture in outputs.items():
+            assert picture.shape[:2] == (16, 24) and bool(picture.isfinite().all()), name
+    assert views.rendered == 1 and views.rays_per_second > 0
 
 
 @pytest.mark.parametrize("method", ["divff", "divff-paper"])
@@ -149,6 +219,20 @@ def test_features_of_a_gpu_are_those_of_a_cpu(tmp_path):
         )
         config.segments.segmenter, config.segments.colour = "colour", ColourSegmenterConfig()
         stores[device] = {folder.name: FeatureStore.open(folder) for folder in config.main()}
+    assert_alike(stores)
+
+
+def test_so_are_those_of_the_demo_encoder(tmp_path):
+    root, stores = write_scene(tmp_path / "scene", frames=9, video=30), {}
+    for device in ("cpu", "cuda"):
+        folders = ExtractConfig(root, "demo", output=tmp_path / device, device=device).main()
+        stores[device] = {folder.name: FeatureStore.open(folder) for folder in folders}
+    assert stores["cuda"].keys() == {"image", "video", "regulariser"}
+    assert_alike(stores)
+
+
+def assert_alike(stores: dict[str, dict[str, FeatureStore]]) -> None:
+    """Stores of both devices have the same indices, and nearly the same features."""
     for kind, store in stores["cpu"].items():
         other = stores["cuda"][kind]
         for frame in range(9):
