@@ -79,6 +79,11 @@ class CapturedSteps:
         self._taken, self._replayed, self._refused = 0, 0, False
         self._graph: CardGraph | None = None
 
+    @property
+    def by_graph(self) -> bool:
+        """Whether the part of the schedule that is under way is taken by its graph."""
+        return self._graph is not None
+
     def take(self, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Takes a step.
 

@@ -26,6 +26,18 @@ def require_card(device: str, option: str) -> None:
         )
 
 
+@contextlib.contextmanager
+def matrix_products(precision: Literal["highest", "high"]) -> Iterator[None]:
+    """Has a card take the block's matrix products in single precision ("highest"), or in TF32 ("high"): several
+    times as fast, with ten bits of each factor."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def free_bytes(device: torch.device | str) -> int | None:
     """Memory that can be had on a card, what PyTorch holds without using it included; None elsewhere."""
     if not is_card(device):
@@ -58,18 +70,6 @@ def generator_of(device: torch.device | str) -> torch.Generator:
 def new_stream(device: torch.device | str) -> torch.cuda.Stream | None:
     """A stream of a card for work that is to be captured; None elsewhere."""
     return torch.cuda.Stream(device) if is_card(device) else None
-
-
-@contextlib.contextmanager
-def matrix_products(precision: Literal["highest", "high"]) -> Iterator[None]:
-    """Has a card take the block's matrix products in single precision ("highest"), or in TF32 ("high"): several
-    times as fast, with ten bits of each factor."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @contextlib.contextmanager

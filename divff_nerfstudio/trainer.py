@@ -205,6 +205,11 @@ class DivFFTrainer(Trainer):
             return None
         return CapturedSteps(self)
 
+    @property
+    def by_graph(self) -> bool:
+        """Whether steps are now taken by a CUDA graph."""
+        return self._captured is not None and self._captured.by_graph
+
     def _let_go(self, begun: bool = True) -> None:
         """Lets other trainings into the run's folder, in which nothing is left of one that has not begun."""
         if self.config.folder is not None:

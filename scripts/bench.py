@@ -37,6 +37,8 @@ from bench_splat import Splat
 from compare_methods import Compare
 from stopwatch import machine, measure
 
+from divff_nerfstudio.errors import DivffError
+
 
 @dataclass
 class Bench:
@@ -153,4 +155,8 @@ if __name__ == "__main__":
         "long": Long,
         "gpu": Gpu,
     }
-    tyro.extras.subcommand_cli_from_dict(commands).main()
+    chosen = tyro.extras.subcommand_cli_from_dict(commands)
+    try:
+        chosen.main()
+    except DivffError as error:
+        raise SystemExit(f"Error: {error}") from None

@@ -1,16 +1,21 @@
-"""Times the method divff-splat: a pass, a view, its features and a training step, with many Gaussians."""
+"""Times the method divff-splat: views, with features, too, and training steps, with many Gaussians."""
 
 from __future__ import annotations
 
 import copy
 import json
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional
 
 import torch
 import tyro
-from stopwatch import machine, measure
+from card_limits import Work, work_of
+from compare_methods import iterate
+from stopwatch import machine, measure, measure_stretch
+from timed_training import ready, time_steps
 
 DIMENSION = 512
 """Length of the features that are decoded where the scene has none."""
@@ -31,7 +36,7 @@ class Splat:
     height: int = 64
     """Height of the view, in pixels."""
     repeats: int = 5
-    """Of how many runs the median is taken, after one that is not counted."""
+    """Of how many views the median is taken, after one that is not counted, and of how many steps the mean."""
     threads: int = 2
     """Threads of PyTorch."""
 
@@ -40,88 +45,116 @@ class Splat:
 
     def main(self) -> None:
         """Runs all measurements and prints them."""
-        print(json.dumps({"machine": machine(), "threads": self.threads, "results": self.results()}, indent=2))
+        print(json.dumps({"machine": machine(), "threads": self.threads, "results": self.results()[0]}, indent=2))
 
-    def results(self) -> dict[str, Any]:
-        """All measurements."""
+    def results(self) -> tuple[dict[str, Any], dict[str, Work]]:
+        """All measurements, and what some of them compute and move."""
         torch.set_num_threads(self.threads)
         torch.manual_seed(0)
-        pipeline = self._pipeline()
-        model, data = pipeline.model, pipeline.datamanager
-        camera, _ = data.next_eval_image(0)
-        camera.rescale_output_resolution(self.width / int(camera.width))
-        model.update_to_step(model.config.joint_start_step)
-        model.eval()
-        kind = model.semantic.kinds[0]
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = self._trained(folder) if self.data is None else self._untrained(folder)
+            views, work = self._views(trainer.pipeline)
+            results = {"gaussians": self._counts(trainer.pipeline.model), **views}
+            steps, work["between_refinements"] = self._steps(trainer)
+            results |= steps
+        if torch.cuda.is_available():
+            results["gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
+        return results, work
+
+    @staticmethod
+    def _counts(model: Any) -> dict[str, int]:
         from divff_nerfstudio.fields.layers import LAYERS
 
-        view = model.seen_by(camera)
+        return {layer: len(model.gaussian_layer(layer)) for layer in LAYERS}
+
+    def _views(self, pipeline: Any) -> tuple[dict[str, Any], dict[str, Work]]:
+        """Views of a camera that was not seen before: its colours, with features, and all that there is."""
+        from divff_nerfstudio.fields.layers import LAYERS
+        from divff_nerfstudio.models.splat.heads import SplatHeads
+
+        model = pipeline.model
+        heads, step = model.semantic, model.step
+        if heads is None:
+            model.semantic = SplatHeads(model.config.heads, model.num_train_data, {"image": DIMENSION}).to(model.device)
+        model.update_to_step(model.config.joint_start_step)
+        model.eval()
+        camera, _ = pipeline.datamanager.next_eval_image(0)
+        camera.rescale_output_resolution(self.width / int(camera.width))
+        kind = model.semantic.kinds[0]
+        if pipeline.query.kinds:
+            pipeline.query.ask(text="mug")
 
         @torch.no_grad()
         def colours() -> Any:
-            return model.drawing(view, LAYERS).together(codes=False)
+            return model.drawing(model.seen_by(camera), LAYERS).together(codes=False)
 
         @torch.no_grad()
         def colours_and_features() -> Any:
+            view = model.seen_by(camera)
             parts, _ = model.drawing(view, LAYERS).together(codes=True)
             code = model.semantic.code(parts["rest"], parts["masks"], view.moment.time)
             return model.semantic.decode(code, kind)
 
-        def step() -> None:
-            model.train()
-            model.zero_grad()
-            model.update_to_step(model.config.heads_start_step - 1)
-            outputs, batch = self._frame(pipeline)
-            torch.stack(list(model.get_loss_dict(outputs, batch).values())).sum().backward()
+        def all_outputs() -> Any:
+            return model.get_outputs_for_camera(camera)
 
-        results = {
-            "gaussians": {layer: len(model.gaussian_layer(layer)) for layer in LAYERS},
-            "size": [int(camera.width), int(camera.height)],
-            "colours": measure(colours, self.repeats),
-            "colours_and_features": measure(colours_and_features, self.repeats),
-            "all_outputs": measure(lambda: model.get_outputs_for_camera(camera), self.repeats),
-            "geometry_step": measure(step, self.repeats),
+        views: dict[str, Callable[[], Any]] = {
+            "colours": colours,
+            "colours_and_features": colours_and_features,
+            "all_outputs": all_outputs,
         }
-        if torch.cuda.is_available():
-            results["gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
-        return results
+        found = {name: measure(view, self.repeats) for name, view in views.items()}
+        size = {"size": [int(camera.width), int(camera.height)], "outputs": list(all_outputs())}
+        work = {name: work_of(view) for name, view in views.items()}
+        model.semantic = heads
+        model.update_to_step(step)
+        return {**size, **found}, work
 
-    @staticmethod
-    def _frame(pipeline: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Outputs of a training frame, without features."""
-        camera, batch = pipeline.datamanager.next_train(0)
-        return pipeline.model(camera), {"image": batch["image"]}
+    def _steps(self, trainer: Any) -> tuple[dict[str, Any], Work]:
+        """Steps of the geometry from the frame to the optimizers, and one behind which Gaussians are refined."""
+        every, schedule = trainer.pipeline.model.config.densification.every, trainer.pipeline.model.schedule
+        middle = (schedule.moving_start_step + schedule.heads_start_step) // 2
+        refined = max(1, middle // every) * every
+        time_steps(trainer, refined + 1, 3)
+        between = time_steps(trainer, refined + 4, self.repeats)
+        refining = measure_stretch(lambda: iterate(trainer, refined + every), 1)
+        work = work_of(lambda: iterate(trainer, refined + every + 1))
+        mean = {name: (between[name] * (every - 1) + refining[name]) / every for name in between}
+        found = {
+            "geometry_step": {name: round(value, 7) for name, value in mean.items()},
+            "between_refinements": between,
+            "with_refinement": refining,
+            "gaussians_refined": self._counts(trainer.pipeline.model),
+        }
+        return found, work
 
-    def _pipeline(self) -> Any:
-        """A trained run's pipeline, or one with Gaussians at random places."""
-        from divff_nerfstudio.models.splat.heads import SplatHeads
+    def _trained(self, folder: str) -> Any:
+        """A trainer that goes on with the run."""
+        from divff_nerfstudio.evaluation.runs import our_configs
+        from divff_nerfstudio.run_config import read_config
 
-        if self.load_config is not None:
-            from divff_nerfstudio.evaluation.runs import load_run
+        assert self.load_config is not None
+        config = read_config(self.load_config, our_configs())
+        config.load_dir = self.load_config.parent / config.relative_model_dir
+        return ready(self._placed(config), folder)
 
-            pipeline = load_run(self.load_config).pipeline
-        else:
-            pipeline = self._untrained()
-        model = pipeline.model
-        if model.semantic is None:
-            model.semantic = SplatHeads(model.config.heads, model.num_train_data, {"image": DIMENSION}).to(model.device)
-        return pipeline
-
-    def _untrained(self) -> Any:
-        from divff_nerfstudio.models.splat.points import random_points, spacing
-        from divff_nerfstudio.registry import divff_splat
-        from divff_nerfstudio.trainer import DivFFTrainerConfig
-
-        config = copy.deepcopy(divff_splat.config)
-        assert isinstance(config, DivFFTrainerConfig)
+    def _placed(self, config: Any) -> Any:
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         config.machine.device_type = automatic if self.device == "auto" else self.device
-        config.pipeline.datamanager.data = self.data
-        config.pipeline.datamanager.features = "auto"
-        config.settle()
-        pipeline: Any = config.pipeline.setup(device=config.machine.device_type, test_mode="test")
-        model = pipeline.model
-        scene, length = pipeline.datamanager.train_dataset.scene, float(model.space.length)
+        return config
+
+    def _untrained(self, folder: str) -> Any:
+        """A trainer of Gaussians at random places."""
+        from divff_nerfstudio.models.splat.points import random_points, spacing
+        from divff_nerfstudio.registry import divff_splat
+
+        config: Any = self._placed(copy.deepcopy(divff_splat.config))
+        data = config.pipeline.datamanager
+        data.data = data.dataparser.data = self.data
+        data.features = "auto"
+        trainer = ready(config, folder)
+        model = trainer.pipeline.model
+        scene, length = trainer.pipeline.datamanager.train_dataset.scene, float(model.space.length)
         shares = {"static": 0.8, "dynamic": 0.1, "actor": 0.1}
         for name, share in shares.items():
             positions, colours = random_points(scene, round(share * self.gaussians))
@@ -132,4 +165,4 @@ class Splat:
             layer.make_room(len(positions))
             for row, values in rows.items():
                 layer.rows[row].data = values.to(model.device)
-        return pipeline
+        return trainer

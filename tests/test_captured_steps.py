@@ -35,7 +35,7 @@ class Refusing:
 
 
 def started(method: str, scene: Path, output: Path, graph: Any = RecordedGraph, **changes: Any) -> Any:
-    """A tiny training with features, ready to begin, and the graphs that it makes."""
+    """A tiny training with features, ready to begin; it has the graphs that it makes, and which steps they take."""
     config = METHODS[method](scene, output, STEPS)
     config.cuda_graphs = "on"
     for key, value in changes.items():
@@ -43,7 +43,7 @@ def started(method: str, scene: Path, output: Path, graph: Any = RecordedGraph, 
     trainer: Any = tiny_run.trainer_of(config)
     torch.manual_seed(0)
     trainer.setup()
-    trainer.graphs = []
+    trainer.graphs, trainer.taken_by_graph = [], []
     captured_steps.CardGraph = lambda work, stream: trainer.graphs.append(graph(work)) or trainer.graphs[-1]
     return trainer
 
@@ -67,6 +67,7 @@ def trained(trainer: Any) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     def listening(step: int) -> Any:
         found = take(step)
         told.append({"loss": found[0], **found[1], **found[2]})
+        trainer.taken_by_graph.append(trainer.by_graph)
         return found
 
     trainer.train_iteration = listening
@@ -95,6 +96,7 @@ def test_captured_steps_are_the_steps_that_are_not_captured(scene, tmp_path, met
     assert sum(graph.replays for graph in captured.graphs) == STEPS - WARM_UP * len(parts)
     eager = started(method, scene, tmp_path / "eager", graph=Refusing, **between)
     assert_same(found, trained(eager))
+    assert captured.taken_by_graph[-1] and not any(eager.taken_by_graph)
     said = capsys.readouterr().out
     assert said.count("without CUDA graphs: operation not permitted") == 1 and "more of it" not in said
 

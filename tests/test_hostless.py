@@ -63,16 +63,6 @@ def followed(pipe: Any, step: int, optimizers: Optimizers | None = None) -> list
     return watch.found
 
 
-@pytest.mark.parametrize("method", ["divff", "divff-paper"])
-def test_a_step_waits_for_nothing_in_any_part_of_the_schedule(tiny_scene, tmp_path, monkeypatch, method):
-    pipe = pipeline(method, tiny_scene, tmp_path, monkeypatch)
-    schedule = pipe.model.train().schedule
-    for step in sorted({0, schedule.moving_start_step, schedule.heads_start_step, schedule.joint_start_step, 39}):
-        pipe.model.zero_grad()
-        assert followed(pipe, step, pipe.optimizers) == [], step
-    assert any(parameter.grad is not None for parameter in pipe.model.semantic.parameters())
-
-
 def test_batches_of_which_the_host_has_features_are_drawn_without_the_device(tiny_scene, tmp_path, monkeypatch):
     pipe = pipeline("divff", tiny_scene, tmp_path, monkeypatch, resident="frames")
     data = pipe.datamanager
@@ -84,6 +74,16 @@ def test_batches_of_which_the_host_has_features_are_drawn_without_the_device(tin
     assert watch.found == [] and rays.origins.device.type == DEVICE
     assert {each.device.type for each in tensors_of(batch)} - {"cpu"} == {DEVICE} and "image" in batch["features"]
     assert batch["indices"].device.type == "cpu" and batch["evidence"].device.type == DEVICE
+
+
+@pytest.mark.parametrize("method", ["divff", "divff-paper"])
+def test_a_step_waits_for_nothing_in_any_part_of_the_schedule(tiny_scene, tmp_path, monkeypatch, method):
+    pipe = pipeline(method, tiny_scene, tmp_path, monkeypatch)
+    schedule = pipe.model.train().schedule
+    for step in sorted({0, schedule.moving_start_step, schedule.heads_start_step, schedule.joint_start_step, 39}):
+        pipe.model.zero_grad()
+        assert followed(pipe, step, pipe.optimizers) == [], step
+    assert any(parameter.grad is not None for parameter in pipe.model.semantic.parameters())
 
 
 def gaussians(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -101,6 +101,21 @@ def test_outputs_have_their_names_in_order_shapes_and_ranges():
     assert model.render(camera(), outputs=(FEATURES,)).features == {}
 
 
+@pytest.mark.parametrize(
+    ("free", "rays"), [(None, 20), (20 * 2**20, 20), (36 * 2**20, 36), (64 * 2**20, 64), (2**40, 2**20)]
+)
+def test_a_card_renders_as_many_rays_at_a_time_as_its_memory_holds(monkeypatch, free, rays):
+    model = make_model(eval_num_rays_per_chunk=20)
+    expected = model.render(camera()).pictures
+    monkeypatch.setattr(rays_module, "free_bytes", lambda device: free)
+    assert model.rays_in_a_chunk == rays
+    taken, along = [], model.along
+    monkeypatch.setattr(model, "along", lambda bundle, *words: taken.append(len(bundle)) or along(bundle, *words))
+    found = model.render(camera()).pictures
+    assert taken == [min(rays, WIDTH * HEIGHT - start) for start in range(0, WIDTH * HEIGHT, rays)]
+    assert all(torch.allclose(found[name], picture, atol=1e-5) for name, picture in expected.items())
+
+
 def test_features_and_answers_follow_the_pictures():
     model = make_model()
     model.feature_basis = fit_feature_basis(torch.randn(50, 12))
@@ -259,21 +274,6 @@ def test_a_views_features_are_decoded_at_once_where_a_cards_memory_allows_it(mon
     found, decoded = costly(monkeypatch, model), view.features["image"]
     assert found == ["_features"] * parts
     torch.testing.assert_close((decoded, view.pictures[FEATURES_PCA]), expected)
-
-
-@pytest.mark.parametrize(
-    ("free", "rays"), [(None, 20), (20 * 2**20, 20), (36 * 2**20, 36), (64 * 2**20, 64), (2**40, 2**20)]
-)
-def test_a_card_renders_as_many_rays_at_a_time_as_its_memory_holds(monkeypatch, free, rays):
-    model = make_model(eval_num_rays_per_chunk=20)
-    expected = model.render(camera()).pictures
-    monkeypatch.setattr(rays_module, "free_bytes", lambda device: free)
-    assert model.rays_in_a_chunk == rays
-    taken, along = [], model.along
-    monkeypatch.setattr(model, "along", lambda bundle, *words: taken.append(len(bundle)) or along(bundle, *words))
-    found = model.render(camera()).pictures
-    assert taken == [min(rays, WIDTH * HEIGHT - start) for start in range(0, WIDTH * HEIGHT, rays)]
-    assert all(torch.allclose(found[name], picture, atol=1e-5) for name, picture in expected.items())
 
 
 def test_without_features_there_are_pictures_alone():

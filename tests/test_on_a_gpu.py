@@ -92,7 +92,7 @@ def test_thirty_captures_in_one_process(scene, tmp_path, monkeypatch, capsys, me
     """In turns, so that each part begins anew, and its memory with it."""
     trainer, made = started(method, scene, tmp_path, "run", cuda_graphs="on"), []
     usual = captured_steps.CardGraph
-    monkeypatch.setattr(captured_steps, "CardGraph", lambda work, stream: made.append(work) or usual(work, stream))
+    monkeypatch.setattr(captured_steps, "CardGraph", lambda *given: made.append(given) or usual(*given))
     trainer.pipeline.train()
     first, *others = parts_of(trainer)
     for number in range(30):
@@ -124,30 +124,6 @@ def test_views_in_half_precision_are_nearly_those_in_single(scene, tmp_path):
     model.config.half_precision = "on"
     error = (model.render(camera).pictures["rgb"] - usual).square().mean()
     assert 0 < error < 1e-4  # 40 dB
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_viewer_shows_what_is_rendered_and_asked(scene, tmp_path, method):
-    pipe = started(method, scene, tmp_path, "run").pipeline
-    model, query = pipe.model, pipe.query
-    model.update_to_step(STEPS - 1)
-    views = ViewCache(
-        model,
-        Visibility(),
-        state=lambda: None,
-        answer=lambda view: query.answer(view.pictures, view.features),
-        seen=lambda client, view: None,
-        client=lambda: 0,
-        wanted=lambda: {*EVERYTHING},
-    )
-    camera, _ = pipe.datamanager.next_eval_image(0)
-    for phrase in ("cu", "pan"):
-        query.ask(text=phrase)
-        outputs = views.outputs(camera)
-        assert {*PICTURES, FEATURES_PCA, "relevancy"} <= outputs.keys()
-        for name, picture in outputs.items():
-            assert picture.shape[:2] == (16, 24) and bool(picture.isfinite().all()), name
-    assert views.rendered == 1 and views.rays_per_second > 0
 
 
 @pytest.mark.parametrize("method", ["divff", "divff-paper"])
@@ -208,6 +184,30 @@ def test_a_resumed_training_draws_what_the_unbroken_one_draws(scene, tmp_path, m
         batches.append(data.next_train(STEPS)[1])
     place = "pixels" if method == "divff-splat" else "indices"
     assert torch.equal(batches[0][place], batches[1][place]) and torch.equal(batches[0]["image"], batches[1]["image"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_viewer_shows_what_is_rendered_and_asked(scene, tmp_path, method):
+    pipe = started(method, scene, tmp_path, "run").pipeline
+    model, query = pipe.model, pipe.query
+    model.update_to_step(STEPS - 1)
+    views = ViewCache(
+        model,
+        Visibility(),
+        state=lambda: None,
+        answer=lambda view: query.answer(view.pictures, view.features),
+        seen=lambda client, view: None,
+        client=lambda: 0,
+        wanted=lambda: {*EVERYTHING},
+    )
+    camera, _ = pipe.datamanager.next_eval_image(0)
+    for phrase in ("cu", "pan"):
+        query.ask(text=phrase)
+        outputs = views.outputs(camera)
+        assert {*PICTURES, FEATURES_PCA, "relevancy"} <= outputs.keys()
+        for name, picture in outputs.items():
+            assert picture.shape[:2] == (16, 24) and bool(picture.isfinite().all()), name
+    assert views.rendered == 1 and views.rays_per_second > 0
 
 
 def test_features_of_a_gpu_are_those_of_a_cpu(tmp_path):

@@ -36,8 +36,6 @@ from divff_nerfstudio.evidence.sightings import (
 from divff_nerfstudio.evidence.votes import Kinds, count, decide, nearest_distances
 from divff_nerfstudio.features.store import FeatureStore
 
-CHANNELS = 8
-"""Bytes that a pixel's labels take."""
 _VERSION = 16
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
@@ -46,6 +44,8 @@ _VIEWS = 72
 """Frames in which a place is looked for, at most, spread over the video."""
 ENDS_KNOWN = 1 / (_VIEWS - 1) + 1 / 255
 """How exactly it is known when something begins and ends to rest, as a share of the video: a view, and a code."""
+CHANNELS = 8
+"""Bytes that a pixel's labels take."""
 _TRIED = 4
 """Frames from which the tolerance is settled."""
 _ASKED_SEGMENTS = 8192
