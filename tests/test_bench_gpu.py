@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny_run
 import torch
 
+from divff_nerfstudio.captured_steps import FIRST_CHECKS, WARM_UP
 from divff_nerfstudio.errors import DivffError
 from divff_nerfstudio.models.splat import drawing
 from divff_nerfstudio.registry import divff, divff_paper, divff_splat
@@ -65,6 +67,17 @@ def test_a_scene_without_features_is_told_at_the_start(tiny_scene: Path, monkeyp
     with pytest.raises(DivffError, match="--only pictures: there is no such figure"):
         bench_gpu.Gpu(tiny_scene, only=("pictures",), device="cpu").main()
     bench_gpu.Gpu(tiny_scene, device="cpu")._require_features(("minute", "segments"), bench_gpu.AIMS)
+
+
+@pytest.mark.parametrize("by_graph", [False, True])
+def test_steps_are_timed_behind_their_capture_and_its_checks(monkeypatch: pytest.MonkeyPatch, by_graph: bool):
+    import timed_training
+
+    taken: list[int] = []
+    monkeypatch.setattr(timed_training, "iterate", lambda trainer, step: taken.append(step))
+    found = timed_training.time_step(SimpleNamespace(by_graph=by_graph), 5, 7)
+    assert taken == [5] * (WARM_UP + 2 + (max(FIRST_CHECKS) if by_graph else 0) + 7)
+    assert found["by_graph"] == by_graph and found["seconds"] >= 0
 
 
 def test_shares_of_what_a_card_can_do():
