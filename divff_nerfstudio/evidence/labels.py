@@ -1,12 +1,12 @@
 """For every training pixel the chance that it shows an object that moves at some time, and the camera wearer; and of
-objects that rest, where and how long."""
+objects where they are, and how long they rest there."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from divff_nerfstudio.data.frames import SceneError, cache_folder, open_cache
 from divff_nerfstudio.data.masks import resize_nearest
 from divff_nerfstudio.data.scene import SceneFolder
 from divff_nerfstudio.evenly import evenly_spaced
+from divff_nerfstudio.evidence.carried import Sights, carried_depths, extents, joined
 from divff_nerfstudio.evidence.looks import OutlinedRegions, Segments, StoredSegments
 from divff_nerfstudio.evidence.shadows import shadowed
 from divff_nerfstudio.evidence.sightings import (
@@ -36,7 +37,7 @@ from divff_nerfstudio.evidence.sightings import (
 from divff_nerfstudio.evidence.votes import Kinds, count, decide, nearest_distances
 from divff_nerfstudio.features.store import FeatureStore
 
-_VERSION = 16
+_VERSION = 17
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2
@@ -60,6 +61,9 @@ _OBJECT, _OBJECT_WIDTH = 0.44, 0.04
 """From which share of resting on something is an object: it is also carried, but hands hardly ever rest."""
 _KNOWN = 0.15
 """Evidence of resting, per frame of the video and pixel, from which on a segment's depth is relied upon."""
+_CARRIED = (255, 0, 0, 255)
+"""Codes of when something rests that does not: an interval that ends before it begins, of a place at which it may have
+been at any time."""
 _PAIRED_FRAMES = 64
 """Pairs of neighbouring frames, at most, spread over the video, from which it is learned how alike one thing looks."""
 
@@ -68,10 +72,10 @@ class Labels(NamedTuple):
     """What was found of training frames' pixels."""
 
     codes: UInt8[np.ndarray, "frames height width 8"]
-    """In 1/255 of what there can be, memory-mapped: the chances of dynamic layer and actor; of what rests there
-    1 / depth, from the farthest plane looked at (1) to the nearest (255), 0 where it is not known, and between
-    which frames it rests there, from the first (0) to the last (255), and between which at most, since nobody looks;
-    and the chance that something else is seen at the pixel's place at other times."""
+    """In 1/255 of what there can be, memory-mapped: the chances of dynamic layer and actor; of what rests there or is
+    carried 1 / depth, from the farthest plane looked at (1) to the nearest (255), 0 where it is not known, and between
+    which frames it rests there, from the first (0) to the last (255), and between which at most, since nobody looks, or
+    `_CARRIED`; and the chance that something else is seen at the pixel's place at other times."""
     depths: tuple[float, float]
     """Depths of the nearest and the farthest plane, along the optical axis, scene units."""
 
@@ -85,7 +89,7 @@ class Labels(NamedTuple):
         frames: Int[Tensor, "#pixels"],
         times: Float[Tensor, "frames"],
     ) -> Float[Tensor, "pixels 5"]:
-        """Where and how long what pixels show rests.
+        """Where what pixels show is, and how long it rests there.
 
         Args:
             codes: Of the pixels, in [0, 1].
@@ -94,13 +98,18 @@ class Labels(NamedTuple):
 
         Returns:
             Depth along the optical axis in scene units, 0 where it is not known; the times between which it rests
-            there, the frame's own included; and those between which it may.
+            there, the frame's own included, or for what is carried the last and the first; and those between which it
+            may.
         """
         depth = _depth(codes[:, 2], self.depths, 0.0)
         own = times[frames]
         since, until, earliest, latest = times[(codes[:, 3:7] * (len(times) - 1)).round().long()].unbind(-1)
-        starts, ends = (since.minimum(own), earliest.minimum(own)), (until.maximum(own), latest.maximum(own))
-        return torch.stack((depth, starts[0], ends[0], starts[1], ends[1]), -1)
+        carried = codes[:, 3] - codes[:, 4] > 0.5  # ends are rounded to codes that hardly differ
+        since, until = (
+            torch.where(carried, code, within)
+            for code, within in ((since, since.minimum(own)), (until, until.maximum(own)))
+        )
+        return torch.stack((depth, since, until, earliest.minimum(own), latest.maximum(own)), -1)
 
     def contested(self, codes: Float[Tensor, "pixels 8"]) -> Float[Tensor, "pixels"]:
         """Chance that a pixel shows what moves, or a place where something else is at other times."""
@@ -183,6 +192,53 @@ def _write(
             seen[k, 0] = torch.lerp(kept, torch.ones_like(kept), dark).cpu().numpy()
     for k, chances in enumerate(_voted(scene, indices, things, segments, numbers, seen, spreads)):
         found[k, ..., :2] = np.round(255 * chances)
+    _place_carried(found, scene, indices, things, segments, numbers, spreads, plane_bounds(views.near, views.far))
+
+
+def _place_carried(
+    found: UInt8[np.ndarray, "frames height width 8"],
+    scene: SceneFolder,
+    indices: np.ndarray,
+    things: Segments,
+    segments: Int[np.ndarray, "frames height width"],
+    numbers: Sequence[int],
+    spreads: Sequence[float],
+    depths: tuple[float, float],
+) -> None:
+    """Writes how far away objects are where they do not rest."""
+
+    def sights(k: int, chosen: Int[np.ndarray, "chosen"]) -> Sights:
+        looks = _voting(things.looks(scene, int(indices[k]), segments[k]), spreads)[-1]
+        sizes = extents(segments[k], numbers[k])
+        at = _depth(torch.from_numpy(_means(found[k, ..., 2], segments[k], numbers[k])) / 255, depths, 0.0).numpy()
+        return Sights(np.full(len(chosen), k), looks[chosen], sizes[chosen], at[chosen])
+
+    resting, carried = [], []
+    for k, number in enumerate(numbers):
+        chance, code = (_means(found[k, ..., i], segments[k], number) for i in (0, 2))
+        resting.append(np.flatnonzero((chance > 255 / 2) & (code > 0)))
+        carried.append(np.flatnonzero((chance > 255 / 2) & (code == 0)))
+    first = np.concatenate(([0], np.cumsum([len(each) for each in resting])))
+    asked = evenly_spaced(int(first[-1]), _ASKED_SEGMENTS)
+    parts = [
+        own[asked[(asked >= start) & (asked < start + len(own))] - start]
+        for start, own in zip(first, resting, strict=False)
+    ]
+    known = joined([sights(k, part) for k, part in enumerate(parts) if len(part)])
+    for k, own in enumerate(carried):
+        for segment, depth in zip(own, carried_depths(sights(k, own), known) if len(own) else (), strict=True):
+            if depth > 0:
+                found[k, segments[k] == segment, 2:7] = (_depth_code(depth, depths), *_CARRIED)
+
+
+def _means(
+    values: UInt8[np.ndarray, "height width"], segments: Int[np.ndarray, "height width"], number: int
+) -> Float[np.ndarray, "segments"]:
+    """Means of segments' pixels; 0 of those without one."""
+    inside = segments >= 0
+    return np.bincount(segments[inside], values[inside], number) / np.maximum(
+        np.bincount(segments[inside], minlength=number), 1
+    )
 
 
 def _movers(
@@ -291,18 +347,23 @@ def _depth(codes: Float[Tensor, "*bs"], depths: tuple[float, float], unknown: fl
     return torch.where(codes > 0, 1 / nearness.clamp_min(far), unknown)
 
 
+def _depth_code(depth: Any, depths: tuple[float, float]) -> Any:
+    """Codes of depths, see `Labels`."""
+    near, far = (1 / bound for bound in depths)
+    return np.clip(np.round(1 + 254 * (1 / depth - far) / (near - far)), 1, 255)
+
+
 def _rest_codes(
     segments: Int[np.ndarray, "height width"], stays: Stays, frames: int, depths: tuple[float, float]
 ) -> UInt8[np.ndarray, "height width 5"]:
     """Codes of depth and intervals of each pixel's segment, see `Labels`; the ends of that in which it rests are
     rounded inward, those between which it may outward."""
-    near, far = (1 / depth for depth in depths)
-    nearness = 1 + 254 * (1 / stays.depth.cpu().numpy() - far) / (near - far)
+    code = _depth_code(stays.depth.cpu().numpy(), depths)
     known = stays.support.cpu().numpy() >= _KNOWN
     ends = (stays.since, stays.until, stays.earliest, stays.latest)
     rounded = zip((np.ceil, np.floor, np.floor, np.ceil), ends, strict=True)
     whens = [rounding(255 * end.cpu().numpy() / max(1, frames - 1)) for rounding, end in rounded]
-    codes = np.stack((np.where(known, nearness.round().clip(1, 255), 0), *whens), -1)
+    codes = np.stack((np.where(known, code, 0), *whens), -1)
     codes = np.concatenate((codes, np.zeros((1, 5))))  # the last is that of pixels in no segment, -1
     return codes[segments].astype(np.uint8)
 

@@ -357,7 +357,8 @@ class DivFFModel(RayModel):
             at: Distances of these places along the rays, 0 where they are not known.
         """
         config, rays = self.config, outputs["rays"]
-        sure = (2 * outputs["evidence"][:, 0] - 1).clamp_min(0) * (at > 0)
+        rests = (at > 0) & (outputs["resting"][:, 1] <= outputs["resting"][:, 2])  # what is carried does not
+        sure = (2 * outputs["evidence"][:, 0] - 1).clamp_min(0) * rests
         drawn = weighted_draw(sure + 1e-6, min(config.resting_points, len(sure)))
         positions = rays.origins[drawn] + at[drawn, None] * rays.directions[drawn]
         first, last = self.field.span

@@ -1,0 +1,117 @@
+"""How far away objects are while they are carried: as far as they were nearby in time, and as they look smaller or
+larger than where they rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from divff_nerfstudio.evidence.votes import alike
+
+_ALIKE = 0.3
+"""How alike segments look that are taken for one thing."""
+_SIZE_WEIGHT = 1.0
+"""What the sizes say, beside frames next to the asked one: hands hide parts of things, and things turn."""
+_TIME_WEIGHT = 2.0
+"""What a resting place in the next frame says; it falls with the square of the frames between."""
+
+
+@dataclass(frozen=True)
+class Sights:
+    """Segments of a video that show objects."""
+
+    frames: Int[np.ndarray, "segments"]
+    """In which frames they are, by number."""
+    looks: Float[np.ndarray, "segments dim"]
+    """How they look, in units of how far apart looks of one thing are."""
+    extents: Float[np.ndarray, "segments"]
+    """How long they are, in pixels, see `extents`; 0 where the picture's edge cuts them."""
+    depths: Float[np.ndarray, "segments"]
+    """At which depths they rest, along the optical axis; 0 where that is not known."""
+
+    def __getitem__(self, chosen: Bool[np.ndarray, "segments"] | Int[np.ndarray, "chosen"]) -> Sights:
+        """Some of them."""
+        return Sights(self.frames[chosen], self.looks[chosen], self.extents[chosen], self.depths[chosen])
+
+
+def joined(parts: Sequence[Sights]) -> Sights:
+    """Sights of several frames as one."""
+    if not parts:
+        return Sights(np.zeros(0, int), np.zeros((0, 1)), np.zeros(0), np.zeros(0))
+    columns = ([getattr(part, each.name) for part in parts] for each in fields(Sights))
+    return Sights(*map(np.concatenate, columns))
+
+
+def carried_depths(carried: Sights, resting: Sights) -> Float[np.ndarray, "segments"]:
+    """Depths of segments that do not rest, from those of segments that look like them and do.
+
+    Args:
+        carried: Segments of one frame.
+        resting: Segments of all frames whose depths are known.
+
+    Returns:
+        Depths along the optical axis; 0 where nothing at rest looks like the segment.
+    """
+    found = np.zeros(len(carried.frames))
+    if not len(resting.frames):
+        return found
+    likeness = alike(carried.looks, resting.looks, 1.0)
+    for i, like in enumerate(likeness):
+        same = like >= _ALIKE
+        if same.any():
+            found[i] = _depth(carried.frames[i], carried.extents[i], resting[same], like[same])
+    return found
+
+
+def extents(segments: Int[np.ndarray, "height width"], number: int) -> Float[np.ndarray, "segments"]:
+    """How long segments are: the standard deviation of their pixels along their longest axis; 0 for those that the
+    picture's edge cuts, and for those without a pixel.
+
+    Args:
+        segments: Number of each pixel's segment; -1 where there is none.
+        number: How many there are.
+    """
+    rows, columns = np.nonzero(segments >= 0)
+    theirs = segments[rows, columns]
+    pixels = np.maximum(np.bincount(theirs, minlength=number), 1)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.bincount(theirs, values, number) / pixels
+
+    down, across = rows - mean(rows)[theirs], columns - mean(columns)[theirs]
+    half, slope, mixed = (
+        (mean(down**2) + mean(across**2)) / 2,
+        (mean(down**2) - mean(across**2)) / 2,
+        mean(down * across),
+    )
+    found = np.sqrt(half + np.hypot(slope, mixed))
+    edge = np.concatenate((segments[[0, -1]].ravel(), segments[:, [0, -1]].ravel()))
+    found[edge[edge >= 0]] = 0
+    return found
+
+
+def _depth(frame: int, extent: float, resting: Sights, like: Float[np.ndarray, "segments"]) -> float:
+    """Depth of a segment, from resting ones that look like it: the weighed mean of logarithms."""
+    said, weights = [], []
+    whole = resting.extents > 0
+    if extent > 0 and whole.any():
+        sizes = resting.depths[whole] * resting.extents[whole]
+        said.append(np.log(_median(sizes, like[whole]) / extent))
+        weights.append(_SIZE_WEIGHT)
+    gaps = np.abs(resting.frames - frame)
+    for side in (resting.frames <= frame, resting.frames >= frame):
+        if side.any():
+            gap = gaps[side].min()
+            nearest = side & (gaps == gap)
+            said.append(np.log(np.average(resting.depths[nearest], weights=like[nearest])))
+            weights.append(_TIME_WEIGHT / max(1, gap) ** 2)
+    return float(np.exp(np.average(said, weights=weights)))
+
+
+def _median(values: Float[np.ndarray, "values"], weights: Float[np.ndarray, "values"]) -> float:
+    order = np.argsort(values)
+    summed = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(summed, summed[-1] / 2)])
