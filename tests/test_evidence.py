@@ -30,12 +30,15 @@ from divff_nerfstudio.models.separation import (
 )
 
 HEIGHT, WIDTH, FOCAL, FRAMES = 32, 48, 40.0, 30
-WALL, BOX = 4.0, 3.0
+WALL, BOX, PUT_DOWN = 4.0, 3.0, 2.2
 ROOM, OBJECT, HAND = 0, 1, 2
 
 
-def film(first: int, last: int, seed: int = 0, noise: float = 0.0) -> tuple[Views, np.ndarray]:
-    """A camera that moves along a coloured wall; a red box before it from frame `first` to before `last`; a hand.
+def film(
+    first: int, last: int, seed: int = 0, noise: float = 0.0, depths: np.ndarray | float = BOX
+) -> tuple[Views, np.ndarray]:
+    """A camera that moves along a coloured wall; a red box before it from frame `first` to before `last`, at depths
+    and swaying while these change; a hand.
 
     Returns:
         The frames, and what each pixel shows.
@@ -54,7 +57,11 @@ def film(first: int, last: int, seed: int = 0, noise: float = 0.0) -> tuple[View
         at = np.stack((x * WALL + pose[0, 3], y * WALL + pose[1, 3]), -1)
         rows, columns = ((at[..., 1] + 3) * 40).astype(int) % 240, ((at[..., 0] + 5) * 42).astype(int) % 420
         picture, what = large[:, rows, columns].transpose(1, 2, 0) / 255.0, np.zeros((HEIGHT, WIDTH), int)
-        box = (abs(x * BOX + pose[0, 3]) < 0.35) & (abs(y * BOX + pose[1, 3]) < 0.3) & (first <= frame < last)
+        depth, sway = np.broadcast_to(depths, FRAMES)[frame], 0.0
+        if depth not in (BOX, PUT_DOWN):
+            sway = 0.3 * (-1) ** frame
+        box = abs(x * depth + pose[0, 3] - sway) < 0.35
+        box &= (abs(y * depth + pose[1, 3]) < 0.3) & (first <= frame < last)
         picture[box], what[box] = (0.95, 0.05, 0.1), OBJECT
         left, top = random.integers(0, WIDTH - 10), random.integers(HEIGHT // 2, HEIGHT - 8)
         picture[top : top + 8, left : left + 10], what[top : top + 8, left : left + 10] = (0.1, 0.95, 0.2), HAND
@@ -429,6 +436,26 @@ def test_labels_of_a_scene(filmed: tuple[Path, np.ndarray]):
     assert np.median(since[resting]) == pytest.approx(0, abs=1.5 / FRAMES)
     contested = found.contested(codes.flatten(0, 1)).view(shape[:3]).numpy()
     assert contested[what == ROOM].mean() < 0.5 < np.median(contested[what != ROOM])
+
+
+def test_what_is_carried_is_as_far_as_its_size_and_its_rests_say(tmp_path: Path):
+    depths = np.concatenate((np.full(11, BOX), np.linspace(BOX, PUT_DOWN, 10)[1:-1], np.full(11, PUT_DOWN)))
+    views, shows = film(0, FRAMES, depths=depths)
+    scene = load_scene(written(tmp_path / "scene", views))
+    train = scene.splits["train"]
+    found = labels(scene, train, None)
+    assert found is not None
+    codes = torch.from_numpy(np.array(found.codes)).float().flatten(1, 2) / 255
+    times = torch.from_numpy(scene.times()[train])
+    placed = [found.resting(codes[frame], torch.tensor([frame]), times) for frame in range(len(train))]
+    depth, since, until, earliest, latest = torch.stack(placed).permute(2, 0, 1).numpy()
+    is_box = (shows[train] == OBJECT).reshape(depth.shape) & (depth > 0)
+    carried = ((train >= 11) & (train < 19))[:, None] & is_box
+    said = since > until
+    assert said[carried].mean() > 0.4 and said[is_box & ~carried].mean() < 0.2
+    assert (earliest[said] == times[0].item()).all() and (latest[said] == times[-1].item()).all()
+    off = abs(depth / depths[train, None] - 1)
+    assert np.median(off[carried & said]) < 0.1 and np.quantile(off[carried & said], 0.9) < 0.2
 
 
 def test_a_shadow_that_moves_is_no_hand(tmp_path: Path):

@@ -501,6 +501,17 @@ def test_evidence_opens_the_layer_that_it_names():
         assert (masks[layer].grad < 0).all() and (masks[1 - layer].grad > 0).all()
 
 
+def test_what_is_carried_rests_nowhere():
+    model = make_model(features=False, frames=20, resting_weight=1.0)
+    model.train()
+    model.update_to_step(MOVING_START)
+    found = torch.tensor([[2.0, 1.0, 0.0, 0.0, 1.0]]).expand(16, 5)
+    batch = {**batch_of(), "evidence": torch.tensor([[1.0, 0.0]]).expand(16, 2), "resting": found}
+    losses = model.get_loss_dict(model(bundle(model)), batch)
+    losses["evidence"].backward()
+    assert losses["resting"] == 0
+
+
 @pytest.mark.parametrize("left_weight", [0.0, 1.0])
 def test_an_object_is_where_it_was_found_and_gone_when_it_had_left(left_weight: float):
     model = make_model(features=False, frames=20, resting_weight=1.0, left_weight=left_weight)
