@@ -30,7 +30,7 @@ from divff_nerfstudio.models.separation import (
 )
 
 HEIGHT, WIDTH, FOCAL, FRAMES = 32, 48, 40.0, 30
-WALL, BOX, PUT_DOWN = 4.0, 3.0, 2.2
+WALL, BOX = 4.0, 3.0
 ROOM, OBJECT, HAND = 0, 1, 2
 
 
@@ -58,7 +58,7 @@ def film(
         rows, columns = ((at[..., 1] + 3) * 40).astype(int) % 240, ((at[..., 0] + 5) * 42).astype(int) % 420
         picture, what = large[:, rows, columns].transpose(1, 2, 0) / 255.0, np.zeros((HEIGHT, WIDTH), int)
         depth, sway = np.broadcast_to(depths, FRAMES)[frame], 0.0
-        if depth not in (BOX, PUT_DOWN):
+        if depth != BOX:
             sway = 0.3 * (-1) ** frame
         box = abs(x * depth + pose[0, 3] - sway) < 0.35
         box &= (abs(y * depth + pose[1, 3]) < 0.3) & (first <= frame < last)
@@ -439,8 +439,8 @@ def test_labels_of_a_scene(filmed: tuple[Path, np.ndarray]):
 
 
 def test_what_is_carried_is_as_far_as_its_size_and_its_rests_say(tmp_path: Path):
-    depths = np.concatenate((np.full(11, BOX), np.linspace(BOX, PUT_DOWN, 10)[1:-1], np.full(11, PUT_DOWN)))
-    views, shows = film(0, FRAMES, depths=depths)
+    depths = np.concatenate((np.full(12, BOX), np.linspace(BOX, 2.0, 7)[1:], np.full(12, BOX)))
+    views, shows = film(0, 18, depths=depths)
     scene = load_scene(written(tmp_path / "scene", views))
     train = scene.splits["train"]
     found = labels(scene, train, None)
@@ -450,7 +450,7 @@ def test_what_is_carried_is_as_far_as_its_size_and_its_rests_say(tmp_path: Path)
     placed = [found.resting(codes[frame], torch.tensor([frame]), times) for frame in range(len(train))]
     depth, since, until, earliest, latest = torch.stack(placed).permute(2, 0, 1).numpy()
     is_box = (shows[train] == OBJECT).reshape(depth.shape) & (depth > 0)
-    carried = ((train >= 11) & (train < 19))[:, None] & is_box
+    carried = ((train >= 12) & (train < 18))[:, None] & is_box
     said = since > until
     assert said[carried].mean() > 0.4 and said[is_box & ~carried].mean() < 0.2
     assert (earliest[said] == times[0].item()).all() and (latest[said] == times[-1].item()).all()

@@ -18,6 +18,9 @@ _SIZE_WEIGHT = 1.0
 _TIME_WEIGHT = 2.0
 """What a resting place in the next frame says; it falls with the square of the frames between."""
 
+_NEIGHBOURS = 3
+"""Resting sights before and behind a frame that are looked at: one alone may be wrong."""
+
 
 @dataclass(frozen=True)
 class Sights:
@@ -104,10 +107,9 @@ def _depth(frame: int, extent: float, resting: Sights, like: Float[np.ndarray, "
     gaps = np.abs(resting.frames - frame)
     for side in (resting.frames <= frame, resting.frames >= frame):
         if side.any():
-            gap = gaps[side].min()
-            nearest = side & (gaps == gap)
-            said.append(np.log(np.average(resting.depths[nearest], weights=like[nearest])))
-            weights.append(_TIME_WEIGHT / max(1, gap) ** 2)
+            nearest = np.flatnonzero(side)[np.argsort(gaps[side], kind="stable")[:_NEIGHBOURS]]
+            said.append(np.log(_median(resting.depths[nearest], like[nearest])))
+            weights.append(_TIME_WEIGHT / max(1, gaps[nearest[0]]) ** 2)
     return float(np.exp(np.average(said, weights=weights)))
 
 
