@@ -16,7 +16,7 @@ from divff_nerfstudio.data.windows import Windows
 from divff_nerfstudio.datamanager import DivFFDataManagerConfig
 from divff_nerfstudio.evidence.labels import ENDS_KNOWN
 from divff_nerfstudio.fields.layered import LayeredField, LayeredFieldConfig
-from divff_nerfstudio.fields.layers import Layer
+from divff_nerfstudio.fields.layers import Layer, SamplePoints
 from divff_nerfstudio.fields.semantic_heads import SemanticHeads, SemanticHeadsConfig
 from divff_nerfstudio.fields.space import SceneSpace
 from divff_nerfstudio.fields.windowed import WindowedField
@@ -28,6 +28,7 @@ from divff_nerfstudio.models.rays import RayModel, clear_space_loss, distortion_
 from divff_nerfstudio.models.schedule import PhasesConfig, Schedule
 from divff_nerfstudio.models.separation import (
     SeparationConfig,
+    before_loss,
     layer_losses,
     persistence_loss,
     placed_mask,
@@ -99,6 +100,8 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Weight of `resting_loss`, with evidence."""
     left_weight: Weight = 0.1
     """Weight of its counterpart, for places that an object has left or has not come to yet."""
+    before_weight: Weight = 1.0
+    """Weight of `before_loss`, with evidence."""
     resting_points: Size = 64
     """Points at which it is measured, per step."""
     regulariser_weight: Weight = 0.3
@@ -342,23 +345,61 @@ class DivFFModel(RayModel):
             placed,
             hints,
         )
-        if at is not None and max(config.resting_weight, config.left_weight) > 0:
-            losses["resting"] = self._resting(outputs, at)
+        if at is not None:
+            losses |= self._placed(outputs, at)
         if config.persistence_weight > 0:
             losses["persistence"] = config.persistence_weight * self._persistence(outputs)
         return losses
 
-    def _resting(self, outputs: dict[str, Any], at: Tensor) -> Tensor:
+    def _placed(self, outputs: dict[str, Any], at: Tensor) -> dict[str, Tensor]:
+        """What objects cost that are not drawn where they were found, weighed.
+
+        Args:
+            outputs: With "evidence" and "resting" of the batch.
+            at: Distances of their places along the rays, 0 where they are not known.
+        """
+        config = self.config
+        losses: dict[str, Tensor] = {}
+        sure = (2 * outputs["evidence"][:, 0] - 1).clamp_min(0) * (at > 0)
+        rests = outputs["resting"][:, 1] <= outputs["resting"][:, 2]
+        if max(config.resting_weight, config.left_weight) > 0:
+            losses["resting"] = self._resting(outputs, at, sure * rests)
+        if config.before_weight > 0:
+            before = before_loss(outputs["dynamic_weights"], outputs["distances"], at, sure)
+            losses["before"] = config.before_weight * before
+        if config.fields.carried and config.resting_weight > 0:
+            losses["carried"] = config.resting_weight * self._carried(outputs, at, sure * ~rests)
+        return losses
+
+    def _carried(self, outputs: dict[str, Any], at: Tensor, sure: Tensor) -> Tensor:
+        """`resting_loss` at places at which objects were found to be carried, at that moment alone.
+
+        Args:
+            outputs: With "rays".
+            at: Distances of these places along the rays.
+            sure: How sure it is that an object is carried there.
+        """
+        drawn, rays = weighted_draw(sure + 1e-6, min(self.config.resting_points, len(sure))), outputs["rays"]
+        there = at[drawn, None]
+        points = SamplePoints(
+            (rays.origins[drawn] + there * rays.directions[drawn])[:, None],
+            (there * rays.metadata["camera_directions"][drawn])[:, None],
+            rays.directions[drawn],
+            outputs["points"].times[drawn],
+        )
+        density = self.field(points, ("dynamic",))["dynamic"].density[:, 0]
+        return resting_loss(1 - torch.exp(-density * self._thickness), sure[drawn])
+
+    def _resting(self, outputs: dict[str, Any], at: Tensor, sure: Tensor) -> Tensor:
         """`resting_loss` at places where objects were found to rest, drawn by how sure it is that they are objects, and
         its counterpart at times at which they are not there, weighed.
 
         Args:
-            outputs: With "evidence" and "resting" of the batch.
-            at: Distances of these places along the rays, 0 where they are not known.
+            outputs: With "resting" of the batch.
+            at: Distances of these places along the rays.
+            sure: How sure it is that an object rests there.
         """
         config, rays = self.config, outputs["rays"]
-        rests = (at > 0) & (outputs["resting"][:, 1] <= outputs["resting"][:, 2])  # what is carried does not
-        sure = (2 * outputs["evidence"][:, 0] - 1).clamp_min(0) * rests
         drawn = weighted_draw(sure + 1e-6, min(config.resting_points, len(sure)))
         positions = rays.origins[drawn] + at[drawn, None] * rays.directions[drawn]
         first, last = self.field.span

@@ -266,6 +266,25 @@ def placed_mask(
     return (weights * torch.where(found[:, None] > 0, near, 1.0)).sum(-1)
 
 
+def before_loss(
+    weights: Float[Tensor, "rays samples"],
+    distances: Float[Tensor, "rays samples"],
+    found: Float[Tensor, "rays"],
+    chance: Float[Tensor, "rays"],
+) -> Float[Tensor, ""]:
+    """Wants nothing of a layer before the place at which an object was found that is seen there: what is drawn at half
+    its distance hides the place, so that no pull towards it is felt.
+
+    Args:
+        weights: The layer's weights.
+        distances: Of the samples.
+        found: Distances at which objects were found; 0 where that is not known.
+        chance: That what was found is an object.
+    """
+    before = distances < (1 - 3 * PLACED) * found[:, None]
+    return (chance * (weights * before).sum(-1)).mean()
+
+
 def resting_loss(opacity: Float[Tensor, "points"], chance: Float[Tensor, "points"]) -> Float[Tensor, ""]:
     """Wants an object to be where it was found, as long as it was found there; of transparencies, to be gone otherwise.
 
