@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,7 +17,7 @@ MUG, PAN = (0.0, 0.0), (4.0, 0.0)
 def sights(*each: tuple[int, tuple[float, float], float, float]) -> Sights:
     """Segments by frame, looks, extent and depth."""
     frames, looks, sizes, depths = zip(*each, strict=True)
-    return Sights(np.array(frames), np.array(looks), np.array(sizes), np.array(depths))
+    return Sights(np.array(frames), [np.array(looks)], np.array(sizes), np.array(depths))
 
 
 @given(size=st.floats(2.0, 50.0), depth=st.floats(0.5, 5.0), times=st.floats(0.5, 2.0))
@@ -34,7 +36,7 @@ def test_rests_next_to_a_frame_say_more_than_those_that_are_long_ago():
 
 def test_where_nothing_alike_rests_nothing_is_said():
     carried = sights((3, MUG, 8.0, 0.0))
-    assert carried_depths(carried, joined([])).tolist() == [0.0]
+    assert carried_depths(carried, sights((2, MUG, 8.0, 1.0))[[]]).tolist() == [0.0]
     assert carried_depths(carried, sights((2, PAN, 8.0, 1.0))).tolist() == [0.0]
 
 
@@ -46,6 +48,16 @@ def test_extents_follow_the_longest_axis_whichever_way_it_lies(angle: float, len
     segments = np.where((abs(along) < length) & (abs(across) < 2.5), 1, -1)
     found = extents(segments, 3)
     assert found[1] == pytest.approx(length / 3**0.5, rel=0.1) and found[0] == found[2] == 0
+
+
+def test_colours_that_change_in_a_hand_do_not_make_another_thing():
+    known, colours = sights((0, MUG, 8.0, 1.0), (0, MUG, 8.0, 3.0)), np.array([PAN, (9.0, 9.0)])
+    resting = replace(known, looks=[*known.looks, colours])
+    asked = sights((5, MUG, 8.0, 0.0))
+    (found,) = carried_depths(replace(asked, looks=[*asked.looks, np.array([MUG])]), resting)
+    assert 1 <= found <= 3  # both are as alike
+    asked = replace(asked, looks=[*asked.looks, np.array([PAN])])
+    assert carried_depths(asked, joined([resting, resting])).tolist() == pytest.approx([1.0])
 
 
 def test_what_the_edge_cuts_has_no_extent():

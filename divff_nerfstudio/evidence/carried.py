@@ -4,15 +4,15 @@ larger than where they rest."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from divff_nerfstudio.evidence.votes import alike
 
-_ALIKE = 0.3
-"""How alike segments look that are taken for one thing."""
+_ALIKE, _NEXT_ALIKE = 0.3, 0.5
+"""How alike segments look, at least, that are taken for one thing, and how alike of what looks most alike."""
 _SIZE_WEIGHT = 1.0
 """What the sizes say, beside frames next to the asked one: hands hide parts of things, and things turn."""
 _TIME_WEIGHT = 2.0
@@ -28,8 +28,8 @@ class Sights:
 
     frames: Int[np.ndarray, "segments"]
     """In which frames they are, by number."""
-    looks: Float[np.ndarray, "segments dim"]
-    """How they look, in units of how far apart looks of one thing are."""
+    looks: Sequence[Float[np.ndarray, "segments dim"]]
+    """How they look, by each sort of looks, in units of how far apart those of one thing are."""
     extents: Float[np.ndarray, "segments"]
     """How long they are, in pixels, see `extents`; 0 where the picture's edge cuts them."""
     depths: Float[np.ndarray, "segments"]
@@ -37,15 +37,17 @@ class Sights:
 
     def __getitem__(self, chosen: Bool[np.ndarray, "segments"] | Int[np.ndarray, "chosen"]) -> Sights:
         """Some of them."""
-        return Sights(self.frames[chosen], self.looks[chosen], self.extents[chosen], self.depths[chosen])
+        looks = [each[chosen] for each in self.looks]
+        return Sights(self.frames[chosen], looks, self.extents[chosen], self.depths[chosen])
 
 
 def joined(parts: Sequence[Sights]) -> Sights:
-    """Sights of several frames as one."""
-    if not parts:
-        return Sights(np.zeros(0, int), np.zeros((0, 1)), np.zeros(0), np.zeros(0))
-    columns = ([getattr(part, each.name) for part in parts] for each in fields(Sights))
-    return Sights(*map(np.concatenate, columns))
+    """Sights of several frames as one; there is one at least."""
+    frames, looks, sizes, depths = zip(
+        *((part.frames, part.looks, part.extents, part.depths) for part in parts), strict=True
+    )
+    looks = [np.concatenate(sort) for sort in zip(*looks, strict=True)]
+    return Sights(np.concatenate(frames), looks, np.concatenate(sizes), np.concatenate(depths))
 
 
 def carried_depths(carried: Sights, resting: Sights) -> Float[np.ndarray, "segments"]:
@@ -59,11 +61,10 @@ def carried_depths(carried: Sights, resting: Sights) -> Float[np.ndarray, "segme
         Depths along the optical axis; 0 where nothing at rest looks like the segment.
     """
     found = np.zeros(len(carried.frames))
-    if not len(resting.frames):
-        return found
-    likeness = alike(carried.looks, resting.looks, 1.0)
+    pairs = zip(carried.looks, resting.looks, strict=True)
+    likeness = np.mean([alike(own, others, 1.0) for own, others in pairs], 0)
     for i, like in enumerate(likeness):
-        same = like >= _ALIKE
+        same = like >= max(_ALIKE, _NEXT_ALIKE * like.max(initial=0))
         if same.any():
             found[i] = _depth(carried.frames[i], carried.extents[i], resting[same], like[same])
     return found

@@ -37,7 +37,7 @@ from divff_nerfstudio.evidence.sightings import (
 from divff_nerfstudio.evidence.votes import Kinds, count, decide, nearest_distances
 from divff_nerfstudio.features.store import FeatureStore
 
-_VERSION = 18
+_VERSION = 19
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2
@@ -208,10 +208,10 @@ def _place_carried(
     """Writes how far away objects are where they do not rest."""
 
     def sights(k: int, chosen: Int[np.ndarray, "chosen"]) -> Sights:
-        looks = _voting(things.looks(scene, int(indices[k]), segments[k]), spreads)[-1]
+        looks = _voting(things.looks(scene, int(indices[k]), segments[k]), spreads)
         sizes = extents(segments[k], numbers[k])
         at = _depth(torch.from_numpy(_means(found[k, ..., 2], segments[k], numbers[k])) / 255, depths, 0.0).numpy()
-        return Sights(np.full(len(chosen), k), looks[chosen], sizes[chosen], at[chosen])
+        return Sights(np.full(numbers[k], k), looks, sizes, at)[chosen]
 
     resting, carried = [], []
     for k, number in enumerate(numbers):
@@ -219,6 +219,8 @@ def _place_carried(
         resting.append(np.flatnonzero((chance > 255 / 2) & (code > 0)))
         carried.append(np.flatnonzero((chance > 255 / 2) & (code == 0)))
     first = np.concatenate(([0], np.cumsum([len(each) for each in resting])))
+    if not first[-1]:
+        return
     asked = evenly_spaced(int(first[-1]), _ASKED_SEGMENTS)
     parts = [
         own[asked[(asked >= start) & (asked < start + len(own))] - start]
@@ -226,7 +228,9 @@ def _place_carried(
     ]
     known = joined([sights(k, part) for k, part in enumerate(parts) if len(part)])
     for k, own in enumerate(carried):
-        for segment, depth in zip(own, carried_depths(sights(k, own), known) if len(own) else (), strict=True):
+        if not len(own):
+            continue
+        for segment, depth in zip(own, carried_depths(sights(k, own), known), strict=True):
             if depth > 0:
                 found[k, segments[k] == segment, 2:7] = (_depth_code(depth, depths), *_CARRIED)
 
@@ -235,10 +239,8 @@ def _means(
     values: UInt8[np.ndarray, "height width"], segments: Int[np.ndarray, "height width"], number: int
 ) -> Float[np.ndarray, "segments"]:
     """Means of segments' pixels; 0 of those without one."""
-    inside = segments >= 0
-    return np.bincount(segments[inside], values[inside], number) / np.maximum(
-        np.bincount(segments[inside], minlength=number), 1
-    )
+    theirs, values = segments[segments >= 0], values[segments >= 0]
+    return np.bincount(theirs, values, number) / np.maximum(np.bincount(theirs, minlength=number), 1)
 
 
 def _movers(
