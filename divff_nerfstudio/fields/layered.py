@@ -173,6 +173,12 @@ class LayeredField(nn.Module):
         assert actor.carried is not None
         found["dynamic"] = mixed(found["dynamic"], actor, actor.density * actor.carried)
 
+    def carried_density(self, points: SamplePoints) -> Float[Tensor, "rays samples"]:
+        """Density of what the actor carries, in 1 / scene unit."""
+        actor = self.actor(points)
+        assert actor.carried is not None
+        return actor.density * actor.carried
+
     def dynamic_density(
         self, positions: Float[Tensor, "points 3"], times: Float[Tensor, "points moments"]
     ) -> Float[Tensor, "points moments"]:

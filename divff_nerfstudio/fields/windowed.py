@@ -70,6 +70,10 @@ class WindowedField(nn.Module):
         """See `LayeredField.forward`."""
         return self._now(replace(points, times=self._within(points.times)), layers, all_at_rest)
 
+    def carried_density(self, points: SamplePoints) -> Float[Tensor, "rays samples"]:
+        """See `LayeredField.carried_density`."""
+        return self._now.carried_density(replace(points, times=self._within(points.times)))
+
     def dynamic_density(
         self, positions: Float[Tensor, "points 3"], times: Float[Tensor, "points moments"]
     ) -> Float[Tensor, "points moments"]:

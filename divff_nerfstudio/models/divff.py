@@ -100,8 +100,8 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Weight of `resting_loss`, with evidence."""
     left_weight: Weight = 0.1
     """Weight of its counterpart, for places that an object has left or has not come to yet."""
-    before_weight: Weight = 1.0
-    """Weight of `before_loss`, with evidence."""
+    carried_weight: Weight = 1.0
+    """Weight of what objects cost that hands carry elsewhere than where they were found (`before_loss`)."""
     resting_points: Size = 64
     """Points at which it is measured, per step."""
     regulariser_weight: Weight = 0.3
@@ -364,15 +364,15 @@ class DivFFModel(RayModel):
         rests = outputs["resting"][:, 1] <= outputs["resting"][:, 2]
         if max(config.resting_weight, config.left_weight) > 0:
             losses["resting"] = self._resting(outputs, at, sure * rests)
-        if config.before_weight > 0:
-            before = before_loss(outputs["dynamic_weights"], outputs["distances"], at, sure)
-            losses["before"] = config.before_weight * before
-        if config.fields.carried and config.resting_weight > 0:
-            losses["carried"] = config.resting_weight * self._carried(outputs, at, sure * ~rests)
+        if config.fields.carried and config.carried_weight > 0:
+            carried = sure * ~rests
+            before = before_loss(outputs["dynamic_weights"], outputs["distances"], at, carried)
+            losses["carried"] = config.carried_weight * (before + 0.3 * self._carried(outputs, at, carried))
         return losses
 
     def _carried(self, outputs: dict[str, Any], at: Tensor, sure: Tensor) -> Tensor:
-        """`resting_loss` at places at which objects were found to be carried, at that moment alone.
+        """`resting_loss` of what hands carry at places at which objects were found to be carried, at that moment alone: the
+        dynamic layer, asked as well, would keep objects where they only pass.
 
         Args:
             outputs: With "rays".
@@ -387,7 +387,7 @@ class DivFFModel(RayModel):
             rays.directions[drawn],
             outputs["points"].times[drawn],
         )
-        density = self.field(points, ("dynamic",))["dynamic"].density[:, 0]
+        density = self.field.carried_density(points)[:, 0]
         return resting_loss(1 - torch.exp(-density * self._thickness), sure[drawn])
 
     def _resting(self, outputs: dict[str, Any], at: Tensor, sure: Tensor) -> Tensor:
