@@ -51,6 +51,9 @@ from divff_nerfstudio.rendering import (
 )
 from divff_nerfstudio.schema import Positive, Share, Size, Weight
 
+_CARRIED_OPAQUE = 0.3
+"""What it costs that nothing is where an object is carried, beside what is drawn before it."""
+
 
 @dataclass
 class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
@@ -100,8 +103,9 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Weight of `resting_loss`, with evidence."""
     left_weight: Weight = 0.1
     """Weight of its counterpart, for places that an object has left or has not come to yet."""
-    carried_weight: Weight = 1.0
-    """Weight of what objects cost that hands carry elsewhere than where they were found (`before_loss`)."""
+    carried_weight: Weight = 0.3
+    """Weight of what objects cost that hands carry elsewhere than where they were found (`before_loss`, and a share of
+    `resting_loss`)."""
     resting_points: Size = 64
     """Points at which it is measured, per step."""
     regulariser_weight: Weight = 0.3
@@ -367,12 +371,13 @@ class DivFFModel(RayModel):
         if config.fields.carried and config.carried_weight > 0:
             carried = sure * ~rests
             before = before_loss(outputs["dynamic_weights"], outputs["distances"], at, carried)
-            losses["carried"] = config.carried_weight * (before + 0.3 * self._carried(outputs, at, carried))
+            losses["carried"] = config.carried_weight * (before + _CARRIED_OPAQUE * self._carried(outputs, at, carried))
         return losses
 
     def _carried(self, outputs: dict[str, Any], at: Tensor, sure: Tensor) -> Tensor:
-        """`resting_loss` of what hands carry at places at which objects were found to be carried, at that moment alone: the
-        dynamic layer, asked as well, would keep objects where they only pass.
+        """`resting_loss` of what hands carry at places at which objects were found to be carried, at that moment alone.
+
+        The dynamic layer, asked as well, would keep objects where they only pass.
 
         Args:
             outputs: With "rays".
