@@ -102,7 +102,7 @@ class CapturedSteps:
         else:
             self._replayed += 1
             checked = self._replayed in FIRST_CHECKS or self._replayed % STEPS_BETWEEN_CHECKS == 0
-            (self._take_both_ways if checked else self._replay)(self._graph)
+            (self._take_both_ways if checked else self._replay)()
         total, *values = self._values.clone().unbind()
         losses, metrics = self._names
         named = dict(zip((*losses, *metrics), values, strict=True))
@@ -150,9 +150,10 @@ class CapturedSteps:
         with beside(self._stream):
             self._run()
 
-    def _replay(self, graph: CardGraph) -> None:
+    def _replay(self) -> None:
+        assert self._graph is not None
         try:
-            graph.replay()
+            self._graph.replay()
         except RuntimeError as error:
             raise TrainingError(
                 f"The card failed at a step that was captured as a CUDA graph ({_first_line(error)}): go on from the "
@@ -160,16 +161,39 @@ class CapturedSteps:
             ) from error
 
     @torch.no_grad()
-    def _take_both_ways(self, graph: CardGraph) -> None:
-        """Takes a step by the graph and, from the same state, without it, which counts; a graph that differs goes."""
-        generator, written = generator_of(self._device), self._values
-        state = self._state()
+    def _take_both_ways(self) -> None:
+        """Takes a step by the graph and, from the same state, without it, which counts.
+
+        A graph that differs goes, and so does one beside which the card has no memory for a step.
+        """
+        generator, state = generator_of(self._device), self._state()
         random, before = generator.get_state(), {name: _copied(tensors) for name, tensors in state.items()}
-        self._replay(graph)
+        try:
+            differing = self._differing(state, before, random)
+        except torch.OutOfMemoryError:
+            differing = None
+        if differing is None:  # behind the exception, which holds on to what was made
+            self._refuse("there is no memory for a step beside them.")
+            _write(state, before)
+            generator.set_state(random)
+            with torch.enable_grad():
+                self._take_uncaptured()
+        elif differing:
+            self._refuse(f"a captured step does something else than the step ({', '.join(differing)}).")
+
+    def _differing(
+        self, state: Mapping[str, list[Tensor]], before: Mapping[str, list[Tensor]], random: Tensor
+    ) -> list[str]:
+        """Takes a step by the graph, goes back to the state before, and takes it without.
+
+        Returns:
+            What of the state, by name, becomes something else by the graph.
+        """
+        written = self._values
+        self._replay()
         found, total = {name: _copied(tensors) for name, tensors in state.items()}, written[0].clone()
-        for name, tensors in state.items():
-            torch._foreach_copy_(tensors, before[name])
-        generator.set_state(random)
+        _write(state, before)
+        generator_of(self._device).set_state(random)
         with torch.enable_grad():
             self._take_uncaptured()
         usual, self._values = self._values, written
@@ -177,8 +201,7 @@ class CapturedSteps:
         shares = {name: _share(found[name], tensors, before[name]) for name, tensors in state.items() if name}
         shares["the loss"] = (total - usual[0]).abs() / usual[0].abs() * (SAME_UPDATE / SAME_LOSS)
         off = dict(zip(shares, torch.stack([*shares.values()]).tolist(), strict=True))
-        if differing := [name for name, share in off.items() if not share <= SAME_UPDATE]:
-            self._refuse(f"a captured step does something else than the step ({', '.join(differing)}).")
+        return [name for name, share in off.items() if not share <= SAME_UPDATE]
 
     def _state(self) -> dict[str, list[Tensor]]:
         """All tensors that a step changes; by name those that tell whether it is the same step, the others by none."""
@@ -217,6 +240,11 @@ class CapturedSteps:
             self._model.paces_on_device = None
             for group, number in zip(self._groups, numbers, strict=True):
                 group["lr"] = number
+
+
+def _write(state: Mapping[str, list[Tensor]], values: Mapping[str, list[Tensor]]) -> None:
+    for name, tensors in state.items():
+        torch._foreach_copy_(tensors, values[name])
 
 
 def _copied(tensors: list[Tensor]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -43,6 +44,8 @@ def free_bytes(device: torch.device | str) -> int | None:
     if not is_card(device):
         return None
     free, _ = torch.cuda.mem_get_info(device)
+    if _graphs:  # what is held without being used may be theirs
+        return free
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
@@ -114,12 +117,15 @@ class CardGraph:
         except BaseException:
             _leave_capture(self._graph, memory)
             raise
+        _graphs.add(self)
 
     def replay(self) -> None:
         """Has the work done once."""
         self._graph.replay()
 
 
+_graphs: weakref.WeakSet[CardGraph] = weakref.WeakSet()
+"""Graphs that hold memory for the work that they do again."""
 _failed: list[torch.cuda.CUDAGraph] = []
 """Graphs that were not captured to their end, after which the allocator may go on asking."""
 
@@ -134,6 +140,7 @@ def _leave_capture(graph: torch.cuda.CUDAGraph, memory: tuple[int, int]) -> None
         generator.graphsafe_set_state(generator.clone_state())  # a copy takes part in no capture
         with contextlib.suppress(RuntimeError):  # it has ended
             torch._C._cuda_endAllocateToPool(device.index, memory)
+            torch._C._cuda_releasePool(device.index, memory)
         state = generator.get_state()
         torch.rand((), device=device)
         generator.set_state(state)

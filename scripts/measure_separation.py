@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model.left_weight": 0.0,
         "model.carried_weight": 0.0,
     },
-    "carried anywhere": {"model.carried_weight": 0.0},
+    "carried, not pulled": {"model.carried_weight": 0.0},
     "drawn alike": {"datamanager.contested_weight": 0.0},
     "not carried": {"model.evidence": "on"},
     "neither": {"model.evidence": "off"},

@@ -140,6 +140,13 @@ def test_so_is_one_that_leaves_an_update_out(scene, tmp_path, capsys):
     assert "than the step (parameters of " in said and ", moments of " in said and "the loss" not in said
 
 
+def test_a_graph_that_leaves_no_memory_for_a_check_is_given_up(scene, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(captured_steps, "_share", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    found = trained(started("divff", scene, tmp_path / "full"))
+    assert capsys.readouterr().out.count("there is no memory for a step beside them") == 1
+    assert_same(found, trained(started("divff", scene, tmp_path / "eager", graph=Refusing)))
+
+
 def test_a_check_leaves_nothing_behind(scene, tmp_path, monkeypatch):
     often = trained(started("divff", scene, tmp_path / "often"))
     monkeypatch.setattr(captured_steps, "FIRST_CHECKS", ())
@@ -180,7 +187,8 @@ def test_a_failed_capture_is_left_behind(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
     monkeypatch.setattr(torch, "rand", lambda size, device: None)
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *args: done.append(args), raising=False)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *args: done.append(args), raising=False)
 
     def work() -> None:
         raise RuntimeError("not permitted when a stream is capturing")
@@ -188,7 +196,7 @@ def test_a_failed_capture_is_left_behind(monkeypatch):
     with pytest.raises(RuntimeError, match="capture has failed") as raised:
         card.CardGraph(work, None)
     assert str(raised.value.__context__) == "not permitted when a stream is capturing"
-    assert done == ["copy", (0, (0, 7)), "state"]
+    assert done == ["copy", (0, (0, 7)), (0, (0, 7)), "state"]
 
     def stuck(*size: int, device: Any) -> None:
         raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")

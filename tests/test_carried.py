@@ -34,6 +34,12 @@ def test_rests_next_to_a_frame_say_more_than_those_that_are_long_ago():
     assert found[0] < 1.05 and found[2] == pytest.approx(2**0.5) and found[4] > 1.9 and (np.diff(found) > 0).all()
 
 
+def test_what_rests_in_the_same_frame_is_another_thing():
+    resting = sights((5, MUG, 8.0, 3.0), (9, MUG, 0.0, 1.0))
+    assert carried_depths(sights((5, MUG, 0.0, 0.0)), resting).tolist() == pytest.approx([1.0])
+    assert carried_depths(sights((5, MUG, 0.0, 0.0)), resting[[0]]).tolist() == [0.0]
+
+
 def test_where_nothing_alike_rests_nothing_is_said():
     carried = sights((3, MUG, 8.0, 0.0))
     assert carried_depths(carried, sights((2, MUG, 8.0, 1.0))[[]]).tolist() == [0.0]

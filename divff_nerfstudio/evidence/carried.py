@@ -98,7 +98,7 @@ def extents(segments: Int[np.ndarray, "height width"], number: int) -> Float[np.
 
 
 def _depth(frame: int, extent: float, resting: Sights, like: Float[np.ndarray, "segments"]) -> float:
-    """Depth of a segment, from resting ones that look like it: the weighed mean of logarithms."""
+    """Depth of a segment, from resting ones that look like it: the weighed mean of logarithms; 0 if none says any."""
     said, weights = [], []
     whole = resting.extents > 0
     if extent > 0 and whole.any():
@@ -106,12 +106,12 @@ def _depth(frame: int, extent: float, resting: Sights, like: Float[np.ndarray, "
         said.append(np.log(_median(sizes, like[whole]) / extent))
         weights.append(_SIZE_WEIGHT)
     gaps = np.abs(resting.frames - frame)
-    for side in (resting.frames <= frame, resting.frames >= frame):
+    for side in (resting.frames < frame, resting.frames > frame):  # in the same frame it is another thing of its looks
         if side.any():
             nearest = np.flatnonzero(side)[np.argsort(gaps[side], kind="stable")[:_NEIGHBOURS]]
             said.append(np.log(_median(resting.depths[nearest], like[nearest])))
-            weights.append(_TIME_WEIGHT / max(1, gaps[nearest[0]]) ** 2)
-    return float(np.exp(np.average(said, weights=weights)))
+            weights.append(_TIME_WEIGHT / gaps[nearest[0]] ** 2)
+    return float(np.exp(np.average(said, weights=weights))) if said else 0.0
 
 
 def _median(values: Float[np.ndarray, "values"], weights: Float[np.ndarray, "values"]) -> float:

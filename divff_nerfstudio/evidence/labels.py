@@ -37,7 +37,7 @@ from divff_nerfstudio.evidence.sightings import (
 from divff_nerfstudio.evidence.votes import Kinds, count, decide, nearest_distances
 from divff_nerfstudio.features.store import FeatureStore
 
-_VERSION = 19
+_VERSION = 20
 _WORKING_PIXELS = 7300
 """Frames are looked at in about this size, a fourth of EPIC-Diff's: what is coarser than a sweep's planes is enough."""
 _STRIDE = 2
@@ -61,6 +61,9 @@ _OBJECT, _OBJECT_WIDTH = 0.44, 0.04
 """From which share of resting on something is an object: it is also carried, but hands hardly ever rest."""
 _KNOWN = 0.15
 """Evidence of resting, per frame of the video and pixel, from which on a segment's depth is relied upon."""
+_BRIEF = 1 / 12
+"""For what share of the video, at most, something of which too little is known seems to rest that is taken to be
+carried: what rests for longer, and is hardly seen or of few colours, may be anywhere, but it rests."""
 _CARRIED = (255, 0, 0, 255)
 """Codes of when something rests that does not: an interval that ends before it begins, of a place at which it may have
 been at any time."""
@@ -215,9 +218,9 @@ def _place_carried(
 
     resting, carried = [], []
     for k, number in enumerate(numbers):
-        chance, code = (_means(found[k, ..., i], segments[k], number) for i in (0, 2))
+        chance, code, since, until = (_means(found[k, ..., i], segments[k], number) for i in (0, 2, 3, 4))
         resting.append(np.flatnonzero((chance > 255 / 2) & (code > 0)))
-        carried.append(np.flatnonzero((chance > 255 / 2) & (code == 0)))
+        carried.append(np.flatnonzero((chance > 255 / 2) & (code == 0) & (until - since <= 255 * _BRIEF)))
     first = np.concatenate(([0], np.cumsum([len(each) for each in resting])))
     if not first[-1]:
         return
@@ -231,7 +234,7 @@ def _place_carried(
         if not len(own):
             continue
         for segment, depth in zip(own, carried_depths(sights(k, own), known), strict=True):
-            if depth > 0:
+            if depths[0] <= depth <= depths[1]:  # hands carry things nearer than codes tell, too
                 found[k, segments[k] == segment, 2:7] = (_depth_code(depth, depths), *_CARRIED)
 
 

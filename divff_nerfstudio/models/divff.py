@@ -98,7 +98,7 @@ class DivFFModelConfig(SeparationConfig, PhasesConfig, LayeredModelConfig):
     """Moments at which it is measured, per point."""
     elsewhere_share: Share = 0.25
     """What the dynamic layer's mask counts, held against evidence, where it is far from the place at which the pixel's
-    segment rests; 1: as much as there."""
+    segment rests or is carried; 1: as much as there."""
     resting_weight: Weight = 0.3
     """Weight of `resting_loss`, with evidence."""
     left_weight: Weight = 0.1

@@ -289,7 +289,8 @@ def resting_loss(opacity: Float[Tensor, "points"], chance: Float[Tensor, "points
     """Wants an object to be where it was found, as long as it was found there; of transparencies, to be gone otherwise.
 
     Args:
-        opacity: Of the dynamic layer over a thickness, there at a moment of that time; or 1 less it, at another.
+        opacity: Of the dynamic layer, or of what hands carry, over a thickness, there at a moment of that time; or 1
+            less it, at another.
         chance: That what was found is an object.
     """
     return -(chance * (opacity + 1e-3).log()).mean()
