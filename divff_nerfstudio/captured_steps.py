@@ -31,9 +31,9 @@ WARM_UP = 3
 FIRST_CHECKS, STEPS_BETWEEN_CHECKS = (1, 10, 100), 1000
 """Which of a graph's steps are taken both ways."""
 SAME_LOSS, SAME_UPDATE = 0.01, 0.2
-"""How far the two ways may differ in their loss, and in how they change parameters and their first moments, as a share:
-sums of gradients are made in any order on a card, and Adam makes much of a gradient that is next to nothing. Another
-batch, or other random numbers, change moments otherwise by as much as they are changed at all."""
+"""How far the two ways may differ in the sum of their losses, and in how they change parameters and their first moments,
+as a share: sums of gradients are made in any order on a card, and Adam makes much of a gradient that is next to nothing.
+Another batch, or other random numbers, change moments otherwise by as much as they are changed at all."""
 
 
 def obstacle(trainer: Trainer) -> str | None:
@@ -199,7 +199,8 @@ class CapturedSteps:
         usual, self._values = self._values, written
         written.copy_(usual)
         shares = {name: _share(found[name], tensors, before[name]) for name, tensors in state.items() if name}
-        shares["the loss"] = (total - usual[0]).abs() / usual[0].abs() * (SAME_UPDATE / SAME_LOSS)
+        summands = usual[1 : 1 + len(self._names[0])].abs().sum()  # the sum itself may be next to nothing
+        shares["the loss"] = (total - usual[0]).abs() / summands * (SAME_UPDATE / SAME_LOSS)
         off = dict(zip(shares, torch.stack([*shares.values()]).tolist(), strict=True))
         return [name for name, share in off.items() if not share <= SAME_UPDATE]
 
