@@ -31,8 +31,8 @@ WARM_UP = 3
 FIRST_CHECKS, STEPS_BETWEEN_CHECKS = (1, 10, 100), 1000
 """Which of a graph's steps are taken both ways."""
 SAME_LOSS, SAME_UPDATE = 0.01, 0.2
-"""How far the two ways may differ in the sum of their losses, and in how they change parameters and their first moments,
-as a share: sums of gradients are made in any order on a card, and Adam makes much of a gradient that is next to nothing.
+"""How far the two ways may differ in the sum of their losses, and in how they change parameters and first moments, as a
+share: sums of gradients are made in any order on a card, and Adam makes much of a gradient that is next to nothing.
 Another batch, or other random numbers, change moments otherwise by as much as they are changed at all."""
 
 
