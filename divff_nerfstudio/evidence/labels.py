@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -352,7 +352,9 @@ def _depth(codes: Float[Tensor, "*bs"], depths: tuple[float, float], unknown: fl
     return torch.where(codes > 0, 1 / nearness.clamp_min(far), unknown)
 
 
-def _depth_code(depth: Any, depths: tuple[float, float]) -> Any:
+def _depth_code(
+    depth: Float[np.ndarray, "*bs"] | float, depths: tuple[float, float]
+) -> Float[np.ndarray, "*bs"] | np.floating:
     """Codes of depths, see `Labels`."""
     near, far = (1 / bound for bound in depths)
     return np.clip(np.round(1 + 254 * (1 / depth - far) / (near - far)), 1, 255)
