@@ -21,7 +21,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from divff_nerfstudio.card import CardGraph, beside, generator_of, is_card, new_stream, wait_for
-from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.errors import DivffError, first_line
 from divff_nerfstudio.pipeline import DivFFPipeline
 from divff_nerfstudio.training_folder import TrainingError
 
@@ -136,7 +136,7 @@ class CapturedSteps:
             cause: BaseException = error
             while cause.__context__ is not None:  # behind the first, PyTorch says that the capture has failed
                 cause = cause.__context__
-            self._refuse(_first_line(cause))
+            self._refuse(first_line(cause))
         finally:
             for group in self._groups:
                 group["capturable"] = False
@@ -156,7 +156,7 @@ class CapturedSteps:
             self._graph.replay()
         except RuntimeError as error:
             raise TrainingError(
-                f"The card failed at a step that was captured as a CUDA graph ({_first_line(error)}): go on from the "
+                f"The card failed at a step that was captured as a CUDA graph ({first_line(error)}): go on from the "
                 "last checkpoint with --cuda-graphs off."
             ) from error
 
@@ -167,8 +167,9 @@ class CapturedSteps:
         A graph that differs goes, and so does one beside which the card has no memory for a step.
         """
         generator, state = generator_of(self._device), self._state()
-        random, before = generator.get_state(), {name: _copied(tensors) for name, tensors in state.items()}
+        random, before = generator.get_state(), {}
         try:
+            before = {name: _copied(tensors) for name, tensors in state.items()}
             differing = self._differing(state, before, random)
         except torch.OutOfMemoryError:
             differing = None
@@ -244,8 +245,8 @@ class CapturedSteps:
 
 
 def _write(state: Mapping[str, list[Tensor]], values: Mapping[str, list[Tensor]]) -> None:
-    for name, tensors in state.items():
-        torch._foreach_copy_(tensors, values[name])
+    for name, copies in values.items():
+        torch._foreach_copy_(state[name], copies)
 
 
 def _copied(tensors: list[Tensor]) -> list[Tensor]:
@@ -258,10 +259,6 @@ def _share(found: list[Tensor], usual: list[Tensor], before: list[Tensor]) -> Te
         torch.stack(torch._foreach_norm(torch._foreach_sub(usual, each))).norm() for each in (found, before)
     )
     return off / changed.clamp_min(torch.finfo(changed.dtype).tiny)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n", maxsplit=1)[0]
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

@@ -10,6 +10,11 @@ class DivffError(RuntimeError):
     """Base of all errors that a user can mend; the message is one sentence with the file and the remedy."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first; its kind where it says nothing."""
+    return str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
+
+
 def install_extra(name: str) -> str:
     """How to get what an extra of this package brings, in the words of a remedy; pip alone cannot resolve it."""
     return f"uv pip install -c constraints.txt -e '.[{name}]' in the clone"

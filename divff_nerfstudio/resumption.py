@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from divff_nerfstudio.atomic import atomic_path
 from divff_nerfstudio.checkpoints import CheckpointError
-from divff_nerfstudio.errors import DivffError
+from divff_nerfstudio.errors import DivffError, first_line
 from divff_nerfstudio.training_folder import TrainingError, step_in_name
 
 MAX_STEPS = 10**9
@@ -59,7 +59,7 @@ def telling_damage(path: Path) -> Iterator[None]:
     except DivffError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
-        what = f"{type(error).__name__}: {error}".split("\n", maxsplit=1)[0]
+        what = f"{type(error).__name__}: {first_line(error)}"
         raise CheckpointError(f"{path} is damaged ({what}): take an earlier checkpoint.") from error
 
 

@@ -140,8 +140,9 @@ def test_so_is_one_that_leaves_an_update_out(scene, tmp_path, capsys):
     assert "than the step (parameters of " in said and ", moments of " in said and "the loss" not in said
 
 
-def test_a_graph_that_leaves_no_memory_for_a_check_is_given_up(scene, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(captured_steps, "_share", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+@pytest.mark.parametrize("where", ["_copied", "_share"])
+def test_a_graph_that_leaves_no_memory_for_a_check_is_given_up(scene, tmp_path, monkeypatch, capsys, where):
+    monkeypatch.setattr(captured_steps, where, lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
     found = trained(started("divff", scene, tmp_path / "full"))
     assert capsys.readouterr().out.count("there is no memory for a step beside them") == 1
     assert_same(found, trained(started("divff", scene, tmp_path / "eager", graph=Refusing)))

@@ -16,6 +16,8 @@ from scipy.sparse import csc_array
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from divff_nerfstudio.errors import first_line
+
 Implementation = Literal["planes", "hash", "tcnn"]
 
 
@@ -106,8 +108,8 @@ def kernels(device: torch.device) -> Any:
         plane_kernels.try_out(device)
     except Exception as error:  # whatever a compiler, a driver or a card may say
         missing = isinstance(error, ModuleNotFoundError) and error.name == "triton"
-        reason = str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
-        why = "Triton is not installed (pip install triton)" if missing else f"Triton's kernels do not run ({reason})"
+        reason = f"Triton's kernels do not run ({first_line(error)})"
+        why = "Triton is not installed (pip install triton)" if missing else reason
         CONSOLE.print(f"Planes run in PyTorch on the GPU, more slowly: {why}.", markup=False, soft_wrap=True)
         return None
     return plane_kernels
